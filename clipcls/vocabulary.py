@@ -1,0 +1,55 @@
+"""The words a small model was trained on, so that `predict` can warn of labels it has never seen.
+
+A model that was trained on a closed set of captions answers any label with confidence. `clipcls train` writes the
+words of its captions beside the weights (`words.txt`); here is what counts as a word.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+FILE_NAME = "words.txt"
+
+# Han, Hiragana and Katakana are written without spaces, so their runs are cut into pieces instead.
+_CJK = r"\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_RUN = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
+_IS_CJK = re.compile(rf"[{_CJK}]")
+
+
+def caption_words(text: str) -> set[str]:
+    """The words of one caption: lower-case words; of an unspaced run its pairs, or the run itself if it is one sign.
+
+    Args:
+        text: a caption, or a label.
+
+    Returns:
+        The set of words; empty for a text without letters or digits.
+    """
+    words: set[str] = set()
+    for run in _RUN.findall(text.casefold()):
+        if _IS_CJK.match(run) and len(run) > 1:
+            words.update(run[i : i + 2] for i in range(len(run) - 1))
+        else:
+            words.add(run)
+    return words
+
+
+def is_known(text: str, words: frozenset[str]) -> bool:
+    """Whether a model trained on `words` has seen any word, or any part of an unspaced run, of `text`."""
+    parts = caption_words(text)
+    parts |= {sign for part in parts if _IS_CJK.match(part) for sign in part}
+    return not parts.isdisjoint(words)
+
+
+def write_words(folder: Path, captions: Iterable[str]) -> None:
+    """Write the words of `captions` into a model folder, sorted, one per line."""
+    words = set().union(*(caption_words(caption) for caption in captions))
+    (folder / FILE_NAME).write_text("".join(f"{word}\n" for word in sorted(words)), encoding="utf-8")
+
+
+def read_words(folder: Path) -> frozenset[str] | None:
+    """The words a model folder lists, or None where it lists none."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    return frozenset(path.read_text(encoding="utf-8").split())
