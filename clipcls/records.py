@@ -1,0 +1,111 @@
+"""The data that modules hand to one another: frozen, without behaviour beyond derived values."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Decode = Literal["fast", "exact"]
+ScoreKind = Literal["softmax", "sigmoid", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One answer that `predict` may give.
+
+    Attributes:
+        name: what is shown, as the user wrote it.
+        texts: what is put into the templates: the name in plain words, or its synonyms.
+        prompts: whole prompts; where there are any, no template is used for this label.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Templates with one placeholder each; the embeddings of their prompts are averaged."""
+
+    name: str
+    templates: tuple[str, ...]
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From a decoded picture to the model's input, in open_clip's terms.
+
+    Attributes:
+        size: height and width in pixels.
+        mean: per channel, of values in 0 to 1.
+        std: per channel, of values in 0 to 1.
+        resize_mode: `shortest` (resize, then crop the centre), `longest` (resize, then pad), `squash`.
+        fill_color: the grey value of the padding, 0 to 255.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What the user asked for; nothing in it has been looked up yet.
+
+    Attributes:
+        name: an alias, `NAME:TAG`, `hf-hub:ORG/REPO`, a model folder or a weights file.
+        arch: open_clip's architecture name, for a weights file only.
+        preprocess: `openai`, `imagenet`, `siglip` or a JSON file, for a weights file only.
+    """
+
+    name: str
+    arch: str | None = None
+    preprocess: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """One input, in input order.
+
+    Attributes:
+        path: as found; bytes that aren't UTF-8 are kept as surrogates (`os.fsdecode`).
+        error: why it can't be opened, where that is known before opening (a name that doesn't exist).
+    """
+
+    path: str
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredLabel:
+    """A label with its score and its cosine similarity."""
+
+    label: str
+    score: float
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        label: the best label; None if the image is unknown (below the threshold or the margin) or has an error.
+        score: of the best label, also where the image is unknown; None with an error.
+        similarity: the cosine of the best label; None with an error.
+        top: the best labels, best first.
+        error: why there is no answer.
+    """
+
+    path: str
+    label: str | None
+    score: float | None
+    similarity: float | None
+    top: tuple[ScoredLabel, ...] = ()
+    error: str | None = None
