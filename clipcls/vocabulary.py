@@ -14,10 +14,14 @@ FILE_NAME = "words.txt"
 _CJK = r"\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _RUN = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
+# words that say nothing of what a picture shows
+_STOP_WORDS = frozenset("a an and at by for from in of on or the to with".split())
 
 
 def caption_words(text: str) -> set[str]:
     """The words of one caption: lower-case words; of an unspaced run its pairs, or the run itself if it is one sign.
+
+    Articles, conjunctions and prepositions are left out.
 
     Args:
         text: a caption, or a label.
@@ -31,7 +35,7 @@ def caption_words(text: str) -> set[str]:
             words.update(run[i : i + 2] for i in range(len(run) - 1))
         else:
             words.add(run)
-    return words
+    return words - _STOP_WORDS
 
 
 def is_known(text: str, words: frozenset[str]) -> bool:

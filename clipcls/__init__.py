@@ -1,0 +1,74 @@
+"""Zero-shot image classification with CLIP and SigLIP models.
+
+    from clipcls import Classifier
+    for prediction in Classifier(["cat", "dog", "truck"]).predict(["images/"]):
+        print(prediction.path, prediction.label, prediction.score)
+
+Names are imported when they are used (PEP 562), so that `import clipcls` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipcls.encoder import Encoder, load_encoder
+    from clipcls.errors import ClipclsError, ImageError, ModelError, StoppedError, UsageError
+    from clipcls.inputs import discover
+    from clipcls.predict import Classifier, Execution
+    from clipcls.prompts import load_prompt_set, templates_set
+    from clipcls.ranking import Scoring
+    from clipcls.records import ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
+
+_HOMES = {
+    "Classifier": "predict",
+    "ClipclsError": "errors",
+    "Encoder": "encoder",
+    "Execution": "predict",
+    "ImageError": "errors",
+    "ImageRef": "records",
+    "Label": "records",
+    "ModelError": "errors",
+    "ModelSpec": "records",
+    "Prediction": "records",
+    "PromptSet": "records",
+    "ScoredLabel": "records",
+    "Scoring": "ranking",
+    "StoppedError": "errors",
+    "UsageError": "errors",
+    "discover": "inputs",
+    "load_encoder": "encoder",
+    "load_prompt_set": "prompts",
+    "templates_set": "prompts",
+}
+
+__all__ = [
+    "Classifier",
+    "ClipclsError",
+    "Encoder",
+    "Execution",
+    "ImageError",
+    "ImageRef",
+    "Label",
+    "ModelError",
+    "ModelSpec",
+    "Prediction",
+    "PromptSet",
+    "ScoredLabel",
+    "Scoring",
+    "StoppedError",
+    "UsageError",
+    "discover",
+    "load_encoder",
+    "load_prompt_set",
+    "templates_set",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"clipcls.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'clipcls' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,123 @@
+"""`clipcls train`: train a small dual encoder on a table of pictures and captions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from clipcls.train.loop import Progress
+
+SECONDS_BETWEEN_LINES = 15
+PROBLEMS_SHOWN = 10
+
+
+class Precision(StrEnum):
+    """Values of --precision."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Augment(StrEnum):
+    """Values of --augment."""
+
+    none = "none"
+    light = "light"
+    heavy = "heavy"
+
+
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Table (.csv, .tsv, .jsonl) with image and caption columns.", show_default=False),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; options override it.")] = None,
+    arch: Annotated[str | None, typer.Option(help="JSON file in open_clip's format, or an open_clip name.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must be new.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of the forward pass.")] = None,
+    augment: Annotated[Augment | None, typer.Option(help="How much pictures are varied.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode pictures.")] = None,
+) -> None:
+    """Train a new model on pictures with captions; the folder it writes works with predict --model."""
+    from clipcls.train.loop import train as run
+    from clipcls.train.settings import load_settings
+
+    given = {
+        "data": data and str(data),
+        "arch": arch,
+        "output": output and str(output),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "precision": precision and precision.value,
+        "augment": augment and augment.value,
+        "seed": seed,
+        "device": device,
+        "workers": workers,
+    }
+    settings = load_settings(config, given)
+    with progress_report() as report:
+        result = run(settings, report)
+    for problem in result.problems[:PROBLEMS_SHOWN]:
+        typer.echo(f"left out: {problem}", err=True)
+    if result.problems:
+        typer.echo(f"{len(result.problems)} rows or pictures left out", err=True)
+    typer.echo(f"trained in {result.seconds / 60:.1f} min, last loss {result.progress.loss:.3f}", err=True)
+    typer.echo(result.model)
+
+
+@contextmanager
+def progress_report() -> Iterator[Callable[["Progress"], None]]:
+    """Show progress on stderr: a bar on a terminal, else a line now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield line_report()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(progress: "Progress") -> None:
+            bar.update(task, total=progress.steps, completed=progress.step, description=describe(progress))
+
+        yield report
+
+
+def line_report() -> Callable[["Progress"], None]:
+    """Writes a line every few seconds, and for the last step."""
+    import time
+
+    next_line = 0.0
+
+    def report(progress: "Progress") -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line or progress.step == progress.steps:
+            next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            typer.echo(f"step {progress.step}/{progress.steps}  {describe(progress)}", err=True)
+
+    return report
+
+
+def describe(progress: "Progress") -> str:
+    """The figures of a step."""
+    minutes, seconds = divmod(round(progress.seconds_left), 60)
+    return (
+        f"loss {progress.loss:.3f}  lr {progress.learning_rate:.1e}  scale {progress.scale:.1f}  "
+        f"{progress.images_per_second:.0f} images/s  {minutes}:{seconds:02d} left"
+    )

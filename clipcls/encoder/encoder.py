@@ -1,0 +1,215 @@
+"""The dual encoder as the rest of clipcls sees it: pixels or texts in, L2-normalised float32 features out."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from torch import Tensor, nn
+
+from clipcls.cache import Cache
+from clipcls.encoder.sources import ModelFiles, locate
+from clipcls.encoder.weights import Checkpoint, Tower, build_tower
+from clipcls.errors import ModelError, UsageError
+from clipcls.records import ModelSpec, Precision, Preprocessing
+
+logger = logging.getLogger(__name__)
+
+_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Encoder:
+    """A dual encoder on one device; each tower is built when it is first used.
+
+    Attributes:
+        preprocess: how a picture becomes the pixels that `encode_image` takes.
+        logit_scale: in log space, as the weights store it.
+        logit_bias: None for a model that wasn't trained with the sigmoid loss.
+        context_length: tokens a prompt may have, its start and end included.
+        embed_dim: of the features.
+        words: what the model's training captions were made of, where the model says so.
+    """
+
+    def __init__(self, files: ModelFiles, device: torch.device, precision: Precision) -> None:
+        self._files = files
+        self._checkpoint = Checkpoint(files.weights)
+        self.device = device
+        self.precision = precision
+        self.name = files.name
+        self.words = files.words
+        self.preprocess: Preprocessing = files.preprocess
+        self.context_length: int = files.config["text_cfg"].get("context_length", 77)
+        self.embed_dim: int = files.config["embed_dim"]
+        scale = self._checkpoint.scalar("logit_scale")
+        if scale is None:
+            raise ModelError(f"{files.weights}: no logit_scale, so scores would rest on a made-up temperature.")
+        self.logit_scale = scale
+        self.logit_bias = self._checkpoint.scalar("logit_bias")
+        if self.logit_bias is None and files.config.get("init_logit_bias") is not None:
+            raise ModelError(f"{files.weights}: its configuration has a logit_bias, the weights have none.")
+
+    def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features of preprocessed pictures.
+
+        Args:
+            pixels: (n_images, height, width, 3) uint8, as `clipcls.images.load_pixels` gives them.
+
+        Returns:
+            (n_images, embed_dim) float32, L2-normalised.
+        """
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # NHWC -> NCHW
+            # open_clip's own order of operations, so that fp32 inputs are equal bit for bit
+            batch = batch.to(torch.float32).div(255).sub_(self._mean).div_(self._std)
+            return self._normalised(self._visual(batch.to(_DTYPES[self.precision])))
+
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Features of prompts, cut at the context length; see `truncated`.
+
+        Returns:
+            (n_texts, embed_dim) float32, L2-normalised.
+        """
+        with torch.inference_mode():
+            return self._normalised(self._text(self.tokenize(texts).to(self.device)))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of prompts: (n_texts, context_length) int64, padded, on the CPU."""
+        tokens: Tensor = self._tokenizer(list(texts))
+        return tokens
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Which prompts have more tokens than the model can see."""
+        tokenizer = self._tokenizer
+        if isinstance(tokenizer, HFTokenizer):
+            cleaned = [tokenizer.clean_fn(text) for text in texts]
+            return [len(ids) > self.context_length for ids in tokenizer.tokenizer(cleaned)["input_ids"]]
+        # start and end tokens are added to what `encode` gives
+        return [len(tokenizer.encode(text)) + 2 > self.context_length for text in texts]
+
+    def fingerprint(self, cache: Cache) -> bytes:
+        """SHA-256 of all that features depend on: weights, configuration, tokenizer files."""
+        settings = json.dumps([self._files.config, asdict(self.preprocess)], sort_keys=True, default=str)
+        # where the tokenizer lies is no part of what it does
+        settings = settings.replace(json.dumps(str(self._files.tokenizer)), "null")
+        digest = hashlib.sha256(settings.encode() + cache.file_sha256(self._files.weights))
+        for path in self._files.tokenizer_files():
+            digest.update(path.name.encode() + cache.file_sha256(path))
+        return digest.digest()
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        text_config = self._files.config["text_cfg"]
+        options = dict(text_config.get("tokenizer_kwargs") or {})
+        if self._files.tokenizer is None:
+            return SimpleTokenizer(context_length=self.context_length, **options)
+        try:
+            return HFTokenizer(
+                str(self._files.tokenizer),
+                context_length=self.context_length,
+                tokenizer_mode=text_config.get("tokenizer_mode"),
+                **options,
+            )
+        except ImportError as exc:
+            raise ModelError(
+                f"{self.name}: its tokenizer needs the package transformers: pip install 'clipcls[siglip]'"
+            ) from exc
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise ModelError(f"{self._files.tokenizer}: the tokenizer can't be loaded: {exc}") from exc
+
+    @cached_property
+    def _visual(self) -> nn.Module:
+        return self._on_device("visual")
+
+    @cached_property
+    def _text(self) -> nn.Module:
+        return self._on_device("text")
+
+    def _on_device(self, tower: Tower) -> nn.Module:
+        return build_tower(self._files, self._checkpoint, tower).to(self.device, _DTYPES[self.precision])
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        return torch.tensor(self.preprocess.mean, device=self.device).view(1, 3, 1, 1)
+
+    @cached_property
+    def _std(self) -> Tensor:
+        return torch.tensor(self.preprocess.std, device=self.device).view(1, 3, 1, 1)
+
+    @staticmethod
+    def _normalised(features: Tensor | tuple[Tensor, ...]) -> NDArray[np.float32]:
+        # CoCa's towers return their tokens as well
+        pooled = features[0] if isinstance(features, tuple) else features
+        array: NDArray[np.float32] = nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+        if not np.isfinite(array).all():
+            raise ModelError("The model gave features that aren't numbers. Try --precision fp32, or other weights.")
+        return array
+
+
+def load_encoder(spec: ModelSpec) -> Encoder:
+    """Find a model and open it on the device and in the precision that `spec` asks for.
+
+    Raises:
+        ModelError: see `clipcls.encoder.sources.locate`.
+        UsageError: the device isn't there.
+    """
+    files = locate(spec)
+    device = choose_device(spec.device)
+    precision = choose_precision(spec.precision, device)
+    logger.info("model %s: %s, %s, %s", spec.name, files.weights, device, precision)
+    return Encoder(files, device, precision)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps.") from exc
+    here = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not here.get(device.type, False):
+        raise UsageError(f"--device {name}: this machine, or this build of torch, has no such device.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp16 on CUDA, else fp32.
+
+    Raises:
+        UsageError: an unknown precision, or fp16 on a CPU.
+    """
+    match name:
+        case "fp32" | "bf16":
+            return name
+        case "fp16":
+            if device.type == "cpu":
+                raise UsageError("--precision fp16 needs a GPU; a CPU takes bf16 or fp32.")
+            return "fp16"
+        case "auto":
+            if device.type == "cuda":
+                return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+    raise UsageError(f"--precision {name}: use auto, fp32, bf16 or fp16.")
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has AMX or AVX512-BF16; elsewhere bf16 is emulated, and slower than fp32."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

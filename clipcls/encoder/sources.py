@@ -1,0 +1,298 @@
+"""From the name of a model to its files and settings, without a guess on the way."""
+
+import json
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip import pretrained as open_clip_pretrained
+
+from clipcls import catalog, vocabulary
+from clipcls.encoder import hub
+from clipcls.errors import ModelError, UsageError
+from clipcls.records import ModelSpec, Preprocessing
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# in open_clip's order of preference; safetensors hold no code
+_WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+_TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+_PREPROCESS_PRESETS: dict[str, dict[str, Any]] = {
+    "openai": {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
+    "imagenet": {
+        "mean": open_clip.constants.IMAGENET_MEAN,
+        "std": open_clip.constants.IMAGENET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
+    "siglip": {
+        "mean": open_clip.constants.INCEPTION_MEAN,
+        "std": open_clip.constants.INCEPTION_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model that has been found, down to the last setting.
+
+    Attributes:
+        name: as the user asked for it.
+        config: open_clip's `model_cfg`, with the activation that belongs to the weights.
+        weights: a safetensors file or a checkpoint of tensors.
+        tokenizer: folder of a Hugging Face tokenizer; None for CLIP's own.
+        words: what the model's captions were made of, where it says so.
+    """
+
+    name: str
+    config: dict[str, Any]
+    preprocess: Preprocessing
+    weights: Path
+    tokenizer: Path | None = None
+    words: frozenset[str] | None = None
+
+    def tokenizer_files(self) -> list[Path]:
+        """The files that decide how a text becomes tokens; none for CLIP's own tokenizer."""
+        if self.tokenizer is None:
+            return []
+        return [self.tokenizer / name for name in _TOKENIZER_FILES if (self.tokenizer / name).is_file()]
+
+
+def locate(spec: ModelSpec, *, refresh: bool = False) -> ModelFiles:
+    """Find a model's files; what is on the hub is downloaded unless it is cached.
+
+    Args:
+        refresh: ask the hub for a newer copy.
+
+    Raises:
+        ModelError: it can't be had, or activation or preprocessing would be a guess.
+        UsageError: --arch or --preprocess where the model says these itself, or missing where it doesn't.
+    """
+    entry = catalog.find(spec.name)
+    name = entry.model if entry else spec.name
+    path = Path(name.removeprefix("local-dir:"))
+    if path.is_file() or (path.suffix in WEIGHT_SUFFIXES and ":" not in name):
+        return _from_file(spec, path)
+    if spec.arch is not None:
+        raise UsageError(f"--arch belongs to a bare weights file; {spec.name!r} says its architecture itself.")
+    if path.is_dir() or name.startswith("local-dir:"):
+        return _from_folder(spec, path)
+    if name.startswith("hf-hub:"):
+        return _from_hub(spec, name.removeprefix("hf-hub:"), refresh)
+    return _from_tag(spec, name, refresh)
+
+
+def _from_folder(spec: ModelSpec, folder: Path) -> ModelFiles:
+    config_path = folder / CONFIG_NAME
+    if not config_path.is_file():
+        raise ModelError(f"{folder}: no {CONFIG_NAME} in this folder, so it isn't a model that can be loaded.")
+    weights = _weights_in(folder)
+    return _from_config(spec, config_path, weights, tokenizer=folder, words=vocabulary.read_words(folder))
+
+
+def _from_hub(spec: ModelSpec, repo: str, refresh: bool) -> ModelFiles:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UsageError(f"hf-hub:{repo}: expected hf-hub:ORG/REPO.")
+    config_path = hub.fetch(repo, [CONFIG_NAME], refresh=refresh)
+    weights = hub.fetch(repo, _WEIGHT_NAMES, refresh=refresh)
+    text = _read_json(config_path).get("model_cfg", {}).get("text_cfg", {})
+    return _from_config(spec, config_path, weights, tokenizer=_fetch_tokenizer(text, refresh), words=None)
+
+
+def _from_config(
+    spec: ModelSpec, config_path: Path, weights: Path, *, tokenizer: Path | None, words: frozenset[str] | None
+) -> ModelFiles:
+    config = _read_json(config_path)
+    model = config.get("model_cfg")
+    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
+        raise ModelError(f"{config_path}: no model_cfg with embed_dim, vision_cfg and text_cfg.")
+    stated = config.get("preprocess_cfg")
+    if stated and spec.preprocess:
+        raise UsageError(f"--preprocess: {config_path} states the preprocessing itself.")
+    if not stated and not spec.preprocess:
+        raise ModelError(
+            f"{config_path}: no preprocess_cfg, and a guess could be silently wrong. "
+            "Give --preprocess openai|imagenet|siglip|FILE.json."
+        )
+    settings = _preprocess_settings(spec.preprocess) if spec.preprocess else stated
+    needs_tokenizer = bool(model["text_cfg"].get("hf_tokenizer_name"))
+    return ModelFiles(
+        name=spec.name,
+        config=_with_local_text_model(model),
+        preprocess=_preprocessing(settings, model, str(config_path)),
+        weights=weights,
+        tokenizer=tokenizer if needs_tokenizer else None,
+        words=words,
+    )
+
+
+def _from_file(spec: ModelSpec, path: Path) -> ModelFiles:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file.")
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise ModelError(f"{path}: not a weights file ({', '.join(WEIGHT_SUFFIXES)}) and not a model folder.")
+    if spec.arch is None or spec.preprocess is None:
+        raise UsageError(
+            f"{path}: a bare weights file says neither its activation nor its preprocessing, and either guess could "
+            "be silently wrong. Give --arch NAME (such as ViT-B-32 or ViT-B-32-quickgelu) and "
+            "--preprocess openai|imagenet|siglip|FILE.json."
+        )
+    config = _architecture(spec.arch)
+    return ModelFiles(
+        name=spec.name,
+        config=config,
+        preprocess=_preprocessing(_preprocess_settings(spec.preprocess), config, "--preprocess"),
+        weights=path,
+        tokenizer=_fetch_tokenizer(config["text_cfg"], refresh=False),
+    )
+
+
+def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
+    arch, _, tag = name.partition(":")
+    config = _architecture(arch, asked=name)
+    if spec.preprocess is not None:
+        raise UsageError(f"--preprocess: open_clip states the preprocessing of {name!r}.")
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    stated = open_clip_pretrained.get_pretrained_cfg(arch, tag) if tag else {}
+    if not stated:
+        problem = f"has no weights tagged {tag!r}" if tag else "needs a tag, as in NAME:TAG"
+        raise UsageError(f"Model {arch!r} {problem}. Its tags: {', '.join(tags) or 'none'}.")
+    repo, _, filename = stated.get("hf_hub", "").rpartition("/")
+    if not repo:
+        raise ModelError(f"open_clip has no hub address for {name!r}.")
+    names = [f"{filename.rpartition('.')[0]}.safetensors", filename] if filename else _WEIGHT_NAMES
+    # the tag knows the activation its weights were trained with; open_clip itself only warns of a mismatch
+    config["quick_gelu"] = bool(config.get("quick_gelu") or stated.get("quick_gelu"))
+    return ModelFiles(
+        name=name,
+        config=config,
+        preprocess=_preprocessing(stated, config, name),
+        weights=hub.fetch(repo, names, refresh=refresh),
+        tokenizer=_fetch_tokenizer(config["text_cfg"], refresh),
+    )
+
+
+def _architecture(arch: str, asked: str | None = None) -> dict[str, Any]:
+    config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
+    if config is None:
+        known = [*(entry.alias for entry in catalog.CATALOG), *open_clip.list_models()]
+        near = catalog.suggestions(arch, known)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(
+            f"No model, folder or file {asked or arch!r}.{hint} `clipcls models` lists aliases, `clipcls models --all` all."
+        )
+    return _with_local_text_model(config)
+
+
+def _with_local_text_model(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy whose transformers text tower, if it has one, is described by a local folder, not a hub name."""
+    config = deepcopy(config)
+    name = config["text_cfg"].get("hf_model_name")
+    if name and not Path(name).is_dir():
+        config["text_cfg"]["hf_model_name"] = str(hub.fetch(name, ["config.json"]).parent)
+    return config
+
+
+def _fetch_tokenizer(text_config: dict[str, Any], refresh: bool) -> Path | None:
+    """The folder of a Hugging Face tokenizer, with its optional files; None where the model uses CLIP's own."""
+    repo = text_config.get("hf_tokenizer_name")
+    if not repo:
+        return None
+    folder = hub.fetch(repo, ["tokenizer_config.json"], refresh=refresh).parent
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES[1:]):
+        for name in _TOKENIZER_FILES[1:]:
+            try:
+                hub.fetch(repo, [name], refresh=refresh)
+            except ModelError:
+                # repositories hold different ones of these; none at all fails where the tokenizer is loaded
+                continue
+    return folder
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in _WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if len(others) == 1:
+        return folder / others[0]
+    if others:
+        raise ModelError(f"{folder}: which weights? Rename one of {', '.join(others)} to {_WEIGHT_NAMES[0]}.")
+    raise ModelError(f"{folder}: no weights here ({_WEIGHT_NAMES[0]}); random ones are never used instead.")
+
+
+def _preprocess_settings(preset_or_file: str) -> dict[str, Any]:
+    if preset_or_file in _PREPROCESS_PRESETS:
+        return _PREPROCESS_PRESETS[preset_or_file]
+    path = Path(preset_or_file)
+    if path.suffix != ".json":
+        names = ", ".join(_PREPROCESS_PRESETS)
+        raise UsageError(f"--preprocess {preset_or_file}: use one of {names}, or a .json file.")
+    settings = _read_json(path)
+    return settings.get("preprocess_cfg", settings)
+
+
+def _preprocessing(settings: dict[str, Any], model: dict[str, Any], where: str) -> Preprocessing:
+    size = model["vision_cfg"].get("image_size", 224)
+    try:
+        height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)
+        mean, std = (_three(settings[key]) for key in ("mean", "std"))
+        interpolation = settings.get("interpolation") or "bicubic"
+        # open_clip treats `random`, a setting for training, as bicubic
+        interpolation = "bicubic" if interpolation == "random" else interpolation
+        resize_mode = settings.get("resize_mode") or "shortest"
+        if interpolation not in ("bicubic", "bilinear") or resize_mode not in ("shortest", "longest", "squash"):
+            raise ValueError(f"interpolation {interpolation!r}, resize_mode {resize_mode!r}")
+        if min(std) <= 0:
+            raise ValueError(f"std {std}")
+        fill_color = int(settings.get("fill_color") or 0)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ModelError(f"{where}: preprocessing needs mean, std, interpolation and resize_mode: {exc}") from exc
+    return Preprocessing((height, width), mean, std, interpolation, resize_mode, fill_color)
+
+
+def _three(values: float | Sequence[float]) -> tuple[float, float, float]:
+    if isinstance(values, int | float):
+        return float(values), float(values), float(values)
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
+        raise ModelError(f"{path}: can't be read as JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ModelError(f"{path}: expected a JSON object.")
+    return data

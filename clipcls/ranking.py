@@ -1,0 +1,140 @@
+"""From features to ranked labels: cosine similarities, scores, thresholds. NumPy only, float32 throughout."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcls.errors import UsageError
+from clipcls.records import Prediction, ScoredLabel, ScoreKind
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How similarities become an answer.
+
+    Attributes:
+        kind: what `score` is; see `scores`.
+        multi_label: every label whose score reaches the threshold is an answer, not only the best one.
+        top_k: how many labels an answer lists; None for 1, or with `multi_label` for all that reach the threshold.
+        threshold: an image whose best score is lower is unknown; None for none, or 0.5 with `multi_label`.
+        min_margin: an image whose best score is nearer than this to the second is unknown.
+    """
+
+    kind: ScoreKind = "softmax"
+    multi_label: bool = False
+    top_k: int | None = None
+    threshold: float | None = None
+    min_margin: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings that contradict one another."""
+        if self.multi_label and self.kind == "softmax":
+            raise UsageError("--multi-label scores each label by itself: use --score sigmoid or cosine, not softmax.")
+        if self.multi_label and self.kind == "cosine" and self.threshold is None:
+            raise UsageError("--multi-label with --score cosine needs a --threshold: cosines have no natural one.")
+        if self.multi_label and self.min_margin is not None:
+            raise UsageError("--min-margin compares the two best labels; it has no meaning with --multi-label.")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError("--top-k must be at least 1.")
+        lowest = -1.0 if self.kind == "cosine" else 0.0
+        if self.threshold is not None and not lowest <= self.threshold <= 1.0:
+            raise UsageError(f"--threshold must lie between {lowest:g} and 1 for --score {self.kind}.")
+        if self.min_margin is not None and not 0.0 <= self.min_margin <= 2.0:
+            raise UsageError("--min-margin must lie between 0 and 2.")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFeatures:
+    """The text side of a run.
+
+    Attributes:
+        names: of the labels, in their order.
+        features: (n_labels, embed_dim) float32, L2-normalised.
+        logit_scale: in log space, as the model stores it.
+        logit_bias: of a model trained with the sigmoid loss, else None.
+        background: (embed_dim,) float32, L2-normalised: what a label is compared with where a sigmoid score is
+            wanted of a model without a bias.
+    """
+
+    names: tuple[str, ...]
+    features: Array
+    logit_scale: float
+    logit_bias: float | None = None
+    background: Array | None = None
+
+
+def similarities(image_features: Array, text_features: Array) -> Array:
+    """Cosine similarities.
+
+    Args:
+        image_features: (n_images, embed_dim) float32, L2-normalised.
+        text_features: (n_labels, embed_dim) float32, L2-normalised.
+
+    Returns:
+        (n_images, n_labels) float32.
+    """
+    return image_features @ text_features.T
+
+
+def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> tuple[Array, Array]:
+    """Similarities and scores of every image and label.
+
+    `softmax` over the labels of exp(logit_scale)·cos + logit_bias; `sigmoid` of the same for each label by itself
+    or, for a model without a bias, of exp(logit_scale)·(cos(label) - cos(background)); `cosine` as it is.
+
+    Args:
+        image_features: (n_images, embed_dim) float32, L2-normalised.
+
+    Returns:
+        Two arrays (n_images, n_labels) float32: similarities, scores.
+
+    Source: softmax, Radford et al. 2021, https://arxiv.org/abs/2103.00020; sigmoid, Zhai et al. 2023,
+    https://arxiv.org/abs/2303.15343.
+    """
+    cosines = similarities(image_features, labels.features)
+    if kind == "cosine":
+        return cosines, cosines
+    scale = np.float32(np.exp(labels.logit_scale))
+    if kind == "softmax":
+        # the bias is the same for all labels, so that it falls out of the softmax
+        logits = scale * (cosines - cosines.max(axis=1, keepdims=True))
+        exponentials = np.exp(logits)
+        return cosines, exponentials / exponentials.sum(axis=1, keepdims=True)
+    if labels.logit_bias is not None:
+        logits = scale * cosines + np.float32(labels.logit_bias)
+    else:
+        if labels.background is None:
+            raise ValueError("a sigmoid score of a model without logit_bias needs a background")
+        logits = scale * (cosines - similarities(image_features, labels.background[None]))
+    return cosines, _sigmoid(logits)
+
+
+def rank(path: str, cosines: Array, label_scores: Array, names: tuple[str, ...], scoring: Scoring) -> Prediction:
+    """The answer for one image; ties keep the order of the labels.
+
+    Args:
+        cosines: (n_labels,) float32.
+        label_scores: (n_labels,) float32.
+    """
+    order = np.argsort(-label_scores, kind="stable")
+    threshold = scoring.threshold
+    if scoring.multi_label:
+        threshold = 0.5 if threshold is None else threshold
+        passing = order[label_scores[order] >= threshold]
+        # an unknown image still shows how near the best label came
+        order = passing if passing.size else order[:1]
+    limit = scoring.top_k or (len(order) if scoring.multi_label else 1)
+    top = tuple(ScoredLabel(names[i], float(label_scores[i]), float(cosines[i])) for i in order[:limit])
+    best = top[0]
+    unknown = threshold is not None and best.score < threshold
+    if scoring.min_margin is not None and len(names) > 1:
+        unknown |= float(label_scores[order[0]] - label_scores[order[1]]) < scoring.min_margin
+    return Prediction(path, None if unknown else best.label, best.score, best.similarity, top)
+
+
+def _sigmoid(logits: Array) -> Array:
+    # the form that doesn't overflow for large negative logits
+    return (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)

@@ -1,0 +1,190 @@
+"""Where predictions are written: a table for people, TSV, JSONL and CSV for programs. One row at a time."""
+
+import base64
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.cells import cell_len, set_cell_size
+
+from clipcls.errors import StoppedError, UsageError
+from clipcls.records import Prediction, ScoredLabel
+
+FORMATS = ("table", "tsv", "jsonl", "csv")
+COLUMNS = ("path", "label", "score", "similarity", "top", "error", "path_b64")
+_TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+class ByteStream(Protocol):
+    """What a sink writes to: a binary file, or standard output's buffer."""
+
+    def write(self, data: bytes, /) -> object: ...
+    def flush(self) -> None: ...
+
+
+Row = Callable[[Prediction], str]
+
+
+class Sink:
+    """Writes predictions row by row; every row is handed to the operating system as a whole.
+
+    Args:
+        stream: binary, so that names in any bytes come out as they are.
+        row: turns a prediction into text with its line ends; may be empty.
+        name: of the output, for messages.
+    """
+
+    def __init__(self, stream: ByteStream, row: Row, header: str = "", name: str = "standard output") -> None:
+        self._stream = stream
+        self._row = row
+        self._name = name
+        self._write(header)
+
+    def write(self, prediction: Prediction) -> None:
+        """Write one prediction.
+
+        Raises:
+            BrokenPipeError: the reader of a pipe is gone.
+            StoppedError: the output can't be written.
+        """
+        self._write(self._row(prediction))
+
+    def _write(self, text: str) -> None:
+        if not text:
+            return
+        try:
+            self._stream.write(text.encode("utf-8", "surrogateescape"))
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise StoppedError(f"{self._name}: can't be written: {exc.strerror}. Rows before this one are whole.") from exc
+
+
+def make_sink(kind: str, stream: ByteStream, *, labels: tuple[str, ...], width: int, name: str) -> Sink:
+    """The sink for one of FORMATS.
+
+    Args:
+        labels: all labels of the run, for the widths of the table.
+        width: of the terminal in cells, for the table.
+
+    Raises:
+        UsageError: an unknown format.
+    """
+    match kind:
+        case "table":
+            return Sink(stream, table_row(labels, width), name=name)
+        case "tsv":
+            return Sink(stream, tsv_row, name=name)
+        case "jsonl":
+            return Sink(stream, jsonl_row, name=name)
+        case "csv":
+            return Sink(stream, csv_row, header=_csv_line(COLUMNS), name=name)
+    raise UsageError(f"Unknown format {kind!r}. Use one of: {', '.join(FORMATS)}.")
+
+
+def format_for(output: Path) -> str | None:
+    """The format that a file's extension tells, or None."""
+    suffix = output.suffix.lower().removeprefix(".")
+    return suffix if suffix in FORMATS else {"ndjson": "jsonl", "txt": "tsv"}.get(suffix)
+
+
+def record(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as JSON's types; a path that isn't UTF-8 gets replacement characters and `path_b64`."""
+    raw = os.fsencode(prediction.path)
+    path = raw.decode("utf-8", "replace")
+    fields: dict[str, Any] = {
+        "path": path,
+        "label": prediction.label,
+        "score": _rounded(prediction.score),
+        "similarity": _rounded(prediction.similarity),
+        "top": [
+            {"label": entry.label, "score": _rounded(entry.score), "similarity": _rounded(entry.similarity)}
+            for entry in prediction.top
+        ],
+        "error": prediction.error,
+    }
+    if path != prediction.path:
+        fields["path_b64"] = base64.b64encode(raw).decode("ascii")
+    return fields
+
+
+def jsonl_row(prediction: Prediction) -> str:
+    """One JSON object on a line."""
+    return json.dumps(record(prediction), ensure_ascii=False) + "\n"
+
+
+def tsv_row(prediction: Prediction) -> str:
+    """`path<TAB>label<TAB>score`, a line for each listed label; none for an image with an error."""
+    if prediction.error is not None:
+        return ""
+    path = prediction.path.translate(_TSV_ESCAPES)
+    return "".join(
+        f"{path}\t{label.translate(_TSV_ESCAPES)}\t{score:.6f}\n" for label, score in _answers(prediction)
+    )
+
+
+def csv_row(prediction: Prediction) -> str:
+    """The columns of a JSONL row; `top` is JSON text."""
+    fields = record(prediction)
+    fields["top"] = json.dumps(fields["top"], ensure_ascii=False)
+    return _csv_line([fields.get(column) for column in COLUMNS])
+
+
+def table_row(labels: tuple[str, ...], width: int) -> Row:
+    """Rows of fixed widths, so that none has to wait for the next."""
+    label_width = min(max((cell_len(_printable(label)) for label in labels), default=7), max(width // 2, 8))
+    label_width = max(label_width, len("unknown"))
+    path_width = max(width - label_width - 10, 12)
+
+    def row(prediction: Prediction) -> str:
+        if prediction.error is not None:
+            return ""
+        lines = []
+        path = _shortened(_printable(prediction.path), path_width)
+        for label, score in _answers(prediction):
+            lines.append(
+                f"{path}  {set_cell_size(_printable(label) or 'unknown', label_width)}  {score:6.4f}".rstrip() + "\n"
+            )
+            # the path is said once for the labels of one image
+            path = " " * path_width
+        return "".join(lines)
+
+    return row
+
+
+def _answers(prediction: Prediction) -> list[tuple[str, float]]:
+    """Label and score of each line; an unknown image has one line with an empty label."""
+    top: tuple[ScoredLabel, ...] = prediction.top
+    if prediction.label is None:
+        return [("", entry.score) for entry in top[:1]]
+    return [(entry.label, entry.score) for entry in top]
+
+
+def _rounded(value: float | None) -> float | None:
+    # float32 holds seven digits; more would only look exact
+    return None if value is None else float(f"{value:.7g}")
+
+
+def _csv_line(cells: Any) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()
+
+
+def _printable(text: str) -> str:
+    """Control characters could move the cursor; lone surrogates can't be shown."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+
+
+def _shortened(path: str, width: int) -> str:
+    """The end of a long path says more than its beginning."""
+    if cell_len(path) <= width:
+        return set_cell_size(path, width)
+    while cell_len(path) > width - 1:
+        path = path[1:]
+    return set_cell_size("…" + path, width)
