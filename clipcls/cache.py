@@ -99,11 +99,12 @@ class Cache:
         """Those of `keys` that are cached."""
         found: dict[bytes, CachedText] = {}
         with self._errors_turn_it_off() as database:
-            for key in keys if database else ():
-                row = database.execute("SELECT features, truncated FROM text WHERE key = ?", (key,)).fetchone()
-                if row:
-                    features = np.frombuffer(row[0], dtype=np.float32)
-                    found[key] = CachedText(features, tuple(row[1].split("\n")) if row[1] else ())
+            if database:
+                for key in keys:
+                    row = database.execute("SELECT features, truncated FROM text WHERE key = ?", (key,)).fetchone()
+                    if row:
+                        features = np.frombuffer(row[0], dtype=np.float32)
+                        found[key] = CachedText(features, tuple(row[1].split("\n")) if row[1] else ())
         return found
 
     def put_texts(self, texts: dict[bytes, CachedText]) -> None:
@@ -164,8 +165,7 @@ def info(folder: Path) -> CacheInfo:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             texts, fingerprints = (
-                database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-                for table in ("text", "fingerprint")
+                database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("text", "fingerprint")
             )
     except sqlite3.Error as exc:
         raise UsageError(f"{path}: {exc}. `clipcls cache clear` removes it.") from exc

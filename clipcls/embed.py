@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipcls.cache import Cache, CachedText, text_key
 from clipcls.errors import ImageError
 from clipcls.images import MAX_PIXELS, load_pixels
-from clipcls.records import Decode, ImageRef, Preprocessing
+from clipcls.records import Decode, ImageRef
 
 if TYPE_CHECKING:
     from clipcls.encoder import Encoder
@@ -56,9 +56,7 @@ def embed_texts(prompts: Sequence[tuple[str, ...]], encoder: "Encoder", cache: C
     keys = [text_key(fingerprint, encoder.precision, label_prompts) for label_prompts in prompts]
     cached = {key: text for key, text in cache.get_texts(keys).items() if _is_sound(text, encoder.embed_dim)}
     # equal prompts, of a label and the background say, are embedded once
-    missing = dict(
-        (key, label_prompts) for key, label_prompts in zip(keys, prompts, strict=True) if key not in cached
-    )
+    missing = {key: label_prompts for key, label_prompts in zip(keys, prompts, strict=True) if key not in cached}
     logger.info("texts: %d of %d from the cache", len(keys) - sum(key in missing for key in keys), len(keys))
     if missing:
         new = dict(zip(missing, _average_texts(list(missing.values()), encoder), strict=True))
@@ -128,9 +126,7 @@ def _encode(pending: Sequence[tuple[ImageRef, Future[Pixels]]], encoder: "Encode
             errors.append(None)
         except ImageError as exc:
             errors.append(str(exc))
-    features = (
-        encoder.encode_image(np.stack(good)) if good else np.empty((0, encoder.embed_dim), dtype=np.float32)
-    )
+    features = encoder.encode_image(np.stack(good)) if good else np.empty((0, encoder.embed_dim), dtype=np.float32)
     return ImageBatch(tuple(image for image, _ in pending), features, tuple(errors))
 
 

@@ -145,7 +145,6 @@ class Classifier:
         self._report_truncated(texts, encoder.context_length)
         self._report_unknown(encoder)
 
-
         return LabelFeatures(
             names=tuple(label.name for label in self.labels),
             features=np.stack([text.features for text in texts[: len(self.labels)]]),
@@ -179,9 +178,7 @@ class Classifier:
         if words is None:
             return
         unknown = [
-            label.name
-            for label in self.labels
-            if not any(vocabulary.is_known(text, words) for text in label.texts)
+            label.name for label in self.labels if not any(vocabulary.is_known(text, words) for text in label.texts)
         ]
         if unknown:
             logger.warning(

@@ -14,7 +14,10 @@ from clipcls.records import Label, PromptSet
 
 PLACEHOLDERS = ("", "c", "label")
 _OPEN_CLIP_SETS = {
-    "openai-imagenet-80": ("OPENAI_IMAGENET_TEMPLATES", "The 80 templates of OpenAI's ImageNet evaluation, from open_clip."),
+    "openai-imagenet-80": (
+        "OPENAI_IMAGENET_TEMPLATES",
+        "The 80 templates of OpenAI's ImageNet evaluation, from open_clip.",
+    ),
     "openai-imagenet-7": ("SIMPLE_IMAGENET_TEMPLATES", "OpenAI's best 7 of the 80, from open_clip."),
 }
 
@@ -61,11 +64,7 @@ def render(label: Label, prompt_set: PromptSet) -> tuple[str, ...]:
     """The prompts of one label, in order: its own, or every template with its name and each synonym."""
     if label.prompts:
         return label.prompts
-    return tuple(
-        template.format(text, c=text, label=text)
-        for text in label.texts
-        for template in prompt_set.templates
-    )
+    return tuple(template.format(text, c=text, label=text) for text in label.texts for template in prompt_set.templates)
 
 
 def _check(template: object) -> None:
@@ -76,7 +75,9 @@ def _check(template: object) -> None:
     except ValueError as exc:
         raise UsageError(f"Template {template!r}: {exc}. Write a literal brace twice: {{{{ or }}}}.") from exc
     if not fields:
-        raise UsageError(f"Template {template!r} has no placeholder, so every label would get the same prompt. Add {{}}.")
+        raise UsageError(
+            f"Template {template!r} has no placeholder, so every label would get the same prompt. Add {{}}."
+        )
     for field in fields:
         if field not in PLACEHOLDERS:
             raise UsageError(f"Template {template!r}: unknown placeholder {{{field}}}. Use {{}}, {{c}} or {{label}}.")

@@ -76,7 +76,8 @@ def similarities(image_features: Array, text_features: Array) -> Array:
     Returns:
         (n_images, n_labels) float32.
     """
-    return image_features @ text_features.T
+    cosines: Array = image_features @ text_features.T
+    return cosines
 
 
 def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> tuple[Array, Array]:
@@ -137,4 +138,5 @@ def rank(path: str, cosines: Array, label_scores: Array, names: tuple[str, ...],
 
 def _sigmoid(logits: Array) -> Array:
     # the form that doesn't overflow for large negative logits
-    return (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
+    probabilities: Array = np.float32(0.5) * (np.float32(1.0) + np.tanh(np.float32(0.5) * logits))
+    return probabilities

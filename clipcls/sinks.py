@@ -62,7 +62,9 @@ class Sink:
         except BrokenPipeError:
             raise
         except OSError as exc:
-            raise StoppedError(f"{self._name}: can't be written: {exc.strerror}. Rows before this one are whole.") from exc
+            raise StoppedError(
+                f"{self._name}: can't be written: {exc.strerror}. Rows before this one are whole."
+            ) from exc
 
 
 def make_sink(kind: str, stream: ByteStream, *, labels: tuple[str, ...], width: int, name: str) -> Sink:
@@ -123,9 +125,7 @@ def tsv_row(prediction: Prediction) -> str:
     if prediction.error is not None:
         return ""
     path = prediction.path.translate(_TSV_ESCAPES)
-    return "".join(
-        f"{path}\t{label.translate(_TSV_ESCAPES)}\t{score:.6f}\n" for label, score in _answers(prediction)
-    )
+    return "".join(f"{path}\t{label.translate(_TSV_ESCAPES)}\t{score:.6f}\n" for label, score in _answers(prediction))
 
 
 def csv_row(prediction: Prediction) -> str:

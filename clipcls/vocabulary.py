@@ -15,7 +15,7 @@ _CJK = r"\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020
 _RUN = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
 # words that say nothing of what a picture shows
-_STOP_WORDS = frozenset("a an and at by for from in of on or the to with".split())
+_STOP_WORDS = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"])
 
 
 def caption_words(text: str) -> set[str]:

@@ -1,0 +1,80 @@
+"""The command line: one file per command; each parses, calls one library function, and writes a sink.
+
+Nothing heavy is imported here or at the top of a command's file, so that `--help` and completion stay quick.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from clipcls.cli import cache, models, predict, prompts, train
+from clipcls.errors import ClipclsError
+
+app = typer.Typer(
+    name="clipcls",
+    help="Zero-shot image classification with CLIP and SigLIP models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(predict.predict)
+app.command()(train.train)
+app.add_typer(models.app, name="models")
+app.add_typer(prompts.app, name="prompts")
+app.add_typer(cache.app, name="cache")
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed_version
+
+        typer.echo(f"clipcls {installed_version('clipcls')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; the exit codes are those of `clipcls.errors`, and 128 + N for signal N."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False)
+    except ClipclsError as exc:
+        print(f"clipcls: error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+    except typer.TyperException as exc:
+        # what gets here is a ClickException, a class that typer keeps to itself
+        exc.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+    except SystemExit as exc:
+        # typer makes this of a closed pipe; whoever closed it has all that they wanted
+        _quit_at_once(0 if isinstance(exc.__context__, BrokenPipeError) else 1)
+    except _TerminatedError:
+        code = 128 + signal.SIGTERM
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        print("clipcls: interrupted", file=sys.stderr)
+        _quit_at_once(code)
+    sys.exit(code)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, raised so that files are closed on the way out."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _TerminatedError
+
+
+def _quit_at_once(code: int) -> NoReturn:
+    """Exit without waiting for decoding threads, and without Python's complaint about a closed pipe."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

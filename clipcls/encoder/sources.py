@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 from open_clip import pretrained as open_clip_pretrained
@@ -59,6 +59,18 @@ _PREPROCESS_PRESETS: dict[str, dict[str, Any]] = {
         "interpolation": "bicubic",
         "resize_mode": "squash",
     },
+}
+
+# open_clip treats `random`, a setting for training, as bicubic
+_INTERPOLATIONS: dict[str, Literal["bicubic", "bilinear"]] = {
+    "bicubic": "bicubic",
+    "bilinear": "bilinear",
+    "random": "bicubic",
+}
+_RESIZE_MODES: dict[str, Literal["shortest", "longest", "squash"]] = {
+    "shortest": "shortest",
+    "longest": "longest",
+    "squash": "squash",
 }
 
 
@@ -144,7 +156,7 @@ def _from_config(
             f"{config_path}: no preprocess_cfg, and a guess could be silently wrong. "
             "Give --preprocess openai|imagenet|siglip|FILE.json."
         )
-    settings = _preprocess_settings(spec.preprocess) if spec.preprocess else stated
+    settings: dict[str, Any] = _preprocess_settings(spec.preprocess) if spec.preprocess else dict(stated or {})
     needs_tokenizer = bool(model["text_cfg"].get("hf_tokenizer_name"))
     return ModelFiles(
         name=spec.name,
@@ -259,7 +271,7 @@ def _preprocess_settings(preset_or_file: str) -> dict[str, Any]:
         names = ", ".join(_PREPROCESS_PRESETS)
         raise UsageError(f"--preprocess {preset_or_file}: use one of {names}, or a .json file.")
     settings = _read_json(path)
-    return settings.get("preprocess_cfg", settings)
+    return dict(settings.get("preprocess_cfg", settings))
 
 
 def _preprocessing(settings: dict[str, Any], model: dict[str, Any], where: str) -> Preprocessing:
@@ -267,12 +279,8 @@ def _preprocessing(settings: dict[str, Any], model: dict[str, Any], where: str) 
     try:
         height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)
         mean, std = (_three(settings[key]) for key in ("mean", "std"))
-        interpolation = settings.get("interpolation") or "bicubic"
-        # open_clip treats `random`, a setting for training, as bicubic
-        interpolation = "bicubic" if interpolation == "random" else interpolation
-        resize_mode = settings.get("resize_mode") or "shortest"
-        if interpolation not in ("bicubic", "bilinear") or resize_mode not in ("shortest", "longest", "squash"):
-            raise ValueError(f"interpolation {interpolation!r}, resize_mode {resize_mode!r}")
+        interpolation = _INTERPOLATIONS[settings.get("interpolation") or "bicubic"]
+        resize_mode = _RESIZE_MODES[settings.get("resize_mode") or "shortest"]
         if min(std) <= 0:
             raise ValueError(f"std {std}")
         fill_color = int(settings.get("fill_color") or 0)

@@ -1,0 +1,54 @@
+"""Options that several commands share, and what stderr is set up for."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        envvar="CLIPCLS_MODEL",
+        help="Alias, NAME:TAG, hf-hub:ORG/REPO, a model folder, or a weights file.",
+    ),
+]
+ArchOption = Annotated[str | None, typer.Option("--arch", help="open_clip architecture; for a bare weights file only.")]
+PreprocessOption = Annotated[
+    str | None,
+    typer.Option("--preprocess", help="openai, imagenet, siglip or FILE.json; for weights that don't state their own."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", envvar="CLIPCLS_PRECISION", help="auto, fp32, bf16 or fp16.")
+]
+CacheDirOption = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", envvar="CLIPCLS_CACHE_DIR", help="Where the cache lies. [default: the platform's]"),
+]
+VerboseOption = Annotated[
+    int, typer.Option("-v", "--verbose", count=True, help="Say what is done; -vv more.", show_default=False)
+]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No warnings and no progress.")]
+
+
+def set_up_logging(verbose: int, quiet: bool) -> None:
+    """clipcls's own messages go to stderr as `clipcls: …`; other libraries' warnings only with -v."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    logger = logging.getLogger("clipcls")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    logging.captureWarnings(True)
+    others = logging.getLogger()
+    others.handlers = [handler]
+    others.setLevel(logging.WARNING if verbose else logging.CRITICAL)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return f"clipcls: {level}{record.getMessage()}"
