@@ -162,12 +162,16 @@ def _decode_ahead(
                 yield None
                 continue
             if item is None:
+                # what was handed out last may still be decoding
+                pool.shutdown(wait=False)
                 return
             if isinstance(item, BaseException):
                 raise item
             yield item
             free.release()
-    finally:
+    except BaseException:
+        # GeneratorExit too: nobody will ask for what is left
         stopped.set()
         free.release()
         pool.shutdown(wait=False, cancel_futures=True)
+        raise

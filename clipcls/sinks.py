@@ -1,13 +1,16 @@
 """Where predictions are written: a table for people, TSV, JSONL and CSV for programs. One row at a time."""
 
 import base64
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, cast
 
 from rich.cells import cell_len, set_cell_size
 
@@ -19,18 +22,11 @@ COLUMNS = ("path", "label", "score", "similarity", "top", "error", "path_b64")
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
-class ByteStream(Protocol):
-    """What a sink writes to: a binary file, or standard output's buffer."""
-
-    def write(self, data: bytes, /) -> object: ...
-    def flush(self) -> None: ...
-
-
 Row = Callable[[Prediction], str]
 
 
 class Sink:
-    """Writes predictions row by row; every row is handed to the operating system as a whole.
+    """Writes predictions row by row, each at once.
 
     Args:
         stream: binary, so that names in any bytes come out as they are.
@@ -38,10 +34,11 @@ class Sink:
         name: of the output, for messages.
     """
 
-    def __init__(self, stream: ByteStream, row: Row, header: str = "", name: str = "standard output") -> None:
+    def __init__(self, stream: BinaryIO, row: Row, header: str = "", name: str = "standard output") -> None:
         self._stream = stream
         self._row = row
         self._name = name
+        self._whole = 0
         self._write(header)
 
     def write(self, prediction: Prediction) -> None:
@@ -49,37 +46,58 @@ class Sink:
 
         Raises:
             BrokenPipeError: the reader of a pipe is gone.
-            StoppedError: the output can't be written.
+            StoppedError: the output can't be written; a file then ends with its last whole row.
         """
         self._write(self._row(prediction))
 
     def _write(self, text: str) -> None:
-        if not text:
-            return
+        data = text.encode("utf-8", "surrogateescape")
+        length = len(data)
         try:
-            self._stream.write(text.encode("utf-8", "surrogateescape"))
+            while data:
+                # a file without a buffer may take a part only
+                data = data[self._stream.write(data) :]
             self._stream.flush()
         except BrokenPipeError:
             raise
         except OSError as exc:
-            raise StoppedError(
-                f"{self._name}: can't be written: {exc.strerror}. Rows before this one are whole."
-            ) from exc
+            # standard output may be appended to a file that others wrote before
+            if self._stream is not sys.stdout.buffer:
+                with contextlib.suppress(OSError):
+                    self._stream.truncate(self._whole)
+            raise StoppedError(f"{self._name}: can't be written: {exc.strerror}.") from exc
+        self._whole += length
 
 
-def make_sink(kind: str, stream: ByteStream, *, labels: tuple[str, ...], width: int, name: str) -> Sink:
-    """The sink for one of FORMATS.
+@contextlib.contextmanager
+def open_sink(output: str, kind: str | None, *, labels: tuple[str, ...]) -> Iterator[Sink]:
+    """The sink for a file, or for standard output.
 
     Args:
+        output: a file's name, or `-`.
+        kind: one of FORMATS; None for what the file's extension tells, or else a table on a terminal and TSV.
         labels: all labels of the run, for the widths of the table.
-        width: of the terminal in cells, for the table.
 
     Raises:
-        UsageError: an unknown format.
+        StoppedError: the output can't be written.
     """
+    if output == "-":
+        kind = kind or ("table" if sys.stdout.isatty() else "tsv")
+        yield _make_sink(kind, sys.stdout.buffer, labels, "standard output")
+        return
+    path = Path(output)
+    try:
+        stream = cast("BinaryIO", path.open("wb", buffering=0))
+    except OSError as exc:
+        raise StoppedError(f"{output}: can't be written: {exc.strerror}.") from exc
+    with stream:
+        yield _make_sink(kind or _format_for(path), stream, labels, output)
+
+
+def _make_sink(kind: str, stream: BinaryIO, labels: tuple[str, ...], name: str) -> Sink:
     match kind:
         case "table":
-            return Sink(stream, table_row(labels, width), name=name)
+            return Sink(stream, table_row(labels, shutil.get_terminal_size().columns), name=name)
         case "tsv":
             return Sink(stream, tsv_row, name=name)
         case "jsonl":
@@ -89,10 +107,9 @@ def make_sink(kind: str, stream: ByteStream, *, labels: tuple[str, ...], width: 
     raise UsageError(f"Unknown format {kind!r}. Use one of: {', '.join(FORMATS)}.")
 
 
-def format_for(output: Path) -> str | None:
-    """The format that a file's extension tells, or None."""
+def _format_for(output: Path) -> str:
     suffix = output.suffix.lower().removeprefix(".")
-    return suffix if suffix in FORMATS else {"ndjson": "jsonl", "txt": "tsv"}.get(suffix)
+    return suffix if suffix in FORMATS else {"ndjson": "jsonl"}.get(suffix, "tsv")
 
 
 def record(prediction: Prediction) -> dict[str, Any]:

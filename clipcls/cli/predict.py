@@ -1,10 +1,6 @@
 """`clipcls predict`."""
 
-import contextlib
 import enum
-import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +10,7 @@ from clipcls.cli import options
 from clipcls.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from clipcls.predict import Classifier
     from clipcls.records import PromptSet
-    from clipcls.sinks import Sink
 
 
 class Format(enum.StrEnum):
@@ -127,6 +121,7 @@ def predict(
     from clipcls.predict import Classifier, Execution
     from clipcls.ranking import Scoring
     from clipcls.records import ModelSpec
+    from clipcls.sinks import open_sink
 
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
@@ -154,7 +149,9 @@ def predict(
     images = discover(sources, files_from, null)
     rereadable = files_from is None and "-" not in sources
     done = failed = 0
-    with _open_sink(output, format, classifier) as sink, Progress(not quiet, output) as progress:
+    names = tuple(label.name for label in classifier.labels)
+    kind = format.value if format else None
+    with open_sink(output, kind, labels=names) as sink, Progress(not quiet, output) as progress:
         # the model is opened before the progress starts, so that its errors and warnings come first
         _ = classifier.label_features
         progress.start((lambda: sum(1 for _ in discover(sources))) if rereadable else None)
@@ -184,24 +181,3 @@ def _prompt_set(prompts: str, templates: list[str] | None) -> "PromptSet":
     if prompts != "default":
         raise UsageError("Give --prompts or --template, not both; a file of prompts can hold all templates.")
     return templates_set(templates)
-
-
-@contextlib.contextmanager
-def _open_sink(output: str, format: Format | None, classifier: "Classifier") -> "Iterator[Sink]":
-    from clipcls.errors import StoppedError
-    from clipcls.sinks import format_for, make_sink
-
-    names = tuple(label.name for label in classifier.labels)
-    width = shutil.get_terminal_size().columns
-    if output == "-":
-        kind = format or (Format.TABLE if sys.stdout.isatty() else Format.TSV)
-        yield make_sink(kind, sys.stdout.buffer, labels=names, width=width, name="standard output")
-        return
-    path = Path(output)
-    kind = format or Format(format_for(path) or Format.TSV)
-    try:
-        stream = path.open("wb")
-    except OSError as exc:
-        raise StoppedError(f"{output}: can't be written: {exc.strerror}.") from exc
-    with stream:
-        yield make_sink(kind, stream, labels=names, width=width, name=output)

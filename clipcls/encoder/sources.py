@@ -221,7 +221,7 @@ def _architecture(arch: str, asked: str | None = None) -> dict[str, Any]:
         near = catalog.suggestions(arch, known)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(
-            f"No model, folder or file {asked or arch!r}.{hint} `clipcls models` lists aliases, `clipcls models --all` all."
+            f"No model, folder or file {asked or arch!r}.{hint} See `clipcls models` and `clipcls models --all`."
         )
     return _with_local_text_model(config)
 
