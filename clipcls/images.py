@@ -1,0 +1,418 @@
+"""From an image file to the pixels that a model takes: decode, correct, resize, crop.
+
+What open_clip's own transform gets silently wrong is corrected before it: EXIF orientation is applied,
+palettes become colours before anything is resized, transparency is laid on white, 16-bit and float pictures
+are scaled to 8 bits. Colour profiles (ICC) aren't applied; CLIP's training and open_clip don't either. Of
+an animation or a multi-page file, the first frame counts. What a file is follows from its content, never
+from its name.
+
+Whatever is wrong with a file ends as an `ImageError` that doesn't name it: the caller knows its path.
+"""
+
+import io
+import logging
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from clipcls.errors import ImageError
+from clipcls.records import Decode, Preprocessing
+
+#: Pillow's own limit, above which it speaks of a decompression bomb: 537 MB of RGB.
+MAX_PIXELS = 178_956_970
+
+#: In the order in which they are tried. Left out are what needs a foreign program (EPS: Ghostscript, which
+#: would run a file's code), what is no picture (MPEG, HDF5, GRIB) and what nobody has.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "ICNS", "CUR", "PPM", "PSD"),
+    *("QOI", "DDS", "DIB", "PCX", "SGI", "SUN", "XBM", "XPM", "FITS", "TGA"),
+)
+
+_MAX_RESIZED = 2**26  # in exact mode, a resized picture with more pixels is never built whole
+
+_SIGNATURES = {
+    rb"\xff\xd8\xff": "JPEG",
+    rb"\x89PNG\r\n\x1a\n": "PNG",
+    rb"GIF8": "GIF",
+    rb"RIFF....WEBP": "WEBP",
+    rb"II\*\0|MM\0\*": "TIFF",
+}
+
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+_KINDS = (
+    (stat.S_ISDIR, "directory"),
+    (stat.S_ISFIFO, "FIFO"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+def load_pixels(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+    preprocessing: Preprocessing,
+    decode: Decode = "fast",
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
+    """Decode one picture and fit it to the model's input; safe to call from many threads.
+
+    Args:
+        source: a path, a file's bytes, or an open binary file (left open).
+        decode: `exact` gives open_clip's own pixels, bit for bit, after the corrections; `fast` lets a large
+            JPEG be decoded at a reduced scale, never under twice the resized picture, and crops in resizing.
+        max_pixels: a picture with more is refused before it is decoded. A limit above Pillow's own raises
+            Pillow's for the whole process.
+
+    Returns:
+        (height, width, 3) uint8 RGB, to be divided by 255 and normalised with the preprocessing's mean, std.
+
+    Raises:
+        ImageError: whatever is wrong with the file.
+    """
+    _prepare_pillow(max_pixels)
+    if isinstance(source, str | os.PathLike):
+        with open_file(source) as file:
+            picture = _decoded(file, preprocessing, decode, max_pixels)
+    else:
+        file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+        picture = _decoded(file, preprocessing, decode, max_pixels)
+    with _pillow_errors("image"):
+        fitted = _fit_exactly(picture, preprocessing) if decode == "exact" else None
+        if fitted is None:
+            fitted = _fit_in_one_step(picture, preprocessing)
+        return np.array(fitted.convert("RGB"))  # array, not asarray: torch wants it writable
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading; a FIFO or a device is refused unopened, so that nothing can hang.
+
+    Raises:
+        ImageError: it can't be opened, or isn't a regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        _require_regular(os.stat(path).st_mode)  # noqa: PTH116, surrogates and bytes stay as they are
+        descriptor = os.open(path, flags)
+        try:
+            _require_regular(os.fstat(descriptor).st_mode)  # it may have been swapped since
+            return os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as exc:
+        raise ImageError((exc.strerror or str(exc)).lower()) from exc
+    except ValueError as exc:
+        raise ImageError(f"not a possible file name: {exc}") from exc
+
+
+def _require_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "special file")
+        raise ImageError(f"not a regular file: {kind}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pillow's global state and its errors
+
+# Where nobody listens to Pillow's log, Python would print its errors; each comes as an exception as well.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+def _prepare_pillow(max_pixels: int) -> None:
+    # Pillow warns about odd files from inside its own modules (EXIF it can't parse, suspicious sizes).
+    # warnings.catch_warnings swaps a process-wide list and mustn't be used on threads, so the one narrow
+    # filter stays; it is looked up at each call since a host or a test runner may have put others in front.
+    if not warnings.filters or warnings.filters[0] != _PILLOW_FILTER:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow warns above it and refuses above twice as much
+    if limit is not None and max_pixels > 2 * limit:
+        Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+
+
+@contextmanager
+def _pillow_errors(kind: str) -> Iterator[None]:
+    """Translate what Pillow raises over a damaged file of this kind into `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as exc:
+        message = "not an image in a format Pillow reads"
+        if kind in _SIGNATURES.values():
+            message = f"damaged {kind}: its header can't be read"
+        raise ImageError(message) from exc
+    except Image.DecompressionBombError as exc:
+        numbers = [f"{int(number):,}" for number in re.findall(r"\d+", str(exc))]
+        size, limit = numbers if len(numbers) == 2 else ("too many", "Pillow's")
+        raise ImageError(f"{size} pixels, more than the limit of {limit}") from exc
+    except MemoryError as exc:
+        raise ImageError("not enough memory to decode it") from exc
+    except Exception as exc:
+        # Broad on purpose: on damaged files the plugins raise OSError, SyntaxError, ValueError, struct.error,
+        # zlib.error, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError and more.
+        # One bad file must not end a run.
+        if isinstance(exc, OSError) and exc.errno:  # the disk's, not Pillow's
+            raise ImageError(f"can't be read: {(exc.strerror or str(exc)).lower()}") from exc
+        text = str(exc) or type(exc).__name__
+        if isinstance(exc, EOFError) or "truncated" in text.lower():
+            raise ImageError(f"truncated {kind}: the file ends before the picture does") from exc
+        raise ImageError(f"damaged {kind}: {text}") from exc
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A decoded picture, upright, in mode L or RGB.
+
+    Attributes:
+        size: width and height that the file has at its full scale.
+        extent: width and height of the part of `image` that shows the picture (draft decoding rounds up).
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    extent: tuple[float, float]
+
+
+def _decoded(file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_pixels: int) -> _Picture:
+    with _pillow_errors("file"):
+        if not file.seekable():
+            file = io.BytesIO(file.read())
+        file.seek(0)
+        head = file.read(16)
+    if not head:
+        raise ImageError("empty file")
+    kind = next((name for start, name in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
+    with _pillow_errors(kind or "image"):
+        image = Image.open(file, formats=(kind,) if kind else _available_formats())
+    with _pillow_errors(image.format or "image"):
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")
+        box = _draft(image, preprocessing) if decode == "fast" else None
+        image.load()
+        orientation = _orientation(image)
+        upright = _to_eight_bits(image)
+        if orientation in _TRANSPOSITIONS:
+            upright = upright.transpose(_TRANSPOSITIONS[orientation])
+    if box is None:
+        return _Picture(upright, upright.size, upright.size)
+    size = (height, width) if orientation >= 5 else (width, height)
+    return _Picture(upright, size, box if orientation == 1 else upright.size)
+
+
+def _available_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _draft(image: Image.Image, preprocessing: Preprocessing) -> tuple[float, float] | None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8, with at least twice the pixels that resizing will leave.
+
+    Returns:
+        The extent of the picture at that scale, or None where it will be decoded in full.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    turned = _orientation(image) >= 5
+    width, height = image.size[::-1] if turned else image.size
+    resized = _placement((width, height), preprocessing).resized
+    asked = (2 * resized[1], 2 * resized[0]) if turned else (2 * resized[0], 2 * resized[1])
+    drafted = image.draft(None, asked)
+    if drafted is None or image.size in ((width, height), (height, width)):
+        return None
+    return drafted[1][2:]
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 where there is none that can be read."""
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001
+        # A damaged EXIF block raises as many kinds of errors as a damaged picture; the pixels are still good.
+        return 1
+    return orientation if orientation in _TRANSPOSITIONS else 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Every mode to 8 bits, grey or RGB
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Any mode to L or RGB, with transparency laid on white."""
+    if image.mode.startswith("I;16"):
+        return _from_sixteen_bits(image)
+    if image.mode in ("I", "F"):
+        return _from_range(image)
+    if image.has_transparency_data:
+        return _on_white(image)
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        # A 16-bit PNG: Pillow keeps the high byte of the pixels, and the whole of the transparent colour.
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(rgba, mask=rgba)
+    return white
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey by its type's full range (65535 is white), so that a picture's brightness stays its own."""
+    tags = getattr(image, "tag_v2", {})  # TIFF's, and unknown to Pillow: 12 bits in 16, and 0 for white
+    full = 4095 if tags.get(258) == (12,) else 65535
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((values * 255 + full // 2) // full).clip(0, 255).astype(np.uint8)
+    if tags.get(262) == 0:
+        grey = 255 - grey
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    return Image.fromarray(grey)
+
+
+def _from_range(image: Image.Image) -> Image.Image:
+    """32-bit integers and floats to grey.
+
+    Their types don't say what white is. PNM files of more than 8 bits are known to reach 65535; for others,
+    values within 0 to 1 (floats), 0 to 255 or 0 to 65535 (integers) are taken as such, and all else is stretched
+    from its own smallest to its own largest value. Infinities count as the ends of that range, NaN as its lower
+    end.
+    """
+    values = np.array(image, np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ImageError("no pixel holds a finite number")
+    low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
+    if image.format == "PPM" and image.mode == "I":
+        low, high = 0.0, 65535.0
+    elif low >= 0:
+        limits = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+        within = [limit for limit in limits if high <= limit]
+        low, high = (0.0, within[0]) if within else (low, high)
+    np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
+    values -= low
+    values *= 255.0 / (high - low) if high > low else 0.0
+    return Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Geometry: open_clip's (torchvision's and timm's) own roundings
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where the model's window lies on the resized picture.
+
+    Attributes:
+        resized: width and height of the whole picture after resizing.
+        corner: left and top of the window on it; negative where the window is the wider of the two.
+        window: width and height of the model's input.
+    """
+
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    window: tuple[int, int]
+
+
+def _placement(size: tuple[int, int], preprocessing: Preprocessing) -> _Placement:
+    window = preprocessing.size[::-1]
+    resized = _resized(size, preprocessing)
+    corner = (_corner(resized[0], window[0]), _corner(resized[1], window[1]))
+    return _Placement(resized, corner, window)
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height after resizing, as open_clip's transform rounds them."""
+    (width, height), (target_height, target_width) = size, preprocessing.size
+    if preprocessing.resize_mode == "squash":
+        return target_width, target_height
+    if preprocessing.resize_mode == "shortest" and target_width == target_height:  # torchvision's Resize(int)
+        if width <= height:
+            return target_width, int(target_width * height / width)
+        return int(target_width * width / height), target_width
+    ratios = (height / target_height, width / target_width)  # open_clip's ResizeKeepRatio, from timm
+    ratio = max(ratios) if preprocessing.resize_mode == "longest" else min(ratios)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))  # at 0, open_clip's would fail
+
+
+def _corner(resized: int, window: int) -> int:
+    """torchvision's center_crop: halves are rounded to even in a crop, down in the padding before it."""
+    return -((window - resized) // 2) if window > resized else round((resized - window) / 2.0)
+
+
+def _resampling(preprocessing: Preprocessing) -> Image.Resampling:
+    # open_clip hands no interpolation on when it resizes by the shortest side to a window that isn't square
+    odd = preprocessing.resize_mode == "shortest" and preprocessing.size[0] != preprocessing.size[1]
+    return _RESAMPLING["bicubic" if odd else preprocessing.interpolation]
+
+
+def _fit_exactly(picture: _Picture, preprocessing: Preprocessing) -> Image.Image | None:
+    """open_clip's transform in Pillow's operations, bit for bit.
+
+    Returns:
+        None where the resized picture, most of which would be cut away again, is too large to be built (a
+        strip of 1 × 5000 becomes 224 × 1,120,000): it is then cropped in resizing.
+    """
+    place = _placement(picture.size, preprocessing)
+    if place.resized[0] * place.resized[1] > _MAX_RESIZED:
+        return None
+    resized = picture.image.resize(place.resized, _resampling(preprocessing))
+    left, top = place.corner
+    if resized.width < place.window[0] or resized.height < place.window[1]:
+        return _padded(resized, place, preprocessing)
+    return resized.crop((left, top, left + place.window[0], top + place.window[1]))
+
+
+def _fit_in_one_step(picture: _Picture, preprocessing: Preprocessing) -> Image.Image:
+    """Resize only what the window shows, straight from the decoded picture."""
+    place = _placement(picture.size, preprocessing)
+    left, top = max(0, place.corner[0]), max(0, place.corner[1])
+    width, height = min(place.window[0], place.resized[0]), min(place.window[1], place.resized[1])
+    across, down = picture.extent[0] / place.resized[0], picture.extent[1] / place.resized[1]
+    box = (
+        left * across,
+        top * down,
+        min((left + width) * across, picture.image.width),
+        min((top + height) * down, picture.image.height),
+    )
+    # reducing_gap: pictures over six times too large are first averaged down to three times the size
+    resized = picture.image.resize((width, height), _resampling(preprocessing), box, reducing_gap=3.0)
+    return resized if (width, height) == place.window else _padded(resized, place, preprocessing)
+
+
+def _padded(image: Image.Image, place: _Placement, preprocessing: Preprocessing) -> Image.Image:
+    fill = preprocessing.fill_color if preprocessing.resize_mode == "longest" else 0
+    canvas = Image.new(image.mode, place.window, (fill,) * len(image.getbands()))
+    canvas.paste(image, (max(0, -place.corner[0]), max(0, -place.corner[1])))
+    return canvas

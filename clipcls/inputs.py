@@ -1,0 +1,280 @@
+"""From the files, folders, patterns and lists that a user names to one `ImageRef` a picture, in a fixed order.
+
+Nothing is read ahead but the names in the folder at hand, so a list may be endless and a tree of any size.
+"""
+
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import translate
+from typing import BinaryIO
+
+from clipcls.errors import UsageError
+from clipcls.records import ImageRef
+
+#: What is taken for a picture inside a folder; a file that is named itself is tried whatever its extension.
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs "  # noqa: SIM905
+    ".jp2 .j2k .j2c .jpc .jpf .jpx .ico .icns .cur .ppm .pgm .pbm .pnm .pfm .psd .qoi .dds .pcx "
+    ".sgi .rgb .rgba .bw .ras .xbm .xpm .fit .fits .tga .icb .vda .vst".split()
+)
+
+_CHUNK = 1 << 16
+_LONGEST = 1 << 20  # bytes in one path of a list; a list with longer ones is no list, or has another separator
+
+
+def discover(
+    inputs: Sequence[str],
+    files_from: str | None = None,
+    null_separated: bool = False,
+    stdin: BinaryIO | None = None,
+) -> Iterator[ImageRef]:
+    """List the pictures that the inputs name, in their order, lazily.
+
+    - A file is taken whatever its extension.
+    - A folder gives the pictures in it and below it, chosen by extension, sorted by name, no hidden files
+      or folders. Links to folders are followed; one that leads back to a folder it lies in is left out.
+    - A pattern (`*`, `?`, `[…]`, `**` for any number of folders) that isn't itself a file's name gives what a
+      shell would: all that matches, sorted, hidden names only if the pattern's part begins with a dot. Folders
+      in it are gone through, unless the pattern holds a `**`, which has gone through them already.
+    - `-`, and `files_from`, are lists of paths, which are taken as they are: no patterns, no `-`.
+
+    A path that leads nowhere is an `ImageRef` with an error, not an exception.
+
+    Args:
+        files_from: a file with a list of further paths, or `-`; read after `inputs`.
+        null_separated: paths in lists end with NUL instead of a newline.
+        stdin: what `-` reads; the process's own standard input by default.
+
+    Returns:
+        An iterator; nothing but `files_from` is opened before its first element is asked for.
+
+    Raises:
+        UsageError: `files_from` can't be opened (at once), or a list breaks off (while iterating).
+    """
+    listing = _open_listing(files_from, stdin) if files_from is not None else None
+    return _discover(inputs, listing, null_separated, stdin)
+
+
+def _discover(
+    inputs: Sequence[str], listing: BinaryIO | None, null_separated: bool, stdin: BinaryIO | None
+) -> Iterator[ImageRef]:
+    try:
+        for entry in inputs:
+            if entry == "-":
+                yield from _from_list(_standard_input(stdin), null_separated)
+            elif _has_magic(entry) and not os.path.lexists(entry):
+                yield from _from_pattern(entry)
+            else:
+                yield from _from_path(entry)
+        if listing is not None:
+            yield from _from_list(listing, null_separated)
+    finally:
+        if listing is not None and listing is not stdin and listing is not getattr(sys.stdin, "buffer", None):
+            listing.close()
+
+
+def _from_path(path: str) -> Iterator[ImageRef]:
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116, the name stays as given
+    except (OSError, ValueError) as exc:
+        yield ImageRef(path, _reason(path, exc))
+        return
+    if is_folder:
+        yield from _from_folder(path)
+    else:
+        yield ImageRef(path)
+
+
+def _reason(path: str, exc: OSError | ValueError) -> str:
+    if isinstance(exc, ValueError):
+        hint = "; is the list NUL-separated (-0)?" if "\0" in path else ""
+        return f"not a possible file name: {exc}{hint}"
+    if isinstance(exc, FileNotFoundError) and os.path.lexists(path):
+        return "dangling link: no such file or directory"
+    return (exc.strerror or str(exc)).lower()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def _from_folder(folder: str) -> Iterator[ImageRef]:
+    for ref, is_folder in _walk(folder):
+        if ref.error is not None or (not is_folder and _extension(ref.path) in EXTENSIONS):
+            yield ref
+
+
+def _extension(path: str) -> str:
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122, pathlib would normalise a name
+
+
+def _walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
+    """All that lies below a folder and isn't hidden, sorted by name in each, a folder before what it holds.
+
+    Returns:
+        Each with whether it is a folder; a folder that can't be read has an error.
+    """
+    trail: list[_Folder] = []  # the folders that the walk is inside of; not recursion, which has a depth limit
+    path, is_folder = folder, True
+    while True:
+        if not is_folder:
+            yield ImageRef(path), False
+        else:
+            try:
+                opened = _Folder(path)
+            except OSError as exc:
+                yield ImageRef(path, _reason(path, exc)), True
+            else:
+                if all(opened.identity != above.identity for above in trail):  # else a link leads back up
+                    if trail:
+                        yield ImageRef(path), True
+                    trail.append(opened)
+        while trail and not trail[-1].names:
+            trail.pop()
+        if not trail:
+            return
+        path, is_folder = trail[-1].next()
+
+
+class _Folder:
+    """The visible names in one folder, last one first."""
+
+    def __init__(self, path: str) -> None:
+        status = os.stat(path)  # noqa: PTH116
+        self.path = path
+        self.identity = (status.st_dev, status.st_ino)
+        with os.scandir(path) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        self._folders = {entry.name for entry in visible if _is_folder(entry)}
+        self.names = sorted((entry.name for entry in visible), reverse=True)
+
+    def next(self) -> tuple[str, bool]:
+        name = self.names.pop()
+        return os.path.join(self.path, name), name in self._folders  # noqa: PTH118
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that can't be searched
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Patterns; not with the glob module, whose `**` goes round a loop of links until a path is too long
+
+
+def _has_magic(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def _from_pattern(pattern: str) -> Iterator[ImageRef]:
+    parts = [part for part in pattern.split("/") if part]
+    found = False
+    for ref in _matches("/" if pattern.startswith("/") else "", parts):
+        if ref.error is not None:
+            yield ref
+        elif "**" not in parts:
+            yield from _from_path(ref.path)
+        elif not os.path.isdir(ref.path):  # noqa: PTH112
+            yield ref
+        else:
+            continue
+        found = True
+    if not found:
+        yield ImageRef(pattern, "no file matches this pattern")
+
+
+def _matches(base: str, parts: Sequence[str]) -> Iterator[ImageRef]:
+    if not parts:
+        if os.path.lexists(base):
+            yield ImageRef(base)
+    elif parts[0] == "**":
+        yield from _matches_below(base, parts[1:])
+    elif not _has_magic(parts[0]):
+        yield from _matches(os.path.join(base, parts[0]), parts[1:])  # noqa: PTH118
+    else:
+        matching = re.compile(translate(parts[0])).match
+        for name in _names(base):
+            if matching(name) and (parts[0].startswith(".") or not name.startswith(".")):
+                yield from _matches(os.path.join(base, name), parts[1:])  # noqa: PTH118
+
+
+def _matches_below(base: str, rest: Sequence[str]) -> Iterator[ImageRef]:
+    if rest:
+        yield from _matches(base, rest)
+    for ref, is_folder in _walk(base or os.curdir):
+        path = ref.path if base else ref.path.removeprefix("./")
+        if ref.error is not None or (not rest and not is_folder):
+            yield ImageRef(path, ref.error)
+        elif is_folder and rest:
+            yield from _matches(path, rest)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder or os.curdir))  # noqa: PTH208
+    except OSError:  # not a folder, or closed to us: nothing in it matches, as in a shell
+        return []
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Lists
+
+
+def _standard_input(stdin: BinaryIO | None) -> BinaryIO:
+    if stdin is not None:
+        return stdin
+    if sys.stdin is None:
+        raise UsageError("standard input is closed, so no list of paths can be read from it")
+    return sys.stdin.buffer
+
+
+def _open_listing(files_from: str, stdin: BinaryIO | None) -> BinaryIO:
+    if files_from == "-":
+        return _standard_input(stdin)
+    try:
+        return open(files_from, "rb")  # noqa: PTH123, closed when the list ends
+    except (OSError, ValueError) as exc:
+        reason = (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else str(exc)
+        raise UsageError(f"--files-from {files_from}: can't be read: {reason}") from exc
+
+
+def _from_list(listing: BinaryIO, null_separated: bool) -> Iterator[ImageRef]:
+    records = _null_separated(listing) if null_separated else _lines(listing)
+    while True:
+        try:
+            record = next(records, None)
+        except (OSError, ValueError) as exc:
+            raise UsageError(f"the list of paths breaks off: {exc}") from exc
+        if record is None:
+            return
+        if record:
+            yield from _from_path(os.fsdecode(record))
+
+
+def _lines(listing: BinaryIO) -> Iterator[bytes]:
+    """Lines without their ends; those of a list made on Windows may end in CR LF and begin with a mark."""
+    mark = b"\xef\xbb\xbf"
+    while line := listing.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise UsageError("a path in the list is longer than 1 MiB; is the list NUL-separated (-0)?")
+        line = line.removesuffix(b"\n")
+        # A name may really end in CR: then such a file exists.
+        if (line.endswith(b"\r") or line.startswith(mark)) and (b"\0" in line or not os.path.lexists(line)):
+            line = line.removesuffix(b"\r").removeprefix(mark)
+        yield line
+
+
+def _null_separated(listing: BinaryIO) -> Iterator[bytes]:
+    read: Callable[[int], bytes] = getattr(listing, "read1", listing.read)  # read1: what is there, at once
+    rest = b""
+    while chunk := read(_CHUNK):
+        *whole, rest = (rest + chunk).split(b"\0")
+        yield from whole
+        if len(rest) > _LONGEST:
+            raise UsageError("a path in the list is longer than 1 MiB; does -0 belong here?")
+    yield rest

@@ -1,0 +1,290 @@
+"""What inputs name, in which order, and what becomes of those that lead nowhere."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pictures
+import pytest
+from PIL import Image
+
+from clipcls import images
+from clipcls.errors import UsageError
+from clipcls.inputs import EXTENSIONS, discover
+from clipcls.records import ImageRef
+
+
+@pytest.fixture(autouse=True)
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of every test."""
+    names = ("b.jpg", "a.PNG", "notes.txt", ".hidden.jpg", "sub/z.webp", "sub/.secret/x.jpg", "sub/deep/y.gif")
+    for name in (*names, "sub/deep/README", "c[1].jpg", "-dash.jpg"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+ALL = [
+    *("images/-dash.jpg", "images/a.PNG", "images/b.jpg", "images/c[1].jpg", "images/sub/deep/y.gif"),
+    "images/sub/z.webp",
+]
+
+
+def found(inputs: Sequence[str], **options: object) -> list[str]:
+    """The paths; those with an error as `path: error`."""
+    refs = list(discover(inputs, **options))  # type: ignore[arg-type]
+    return [ref.path if ref.error is None else f"{ref.path}: {ref.error}" for ref in refs]
+
+
+# ------------------------------------------------------------------------------------------- files and folders
+
+
+def test_discover_takes_a_file_whatever_its_extension() -> None:
+    assert found(["images/notes.txt", "images/.hidden.jpg"]) == ["images/notes.txt", "images/.hidden.jpg"]
+
+
+def test_discover_goes_through_folders_in_order() -> None:
+    assert found(["images"]) == ALL
+    assert found(["images/"]) == ALL
+    assert found(["images/sub", "images/b.jpg"]) == [ALL[4], ALL[5], "images/b.jpg"]
+
+
+def test_discover_takes_a_hidden_folder_that_is_named() -> None:
+    assert found(["images/sub/.secret"]) == ["images/sub/.secret/x.jpg"]
+
+
+def test_discover_keeps_dot_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("images/sub")
+    assert found(["."]) == ["./deep/y.gif", "./z.webp"]
+
+
+def test_discover_finds_nothing_in_an_empty_folder() -> None:
+    Path("empty").mkdir()
+    assert found(["empty"]) == []
+    assert found([]) == []
+
+
+def test_discover_reports_what_does_not_exist() -> None:
+    Path("dangling.jpg").symlink_to("nowhere.jpg")
+    Path("loop.jpg").symlink_to("loop.jpg")
+    assert found(["nope.jpg", "images/b.jpg", "dangling.jpg", "loop.jpg", "", "a\0b"]) == [
+        "nope.jpg: no such file or directory",
+        "images/b.jpg",
+        "dangling.jpg: dangling link: no such file or directory",
+        "loop.jpg: too many levels of symbolic links",
+        ": no such file or directory",
+        "a\0b: not a possible file name: embedded null byte; is the list NUL-separated (-0)?",
+    ]
+
+
+def test_discover_yields_odd_entries_of_a_folder() -> None:
+    folder = Path("odd")
+    (folder / "folder.jpg").mkdir(parents=True)
+    (folder / "folder.jpg" / "inside.jpg").touch()
+    (folder / "dangling.jpg").symlink_to("nowhere")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    names = ("dangling.jpg", "folder.jpg/inside.jpg", "loop.jpg", "pipe.jpg")
+    assert found(["odd"]) == [f"odd/{name}" for name in names]
+
+
+def test_discover_follows_links_and_ends_loops() -> None:
+    Path("images/sub/deep/up").symlink_to("../..")
+    Path("images/sub/self").symlink_to(".")
+    Path("elsewhere").mkdir()
+    Path("elsewhere/e.jpg").touch()
+    Path("images/sub/link").symlink_to("../../elsewhere")
+    assert found(["images/sub"]) == [
+        *("images/sub/deep/up/-dash.jpg", "images/sub/deep/up/a.PNG", "images/sub/deep/up/b.jpg"),
+        *("images/sub/deep/up/c[1].jpg", "images/sub/deep/y.gif", "images/sub/link/e.jpg", "images/sub/z.webp"),
+    ]
+
+
+def test_discover_goes_deeper_than_the_recursion_limit() -> None:
+    start = os.getcwd()  # noqa: PTH109
+    for _ in range(1200):
+        os.mkdir("d")  # noqa: PTH102
+        os.chdir("d")
+    Path("x.jpg").touch()
+    os.chdir(start)
+    path = "d/" * 1200 + "x.jpg"
+    try:
+        assert found(["d"]) == [path]
+    finally:  # pytest's own clean-up would recurse
+        Path(path).unlink()
+        os.removedirs("d/" * 1200)
+
+
+def test_discover_reports_a_folder_it_cannot_read(tree: Path) -> None:
+    tree.chmod(0o755)  # the current folder; of those above nothing is asked
+    Path("images/sub/deep").chmod(0)
+    try:
+        with pictures.unprivileged():
+            assert found(["images"]) == [
+                *ALL[:4],
+                "images/sub/deep: permission denied",
+                ALL[5],
+            ]
+            assert found(["images/**/*.webp"]) == ["images/sub/z.webp", "images/sub/deep: permission denied"]
+    finally:
+        Path("images/sub/deep").chmod(0o755)
+
+
+def test_discover_keeps_names_in_any_bytes() -> None:
+    name = os.fsdecode(b"\xff\xfe.jpg")
+    odd = ["new\nline.jpg", "qu'o\"te.jpg", "😀.jpg", name]
+    Path("odd").mkdir()
+    for each in odd:
+        Path("odd", each).touch()
+    assert found(["odd"]) == sorted(f"odd/{each}" for each in odd)
+
+
+def test_discover_is_lazy() -> None:
+    refs = discover(["images", "nope"])
+    assert isinstance(refs, Iterator)
+    assert next(refs).path == ALL[0]
+    Path("nope").touch()  # not looked at yet
+    assert list(refs)[-1] == ImageRef("nope")
+
+
+def test_extensions_are_those_of_the_formats_that_are_read() -> None:
+    Image.init()
+    known = Image.registered_extensions()
+    assert {known[extension] for extension in EXTENSIONS} <= {*images.FORMATS, "MPO"}
+    missing = {extension for extension, name in known.items() if name in images.FORMATS} - EXTENSIONS
+    assert not missing
+
+
+# ------------------------------------------------------------------------------------------- patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("images/*.jpg", ["images/-dash.jpg", "images/b.jpg", "images/c[1].jpg"]),
+        ("images/?.*", ["images/a.PNG", "images/b.jpg"]),
+        ("images/[ab].*", ["images/a.PNG", "images/b.jpg"]),
+        ("images/.*.jpg", ["images/.hidden.jpg"]),
+        ("images/s*", ["images/sub/deep/y.gif", "images/sub/z.webp"]),
+        ("images/n*", ["images/notes.txt"]),
+        ("*/sub/*/y.gif", ["images/sub/deep/y.gif"]),
+        ("images/**/*.gif", ["images/sub/deep/y.gif"]),
+        ("**/?.jpg", ["images/b.jpg"]),
+        ("images/sub/**", ["images/sub/deep/README", "images/sub/deep/y.gif", "images/sub/z.webp"]),
+        ("images/**/deep", ["images/**/deep: no file matches this pattern"]),
+        ("*.nope", ["*.nope: no file matches this pattern"]),
+        ("nope/*.jpg", ["nope/*.jpg: no file matches this pattern"]),
+        ("images/b.jpg/*", ["images/b.jpg/*: no file matches this pattern"]),
+    ],
+)
+def test_discover_expands_a_pattern(pattern: str, expected: list[str]) -> None:
+    assert found([pattern]) == expected
+
+
+def test_discover_prefers_a_file_of_that_name_to_a_pattern() -> None:
+    Path("images/c1.jpg").touch()
+    assert found(["images/c[1].jpg"]) == ["images/c[1].jpg"]
+    Path("images/c[1].jpg").unlink()
+    assert found(["images/c[1].jpg"]) == ["images/c1.jpg"]
+
+
+def test_discover_expands_an_absolute_pattern(tree: Path) -> None:
+    assert found([f"{tree}/images/b.*"]) == [f"{tree}/images/b.jpg"]
+
+
+def test_discover_ends_loops_in_a_pattern() -> None:
+    for name in ("one", "two", "three"):
+        Path("images/sub", name).symlink_to("..")
+    assert found(["images/**/z.webp"]) == ["images/sub/z.webp"]
+
+
+# ------------------------------------------------------------------------------------------- lists
+
+
+@pytest.mark.parametrize(
+    ("data", "null_separated", "expected"),
+    [
+        (b"images/b.jpg\nimages/a.PNG\n", False, ["images/b.jpg", "images/a.PNG"]),
+        (b"images/b.jpg\n\n\nimages/a.PNG", False, ["images/b.jpg", "images/a.PNG"]),
+        (b"\xef\xbb\xbfimages/b.jpg\r\nimages/a.PNG\r\n", False, ["images/b.jpg", "images/a.PNG"]),
+        (b"images/b.jpg\0\0images/a.PNG\0", True, ["images/b.jpg", "images/a.PNG"]),
+        (b"a\nb.jpg\0images/b.jpg", True, ["a\nb.jpg: no such file or directory", "images/b.jpg"]),
+        (b"images/sub\n", False, ["images/sub/deep/y.gif", "images/sub/z.webp"]),
+        (b"images/*.jpg\n-\n", False, [f"{name}: no such file or directory" for name in ("images/*.jpg", "-")]),
+        (b"", False, []),
+        (b"", True, []),
+    ],
+)
+def test_discover_reads_lists(data: bytes, null_separated: bool, expected: list[str]) -> None:
+    Path("list").write_bytes(data)
+    assert found(["-"], stdin=io.BytesIO(data), null_separated=null_separated) == expected
+    assert found([], files_from="list", null_separated=null_separated) == expected
+    assert found([], files_from="-", stdin=io.BytesIO(data), null_separated=null_separated) == expected
+
+
+def test_discover_reads_the_list_after_the_inputs() -> None:
+    Path("list").write_text("images/b.jpg\n")
+    assert found(["images/a.PNG"], files_from="list") == ["images/a.PNG", "images/b.jpg"]
+
+
+def test_discover_keeps_a_carriage_return_that_belongs_to_a_name() -> None:
+    Path("odd.jpg\r").touch()
+    assert found(["-"], stdin=io.BytesIO(b"odd.jpg\r\n")) == ["odd.jpg\r"]
+
+
+def test_discover_takes_names_in_any_bytes_from_a_list() -> None:
+    name = os.fsdecode(b"\xff\xfe.jpg")
+    Path(name).touch()
+    assert found(["-"], stdin=io.BytesIO(b"\xff\xfe.jpg\n")) == [name]
+
+
+def test_discover_reads_the_process_own_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"images/b.jpg\n")))
+    assert found(["-"]) == ["images/b.jpg"]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        found(["-"])
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\0"])
+def test_discover_gives_a_path_as_soon_as_it_is_there(end: bytes) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stdin, os.fdopen(writing, "wb", buffering=0) as pipe:
+        refs = discover(["-"], stdin=stdin, null_separated=end == b"\0")
+        for name in (b"images/b.jpg", b"images/a.PNG"):
+            pipe.write(name + end)  # the pipe stays open: more could follow
+            assert next(refs).path == name.decode()
+
+
+@pytest.mark.parametrize("null_separated", [False, True])
+def test_discover_refuses_a_list_with_another_separator(null_separated: bool) -> None:
+    other = b"\n" if null_separated else b"\0"
+    with pytest.raises(UsageError, match=r"longer than 1 MiB.*-0"):
+        found(["-"], stdin=io.BytesIO((b"images/b.jpg" + other) * 200_000), null_separated=null_separated)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("nope", "no such file"), ("images", "is a directory"), ("a\0b", "null")])
+def test_discover_refuses_a_list_it_cannot_open_at_once(name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"--files-from {name}: can't be read: .*{reason}"):
+        discover(["images"], files_from=name)
+
+
+def test_discover_says_when_a_list_breaks_off() -> None:
+    class Broken(io.BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(UsageError, match="the list of paths breaks off"):
+        found(["-"], stdin=Broken())
+
+
+def test_inputs_imports_neither_pillow_nor_numpy() -> None:
+    code = "import sys, clipcls.inputs; print({'PIL', 'numpy', 'torch'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
