@@ -1,0 +1,150 @@
+"""What the tests share: a cache and a hub folder of their own, tiny models, the command line as a process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples" / "images"
+
+TINY_CONFIG: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+OPENAI_PREPROCESS = {
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+
+
+@pytest.fixture(autouse=True)
+def isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's cache, hub folder or settings."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+    for name in os.environ:
+        if name.startswith("CLIPCLS_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def clipcls(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run the real entry point in a process of its own, in `tmp_path`."""
+
+    def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        options = {"cwd": tmp_path, "timeout": 120, "stdin": subprocess.DEVNULL} | options
+        if "input" in options:
+            del options["stdin"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+        command = [sys.executable, "-m", "clipcls", *map(str, args)]
+        return subprocess.run(command, capture_output=True, env=environment, **options)
+
+    return run
+
+
+def save_model(folder: Path, config: dict[str, Any], preprocess: dict[str, Any] | None = None, seed: int = 0) -> Path:
+    """A randomly initialised model as an open_clip `local-dir:` folder."""
+    import open_clip
+    import torch
+    from open_clip import model as open_clip_model
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    settings = {key: value for key, value in config.items() if key != "custom_text"}
+    build = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip_model.CLIP
+    model = build(**json.loads(json.dumps(settings)))
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    stated = {"model_cfg": config, "preprocess_cfg": OPENAI_PREPROCESS if preprocess is None else preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(stated))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose predictions cost milliseconds."""
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", TINY_CONFIG)
+
+
+def save_pictures(folder: Path, count: int, size: tuple[int, int] = (60, 40)) -> list[Path]:
+    """Pictures that differ from one another, named in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(7)
+    paths = []
+    for i in range(count):
+        noise = Image.fromarray(random.integers(0, 256, (4, 6, 3), dtype=np.uint8))
+        paths.append(folder / f"{i:03d}.png")
+        noise.resize(size, Image.Resampling.BICUBIC).save(paths[-1])
+    return paths
+
+
+class FakeEncoder:
+    """An encoder that is right by construction: features are the picture's mean colour, or the colour a text names."""
+
+    COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+    def __init__(self, logit_bias: float | None = None) -> None:
+        import torch
+
+        from clipcls.records import Preprocessing
+
+        self.name = "fake"
+        self.device = torch.device("cpu")
+        self.precision = "fp32"
+        self.words: frozenset[str] | None = None
+        self.preprocess = Preprocessing((8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.context_length = 8
+        self.embed_dim = 3
+        self.logit_scale = float(np.log(10.0))
+        self.logit_bias = logit_bias
+        self.texts: list[str] = []
+        self.batches: list[int] = []
+
+    def encode_image(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self.batches.append(len(pixels))
+        return self._normalised(pixels.reshape(len(pixels), -1, 3).mean(axis=1) + 1e-3)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        self.texts += texts
+        colours = [
+            sum((np.array(self.COLOURS[w]) for w in text.split() if w in self.COLOURS), np.array([1.0, 1.0, 1.0]))
+            for text in texts
+        ]
+        return self._normalised(np.array(colours))
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        return [len(text.split()) + 2 > self.context_length for text in texts]
+
+    def fingerprint(self, cache: object) -> bytes:
+        return b"fake"
+
+    @staticmethod
+    def _normalised(features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def fake_encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """A folder with one picture of each of FakeEncoder's colours."""
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    for name, colour in FakeEncoder.COLOURS.items():
+        Image.new("RGB", (20, 10), colour).save(folder / f"{name}.png")
+    return folder
