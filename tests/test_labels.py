@@ -87,7 +87,7 @@ def test_labels_that_mean_the_same_are_refused(first: str, second: str) -> None:
 
 
 def test_labels_synonym_equal_to_another_label_is_refused() -> None:
-    with pytest.raises(UsageError, match="'kitty' and 'Cat'|'Cat' and 'kitty'"):
+    with pytest.raises(UsageError, match="'kitty' and 'Cat'"):
         refuse_duplicates([make_label("kitty", ["cat"]), make_label("Cat")])
     with pytest.raises(UsageError, match="split the score"):
         refuse_duplicates([make_label("a", ["x"]), make_label("b", ["X"])])
