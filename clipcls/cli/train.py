@@ -38,8 +38,10 @@ def train(
         typer.Argument(help="Table (.csv, .tsv, .jsonl) with image and caption columns.", show_default=False),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; options override it.")] = None,
-    arch: Annotated[str | None, typer.Option(help="JSON file in open_clip's format, or an open_clip name.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must be new.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="JSON file in open_clip's format, or its name for one.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; must be new.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,

@@ -1,0 +1,201 @@
+"""Everything that decides a training run, in one frozen record that is written beside the model."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from clipcls.errors import UsageError
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one run; a field's name is its key in the config file.
+
+    Attributes:
+        data: the table of pictures and captions (.csv, .tsv, .jsonl).
+        arch: a JSON file in open_clip's model format, or the name of an open_clip architecture.
+        output: the run's folder; it may not hold anything yet.
+        epochs: passes over the table; a fraction is allowed.
+        batch_size: pictures a step, which are also each other's negatives.
+        learning_rate: the peak, reached after the warm-up.
+        betas: AdamW's.
+        weight_decay: AdamW's; gains, biases and the scale have none.
+        warmup: share of the steps over which the learning rate rises from zero.
+        grad_clip: the largest norm of the gradients; 0 for no limit.
+        precision: of the forward pass; `auto` is bf16 where the processor has it.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        workers: threads that decode pictures.
+        cache_mb: decoded pictures kept in memory, in MiB.
+        seed: of weights, order, captions and augmentation.
+        augment: `none`, `light` or `heavy`.
+        curriculum: share of the steps over which the augmentation's strength rises from nothing to its full
+            extent; 0 for full strength from the start.
+        templates: phrasings; one is put around a caption each time that it is drawn. One with Chinese or
+            Japanese signs is used for captions that have some, one without for the others, `{}` for both.
+        positives: what isn't a negative of a picture in its batch: captions `equal` to its own, or all those
+            that are `listed` in its row.
+        proxy_weight: weight of the helper loss against one learnable vector per concept; a row's first caption
+            names its concept.
+        spread_init: set the last layers from a sample of the data before the first step; see `train.spread`.
+        initial_scale: what the cosines are multiplied with at first.
+        max_scale: and at most.
+        interpolation: of the model's preprocessing, as are the next four.
+        resize_mode: `shortest` (then the centre is cropped), `longest` (then padded) or `squash`.
+        fill_color: the grey of the padding, 0 to 255.
+        mean: per channel, of values in 0 to 1.
+        std: per channel, of values in 0 to 1.
+        save_minutes: how often the model is written during the run; 0 for only at its end.
+        weights: `fp32` or `fp16` in the model's file.
+        zero_unused_tokens: set the embeddings of tokens that no caption uses to zero, so that the file
+            compresses.
+    """
+
+    data: str
+    arch: str
+    output: str
+    epochs: float = 10
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    grad_clip: float = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    workers: int = 2
+    cache_mb: int = 2048
+    seed: int = 0
+    augment: Literal["none", "light", "heavy"] = "light"
+    curriculum: float = 0.0
+    templates: tuple[str, ...] = ("{}",)
+    positives: Literal["equal", "listed"] = "equal"
+    proxy_weight: float = 0.0
+    spread_init: bool = False
+    initial_scale: float = 1 / 0.07
+    max_scale: float = 100.0
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: int = 0
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    save_minutes: float = 10.0
+    weights: Literal["fp32", "fp16"] = "fp32"
+    zero_unused_tokens: bool = False
+
+
+def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
+    """Settings from a YAML file, overridden by what was given on the command line.
+
+    Args:
+        config: the file; its relative `data`, `arch` and `output` are taken from the file's own folder.
+        given: by field name; None for what wasn't given.
+
+    Raises:
+        UsageError: a key is unknown, a value has the wrong type or range, or a required one is missing.
+    """
+    values: dict[str, Any] = {} if config is None else _read_config(config)
+    values |= {name: value for name, value in given.items() if value is not None}
+    missing = [name for name in ("data", "arch", "output") if name not in values]
+    if missing:
+        raise UsageError(f"no {' and no '.join(missing)} given: name it on the command line or in --config")
+    settings = Settings(**{name: _typed(name, value) for name, value in values.items()})
+    _check_ranges(settings)
+    return settings
+
+
+def write_settings(settings: Settings, path: Path) -> None:
+    """Write settings so that `--config` reads them back."""
+    values: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(settings).items()
+    }
+    for name in ("data", "output"):
+        values[name] = str(Path(values[name]).resolve())
+    if Path(settings.arch).is_file():
+        values["arch"] = str(Path(settings.arch).resolve())
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise UsageError(f"{path}: the config can't be read: {exc}") from exc
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: the config must be a mapping of setting to value")
+    known = [field.name for field in dataclasses.fields(Settings)]
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        raise UsageError(f"{path}: unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
+    for name in ("data", "arch", "output"):
+        if isinstance(values.get(name), str):
+            values[name] = _beside(path, name, values[name])
+    return values
+
+
+def _beside(config: Path, name: str, value: str) -> str:
+    """A path of the config file, taken from its folder; an architecture may be a name instead."""
+    path = config.parent / value
+    return value if name == "arch" and not path.is_file() else str(path)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value as its field's type, or an error that says what it should be."""
+    kind = typing.get_type_hints(Settings)[name]
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise UsageError(f"{name}: {value!r} isn't one of {', '.join(typing.get_args(kind))}")
+        return value
+    if typing.get_origin(kind) is tuple:
+        return _typed_tuple(name, value, typing.get_args(kind))
+    if kind is float and isinstance(value, str):
+        value = _number(name, value)  # YAML reads 1e-3 as text
+    right = isinstance(value, (int, float) if kind is float else kind)
+    if not right or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"{name}: {value!r} isn't a {kind.__name__}")
+    return kind(value)
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as exc:
+        raise UsageError(f"{name}: {value!r} isn't a number") from exc
+
+
+def _typed_tuple(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    count = None if kinds[-1] is Ellipsis else len(kinds)
+    if not isinstance(value, list | tuple) or (count is not None and len(value) != count):
+        raise UsageError(f"{name}: {value!r} isn't a list" + (f" of {count}" if count else ""))
+    wrong = [item for item in value if not isinstance(item, (int, float) if kinds[0] is float else kinds[0])]
+    if wrong:
+        raise UsageError(f"{name}: {wrong[0]!r} isn't a {kinds[0].__name__}")
+    return tuple(kinds[0](item) for item in value)
+
+
+def _check_ranges(settings: Settings) -> None:
+    for name in ("epochs", "batch_size", "learning_rate", "workers", "initial_scale", "max_scale"):
+        if not getattr(settings, name) > 0:
+            raise UsageError(f"{name}: {getattr(settings, name)} must be above 0")
+    for name in ("warmup", "curriculum"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UsageError(f"{name}: {getattr(settings, name)} must be between 0 and 1")
+    if not 0 <= settings.fill_color <= 255:
+        raise UsageError(f"fill_color: {settings.fill_color} must be between 0 and 255")
+    for name in ("weight_decay", "grad_clip", "proxy_weight", "cache_mb", "save_minutes"):
+        if not getattr(settings, name) >= 0:
+            raise UsageError(f"{name}: {getattr(settings, name)} must not be negative")
+    if settings.batch_size < 2:
+        raise UsageError("batch_size: a contrastive loss needs at least 2 pictures a batch")
+    if not settings.templates:
+        raise UsageError("templates: the list is empty")
+    for template in settings.templates:
+        if template.count("{}") != 1:
+            raise UsageError(f"templates: {template!r} must hold one {{}}")
