@@ -209,7 +209,7 @@ def test_table_says_the_path_once_and_keeps_its_end() -> None:
     first, second = table_row(("cat", "dog"), 40)(
         prediction("much/too/long/a/path/to/show/here.png", ("cat", 0.7), ("dog", 0.3))
     ).splitlines()
-    assert first.startswith("…") and "show/here.png" in first and first.endswith("cat      0.7000")
+    assert first.startswith("…") and "show/here.png" in first and first.split()[1:] == ["cat", "0.7000"]
     assert second.split() == ["dog", "0.3000"]
 
 
