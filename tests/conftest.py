@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def save_pictures(folder: Path, count: int, size: tuple[int, int] = (60, 40)) ->
 class FakeEncoder:
     """An encoder that is right by construction: features are the picture's mean colour, or the colour a text names."""
 
-    COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+    COLOURS: ClassVar = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
     def __init__(self, logit_bias: float | None = None) -> None:
         import torch

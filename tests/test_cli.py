@@ -106,7 +106,7 @@ def test_predict_keeps_names_that_are_not_utf8(
     clipcls: Run, tiny_model: Path, pictures: list[Path], tmp_path: Path, option: str
 ) -> None:
     name = os.fsencode(tmp_path) + b"/caf\xe9\n\ttab.png"
-    os.rename(pictures[0], name)
+    pictures[0].rename(os.fsdecode(name))
     given = ("--files-from", "-", "-0") if option == "--files-from" else ("-", "-0")
     common = ("predict", *given, "--labels", "cat,dog", "--model", tiny_model)
     as_jsonl = clipcls(*common, "--format", "jsonl", input=name + b"\0")

@@ -106,10 +106,16 @@ def transformers_runner(batch_size: int) -> Callable[[list[Path]], None]:
     (bpe / "vocab.json").write_text(json.dumps(tokenizer.encoder))
     merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__)
     (bpe / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges))
-    special = {"bos_token": "<start_of_text>", "eos_token": "<end_of_text>", "pad_token": "<end_of_text>"}
+    files = (str(bpe / "vocab.json"), str(bpe / "merges.txt"))
+    special = {
+        "unk_token": "<end_of_text>",
+        "bos_token": "<start_of_text>",
+        "eos_token": "<end_of_text>",
+        "pad_token": "<end_of_text>",
+    }
     classify = ZeroShotImageClassificationPipeline(
         model=CLIPModel(CLIPConfig()).eval(),
-        tokenizer=CLIPTokenizerFast(str(bpe / "vocab.json"), str(bpe / "merges.txt"), unk_token="<end_of_text>", **special),
+        tokenizer=CLIPTokenizerFast(*files, **special),
         image_processor=CLIPImageProcessor(),
     )
 
