@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from clipcls.cli.train import train as command
 from clipcls.errors import StoppedError, UsageError
-from clipcls.train.loop import Progress, Result, resolve_precision, train
+from clipcls.train.loop import Result, train
 from clipcls.train.settings import load_settings
+from clipcls.train.trainer import Progress
 
 ARCH = {
     "embed_dim": 16,
@@ -146,9 +147,9 @@ def test_train_leaves_logging_as_it_was(folder: Path) -> None:
     assert logging.root.manager.disable == logging.NOTSET
 
 
-def test_resolve_precision_refuses_fp16_without_cuda() -> None:
-    with pytest.raises(UsageError, match="only with CUDA"):
-        resolve_precision("fp16", torch.device("cpu"))
+def test_train_refuses_fp16_without_a_gpu(folder: Path) -> None:
+    with pytest.raises(UsageError, match="fp16"):
+        run(folder, "run", precision="fp16")
 
 
 def test_command_prints_the_model_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from clipcls.train.loop import Progress
+    from clipcls.train.trainer import Progress
 
 SECONDS_BETWEEN_LINES = 15
 PROBLEMS_SHOWN = 10
@@ -45,11 +45,17 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Of the forward pass.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(envvar="CLIPCLS_PRECISION", help="Of the forward pass.")
+    ] = None,
     augment: Annotated[Augment | None, typer.Option(help="How much pictures are varied.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode pictures.")] = None,
+    device: Annotated[
+        str | None, typer.Option(envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(envvar="CLIPCLS_WORKERS", help="Threads that decode pictures.")
+    ] = None,
 ) -> None:
     """Train a new model on pictures with captions; the folder it writes works with predict --model."""
     from clipcls.train.loop import train as run

@@ -32,7 +32,7 @@ def spread_images(model: Any, images: torch.Tensor) -> None:
     if not isinstance(projection, nn.Linear) or projection.bias is None:
         raise UsageError("spread_init: needs an image tower with timm_proj linear and timm_proj_bias true")
     with torch.no_grad():
-        features = torch.cat([model.visual.trunk(part).float() for part in images.split(256)])
+        features = torch.cat([model.visual.trunk(part).float() for part in torch.split(images, 256)])
         weight = _whitening(features, projection.out_features)
         projection.weight.copy_(weight.T)
         projection.bias.copy_(-features.mean(0) @ weight)
@@ -55,7 +55,7 @@ def spread_texts(model: Any, tokens: torch.Tensor) -> None:
         model.token_embedding.weight.mul_(TOKEN_GAIN)
         outputs = []
         hook = model.ln_final.register_forward_hook(lambda module, args, output: outputs.append(output))
-        for part in tokens.split(256):
+        for part in torch.split(tokens, 256):
             model.encode_text(part)
         hook.remove()
         states = torch.cat(outputs).float()  # (n, context_length, width)
