@@ -51,7 +51,7 @@ def main() -> None:
     """Run the command line; the exit codes are those of `clipcls.errors`, and 128 + N for signal N."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="clipcls", standalone_mode=False)
     except ClipclsError as exc:
         print(f"clipcls: error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)

@@ -31,7 +31,7 @@ CacheDirOption = Annotated[
 VerboseOption = Annotated[
     int, typer.Option("-v", "--verbose", count=True, help="Say what is done; -vv more.", show_default=False)
 ]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No warnings and no progress.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No warnings, no lines for bad images, no progress.")]
 
 
 def set_up_logging(verbose: int, quiet: bool) -> None:

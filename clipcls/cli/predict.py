@@ -39,11 +39,15 @@ class OnError(enum.StrEnum):
 def predict(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(help="Files, directories, globs, or - for paths on standard input.", show_default=False),
+        typer.Argument(
+            metavar="INPUT...", help="Files, directories, globs, or - for paths on standard input.", show_default=False
+        ),
     ] = None,
     # what to look for
     labels: Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")] = None,
-    label: Annotated[list[str] | None, typer.Option("--label", help="One label, never split; repeatable.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="LABEL", help="One label, never split; repeatable.")
+    ] = None,
     labels_file: Annotated[
         Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .json or .yaml file.")
     ] = None,
@@ -51,7 +55,8 @@ def predict(
         str, typer.Option("--prompts", help="Prompt set: a name from `clipcls prompts list`, or a file.")
     ] = "default",
     template: Annotated[
-        list[str] | None, typer.Option("--template", help='Template such as "a photo of a {}"; repeatable.')
+        list[str] | None,
+        typer.Option("--template", metavar="TEMPLATE", help='Template such as "a photo of a {}"; repeatable.'),
     ] = None,
     strict_prompts: Annotated[
         bool, typer.Option("--strict-prompts", help="A prompt over the context length is an error.")

@@ -38,9 +38,7 @@ def train(
         typer.Argument(help="Table (.csv, .tsv, .jsonl) with image and caption columns.", show_default=False),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; options override it.")] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="JSON file in open_clip's format, or its name for one.")
-    ] = None,
+    arch: Annotated[str | None, typer.Option(help="JSON file in open_clip's format, or its name for one.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; must be new.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
@@ -50,12 +48,8 @@ def train(
     ] = None,
     augment: Annotated[Augment | None, typer.Option(help="How much pictures are varied.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    device: Annotated[
-        str | None, typer.Option(envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(envvar="CLIPCLS_WORKERS", help="Threads that decode pictures.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    workers: Annotated[int | None, typer.Option(envvar="CLIPCLS_WORKERS", help="Threads that decode pictures.")] = None,
 ) -> None:
     """Train a new model on pictures with captions; the folder it writes works with predict --model."""
     from clipcls.train.loop import train as run
