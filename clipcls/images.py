@@ -17,7 +17,6 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from clipcls.errors import ImageError
+from clipcls.geometry import Picture, fit_exactly, fit_in_one_step, placement
 from clipcls.records import Decode, Preprocessing
 
 #: Pillow's own limit, above which it speaks of a decompression bomb: 537 MB of RGB.
@@ -36,8 +36,6 @@ FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "ICNS", "CUR", "PPM", "PSD"),
     *("QOI", "DDS", "DIB", "PCX", "SGI", "SUN", "XBM", "XPM", "FITS", "TGA"),
 )
-
-_MAX_RESIZED = 2**26  # in exact mode, a resized picture with more pixels is never built whole
 
 _SIGNATURES = {
     rb"\xff\xd8\xff": "JPEG",
@@ -56,8 +54,6 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 _KINDS = (
     (stat.S_ISDIR, "directory"),
@@ -97,9 +93,9 @@ def load_pixels(
         file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
         picture = _decoded(file, preprocessing, decode, max_pixels)
     with _pillow_errors("image"):
-        fitted = _fit_exactly(picture, preprocessing) if decode == "exact" else None
+        fitted = fit_exactly(picture, preprocessing) if decode == "exact" else None
         if fitted is None:
-            fitted = _fit_in_one_step(picture, preprocessing)
+            fitted = fit_in_one_step(picture, preprocessing)
         return np.array(fitted.convert("RGB"))  # array, not asarray: torch wants it writable
 
 
@@ -185,21 +181,7 @@ def _pillow_errors(kind: str) -> Iterator[None]:
 # Decoding
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    """A decoded picture, upright, in mode L or RGB.
-
-    Attributes:
-        size: width and height that the file has at its full scale.
-        extent: width and height of the part of `image` that shows the picture (draft decoding rounds up).
-    """
-
-    image: Image.Image
-    size: tuple[int, int]
-    extent: tuple[float, float]
-
-
-def _decoded(file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_pixels: int) -> _Picture:
+def _decoded(file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_pixels: int) -> Picture:
     with _pillow_errors("file"):
         if not file.seekable():
             file = io.BytesIO(file.read())
@@ -221,9 +203,9 @@ def _decoded(file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_p
         if orientation in _TRANSPOSITIONS:
             upright = upright.transpose(_TRANSPOSITIONS[orientation])
     if box is None:
-        return _Picture(upright, upright.size, upright.size)
+        return Picture(upright, upright.size, upright.size)
     size = (height, width) if orientation >= 5 else (width, height)
-    return _Picture(upright, size, box if orientation == 1 else upright.size)
+    return Picture(upright, size, box if orientation == 1 else upright.size)
 
 
 def _available_formats() -> tuple[str, ...]:
@@ -241,7 +223,7 @@ def _draft(image: Image.Image, preprocessing: Preprocessing) -> tuple[float, flo
         return None
     turned = _orientation(image) >= 5
     width, height = image.size[::-1] if turned else image.size
-    resized = _placement((width, height), preprocessing).resized
+    resized = placement((width, height), preprocessing).resized
     asked = (2 * resized[1], 2 * resized[0]) if turned else (2 * resized[0], 2 * resized[1])
     drafted = image.draft(None, asked)
     if drafted is None or image.size in ((width, height), (height, width)):
@@ -324,95 +306,3 @@ def _from_range(image: Image.Image) -> Image.Image:
     values -= low
     values *= 255.0 / (high - low) if high > low else 0.0
     return Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Geometry: open_clip's (torchvision's and timm's) own roundings
-
-
-@dataclass(frozen=True, slots=True)
-class _Placement:
-    """Where the model's window lies on the resized picture.
-
-    Attributes:
-        resized: width and height of the whole picture after resizing.
-        corner: left and top of the window on it; negative where the window is the wider of the two.
-        window: width and height of the model's input.
-    """
-
-    resized: tuple[int, int]
-    corner: tuple[int, int]
-    window: tuple[int, int]
-
-
-def _placement(size: tuple[int, int], preprocessing: Preprocessing) -> _Placement:
-    window = preprocessing.size[::-1]
-    resized = _resized(size, preprocessing)
-    corner = (_corner(resized[0], window[0]), _corner(resized[1], window[1]))
-    return _Placement(resized, corner, window)
-
-
-def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
-    """Width and height after resizing, as open_clip's transform rounds them."""
-    (width, height), (target_height, target_width) = size, preprocessing.size
-    if preprocessing.resize_mode == "squash":
-        return target_width, target_height
-    if preprocessing.resize_mode == "shortest" and target_width == target_height:  # torchvision's Resize(int)
-        if width <= height:
-            return target_width, int(target_width * height / width)
-        return int(target_width * width / height), target_width
-    ratios = (height / target_height, width / target_width)  # open_clip's ResizeKeepRatio, from timm
-    ratio = max(ratios) if preprocessing.resize_mode == "longest" else min(ratios)
-    return max(1, round(width / ratio)), max(1, round(height / ratio))  # at 0, open_clip's would fail
-
-
-def _corner(resized: int, window: int) -> int:
-    """torchvision's center_crop: halves are rounded to even in a crop, down in the padding before it."""
-    return -((window - resized) // 2) if window > resized else round((resized - window) / 2.0)
-
-
-def _resampling(preprocessing: Preprocessing) -> Image.Resampling:
-    # open_clip hands no interpolation on when it resizes by the shortest side to a window that isn't square
-    odd = preprocessing.resize_mode == "shortest" and preprocessing.size[0] != preprocessing.size[1]
-    return _RESAMPLING["bicubic" if odd else preprocessing.interpolation]
-
-
-def _fit_exactly(picture: _Picture, preprocessing: Preprocessing) -> Image.Image | None:
-    """open_clip's transform in Pillow's operations, bit for bit.
-
-    Returns:
-        None where the resized picture, most of which would be cut away again, is too large to be built (a
-        strip of 1 × 5000 becomes 224 × 1,120,000): it is then cropped in resizing.
-    """
-    place = _placement(picture.size, preprocessing)
-    if place.resized[0] * place.resized[1] > _MAX_RESIZED:
-        return None
-    resized = picture.image.resize(place.resized, _resampling(preprocessing))
-    left, top = place.corner
-    if resized.width < place.window[0] or resized.height < place.window[1]:
-        return _padded(resized, place, preprocessing)
-    return resized.crop((left, top, left + place.window[0], top + place.window[1]))
-
-
-def _fit_in_one_step(picture: _Picture, preprocessing: Preprocessing) -> Image.Image:
-    """Resize only what the window shows, straight from the decoded picture."""
-    place = _placement(picture.size, preprocessing)
-    left, top = max(0, place.corner[0]), max(0, place.corner[1])
-    width, height = min(place.window[0], place.resized[0]), min(place.window[1], place.resized[1])
-    across, down = picture.extent[0] / place.resized[0], picture.extent[1] / place.resized[1]
-    box = (
-        left * across,
-        top * down,
-        min((left + width) * across, picture.image.width),
-        min((top + height) * down, picture.image.height),
-    )
-    # reducing_gap: pictures over six times too large are first averaged down to three times the size
-    resized = picture.image.resize((width, height), _resampling(preprocessing), box, reducing_gap=3.0)
-    return resized if (width, height) == place.window else _padded(resized, place, preprocessing)
-
-
-def _padded(image: Image.Image, place: _Placement, preprocessing: Preprocessing) -> Image.Image:
-    fill = preprocessing.fill_color if preprocessing.resize_mode == "longest" else 0
-    canvas = Image.new(image.mode, place.window, (fill,) * len(image.getbands()))
-    canvas.paste(image, (max(0, -place.corner[0]), max(0, -place.corner[1])))
-    return canvas

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "clipcls"
 # a module may import what stands in lower layers, in its own package, and above it in its own layer
 LAYERS = [
     ["errors", "records"],
-    ["vocabulary", "labels", "prompts", "images", "inputs", "catalog", "cache", "ranking", "sinks"],
+    ["vocabulary", "labels", "prompts", "geometry", "images", "inputs", "catalog", "cache", "ranking", "sinks"],
     ["encoder"],
     ["embed", "train"],
     ["predict"],

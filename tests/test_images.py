@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pictures
 import pytest
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+import pictures
 from clipcls import images
 from clipcls.errors import ImageError
 from clipcls.images import load_pixels, open_file

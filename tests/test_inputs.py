@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import pictures
 import pytest
 from PIL import Image
 
+import pictures
 from clipcls import images
 from clipcls.errors import UsageError
 from clipcls.inputs import EXTENSIONS, discover

@@ -40,7 +40,7 @@ def predict(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT...", help="Files, directories, globs, or - for paths on standard input.", show_default=False
+            metavar="INPUT", help="Files, directories, globs, or - for paths on standard input.", show_default=False
         ),
     ] = None,
     # what to look for
@@ -109,6 +109,9 @@ def predict(
         int | None,
         typer.Option("--workers", envvar="CLIPCLS_WORKERS", min=1, help="Decoding threads. [default: one a core]"),
     ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
+    ] = None,
     cache_dir: options.CacheDirOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     verbose: options.VerboseOption = 0,
@@ -122,6 +125,7 @@ def predict(
     from clipcls import labels as label_sources
     from clipcls.cache import default_folder
     from clipcls.errors import StoppedError, UsageError
+    from clipcls.images import MAX_PIXELS
     from clipcls.inputs import discover
     from clipcls.predict import Classifier, Execution
     from clipcls.ranking import Scoring
@@ -146,6 +150,7 @@ def predict(
             decode=decode.value,
             batch_size=batch_size,
             workers=workers,
+            max_pixels=max_pixels or MAX_PIXELS,
             cache_dir=None if no_cache else cache_dir or default_folder(),
             strict_prompts=strict_prompts,
         ),

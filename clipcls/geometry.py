@@ -1,0 +1,113 @@
+"""From a decoded picture to the model's window on it, with open_clip's (torchvision's and timm's) own roundings."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from clipcls.records import Preprocessing
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_MAX_RESIZED = 2**26  # in exact mode, a resized picture with more pixels is never built whole
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture, upright, in mode L or RGB.
+
+    Attributes:
+        size: width and height that the file has at its full scale.
+        extent: width and height of the part of `image` that shows the picture (draft decoding rounds up).
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    extent: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the model's window lies on the resized picture.
+
+    Attributes:
+        resized: width and height of the whole picture after resizing.
+        corner: left and top of the window on it; negative where the window is the wider of the two.
+        window: width and height of the model's input.
+    """
+
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    window: tuple[int, int]
+
+
+def placement(size: tuple[int, int], preprocessing: Preprocessing) -> Placement:
+    """Where the model's window lies on a picture of this width and height."""
+    window = preprocessing.size[::-1]
+    resized = _resized(size, preprocessing)
+    corner = (_corner(resized[0], window[0]), _corner(resized[1], window[1]))
+    return Placement(resized, corner, window)
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height after resizing, as open_clip's transform rounds them."""
+    (width, height), (target_height, target_width) = size, preprocessing.size
+    if preprocessing.resize_mode == "squash":
+        return target_width, target_height
+    if preprocessing.resize_mode == "shortest" and target_width == target_height:  # torchvision's Resize(int)
+        if width <= height:
+            return target_width, int(target_width * height / width)
+        return int(target_width * width / height), target_width
+    ratios = (height / target_height, width / target_width)  # open_clip's ResizeKeepRatio, from timm
+    ratio = max(ratios) if preprocessing.resize_mode == "longest" else min(ratios)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))  # at 0, open_clip's would fail
+
+
+def _corner(resized: int, window: int) -> int:
+    """torchvision's center_crop: halves are rounded to even in a crop, down in the padding before it."""
+    return -((window - resized) // 2) if window > resized else round((resized - window) / 2.0)
+
+
+def _resampling(preprocessing: Preprocessing) -> Image.Resampling:
+    # open_clip hands no interpolation on when it resizes by the shortest side to a window that isn't square
+    odd = preprocessing.resize_mode == "shortest" and preprocessing.size[0] != preprocessing.size[1]
+    return _RESAMPLING["bicubic" if odd else preprocessing.interpolation]
+
+
+def fit_exactly(picture: Picture, preprocessing: Preprocessing) -> Image.Image | None:
+    """open_clip's transform in Pillow's operations, bit for bit.
+
+    Returns:
+        None where the resized picture, most of which would be cut away again, is too large to be built (a
+        strip of 1 × 5000 becomes 224 × 1,120,000): it is then cropped in resizing.
+    """
+    place = placement(picture.size, preprocessing)
+    if place.resized[0] * place.resized[1] > _MAX_RESIZED:
+        return None
+    resized = picture.image.resize(place.resized, _resampling(preprocessing))
+    left, top = place.corner
+    if resized.width < place.window[0] or resized.height < place.window[1]:
+        return _padded(resized, place, preprocessing)
+    return resized.crop((left, top, left + place.window[0], top + place.window[1]))
+
+
+def fit_in_one_step(picture: Picture, preprocessing: Preprocessing) -> Image.Image:
+    """Resize only what the window shows, straight from the decoded picture."""
+    place = placement(picture.size, preprocessing)
+    left, top = max(0, place.corner[0]), max(0, place.corner[1])
+    width, height = min(place.window[0], place.resized[0]), min(place.window[1], place.resized[1])
+    across, down = picture.extent[0] / place.resized[0], picture.extent[1] / place.resized[1]
+    box = (
+        left * across,
+        top * down,
+        min((left + width) * across, picture.image.width),
+        min((top + height) * down, picture.image.height),
+    )
+    # reducing_gap: pictures over six times too large are first averaged down to three times the size
+    resized = picture.image.resize((width, height), _resampling(preprocessing), box, reducing_gap=3.0)
+    return resized if (width, height) == place.window else _padded(resized, place, preprocessing)
+
+
+def _padded(image: Image.Image, place: Placement, preprocessing: Preprocessing) -> Image.Image:
+    fill = preprocessing.fill_color if preprocessing.resize_mode == "longest" else 0
+    canvas = Image.new(image.mode, place.window, (fill,) * len(image.getbands()))
+    canvas.paste(image, (max(0, -place.corner[0]), max(0, -place.corner[1])))
+    return canvas
