@@ -264,7 +264,7 @@ def test_predict_background_equal_to_a_prompt_scores_a_half(
         (["red", "RED"], {}),
         (["red", ""], {}),
         (["red", Label("r", ("r", "red"))], {}),
-        ("red,green", {}),
+        ("red", {}),
         (COLOURS, {"prompts": "nosuch"}),
     ],
 )
