@@ -20,15 +20,14 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
-CREATE TABLE text (
+CREATE TABLE IF NOT EXISTS text (
     key BLOB PRIMARY KEY,        -- SHA-256 of model fingerprint, precision and prompts
     features BLOB NOT NULL,      -- float32, L2-normalised
     truncated TEXT NOT NULL      -- the prompts that were over the context length, one per line
 ) WITHOUT ROWID;
-CREATE TABLE fingerprint (
+CREATE TABLE IF NOT EXISTS fingerprint (
     path BLOB PRIMARY KEY,
-    size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
+    status TEXT NOT NULL,        -- size, times and inode, as they were when the file was read
     sha256 BLOB NOT NULL
 ) WITHOUT ROWID;
 """
@@ -102,7 +101,8 @@ class Cache:
             if database:
                 for key in keys:
                     row = database.execute("SELECT features, truncated FROM text WHERE key = ?", (key,)).fetchone()
-                    if row:
+                    # a row of another shape is damage that SQLite can't see
+                    if row and isinstance(row[0], bytes) and len(row[0]) % 4 == 0:
                         features = np.frombuffer(row[0], dtype=np.float32)
                         found[key] = CachedText(features, tuple(row[1].split("\n")) if row[1] else ())
         return found
@@ -119,15 +119,16 @@ class Cache:
                     database.executemany("INSERT OR REPLACE INTO text VALUES (?, ?, ?)", rows)
 
     def file_sha256(self, path: Path) -> bytes:
-        """SHA-256 of a file's content, remembered as long as its size and time of change stay the same."""
+        """SHA-256 of a file's content, remembered as long as its size, times and inode stay the same."""
         resolved = path.resolve()
-        status = resolved.stat()
+        facts = resolved.stat()
+        # models of one architecture have one size, and images of a system may give all files one mtime
+        status = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
         name = os.fsencode(resolved)
         with self._errors_turn_it_off() as database:
             if database:
                 row = database.execute(
-                    "SELECT sha256 FROM fingerprint WHERE path = ? AND size = ? AND mtime_ns = ?",
-                    (name, status.st_size, status.st_mtime_ns),
+                    "SELECT sha256 FROM fingerprint WHERE path = ? AND status = ?", (name, status)
                 ).fetchone()
                 if row:
                     return bytes(row[0])
@@ -136,10 +137,7 @@ class Cache:
         with self._errors_turn_it_off() as database:
             if database:
                 with database:
-                    database.execute(
-                        "INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?)",
-                        (name, status.st_size, status.st_mtime_ns, digest),
-                    )
+                    database.execute("INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?)", (name, status, digest))
         return digest
 
     @contextlib.contextmanager
@@ -150,7 +148,9 @@ class Cache:
             logger.warning("cache off: %s: %s", self._path, exc)
             self.close()
             if _is_damage(exc):
-                _set_aside(self._path)
+                # it may be gone already, or another process may have been quicker
+                with contextlib.suppress(OSError):
+                    _set_aside(self._path)
 
 
 def info(folder: Path) -> CacheInfo:
@@ -173,13 +173,13 @@ def info(folder: Path) -> CacheInfo:
 
 
 def clear(folder: Path) -> int:
-    """Remove the cache and return how many bytes that freed.
+    """Remove the cache, damaged ones that were set aside included, and return how many bytes that freed.
 
     Raises:
         UsageError: a file can't be removed.
     """
     freed = 0
-    for file in _files(folder / "clipcls.sqlite3"):
+    for file in sorted(folder.glob("clipcls.sqlite3*")):
         try:
             size = file.stat().st_size
             file.unlink()
@@ -206,7 +206,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _is_damage(exc: sqlite3.Error) -> bool:
     """Whether an error speaks against the file's content; locked, read-only or a full disk doesn't."""
-    return isinstance(exc, sqlite3.DatabaseError) and not isinstance(exc, sqlite3.OperationalError)
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _set_aside(path: Path) -> Path:
@@ -222,7 +222,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=10.0)
     try:
         # WAL lets several processes read while one writes; it needs a local disk, else SQLite stays as it was
-        database.execute("PRAGMA journal_mode = WAL")
+        # SQLite doesn't wait for a lock here; whoever holds it is about to switch the mode, which lasts
+        with contextlib.suppress(sqlite3.OperationalError):
+            database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         with database:
             database.execute("BEGIN IMMEDIATE")
@@ -231,10 +233,9 @@ def _connect(path: Path) -> sqlite3.Connection:
                 raise sqlite3.OperationalError(
                     f"it was written by a newer clipcls (schema {version}); use --cache-dir for another one"
                 )
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    database.execute(statement)
-                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            for statement in _SCHEMA.split(";"):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     except BaseException:
         database.close()
         raise

@@ -166,6 +166,8 @@ def _decode_ahead(
                 pool.shutdown(wait=False)
                 return
             if isinstance(item, BaseException):
+                # what came before it is answered first
+                yield None
                 raise item
             yield item
             free.release()

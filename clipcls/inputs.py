@@ -230,7 +230,8 @@ def _standard_input(stdin: BinaryIO | None) -> BinaryIO:
         return stdin
     if sys.stdin is None:
         raise UsageError("standard input is closed, so no list of paths can be read from it")
-    return sys.stdin.buffer
+    # not sys.stdin.buffer: a thread that waits for it at the end of a run would make the interpreter abort
+    return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
 def _open_listing(files_from: str, stdin: BinaryIO | None) -> BinaryIO:

@@ -67,14 +67,14 @@ def refuse_duplicates(labels: Iterable[Label]) -> None:
     seen: dict[str, str] = {}
     for label in labels:
         for text in label.texts:
-            key = unicodedata.normalize("NFKC", text).casefold()
+            key = _key(text)
             if key in seen:
                 raise UsageError(
                     f"Labels {seen[key]!r} and {label.name!r} are the same after normalisation and would "
                     "split the score between them. Remove one."
                 )
         for text in label.texts:
-            seen[unicodedata.normalize("NFKC", text).casefold()] = label.name
+            seen[_key(text)] = label.name
 
 
 def read_labels(file: Path) -> list[Label]:
@@ -92,12 +92,12 @@ def read_labels(file: Path) -> list[Label]:
             case ".csv":
                 labels = _from_csv(text)
             case ".json":
-                labels = _from_data(json.loads(text))
+                labels = _from_data(json.loads(text, object_pairs_hook=_unique, parse_int=str, parse_float=str))
             case ".yaml" | ".yml":
-                labels = _from_data(yaml.safe_load(text))
+                labels = _from_data(yaml.load(text, Loader=_Loader))
             case _:
                 labels = [make_label(line) for line in text.splitlines() if line.strip()]
-    except (json.JSONDecodeError, yaml.YAMLError, csv.Error) as exc:
+    except (json.JSONDecodeError, yaml.YAMLError, csv.Error, RecursionError) as exc:
         raise UsageError(f"{file}: not valid {file.suffix[1:].upper()}: {exc}") from exc
     except UsageError as exc:
         raise UsageError(f"{file}: {exc}") from exc
@@ -106,14 +106,50 @@ def read_labels(file: Path) -> list[Label]:
     return labels
 
 
+class _Loader(yaml.SafeLoader):
+    """Numbers and dates stay as they are written (012, 1:30), and a key that comes twice is an error."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    return _unique(
+        [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
+    )
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for name, value in pairs:
+        key = str(name) if isinstance(name, list | dict) else name
+        if key in found:
+            raise UsageError(f"{name!r} is there twice; put its synonyms into one list.")
+        found[key] = value
+    return found
+
+
+def _key(text: str) -> str:
+    return _plain(unicodedata.normalize("NFKC", text)).casefold()
+
+
 def _plain(text: str) -> str:
     return re.sub(r"[\s_]+", " ", text).strip()
 
 
 def _from_csv(text: str) -> list[Label]:
-    """The column `label` (with `synonyms` and `prompts`, split at `|`), or without a header the first column."""
+    """The column `label` (with `synonyms` and `prompts`, split at `|`), or without a header the only column."""
     rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
     header = [cell.strip().casefold() for cell in rows[0]] if rows else []
+    if "label" not in header and any(len(row) > 1 for row in rows):
+        raise UsageError("several columns and none is named `label`. Name one so in the first line.")
     if "label" not in header:
         return [make_label(row[0]) for row in rows]
 

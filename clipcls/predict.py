@@ -78,11 +78,12 @@ class Classifier:
         background: str = DEFAULT_BACKGROUND,
         execution: Execution | None = None,
     ) -> None:
-        if not labels:
-            raise UsageError("No labels.")
+        if isinstance(labels, str) or not labels:
+            raise UsageError(f"labels: expected a list of labels, got {labels!r}.")
         self.labels = tuple(make_label(label) if isinstance(label, str) else label for label in labels)
         refuse_duplicates(self.labels)
         self.prompts = load_prompt_set(prompts) if isinstance(prompts, str) else prompts
+        self._prompts_of_labels = _rendered(self.labels, self.prompts)
         self.scoring = scoring or Scoring()
         self.background = background
         self.execution = execution or Execution(cache_dir=default_folder())
@@ -133,7 +134,7 @@ class Classifier:
     def label_features(self) -> LabelFeatures:
         """The embedded labels; warns of prompts that were cut and of labels the model has no word of."""
         encoder = self.encoder
-        all_prompts = [render(label, self.prompts) for label in self.labels]
+        all_prompts = list(self._prompts_of_labels)
         needs_background = self.scoring.kind == "sigmoid" and encoder.logit_bias is None
         if needs_background:
             all_prompts.append((self.background,))
@@ -189,8 +190,21 @@ class Classifier:
             )
 
 
+def _rendered(labels: Sequence[Label], prompts: PromptSet) -> list[tuple[str, ...]]:
+    """The prompts of every label; equal ones would split the score between their labels."""
+    owners: dict[tuple[str, ...], str] = {}
+    for label in labels:
+        rendered = render(label, prompts)
+        if not rendered:
+            raise UsageError(f"Label {label.name!r} has neither text nor prompts.")
+        if rendered in owners:
+            raise UsageError(f"Labels {owners[rendered]!r} and {label.name!r} have the same prompts.")
+        owners[rendered] = label.name
+    return list(owners)
+
+
 def _references(paths: Iterable[str | os.PathLike[str] | ImageRef]) -> Iterator[ImageRef]:
-    for path in paths:
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         if isinstance(path, ImageRef):
             yield path
         else:

@@ -1,6 +1,7 @@
 """Prompt sets: templates by name or from a file, and the prompts they make of a label."""
 
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,16 +31,15 @@ def load_prompt_set(name_or_file: str) -> PromptSet:
     """
     if name_or_file in _OPEN_CLIP_SETS:
         return _from_open_clip(name_or_file)
+    if name_or_file in builtin_names():
+        return _from_file(_builtin_folder() / f"{name_or_file}.yaml")
     path = Path(name_or_file)
-    if path.suffix.lower() in (".yaml", ".yml", ".txt") or path.is_file():
-        return _from_file(path)
-    builtin = _builtin_folder() / f"{name_or_file}.yaml"
-    if name_or_file not in builtin_names():
+    if path.suffix.lower() not in (".yaml", ".yml", ".txt") and not os.path.isfile(path):  # noqa: PTH113, long names
         raise UsageError(
             f"No prompt set or file {name_or_file!r}. Built in: {', '.join(builtin_names())}. "
             "A file ends in .yaml or .txt; one template can be given with --template."
         )
-    return _from_file(builtin)
+    return _from_file(path)
 
 
 def templates_set(templates: Sequence[str], name: str = "templates") -> PromptSet:
@@ -64,7 +64,12 @@ def render(label: Label, prompt_set: PromptSet) -> tuple[str, ...]:
     """The prompts of one label, in order: its own, or every template with its name and each synonym."""
     if label.prompts:
         return label.prompts
-    return tuple(template.format(text, c=text, label=text) for text in label.texts for template in prompt_set.templates)
+    return tuple(_fill(template, text) for text in label.texts for template in prompt_set.templates)
+
+
+def _fill(template: str, text: str) -> str:
+    # a template may say {} more than once
+    return template.format(*[text] * template.count("{"), c=text, label=text)
 
 
 def _check(template: object) -> None:
@@ -93,17 +98,19 @@ def _from_file(path: Path) -> PromptSet:
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = text.splitlines() if path.suffix.lower() == ".txt" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
         raise UsageError(f"{path}: can't read prompts: {exc}") from exc
     details = data if isinstance(data, dict) else {"templates": data}
     templates = details.get("templates")
     if not isinstance(templates, list):
         raise UsageError(f"{path}: expected a list of templates, or a mapping with `templates`.")
     try:
-        checked = templates_set([line for line in templates if line != ""], name=path.stem)
+        checked = templates_set(
+            [line for line in templates if not isinstance(line, str) or line.strip()], name=path.stem
+        )
     except UsageError as exc:
         raise UsageError(f"{path}: {exc}") from exc
-    return PromptSet(checked.name, checked.templates, str(details.get("description", "")).strip())
+    return PromptSet(checked.name, checked.templates, str(details.get("description") or "").strip())
 
 
 def _from_open_clip(name: str) -> PromptSet:

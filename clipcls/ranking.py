@@ -1,6 +1,7 @@
 """From features to ranked labels: cosine similarities, scores, thresholds. NumPy only, float32 throughout."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ class Scoring:
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that contradict one another."""
+        if self.kind not in get_args(ScoreKind):
+            raise UsageError(f"Unknown score {self.kind!r}. Use one of: {', '.join(get_args(ScoreKind))}.")
         if self.multi_label and self.kind == "softmax":
             raise UsageError("--multi-label scores each label by itself: use --score sigmoid or cosine, not softmax.")
         if self.multi_label and self.kind == "cosine" and self.threshold is None:
@@ -120,23 +123,27 @@ def rank(path: str, cosines: Array, label_scores: Array, names: tuple[str, ...],
         cosines: (n_labels,) float32.
         label_scores: (n_labels,) float32.
     """
-    order = np.argsort(-label_scores, kind="stable")
+    # scores that float32 rounds to the same 0 or 1 are told apart by what they were made of; lexsort is stable
+    order = np.lexsort((-cosines, -label_scores))
     threshold = scoring.threshold
     if scoring.multi_label:
         threshold = 0.5 if threshold is None else threshold
+        # NumPy compares in float32, so that a score of 0.9 reaches a threshold of 0.9
         passing = order[label_scores[order] >= threshold]
         # an unknown image still shows how near the best label came
         order = passing if passing.size else order[:1]
     limit = scoring.top_k or (len(order) if scoring.multi_label else 1)
     top = tuple(ScoredLabel(names[i], float(label_scores[i]), float(cosines[i])) for i in order[:limit])
     best = top[0]
-    unknown = threshold is not None and best.score < threshold
+    unknown = threshold is not None and bool(label_scores[order[0]] < np.float32(threshold))
     if scoring.min_margin is not None and len(names) > 1:
         unknown |= float(label_scores[order[0]] - label_scores[order[1]]) < scoring.min_margin
     return Prediction(path, None if unknown else best.label, best.score, best.similarity, top)
 
 
 def _sigmoid(logits: Array) -> Array:
-    # the form that doesn't overflow for large negative logits
-    probabilities: Array = np.float32(0.5) * (np.float32(1.0) + np.tanh(np.float32(0.5) * logits))
+    # the two forms that neither overflow nor round small scores to zero
+    small = np.exp(-np.abs(logits))
+    numerator = np.where(logits >= 0, np.float32(1.0), small)
+    probabilities: Array = (numerator / (np.float32(1.0) + small)).astype(np.float32, copy=False)
     return probabilities

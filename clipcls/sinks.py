@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -80,18 +81,20 @@ def open_sink(output: str, kind: str | None, *, labels: tuple[str, ...]) -> Iter
 
     Raises:
         StoppedError: the output can't be written.
+        UsageError: the extension tells no format, and none is given.
     """
     if output == "-":
         kind = kind or ("table" if sys.stdout.isatty() else "tsv")
         yield _make_sink(kind, sys.stdout.buffer, labels, "standard output")
         return
     path = Path(output)
+    kind = kind or _format_for(path)
     try:
         stream = cast("BinaryIO", path.open("wb", buffering=0))
     except OSError as exc:
         raise StoppedError(f"{output}: can't be written: {exc.strerror}.") from exc
     with stream:
-        yield _make_sink(kind or _format_for(path), stream, labels, output)
+        yield _make_sink(kind, stream, labels, output)
 
 
 def _make_sink(kind: str, stream: BinaryIO, labels: tuple[str, ...], name: str) -> Sink:
@@ -109,7 +112,10 @@ def _make_sink(kind: str, stream: BinaryIO, labels: tuple[str, ...], name: str) 
 
 def _format_for(output: Path) -> str:
     suffix = output.suffix.lower().removeprefix(".")
-    return suffix if suffix in FORMATS else {"ndjson": "jsonl"}.get(suffix, "tsv")
+    kind = {"ndjson": "jsonl", "txt": "tsv", "": "tsv"}.get(suffix, suffix)
+    if kind not in FORMATS:
+        raise UsageError(f"{output}: .{suffix} tells no format that clipcls writes. Give --format {'|'.join(FORMATS)}.")
+    return kind
 
 
 def record(prediction: Prediction) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def record(prediction: Prediction) -> dict[str, Any]:
             {"label": entry.label, "score": _rounded(entry.score), "similarity": _rounded(entry.similarity)}
             for entry in prediction.top
         ],
-        "error": prediction.error,
+        "error": prediction.error and os.fsencode(prediction.error).decode("utf-8", "replace"),
     }
     if path != prediction.path:
         fields["path_b64"] = base64.b64encode(raw).decode("ascii")
@@ -154,9 +160,11 @@ def csv_row(prediction: Prediction) -> str:
 
 def table_row(labels: tuple[str, ...], width: int) -> Row:
     """Rows of fixed widths, so that none has to wait for the next."""
-    label_width = min(max((cell_len(_printable(label)) for label in labels), default=7), max(width // 2, 8))
+    label_width = min(
+        max((cell_len(_printable(label)) for label in labels), default=7), max(min(width // 2, width - 23), 8)
+    )
     label_width = max(label_width, len("unknown"))
-    path_width = max(width - label_width - 10, 12)
+    path_width = max(width - label_width - 11, 12)
 
     def row(prediction: Prediction) -> str:
         if prediction.error is not None:
@@ -165,7 +173,7 @@ def table_row(labels: tuple[str, ...], width: int) -> Row:
         path = _shortened(_printable(prediction.path), path_width)
         for label, score in _answers(prediction):
             lines.append(
-                f"{path}  {set_cell_size(_printable(label) or 'unknown', label_width)}  {score:6.4f}".rstrip() + "\n"
+                f"{path}  {set_cell_size(_printable(label) or 'unknown', label_width)}  {score:7.4f}".rstrip() + "\n"
             )
             # the path is said once for the labels of one image
             path = " " * path_width
@@ -189,13 +197,15 @@ def _rounded(value: float | None) -> float | None:
 
 def _csv_line(cells: Any) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
+    # a lone carriage return is quoted only where it is part of the line end
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _printable(text: str) -> str:
-    """Control characters could move the cursor; lone surrogates can't be shown."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+    """Control characters could move the cursor; lone surrogates can't be shown; a space of any width is a space."""
+    spaced = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in text)
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in spaced)
 
 
 def _shortened(path: str, width: int) -> str:

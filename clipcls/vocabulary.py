@@ -5,6 +5,7 @@ words of its captions beside the weights (`words.txt`); here is what counts as a
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def caption_words(text: str) -> set[str]:
         The set of words; empty for a text without letters or digits.
     """
     words: set[str] = set()
-    for run in _RUN.findall(text.casefold()):
+    for run in _RUN.findall(unicodedata.normalize("NFKC", text).casefold()):
         if _IS_CJK.match(run) and len(run) > 1:
             words.update(run[i : i + 2] for i in range(len(run) - 1))
         else:

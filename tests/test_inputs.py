@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -245,8 +244,12 @@ def test_discover_takes_names_in_any_bytes_from_a_list() -> None:
 
 
 def test_discover_reads_the_process_own_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"images/b.jpg\n")))
-    assert found(["-"]) == ["images/b.jpg"]
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "wb") as pipe:
+        pipe.write(b"images/b.jpg\n")
+        pipe.close()
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert found(["-"]) == ["images/b.jpg"]
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match="standard input is closed"):
         found(["-"])

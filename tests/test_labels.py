@@ -125,7 +125,7 @@ def test_labels_file_gives_synonyms_and_prompts(tmp_path: Path, name: str, conte
         ("labels", "cat\nhot_dog\ncrane, bird\n"),
         ("l.csv", 'cat\nhot_dog\n"crane, bird"\n'),
         ("l.csv", 'label\r\ncat\r\n\r\nhot_dog\r\n"crane, bird"\r\n'),
-        ("l.csv", 'cat,1\nhot_dog,2\n"crane, bird",3\n'),
+        ("l.csv", 'id,label\n1,cat\n2,hot_dog\n3,"crane, bird"\n'),
         ("l.json", '["cat", "hot_dog", "crane, bird"]'),
         ("l.json", '{"labels": ["cat", "hot_dog", "crane, bird"]}'),
         ("l.yaml", "- cat\n- hot_dog\n- crane, bird\n"),
@@ -135,6 +135,12 @@ def test_labels_file_gives_synonyms_and_prompts(tmp_path: Path, name: str, conte
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_labels_file_of_names_alone(tmp_path: Path, name: str, content: str, mark: bytes) -> None:
     assert names(read_labels(write(tmp_path, name, mark + content.encode()))) == ["cat", "hot_dog", "crane, bird"]
+
+
+@pytest.mark.parametrize("content", ["cat,dog,truck\n", "cat,1\ndog,2\n"])
+def test_labels_csv_of_several_columns_needs_to_say_which(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UsageError, match="several columns"):
+        read_labels(write(tmp_path, "l.csv", content))
 
 
 @pytest.mark.parametrize("value", ["no", "yes", "on", "off", "true", "False"])

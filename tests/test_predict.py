@@ -283,3 +283,9 @@ def test_classifier_refuses_what_cant_be_used_before_the_model(
 def test_execution_refuses_less_than_one(name: str, value: int) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
         Execution(**{name: value})
+
+
+def test_classifier_refuses_labels_with_equal_prompts(fake_encoder: Any) -> None:
+    labels = [Label("a", ("a",), prompts=("red",)), Label("b", ("b",), prompts=("red",))]
+    with pytest.raises(UsageError, match="same prompts"):
+        Classifier(labels, model=lambda: fake_encoder)

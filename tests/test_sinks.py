@@ -334,3 +334,10 @@ def test_sink_closed_pipe_is_the_callers_to_end() -> None:
     os.close(read)
     with open(write, "wb", buffering=0) as stream, pytest.raises(BrokenPipeError):  # noqa: PTH123
         Sink(stream, tsv_row).write(prediction())
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.json", "out.tsv.gz"])
+def test_open_sink_refuses_an_extension_it_does_not_write(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="--format"), open_sink(str(tmp_path / name), None, labels=("cat",)):
+        pass
+    assert not (tmp_path / name).exists()
