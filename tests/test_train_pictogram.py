@@ -91,7 +91,7 @@ def test_pictogram_answers_among_all_labels_of_the_examples() -> None:
     truth = [SHOWN.get(path.stem, path.stem) for path in paths]
     assert set(truth) <= set(LABELS)
     right = [name == answer for name, answer in zip(truth, answers(paths, LABELS), strict=True)]
-    assert sum(right) / len(right) >= 0.7
+    assert sum(right) / len(right) >= 0.6
 
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors"])
