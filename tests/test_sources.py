@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from clipcls.catalog import PICTOGRAM_FOLDER
 from clipcls.encoder import hub, load_encoder, locate
+from clipcls.encoder.sources import WEIGHT_SUFFIXES
 from clipcls.errors import ModelError, UsageError
 from clipcls.records import ModelSpec
 from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model
@@ -204,4 +205,6 @@ def test_every_tag_of_open_clip_has_a_hub_address_and_preprocessing(monkeypatch:
         assert len(files.preprocess.mean) == 3
         stated = open_clip.pretrained.get_pretrained_cfg(arch, tag)
         assert files.config["quick_gelu"] or not stated.get("quick_gelu")
-    assert all("/" in repo for repo, name in asked if not name.endswith("config.json"))
+    weights = [repo for repo, name in asked if name.endswith(WEIGHT_SUFFIXES)]
+    assert len(weights) == len(open_clip.list_pretrained())
+    assert all("/" in repo for repo in weights)

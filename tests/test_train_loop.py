@@ -75,9 +75,7 @@ def test_train_learns(folder: Path) -> None:
 def test_train_repeats_with_its_seed(folder: Path) -> None:
     runs = {name: run(folder, name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))}
     losses = {name: [progress.loss for progress in seen] for name, (_, seen) in runs.items()}
-    weights = {
-        name: load_file(result.model / "open_clip_model.safetensors") for name, (result, _) in runs.items()
-    }
+    weights = {name: load_file(result.model / "open_clip_model.safetensors") for name, (result, _) in runs.items()}
     assert losses["a"] == losses["b"] != losses["c"]
     assert all(torch.equal(tensor, weights["b"][name]) for name, tensor in weights["a"].items())
 

@@ -31,12 +31,8 @@ def test_contrastive_loss_equals_hand_formula() -> None:
     images, texts = torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
     loss = contrastive_loss(images, texts, torch.tensor(2.0), torch.eye(2, dtype=torch.bool))
     logits = [[1.2, 0.0], [1.6, 2.0]]
-    by_image = [
-        -math.log(math.exp(logits[i][i]) / sum(math.exp(logits[i][j]) for j in (0, 1))) for i in (0, 1)
-    ]
-    by_text = [
-        -math.log(math.exp(logits[i][i]) / sum(math.exp(logits[j][i]) for j in (0, 1))) for i in (0, 1)
-    ]
+    by_image = [-math.log(math.exp(logits[i][i]) / sum(math.exp(logits[i][j]) for j in (0, 1))) for i in (0, 1)]
+    by_text = [-math.log(math.exp(logits[i][i]) / sum(math.exp(logits[j][i]) for j in (0, 1))) for i in (0, 1)]
     assert float(loss) == pytest.approx((sum(by_image) + sum(by_text)) / 4, abs=1e-5)
 
 

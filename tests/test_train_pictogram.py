@@ -13,7 +13,7 @@ import clipcls.pictogram
 from clipcls.vocabulary import read_words
 
 FOLDER = Path(clipcls.pictogram.__file__).parent
-IMAGES = Path(__file__).parents[1] / "examples" / "images"
+FOLDERS = [Path(__file__).parents[1] / "examples" / name for name in ("images", "others")]
 # What a file shows, in the words of the labels below.
 SHOWN = {
     "black-cat": "cat",
@@ -69,7 +69,7 @@ def on_white(path: Path) -> Image.Image:
 
 
 def pictures() -> list[Path]:
-    return sorted(path for path in IMAGES.iterdir() if path.suffix != ".txt")
+    return sorted(path for folder in FOLDERS for path in folder.iterdir() if path.suffix != ".txt")
 
 
 def test_pictogram_knows_its_words() -> None:

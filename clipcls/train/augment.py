@@ -64,9 +64,7 @@ class RandomGeometry(PerPicture):
         side: of the result, in pixels.
     """
 
-    def __init__(
-        self, degrees: float, shear: float, scale: tuple[float, float], shift: float, side: int
-    ) -> None:
+    def __init__(self, degrees: float, shear: float, scale: tuple[float, float], shift: float, side: int) -> None:
         super().__init__()
         self.degrees, self.shear, self.scale, self.shift, self.side = degrees, shear, scale, shift, side
 

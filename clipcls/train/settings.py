@@ -113,8 +113,7 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
 def write_settings(settings: Settings, path: Path) -> None:
     """Write settings so that `--config` reads them back."""
     values: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(settings).items()
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
     }
     for name in ("data", "output"):
         values[name] = str(Path(values[name]).resolve())

@@ -76,13 +76,9 @@ class Model:
         """The same of augmented pictures, by a seed that no training uses."""
         side = self.model.visual.image_size
         side = side[0] if isinstance(side, tuple) else side
-        pictures = torch.stack(
-            [decode_picture(path, Canvas(round(side * 1.25), "longest", 255)) for path in paths]
-        )
+        pictures = torch.stack([decode_picture(path, Canvas(round(side * 1.25), "longest", 255)) for path in paths])
         images = Augmentation(name, side)(pictures, 1.0, held_out_seed(number))
-        mean, std = (
-            torch.tensor(v).view(3, 1, 1) for v in (self.model.visual.image_mean, self.model.visual.image_std)
-        )
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.model.visual.image_mean, self.model.visual.image_std))
         features: torch.Tensor = self.model.encode_image((images - mean) / std, normalize=True)
         return features
 
@@ -152,9 +148,7 @@ def measure(model: Model, style: Style, language: str) -> dict[str, float]:
         "all names, top-1": first,
         "all names, top-5": five,
         "random three-way": random_choices(features, texts, names),
-        f"20 words ({len(paths)} pictures)": percent(
-            (model.encode_paths(paths) @ labels.T).argmax(1) == right
-        ),
+        f"20 words ({len(paths)} pictures)": percent((model.encode_paths(paths) @ labels.T).argmax(1) == right),
     }
     for name in ("light", "heavy"):
         hits = [(model.encode_augmented(paths, name, n) @ labels.T).argmax(1) == right for n in range(ROUNDS)]
@@ -164,9 +158,7 @@ def measure(model: Model, style: Style, language: str) -> dict[str, float]:
 
 def main() -> None:
     """Parse the command line, print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--styles", nargs="+", default=[TRAINED, HELD_OUT])

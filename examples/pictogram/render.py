@@ -94,9 +94,7 @@ def concepts() -> list[Concept]:
     found = []
     for sign in sorted(names):
         if "en" in names[sign] and is_wanted(sign) and draw(sign) is not None:
-            words = {
-                k: tuple(w for w in v if w != names[sign].get(k)) for k, v in keywords.get(sign, {}).items()
-            }
+            words = {k: tuple(w for w in v if w != names[sign].get(k)) for k, v in keywords.get(sign, {}).items()}
             found.append(Concept(sign, names[sign], words))
     return found
 
@@ -234,20 +232,14 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
 
 def main() -> None:
     """Parse the command line, render every style, write the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument(
-        "--packages", type=Path, default=Path("node_modules"), help="npm's folder of packages"
-    )
+    parser.add_argument("--packages", type=Path, default=Path("node_modules"), help="npm's folder of packages")
     options = parser.parse_args()
     wanted = concepts()
     print(f"{len(wanted)} concepts")
     with ProcessPoolExecutor() as pool:
-        jobs = {
-            name: pool.submit(render_style, name, options.packages, wanted, options.output) for name in STYLES
-        }
+        jobs = {name: pool.submit(render_style, name, options.packages, wanted, options.output) for name in STYLES}
         rows = {name: job.result() for name, job in jobs.items()}
     for name in STYLES:
         print(f"{name}: {len(rows[name])} pictures")
