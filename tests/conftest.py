@@ -1,6 +1,7 @@
 """What the tests share: a cache and a hub folder of their own, tiny models, the command line as a process."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -38,17 +39,53 @@ def isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def clipcls(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """Run the real entry point in a process of its own, in `tmp_path`."""
+def _run_main(arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+    """In a process of its own: run the command line on the files `stdin`, `stdout` and `stderr` in `folder`."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        os.dup2(os.open(folder / name, mode), number)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
+        for number in range(3)
+    )
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder.parent)
+    sys.argv = ["clipcls", *arguments]
+    from clipcls.cli import main
 
-    def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        options = {"cwd": tmp_path, "timeout": 120, "stdin": subprocess.DEVNULL} | options
-        if "input" in options:
-            del options["stdin"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    main()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """Processes that begin with torch already imported, which takes longer than most tests."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["clipcls.encoder", "clipcls.predict"])
+    return context
+
+
+@pytest.fixture
+def clipcls(tmp_path: Path, forks: Any) -> Callable[..., "subprocess.CompletedProcess[bytes]"]:
+    """Run the command line in `tmp_path`, in a process of its own; with `env` in one that is started from nothing."""
+
+    def fork(*args: str | Path, input: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        folder = tmp_path / ".streams"
+        folder.mkdir(exist_ok=True)
+        (folder / "stdin").write_bytes(input)
+        process = forks.Process(target=_run_main, args=([*map(str, args)], folder, dict(os.environ)))
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, "no end within 120 seconds"
+        output, errors = ((folder / name).read_bytes() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(args, process.exitcode, output, errors)
+
+    def run(*args: str | Path, input: bytes = b"", env: dict[str, str] | None = None) -> Any:
+        if env is None:
+            return fork(*args, input=input)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | env
         command = [sys.executable, "-m", "clipcls", *map(str, args)]
-        return subprocess.run(command, capture_output=True, env=environment, **options)
+        return subprocess.run(command, input=input, cwd=tmp_path, timeout=120, capture_output=True, env=environment)
 
     return run
 
@@ -63,6 +100,7 @@ def save_model(folder: Path, config: dict[str, Any], preprocess: dict[str, Any] 
     torch.manual_seed(seed)
     settings = {key: value for key, value in config.items() if key != "custom_text"}
     build = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip_model.CLIP
+    build = open_clip.CoCa if "multimodal_cfg" in config else build
     model = build(**json.loads(json.dumps(settings)))
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}

@@ -19,9 +19,9 @@ from clipcls.errors import ModelError, UsageError
 from clipcls.prompts import load_prompt_set, render
 from clipcls.ranking import Scoring
 from clipcls.records import ImageRef, Label
-from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model
+from conftest import TINY_CONFIG, save_model
 
-CLASSNAMES = ["cat", "dog", "delivery truck"]
+CLASSNAMES = ["cat", "delivery truck"]
 SIGLIP_PREPROCESS = {
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
@@ -99,16 +99,10 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         save_tokenizer(folder)
         return folder
     config = open_clip.get_model_config(name)
-    if name.startswith("coca"):
-        torch.manual_seed(0)
-        model = open_clip.create_model(name)
-        from safetensors.torch import save_model as save_tensors
-
-        folder.mkdir()
-        save_tensors(model, str(folder / "open_clip_model.safetensors"))
-        settings = {"model_cfg": config, "preprocess_cfg": OPENAI_PREPROCESS}
-        (folder / "open_clip_config.json").write_text(json.dumps(settings))
-        return folder
+    if name not in ("ViT-B-32", "RN50"):
+        # of the same family, for time's sake
+        for tower in ("vision_cfg", "text_cfg", "multimodal_cfg"):
+            config.get(tower, {})["layers"] = 3
     return save_model(folder, config)
 
 
@@ -131,7 +125,7 @@ def test_features_and_probabilities_equal_open_clips(model_folder: Path, picture
         CLASSNAMES,
         model=ModelSpec(str(model_folder), device="cpu", precision="fp32"),
         prompts="openai-imagenet-80",
-        scoring=Scoring(top_k=3),
+        scoring=Scoring(top_k=2),
         execution=Execution(decode="exact"),
     )
     text_features = classifier.label_features.features
