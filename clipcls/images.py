@@ -92,7 +92,7 @@ def load_pixels(
     else:
         file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
         picture = _decoded(file, preprocessing, decode, max_pixels)
-    with _pillow_errors("image"):
+    with pillow_errors("image"):
         fitted = fit_exactly(picture, preprocessing) if decode == "exact" else None
         if fitted is None:
             fitted = fit_in_one_step(picture, preprocessing)
@@ -148,7 +148,7 @@ def _prepare_pillow(max_pixels: int) -> None:
 
 
 @contextmanager
-def _pillow_errors(kind: str) -> Iterator[None]:
+def pillow_errors(kind: str) -> Iterator[None]:
     """Translate what Pillow raises over a damaged file of this kind into `ImageError`."""
     try:
         yield
@@ -182,7 +182,7 @@ def _pillow_errors(kind: str) -> Iterator[None]:
 
 
 def _decoded(file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_pixels: int) -> Picture:
-    with _pillow_errors("file"):
+    with pillow_errors("file"):
         if not file.seekable():
             file = io.BytesIO(file.read())
         file.seek(0)
@@ -190,9 +190,9 @@ def _decoded(file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_p
     if not head:
         raise ImageError("empty file")
     kind = next((name for start, name in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
-    with _pillow_errors(kind or "image"):
+    with pillow_errors(kind or "image"):
         image = Image.open(file, formats=(kind,) if kind else _available_formats())
-    with _pillow_errors(image.format or "image"):
+    with pillow_errors(image.format or "image"):
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")

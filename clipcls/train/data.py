@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from clipcls.errors import UsageError
+from clipcls.errors import ImageError, UsageError
+from clipcls.images import open_file, pillow_errors
 
 _CJK = re.compile("[\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 LOOK_AHEAD = 2  # batches that are decoded while one is trained on
@@ -179,9 +180,9 @@ def decode_picture(path: Path, canvas: Canvas) -> torch.Tensor:
         `(4, side, side) uint8` in RGBA.
 
     Raises:
-        OSError, ValueError, SyntaxError, DecompressionBombError: as Pillow raises them for a bad picture.
+        ImageError: the file can't be read as a picture.
     """
-    with Image.open(path) as opened:
+    with open_file(path) as file, pillow_errors("image"), Image.open(file) as opened:
         opened.draft("RGB", (2 * canvas.side, 2 * canvas.side))
         picture = ImageOps.exif_transpose(opened).convert("RGBA")
     size, method = (canvas.side, canvas.side), Image.Resampling.BICUBIC
@@ -217,7 +218,7 @@ class Pictures:
         picture = None
         try:
             picture = decode_picture(path, self.canvas)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as exc:
+        except ImageError as exc:
             self.problems.append(f"{path}: {exc}")
         if picture is None or len(self._kept) < self._room:
             self._kept[index] = picture
