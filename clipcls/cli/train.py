@@ -1,4 +1,4 @@
-"""`clipcls train`: train a small dual encoder on a table of pictures and captions."""
+"""`clipcls train`: train a dual encoder on pictures and captions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,11 +38,14 @@ def train(
         typer.Argument(help="Table (.csv, .tsv, .jsonl) with image and caption columns.", show_default=False),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; options override it.")] = None,
-    arch: Annotated[str | None, typer.Option(help="JSON file in open_clip's format, or its name for one.")] = None,
+    arch: Annotated[str | None, typer.Option(help="New model: open_clip's name for one, or a JSON file.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Start from this model: what predict takes; instead of --arch.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; must be new.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate: 1e-3, with --model 1e-5.")] = None,
     precision: Annotated[
         Precision | None, typer.Option(envvar="CLIPCLS_PRECISION", help="Of the forward pass.")
     ] = None,
@@ -51,13 +54,14 @@ def train(
     device: Annotated[str | None, typer.Option(envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
     workers: Annotated[int | None, typer.Option(envvar="CLIPCLS_WORKERS", help="Threads that decode pictures.")] = None,
 ) -> None:
-    """Train a new model on pictures with captions; the folder it writes works with predict --model."""
+    """Train a model on pictures with captions; the folder it writes works with predict --model."""
     from clipcls.train.loop import train as run
     from clipcls.train.settings import load_settings
 
     given = {
         "data": data and str(data),
         "arch": arch,
+        "model": model,
         "output": output and str(output),
         "epochs": epochs,
         "batch_size": batch_size,

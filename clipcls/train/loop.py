@@ -10,8 +10,8 @@ import torch
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.train.data import read_table
-from clipcls.train.folder import read_config
 from clipcls.train.settings import Settings, write_settings
+from clipcls.train.start import start_model
 from clipcls.train.trainer import Progress, Trainer
 
 
@@ -33,7 +33,7 @@ class Result:
 
 
 def train(settings: Settings, report: Callable[[Progress], None] = lambda progress: None) -> Result:
-    """Train a new model.
+    """Train a new model, or a trained one further.
 
     Args:
         settings: of the run.
@@ -44,13 +44,13 @@ def train(settings: Settings, report: Callable[[Progress], None] = lambda progre
 
     Raises:
         UsageError: the settings, the table or the architecture can't be used, or no picture can.
+        ModelError: the model to start from can't be had.
         StoppedError: the loss isn't finite any more, or the output can't be written.
     """
     output = _claim(Path(settings.output))
     table = read_table(Path(settings.data))
-    config = read_config(settings)
     torch.manual_seed(settings.seed)
-    trainer = Trainer(settings, config, table)
+    trainer = Trainer(settings, start_model(settings), table)
     began = time.monotonic()
     try:
         progress = _run(trainer, output, report)

@@ -12,6 +12,19 @@ from clipcls.errors import UsageError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+PATHS = ("data", "arch", "output", "model")
+# what a trained model has already, so that only a new one is given it
+OF_NEW_MODELS = (
+    "initial_scale",
+    "interpolation",
+    "resize_mode",
+    "fill_color",
+    "mean",
+    "std",
+    "spread_init",
+    "zero_unused_tokens",
+)
+FINE_TUNING = {"learning_rate": 1e-5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +33,13 @@ class Settings:
 
     Attributes:
         data: the table of pictures and captions (.csv, .tsv, .jsonl).
-        arch: a JSON file in open_clip's model format, or the name of an open_clip architecture.
+        arch: for a new model: a JSON file in open_clip's model format, or the name of an open_clip architecture.
         output: the run's folder; it may not hold anything yet.
+        model: instead of `arch`, a model to start from: whatever `predict` takes, except for a bare weights file.
+            Its weights, preprocessing, scale, bias and tokenizer are kept.
         epochs: passes over the table; a fraction is allowed.
         batch_size: pictures a step, which are also each other's negatives.
-        learning_rate: the peak, reached after the warm-up.
+        learning_rate: the peak, reached after the warm-up; unless it is given, 1e-5 with `model`.
         betas: AdamW's.
         weight_decay: AdamW's; gains, biases and the scale have none.
         warmup: share of the steps over which the learning rate rises from zero.
@@ -44,9 +59,9 @@ class Settings:
         proxy_weight: weight of the helper loss against one learnable vector per concept; a row's first caption
             names its concept.
         spread_init: set the last layers from a sample of the data before the first step; see `train.spread`.
-        initial_scale: what the cosines are multiplied with at first.
+        initial_scale: what the cosines are multiplied with at first; a `model` keeps its own.
         max_scale: and at most.
-        interpolation: of the model's preprocessing, as are the next four.
+        interpolation: of a new model's preprocessing, as are the next four; a `model` keeps its own.
         resize_mode: `shortest` (then the centre is cropped), `longest` (then padded) or `squash`.
         fill_color: the grey of the padding, 0 to 255.
         mean: per channel, of values in 0 to 1.
@@ -60,6 +75,7 @@ class Settings:
     data: str
     arch: str
     output: str
+    model: str = ""
     epochs: float = 10
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -94,7 +110,7 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     """Settings from a YAML file, overridden by what was given on the command line.
 
     Args:
-        config: the file; its relative `data`, `arch` and `output` are taken from the file's own folder.
+        config: the file; its relative `data`, `arch`, `model` and `output` are taken from the file's own folder.
         given: by field name; None for what wasn't given.
 
     Raises:
@@ -102,9 +118,9 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     """
     values: dict[str, Any] = {} if config is None else _read_config(config)
     values |= {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in ("data", "arch", "output") if name not in values]
-    if missing:
-        raise UsageError(f"no {' and no '.join(missing)} given: name it on the command line or in --config")
+    _check_given(values)
+    if values.get("model"):
+        values = FINE_TUNING | {"arch": ""} | values
     settings = Settings(**{name: _typed(name, value) for name, value in values.items()})
     _check_ranges(settings)
     return settings
@@ -115,11 +131,28 @@ def write_settings(settings: Settings, path: Path) -> None:
     values: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
     }
-    for name in ("data", "output"):
-        values[name] = str(Path(values[name]).resolve())
-    if Path(settings.arch).is_file():
-        values["arch"] = str(Path(settings.arch).resolve())
+    for name in PATHS:
+        if _is_path(name, Path(values[name])):
+            values[name] = str(Path(values[name]).resolve())
+    for name in OF_NEW_MODELS if settings.model else ():
+        del values[name]
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _check_given(values: dict[str, Any]) -> None:
+    """Refuse what is missing, and what excludes one another."""
+    missing = [name for name in ("data", "output") if not values.get(name)]
+    if not values.get("arch") and not values.get("model"):
+        missing.insert(1, "arch or model")
+    if missing:
+        raise UsageError(f"no {' and no '.join(missing)} given: name it on the command line or in --config")
+    if not values.get("model"):
+        return
+    if values.get("arch"):
+        raise UsageError("arch and model exclude each other: a new model has an arch, one to start from is a model")
+    given = [name for name in OF_NEW_MODELS if name in values]
+    if given:
+        raise UsageError(f"{', '.join(given)}: only for a new model (arch); the one that model names keeps its own")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -133,16 +166,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise UsageError(f"{path}: unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
-    for name in ("data", "arch", "output"):
-        if isinstance(values.get(name), str):
+    for name in PATHS:
+        if isinstance(values.get(name), str) and values[name]:
             values[name] = _beside(path, name, values[name])
     return values
 
 
 def _beside(config: Path, name: str, value: str) -> str:
-    """A path of the config file, taken from its folder; an architecture may be a name instead."""
+    """A path of the config file, taken from its folder; an architecture or a model may be a name instead."""
     path = config.parent / value
-    return value if name == "arch" and not path.is_file() else str(path)
+    return str(path) if _is_path(name, path) else value
+
+
+def _is_path(name: str, path: Path) -> bool:
+    """Whether a value is a path; an architecture and a model may be a name instead."""
+    if name == "arch":
+        return path.is_file()
+    return name != "model" or (path / "open_clip_config.json").is_file()
 
 
 def _typed(name: str, value: Any) -> Any:

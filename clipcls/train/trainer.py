@@ -5,9 +5,8 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from clipcls.encoder.encoder import choose_device, choose_precision
 from clipcls.errors import StoppedError, UsageError
 from clipcls.train.augment import Augmentation, training_seed
 from clipcls.train.data import Batch, Canvas, Phrasing, Pictures, Row, Table
-from clipcls.train.folder import Config, create_model, write_model
+from clipcls.train.folder import DualEncoder, write_model
 from clipcls.train.loss import ProxyLoss, contrastive_loss, positive_pairs
 from clipcls.train.optimizer import build_optimizer, learning_rate
 from clipcls.train.settings import Settings
@@ -84,30 +83,29 @@ def ahead(batches: Iterator[Prepared]) -> Iterator[Prepared]:
 class Trainer:
     """A model in training, with its data, its optimizer and its random states."""
 
-    def __init__(self, settings: Settings, config: Config, table: Table) -> None:
-        self.settings, self.config, self.table = settings, config, table
+    def __init__(self, settings: Settings, start: DualEncoder, table: Table) -> None:
+        self.settings, self.config, self.table = settings, start.config, table
         self.device = choose_device(settings.device)
         self.precision = DTYPES[choose_precision(settings.precision, self.device)]
-        self.model: Any
-        self.model, self.tokenizer = create_model(config)
         # the convolutions of a processor are faster with the channels last
-        self.model = self.model.to(self.device, memory_format=torch.channels_last).train()
-        with torch.no_grad():
-            self.model.logit_scale.fill_(math.log(settings.initial_scale))
+        self.model = start.model.to(self.device, memory_format=torch.channels_last).train()
+        self.encoder = replace(start, model=self.model)
+        self.tokenizer = start.tokenizer
         self.proxy_loss = self._build_proxies()
         modules: list[nn.Module] = [self.model] if self.proxy_loss is None else [self.model, self.proxy_loss]
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
         self.optimizer = build_optimizer(modules, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.phrasing = Phrasing(settings.templates)
-        self.augmentation = Augmentation(settings.augment, config.side)
-        stored = config.side if settings.augment == "none" else round(config.side * STORED_SHARE)
-        canvas = Canvas(stored, settings.resize_mode, settings.fill_color)
+        side, preprocess = self.config.side, self.config.preprocess
+        self.augmentation = Augmentation(settings.augment, side)
+        stored = side if settings.augment == "none" else round(side * STORED_SHARE)
+        canvas = Canvas(stored, preprocess["resize_mode"], preprocess["fill_color"])
         self.pictures = Pictures(table.rows, canvas, settings.cache_mb)
         self.accepted = {row.captions: frozenset(row.captions) for row in table.rows}
         self.rng = random.Random(settings.seed)
         self.batch_count = self._count_batches()
-        self._normal = [torch.tensor(values).view(3, 1, 1) for values in (settings.mean, settings.std)]
+        self._normal = [torch.tensor(values).view(3, 1, 1) for values in (preprocess["mean"], preprocess["std"])]
 
     def _build_proxies(self) -> ProxyLoss | None:
         if not self.settings.proxy_weight:
@@ -235,7 +233,7 @@ class Trainer:
         captions = list(dict.fromkeys(caption for row in self.table.rows for caption in row.captions))
         if self.settings.zero_unused_tokens:
             self._zero_unused_tokens(captions)
-        write_model(folder, self.model, self.config, captions, half=self.settings.weights == "fp16")
+        write_model(folder, self.encoder, captions, half=self.settings.weights == "fp16")
 
     def _zero_unused_tokens(self, captions: list[str]) -> None:
         """Zero the embeddings that no caption uses; they were never trained, and zeros compress."""

@@ -1,0 +1,124 @@
+"""Training that starts from a trained model: what is kept, what is written, what is refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_encoder import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
+
+from clipcls.encoder import load_encoder
+from clipcls.errors import ModelError, UsageError
+from clipcls.images import load_pixels
+from clipcls.records import ModelSpec
+from clipcls.train.loop import Result, train
+from clipcls.train.settings import load_settings, write_settings
+from clipcls.train.start import start_model
+from conftest import TINY_CONFIG, save_model, save_pictures
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    pictures = save_pictures(tmp_path / "pictures", 4)
+    rows = [{"image": str(path), "caption": f"a {name}"} for path, name in zip(pictures, "wxyz", strict=True)]
+    path = tmp_path / "table.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def run(table: Path, model: Path | str, **given: Any) -> Result:
+    values = {"data": str(table), "model": str(model), "output": str(table.parent / "run"), "batch_size": 4}
+    return train(load_settings(None, values | {"precision": "fp32", "device": "cpu", "epochs": 2.0} | given))
+
+
+def test_fine_tuned_folder_gives_equal_features_in_predict_and_open_clip(table: Path, tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", SIGLIP_CONFIG, SIGLIP_PREPROCESS)
+    save_tokenizer(base)
+    model_folder = run(table, base, learning_rate=1e-3).model
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
+    encoder = load_encoder(ModelSpec(str(model_folder), device="cpu", precision="fp32"))
+    path = next((tmp_path / "pictures").iterdir())
+    pixels = load_pixels(path, encoder.preprocess, "exact")
+    with torch.no_grad():
+        image = model.eval().encode_image(transform(Image.open(path))[None], normalize=True)
+        text = model.encode_text(tokenizer(["a cat"]), normalize=True)
+    np.testing.assert_allclose(encoder.encode_image(pixels[None]), image, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_text(["a cat"]), text, atol=1e-5)
+    assert encoder.logit_bias == pytest.approx(model.logit_bias.item())
+    before, after = load_file(base / WEIGHTS), load_file(model_folder / WEIGHTS)
+    assert before.keys() == after.keys()
+    assert not torch.equal(
+        before["visual.trunk.patch_embed.proj.weight"], after["visual.trunk.patch_embed.proj.weight"]
+    )
+    stated = json.loads((model_folder / "open_clip_config.json").read_text())["preprocess_cfg"]
+    assert {key: stated[key] for key in SIGLIP_PREPROCESS} == SIGLIP_PREPROCESS
+
+
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_start_model_has_the_weights_of_its_base(tmp_path: Path, custom_text: bool) -> None:
+    base = save_model(tmp_path / "base", TINY_CONFIG | ({"custom_text": True} if custom_text else {}))
+    settings = load_settings(None, {"data": "d.csv", "model": str(base), "output": "run"})
+    state, stored = start_model(settings).model.state_dict(), load_file(base / WEIGHTS)
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in stored.items())
+
+
+def test_start_model_clamps_the_scale(tiny_model: Path) -> None:
+    values = {"data": "d.csv", "model": str(tiny_model), "output": "run", "max_scale": 10.0}
+    assert start_model(load_settings(None, values)).model.logit_scale.item() == pytest.approx(math.log(10))
+
+
+@pytest.mark.parametrize("words", [None, "blue\nsofa\n"])
+def test_words_are_joined_with_those_of_the_base(table: Path, tmp_path: Path, words: str | None) -> None:
+    base = save_model(tmp_path / "base", TINY_CONFIG)
+    if words:
+        (base / "words.txt").write_text(words, encoding="utf-8")
+    written = run(table, base).model / "words.txt"
+    assert written.exists() == (words is not None)
+    if words:
+        assert written.read_text(encoding="utf-8").split() == ["blue", "sofa", "w", "x", "y", "z"]
+
+
+def test_training_refuses_models_it_cannot_train(table: Path, tmp_path: Path) -> None:
+    oblong = json.loads(json.dumps(TINY_CONFIG))
+    oblong["vision_cfg"]["image_size"] = [32, 64]
+    (tmp_path / "w.pt").touch()
+    cases: list[tuple[Path | str, type[Exception], str]] = [
+        (save_model(tmp_path / "oblong", oblong), UsageError, "64×32 pictures"),
+        (tmp_path / "w.pt", UsageError, "bare weights file"),
+        (tmp_path / "pictures", ModelError, "no open_clip_config"),
+        ("ViT-Q-32", UsageError, "No model, folder or file"),
+    ]
+    for number, (model, error, message) in enumerate(cases):
+        with pytest.raises(error, match=message):
+            run(table, model, output=str(tmp_path / f"run{number}"))
+
+
+def test_settings_of_new_models_are_refused_beside_a_model(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"data": "d.csv", "model": "photo", "output": "run"}
+    with pytest.raises(UsageError, match="arch and model exclude each other"):
+        load_settings(None, values | {"arch": "ViT-B-32"})
+    with pytest.raises(UsageError, match="mean, std: only for a new model"):
+        load_settings(None, values | {"mean": [0.5] * 3, "std": [0.5] * 3})
+    settings = load_settings(None, values)
+    assert settings.learning_rate == 1e-5
+    write_settings(settings, tmp_path / "settings.yaml")
+    read = load_settings(tmp_path / "settings.yaml", {})
+    assert (read.model, read.arch, read.learning_rate) == ("photo", "", 1e-5)
