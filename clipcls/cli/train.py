@@ -42,6 +42,12 @@ def train(
     model: Annotated[
         str | None, typer.Option(help="Start from this model: what predict takes; instead of --arch.")
     ] = None,
+    lock_image: Annotated[
+        bool | None, typer.Option("--lock-image", help="Leave the image tower of --model as it is.", show_default=False)
+    ] = None,
+    lock_text: Annotated[
+        bool | None, typer.Option("--lock-text", help="Leave the text tower of --model as it is.", show_default=False)
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; must be new.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
@@ -62,6 +68,8 @@ def train(
         "data": data and str(data),
         "arch": arch,
         "model": model,
+        "lock_image": lock_image,
+        "lock_text": lock_text,
         "output": output and str(output),
         "epochs": epochs,
         "batch_size": batch_size,

@@ -56,7 +56,7 @@ def train(settings: Settings, report: Callable[[Progress], None] = lambda progre
         progress = _run(trainer, output, report)
     except OSError as exc:  # pictures that can't be read are reported instead: this is the output
         raise StoppedError(f"{output}: can't be written: {exc}") from exc
-    problems = (*table.problems, *trainer.pictures.problems)
+    problems = (*table.problems, *trainer.feed.pictures.problems)
     if progress is None:
         raise UsageError(f"{settings.data}: no picture can be used; the first problem: {problems[0]}")
     return Result(output / "model", progress, problems, time.monotonic() - began)

@@ -24,6 +24,7 @@ OF_NEW_MODELS = (
     "spread_init",
     "zero_unused_tokens",
 )
+UNLOCKED = {"lock_image": "lock_image_unlocked_groups", "lock_text": "lock_text_unlocked_layers"}
 FINE_TUNING = {"learning_rate": 1e-5}
 
 
@@ -37,6 +38,11 @@ class Settings:
         output: the run's folder; it may not hold anything yet.
         model: instead of `arch`, a model to start from: whatever `predict` takes, except for a bare weights file.
             Its weights, preprocessing, scale, bias and tokenizer are kept.
+        lock_image: leave the image tower as the `model` has it, BatchNorm statistics included; see `train.towers`.
+        lock_image_unlocked_groups: its last groups of layers that are trained nevertheless, where open_clip's tower
+            can do that: its own ViT, and timm's that name their groups.
+        lock_text: leave the text tower as the `model` has it.
+        lock_text_unlocked_layers: its last layers that are trained nevertheless; in either tower the projection is one.
         epochs: passes over the table; a fraction is allowed.
         batch_size: pictures a step, which are also each other's negatives.
         learning_rate: the peak, reached after the warm-up; unless it is given, 1e-5 with `model`.
@@ -76,6 +82,10 @@ class Settings:
     arch: str
     output: str
     model: str = ""
+    lock_image: bool = False
+    lock_image_unlocked_groups: int = 0
+    lock_text: bool = False
+    lock_text_unlocked_layers: int = 0
     epochs: float = 10
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -123,6 +133,7 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
         values = FINE_TUNING | {"arch": ""} | values
     settings = Settings(**{name: _typed(name, value) for name, value in values.items()})
     _check_ranges(settings)
+    _check_locks(settings)
     return settings
 
 
@@ -228,7 +239,7 @@ def _check_ranges(settings: Settings) -> None:
             raise UsageError(f"{name}: {getattr(settings, name)} must be between 0 and 1")
     if not 0 <= settings.fill_color <= 255:
         raise UsageError(f"fill_color: {settings.fill_color} must be between 0 and 255")
-    for name in ("weight_decay", "grad_clip", "proxy_weight", "cache_mb", "save_minutes"):
+    for name in ("weight_decay", "grad_clip", "proxy_weight", "cache_mb", "save_minutes", *UNLOCKED.values()):
         if not getattr(settings, name) >= 0:
             raise UsageError(f"{name}: {getattr(settings, name)} must not be negative")
     if settings.batch_size < 2:
@@ -238,3 +249,13 @@ def _check_ranges(settings: Settings) -> None:
     for template in settings.templates:
         if template.count("{}") != 1:
             raise UsageError(f"templates: {template!r} must hold one {{}}")
+
+
+def _check_locks(settings: Settings) -> None:
+    for lock, unlocked in UNLOCKED.items():
+        if getattr(settings, lock) and not settings.model:
+            raise UsageError(f"{lock}: only with a model, whose tower is trained already; a new tower has to learn")
+        if getattr(settings, unlocked) and not getattr(settings, lock):
+            raise UsageError(f"{unlocked}: only with {lock}")
+    if all(getattr(settings, lock) and not getattr(settings, unlocked) for lock, unlocked in UNLOCKED.items()):
+        raise UsageError("lock_image and lock_text: with both towers locked there is nothing to train")

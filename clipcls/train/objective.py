@@ -1,0 +1,86 @@
+"""What is minimised: the features of a batch, the loss on them, and its gradients."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from clipcls.train.data import Table
+from clipcls.train.feed import Prepared
+from clipcls.train.folder import DualEncoder
+from clipcls.train.loss import ProxyLoss, contrastive_loss, positive_pairs
+from clipcls.train.settings import Settings
+from clipcls.train.towers import image_modules, text_parameters
+
+
+class Objective:
+    """The loss of a model on batches, helper loss included.
+
+    Args:
+        settings: of the run.
+        encoder: its model on its device, the towers locked or not.
+        table: whose rows name the concepts and the captions that are right for a picture.
+        precision: of the towers; the loss is in float32.
+
+    Attributes:
+        proxies: the helper loss, None without one.
+    """
+
+    def __init__(self, settings: Settings, encoder: DualEncoder, table: Table, precision: torch.dtype) -> None:
+        model: Any = encoder.model
+        self.settings, self.model, self.precision = settings, model, precision
+        self.device: torch.device = model.logit_scale.device
+        self.proxies: ProxyLoss | None = None
+        if settings.proxy_weight:
+            concepts = list(dict.fromkeys(row.concept for row in table.rows))
+            self.proxies = ProxyLoss(concepts, encoder.config.model["embed_dim"]).to(self.device)
+        self._accepted = {row.captions: frozenset(row.captions) for row in table.rows}
+        image_parameters = (weight for module in image_modules(model) for weight in module.parameters())
+        self._image_learns = any(weight.requires_grad for weight in image_parameters)
+        self._text_learns = any(weight.requires_grad for weight in text_parameters(model))
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All that may be trained."""
+        return [self.model] if self.proxies is None else [self.model, self.proxies]
+
+    def backward(self, batch: Prepared, scaler: torch.amp.GradScaler) -> float:
+        """Add the gradients of a batch's loss to those of the parameters; returns the loss."""
+        images, tokens = batch.images.to(self.device), batch.tokens.to(self.device)
+        loss = self.loss(self.image_features(images), self.text_features(tokens), batch)
+        torch.autograd.backward(scaler.scale(loss))
+        return float(loss.detach())
+
+    def image_features(self, images: torch.Tensor) -> torch.Tensor:
+        """`(n, embed_dim) float32`, L2-normalised; without gradients where the tower is locked."""
+        with torch.set_grad_enabled(self._image_learns and torch.is_grad_enabled()), self._autocast():
+            features = self.model.encode_image(images)
+        return functional.normalize(features.float(), dim=-1)
+
+    def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(n, embed_dim) float32`, L2-normalised; without gradients where the tower is locked."""
+        with torch.set_grad_enabled(self._text_learns and torch.is_grad_enabled()), self._autocast():
+            features = self.model.encode_text(tokens)
+        return functional.normalize(features.float(), dim=-1)
+
+    def loss(self, image_features: torch.Tensor, text_features: torch.Tensor, batch: Prepared) -> torch.Tensor:
+        """The loss of a batch with these features, `(n, embed_dim) float32`, L2-normalised."""
+        scale = self.model.logit_scale.exp()
+        pairs = positive_pairs(batch.captions, self._right_captions(batch)).to(self.device)
+        loss = contrastive_loss(image_features, text_features, scale, pairs)
+        if self.proxies is not None:
+            concepts = [row.concept for row in batch.rows]
+            helper = self.proxies(image_features, text_features, scale, concepts)
+            loss = loss + self.settings.proxy_weight * helper
+        return loss
+
+    def _right_captions(self, batch: Prepared) -> Sequence[frozenset[str]]:
+        """For each picture, the captions that aren't its negatives."""
+        if self.settings.positives == "listed":
+            return [self._accepted[row.captions] for row in batch.rows]
+        return [frozenset([caption]) for caption in batch.captions]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
