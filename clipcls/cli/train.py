@@ -35,7 +35,10 @@ class Augment(StrEnum):
 def train(
     data: Annotated[
         Path | None,
-        typer.Argument(help="Table (.csv, .tsv, .jsonl) with image and caption columns.", show_default=False),
+        typer.Argument(
+            help="Table (.csv, .tsv, .jsonl) with image and caption columns, or a folder with one for each class.",
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; options override it.")] = None,
     arch: Annotated[str | None, typer.Option(help="New model: open_clip's name for one, or a JSON file.")] = None,
@@ -47,6 +50,14 @@ def train(
     ] = None,
     lock_text: Annotated[
         bool | None, typer.Option("--lock-text", help="Leave the text tower of --model as it is.", show_default=False)
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEMPLATE", help='Phrasing of captions such as "a photo of a {}"; repeatable.'),
+    ] = None,
+    strict_data: Annotated[
+        bool | None,
+        typer.Option("--strict-data", help="A bad row or picture is an error, not left out.", show_default=False),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; must be new.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
@@ -70,6 +81,8 @@ def train(
         "model": model,
         "lock_image": lock_image,
         "lock_text": lock_text,
+        "templates": template or None,
+        "strict_data": strict_data,
         "output": output and str(output),
         "epochs": epochs,
         "batch_size": batch_size,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clipcls.errors import StoppedError
 from clipcls.train.augment import Augmentation, training_seed
 from clipcls.train.data import Batch, Canvas, Phrasing, Pictures, Row, Table
 from clipcls.train.folder import DualEncoder
@@ -69,12 +70,18 @@ class Feed:
         """Every batch, augmented and tokenised; one without two pictures that can be decoded is left out."""
         order = (rows for step, rows in enumerate(self._order()) if step >= first)
         for step, batch in enumerate(self.pictures.batches(order, self.settings.workers), first):
+            self._check_pictures()
             rng = random.Random(f"captions {self.settings.seed} {step}")
             drawn = [self.phrasing.draw(row, rng) for row in batch.rows]
             captions = tuple(caption for caption, _ in drawn)
             if len(batch.rows) > 1:
                 tokens = self.tokenizer([text for _, text in drawn])
                 yield Prepared(step, batch.rows, captions, self._images(batch, step), tokens)
+
+    def _check_pictures(self) -> None:
+        """With `strict_data`, stop at a picture that can't be decoded."""
+        if self.settings.strict_data and self.pictures.problems:
+            raise StoppedError(f"strict_data: {self.pictures.problems[0]}")
 
     def _order(self) -> Iterator[list[int]]:
         """The rows of every batch: shuffled anew each epoch, the incomplete last batch left out."""

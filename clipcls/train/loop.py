@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from clipcls.errors import StoppedError, UsageError
-from clipcls.train.data import read_table
+from clipcls.train.classes import read_data
+from clipcls.train.data import Table
 from clipcls.train.settings import Settings, write_settings
 from clipcls.train.start import start_model
 from clipcls.train.trainer import Progress, Trainer
@@ -45,10 +46,11 @@ def train(settings: Settings, report: Callable[[Progress], None] = lambda progre
     Raises:
         UsageError: the settings, the table or the architecture can't be used, or no picture can.
         ModelError: the model to start from can't be had.
-        StoppedError: the loss isn't finite any more, or the output can't be written.
+        StoppedError: the loss isn't finite any more, the output can't be written, or with `strict_data` a picture
+            can't be read.
     """
     output = _claim(Path(settings.output))
-    table = read_table(Path(settings.data))
+    table = _read(settings)
     torch.manual_seed(settings.seed)
     trainer = Trainer(settings, start_model(settings), table)
     began = time.monotonic()
@@ -77,6 +79,15 @@ def _run(trainer: Trainer, output: Path, report: Callable[[Progress], None]) -> 
     if progress is not None:
         trainer.save(output / "model")
     return progress
+
+
+def _read(settings: Settings) -> Table:
+    """The rows to train on; with `strict_data` all must be usable."""
+    table = read_data(Path(settings.data))
+    if settings.strict_data and table.problems:
+        count = len(table.problems)
+        raise UsageError(f"strict_data: {count} of the data can't be used; the first problem: {table.problems[0]}")
+    return table
 
 
 def _claim(output: Path) -> Path:

@@ -80,6 +80,8 @@ class Objective:
         """For each picture, the captions that aren't its negatives."""
         if self.settings.positives == "listed":
             return [self._accepted[row.captions] for row in batch.rows]
+        if self.settings.positives == "own":
+            return [frozenset()] * len(batch.captions)
         return [frozenset([caption]) for caption in batch.captions]
 
     def _autocast(self) -> torch.autocast:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from clipcls.errors import UsageError
+from clipcls.prompts import load_prompt_set
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,7 +34,8 @@ class Settings:
     """The settings of one run; a field's name is its key in the config file.
 
     Attributes:
-        data: the table of pictures and captions (.csv, .tsv, .jsonl).
+        data: the table of pictures and captions (.csv, .tsv, .jsonl), or a folder that holds a folder of pictures for
+            each class, whose name is the caption.
         arch: for a new model: a JSON file in open_clip's model format, or the name of an open_clip architecture.
         output: the run's folder; it may not hold anything yet.
         model: instead of `arch`, a model to start from: whatever `predict` takes, except for a bare weights file.
@@ -59,9 +61,11 @@ class Settings:
         curriculum: share of the steps over which the augmentation's strength rises from nothing to its full
             extent; 0 for full strength from the start.
         templates: phrasings; one is put around a caption each time that it is drawn. One with Chinese or
-            Japanese signs is used for captions that have some, one without for the others, `{}` for both.
-        positives: what isn't a negative of a picture in its batch: captions `equal` to its own, or all those
-            that are `listed` in its row.
+            Japanese signs is used for captions that have some, one without for the others, `{}` for both. Unless
+            they are given, class folders have those of the prompt set `default`.
+        positives: what isn't a negative of a picture in its batch: its `own` caption alone, captions `equal` to its
+            own (whatever the template), or all those that are `listed` in its row.
+        strict_data: stop at a row or a picture that can't be used, instead of leaving it out.
         proxy_weight: weight of the helper loss against one learnable vector per concept; a row's first caption
             names its concept.
         spread_init: set the last layers from a sample of the data before the first step; see `train.spread`.
@@ -101,7 +105,8 @@ class Settings:
     augment: Literal["none", "light", "heavy"] = "light"
     curriculum: float = 0.0
     templates: tuple[str, ...] = ("{}",)
-    positives: Literal["equal", "listed"] = "equal"
+    positives: Literal["own", "equal", "listed"] = "equal"
+    strict_data: bool = False
     proxy_weight: float = 0.0
     spread_init: bool = False
     initial_scale: float = 1 / 0.07
@@ -131,6 +136,8 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     _check_given(values)
     if values.get("model"):
         values = FINE_TUNING | {"arch": ""} | values
+    if isinstance(values["data"], str) and Path(values["data"]).is_dir():
+        values = {"templates": load_prompt_set("default").templates} | values
     settings = Settings(**{name: _typed(name, value) for name, value in values.items()})
     _check_ranges(settings)
     _check_locks(settings)
