@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from open_clip import ClipLoss
+from open_clip.loss import SigLipLoss
 from torch.nn import functional
 
-from clipcls.train.loss import ProxyLoss, contrastive_loss, positive_pairs
+from clipcls.train.loss import ProxyLoss, contrastive_loss, positive_pairs, sigmoid_loss
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -59,3 +60,22 @@ def test_proxy_loss_equals_cross_entropy() -> None:
     expected = functional.cross_entropy(10 * images @ proxies.T, target)
     expected = (expected + functional.cross_entropy(10 * texts @ proxies.T, target)) / 2
     torch.testing.assert_close(loss(images, texts, scale, ["b", "a", "b"]), expected)
+
+
+def test_sigmoid_loss_equals_open_clip_when_all_captions_differ() -> None:
+    images, texts = features(8, 0), features(8, 1)
+    scale, bias = torch.tensor(12.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
+    inputs = (images, texts, scale, bias)
+    ours = sigmoid_loss(*inputs, torch.eye(8, dtype=torch.bool))
+    theirs = SigLipLoss()(*inputs)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for our, their in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        torch.testing.assert_close(our, their, atol=1e-5, rtol=0)
+
+
+def test_sigmoid_loss_equals_hand_formula_with_several_positives() -> None:
+    images, texts = torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    pairs = torch.tensor([[True, False], [True, True]])
+    loss = sigmoid_loss(images, texts, torch.tensor(2.0), torch.tensor(-1.0), pairs)
+    signed = [1.2 - 1, -(0.0 - 1), 1.6 - 1, 2.0 - 1]
+    assert float(loss) == pytest.approx(sum(math.log1p(math.exp(-value)) for value in signed) / 2, abs=1e-5)

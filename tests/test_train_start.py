@@ -17,7 +17,9 @@ from clipcls.encoder import load_encoder
 from clipcls.errors import ModelError, UsageError
 from clipcls.images import load_pixels
 from clipcls.records import ModelSpec
+from clipcls.train.data import Table
 from clipcls.train.loop import Result, train
+from clipcls.train.objective import Objective
 from clipcls.train.settings import load_settings, write_settings
 from clipcls.train.start import start_model
 from conftest import TINY_CONFIG, save_model, save_pictures
@@ -122,3 +124,29 @@ def test_settings_of_new_models_are_refused_beside_a_model(tmp_path: Path) -> No
     write_settings(settings, tmp_path / "settings.yaml")
     read = load_settings(tmp_path / "settings.yaml", {})
     assert (read.model, read.arch, read.learning_rate) == ("photo", "", 1e-5)
+
+
+@pytest.mark.parametrize("given", [{"model": "tiny"}, {"arch": "tiny.json"}])
+def test_sigmoid_loss_gives_a_model_a_bias_that_predict_reads(
+    table: Path, tmp_path: Path, given: dict[str, str]
+) -> None:
+    save_model(tmp_path / "tiny", TINY_CONFIG)
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
+    values = {key: str(tmp_path / name) for key, name in given.items()}
+    values |= {"data": str(table), "output": str(tmp_path / "run"), "loss": "sigmoid", "device": "cpu"}
+    settings = load_settings(None, values | {"epochs": 1, "batch_size": 4, "learning_rate": 0.5, "precision": "fp32"})
+    encoder = load_encoder(ModelSpec(str(train(settings).model), device="cpu", precision="fp32"))
+    assert encoder.logit_bias == pytest.approx(-10, abs=1)
+    assert encoder.logit_bias != -10
+    if "arch" in given:
+        assert settings.initial_scale == 10
+
+
+@pytest.mark.parametrize("bias", [None, -5.0])
+def test_loss_is_sigmoid_for_a_model_with_a_bias(tmp_path: Path, bias: float | None) -> None:
+    base = save_model(tmp_path / "base", TINY_CONFIG | ({} if bias is None else {"init_logit_bias": bias}))
+    values = {"data": "d.csv", "model": str(base), "output": "run"}
+    for loss, sigmoid in (("auto", bias is not None), ("contrastive", False), ("sigmoid", True)):
+        settings = load_settings(None, values | {"loss": loss})
+        objective = Objective(settings, start_model(settings), Table((), ()), torch.float32)
+        assert objective.sigmoid == sigmoid

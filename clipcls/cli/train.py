@@ -32,6 +32,14 @@ class Augment(StrEnum):
     heavy = "heavy"
 
 
+class Loss(StrEnum):
+    """Values of --loss."""
+
+    auto = "auto"
+    contrastive = "contrastive"
+    sigmoid = "sigmoid"
+
+
 def train(
     data: Annotated[
         Path | None,
@@ -60,6 +68,9 @@ def train(
         typer.Option("--strict-data", help="A bad row or picture is an error, not left out.", show_default=False),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; must be new.")] = None,
+    loss: Annotated[
+        Loss | None, typer.Option(help="auto is sigmoid for a model with a bias, else contrastive.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate: 1e-3, with --model 1e-5.")] = None,
@@ -84,6 +95,7 @@ def train(
         "templates": template or None,
         "strict_data": strict_data,
         "output": output and str(output),
+        "loss": loss and loss.value,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,

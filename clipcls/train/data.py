@@ -200,15 +200,19 @@ class Pictures:
 
     Attributes:
         canvas: what they are decoded to.
-        problems: one message for each picture that couldn't be decoded.
     """
 
     def __init__(self, rows: Sequence[Row], canvas: Canvas, cache_mb: int) -> None:
         self.rows = rows
-        self.problems: list[str] = []
+        self._problems: dict[int, str] = {}  # two threads may meet the same picture
         self.canvas = canvas
         self._room = cache_mb * 2**20 // (4 * canvas.side**2)
         self._kept: dict[int, torch.Tensor | None] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        """One message for each picture that couldn't be decoded."""
+        return list(self._problems.values())
 
     def picture(self, index: int) -> torch.Tensor | None:
         """The picture of a row, or None where it can't be decoded."""
@@ -219,7 +223,7 @@ class Pictures:
         try:
             picture = decode_picture(path, self.canvas)
         except ImageError as exc:
-            self.problems.append(f"{path}: {exc}")
+            self._problems[index] = f"{path}: {exc}"
         if picture is None or len(self._kept) < self._room:
             self._kept[index] = picture
         return picture

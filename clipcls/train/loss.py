@@ -54,6 +54,33 @@ def contrastive_loss(
     return (image_loss + text_loss) / 2
 
 
+def sigmoid_loss(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    pairs: torch.Tensor,
+) -> torch.Tensor:
+    """Every pair of a picture and a caption as a yes-or-no question of its own.
+
+    Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, equation 1 and algorithm 1; with further
+    pairs than the diagonal their sign is positive too.
+
+    Args:
+        image_features: `(n, embed_dim) float32`, L2-normalised.
+        text_features: `(n, embed_dim) float32`, L2-normalised.
+        scale: what the cosines are multiplied with.
+        bias: what is added to that; begins far below zero, since most pairs are wrong.
+        pairs: `(n_images, n_captions) bool`, the right ones.
+
+    Returns:
+        The sum over all pairs, divided by the number of pictures.
+    """
+    logits_per_image = scale * image_features @ text_features.T + bias
+    sign = 2 * pairs.to(logits_per_image.dtype) - 1
+    return -functional.logsigmoid(sign * logits_per_image).sum() / len(image_features)
+
+
 class ProxyLoss(nn.Module):
     """Cross-entropy of pictures and captions against one learnable vector per concept.
 

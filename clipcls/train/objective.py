@@ -10,7 +10,7 @@ from torch.nn import functional
 from clipcls.train.data import Table
 from clipcls.train.feed import Prepared
 from clipcls.train.folder import DualEncoder
-from clipcls.train.loss import ProxyLoss, contrastive_loss, positive_pairs
+from clipcls.train.loss import ProxyLoss, contrastive_loss, positive_pairs, sigmoid_loss
 from clipcls.train.settings import Settings
 from clipcls.train.towers import image_modules, text_parameters
 
@@ -26,12 +26,15 @@ class Objective:
 
     Attributes:
         proxies: the helper loss, None without one.
+        sigmoid: whether the loss is the sigmoid loss, else it is the contrastive one.
     """
 
     def __init__(self, settings: Settings, encoder: DualEncoder, table: Table, precision: torch.dtype) -> None:
         model: Any = encoder.model
         self.settings, self.model, self.precision = settings, model, precision
         self.device: torch.device = model.logit_scale.device
+        biased = getattr(model, "logit_bias", None) is not None
+        self.sigmoid = biased if settings.loss == "auto" else settings.loss == "sigmoid"
         self.proxies: ProxyLoss | None = None
         if settings.proxy_weight:
             concepts = list(dict.fromkeys(row.concept for row in table.rows))
@@ -69,7 +72,10 @@ class Objective:
         """The loss of a batch with these features, `(n, embed_dim) float32`, L2-normalised."""
         scale = self.model.logit_scale.exp()
         pairs = positive_pairs(batch.captions, self._right_captions(batch)).to(self.device)
-        loss = contrastive_loss(image_features, text_features, scale, pairs)
+        if self.sigmoid:
+            loss = sigmoid_loss(image_features, text_features, scale, self.model.logit_bias, pairs)
+        else:
+            loss = contrastive_loss(image_features, text_features, scale, pairs)
         if self.proxies is not None:
             concepts = [row.concept for row in batch.rows]
             helper = self.proxies(image_features, text_features, scale, concepts)

@@ -26,6 +26,8 @@ OF_NEW_MODELS = (
     "zero_unused_tokens",
 )
 UNLOCKED = {"lock_image": "lock_image_unlocked_groups", "lock_text": "lock_text_unlocked_layers"}
+# Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, section 3.2
+SIGMOID_SCALE = 10.0
 FINE_TUNING = {"learning_rate": 1e-5}
 
 
@@ -63,13 +65,16 @@ class Settings:
         templates: phrasings; one is put around a caption each time that it is drawn. One with Chinese or
             Japanese signs is used for captions that have some, one without for the others, `{}` for both. Unless
             they are given, class folders have those of the prompt set `default`.
+        loss: `contrastive` (CLIP's), `sigmoid` (SigLIP's, with a bias), or `auto`: sigmoid for a model with a bias.
         positives: what isn't a negative of a picture in its batch: its `own` caption alone, captions `equal` to its
             own (whatever the template), or all those that are `listed` in its row.
         strict_data: stop at a row or a picture that can't be used, instead of leaving it out.
         proxy_weight: weight of the helper loss against one learnable vector per concept; a row's first caption
             names its concept.
         spread_init: set the last layers from a sample of the data before the first step; see `train.spread`.
-        initial_scale: what the cosines are multiplied with at first; a `model` keeps its own.
+        initial_scale: what the cosines are multiplied with at first; a `model` keeps its own. Unless it is given, 10
+            with `loss: sigmoid`.
+        initial_bias: what is added to that at first with `loss: sigmoid`, for a model that has no bias.
         max_scale: and at most.
         interpolation: of a new model's preprocessing, as are the next four; a `model` keeps its own.
         resize_mode: `shortest` (then the centre is cropped), `longest` (then padded) or `squash`.
@@ -105,11 +110,13 @@ class Settings:
     augment: Literal["none", "light", "heavy"] = "light"
     curriculum: float = 0.0
     templates: tuple[str, ...] = ("{}",)
+    loss: Literal["auto", "contrastive", "sigmoid"] = "auto"
     positives: Literal["own", "equal", "listed"] = "equal"
     strict_data: bool = False
     proxy_weight: float = 0.0
     spread_init: bool = False
     initial_scale: float = 1 / 0.07
+    initial_bias: float = -10.0
     max_scale: float = 100.0
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
@@ -136,6 +143,8 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     _check_given(values)
     if values.get("model"):
         values = FINE_TUNING | {"arch": ""} | values
+    elif values.get("loss") == "sigmoid":
+        values = {"initial_scale": SIGMOID_SCALE} | values
     if isinstance(values["data"], str) and Path(values["data"]).is_dir():
         values = {"templates": load_prompt_set("default").templates} | values
     settings = Settings(**{name: _typed(name, value) for name, value in values.items()})

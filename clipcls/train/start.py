@@ -45,6 +45,7 @@ def new_model(settings: Settings) -> DualEncoder:
         UsageError: the architecture is unknown, or open_clip can't build it.
     """
     config = read_config(settings)
+    _add_bias(config.model, settings)
     model, tokenizer = _build(config)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(settings.initial_scale))
@@ -114,6 +115,7 @@ def base_model(settings: Settings) -> DualEncoder:
     model_config = copy.deepcopy(files.config)
     if bias is not None:
         model_config.setdefault("init_logit_bias", bias)
+    _add_bias(model_config, settings)
     preprocess = _preprocess_config(files)
     tokenizer_files = tuple(files.tokenizer_files())
     model, tokenizer = _build(Config(model_config, preprocess), tokenizer_files)
@@ -155,6 +157,12 @@ def _preprocess_config(files: ModelFiles) -> dict[str, Any]:
         "resize_mode": stated.resize_mode,
         "fill_color": stated.fill_color,
     }
+
+
+def _add_bias(model_config: dict[str, Any], settings: Settings) -> None:
+    """Give a model without a bias the one that the sigmoid loss needs."""
+    if settings.loss == "sigmoid" and model_config.get("init_logit_bias") is None:
+        model_config["init_logit_bias"] = settings.initial_bias
 
 
 def _load_weights(model: nn.Module, files: ModelFiles, checkpoint: Checkpoint) -> None:
