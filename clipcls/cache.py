@@ -82,6 +82,7 @@ class Cache:
         self._database: sqlite3.Connection | None = None
         if folder is None:
             return
+        folder = Path(folder)
         self._path = folder / "clipcls.sqlite3"
         try:
             folder.mkdir(parents=True, exist_ok=True)

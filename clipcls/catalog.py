@@ -35,7 +35,7 @@ class CatalogEntry:
 
 
 # Chosen among open_clip's models with a licence that allows commercial use. `photo` beats ViT-B-16:laion2b (70.2)
-# at a quarter of its image tokens; MobileCLIP and DFN are more accurate for their size, but for research only.
+# at a third of its image tokens; MobileCLIP and DFN are more accurate for their size, but for research only.
 CATALOG = (
     CatalogEntry(
         alias="photo",
@@ -50,7 +50,7 @@ CATALOG = (
     CatalogEntry(
         alias="fast",
         model="ViT-B-32:datacomp_xl_s13b_b90k",
-        purpose="photographs, a fifth fewer image tokens",
+        purpose="photographs, a quarter fewer image tokens",
         licence="MIT",
         parameters=151,
         speed="fastest",
@@ -83,7 +83,7 @@ CATALOG = (
         model=str(PICTOGRAM_FOLDER),
         purpose="pictograms, not photographs: icons, stickers, emoji; embedded, needs no download",
         licence="Apache-2.0",
-        parameters=0,
+        parameters=9.6,
         speed="fastest",
     ),
 )

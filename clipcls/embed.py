@@ -42,13 +42,20 @@ class ImageBatch:
     errors: tuple[str | None, ...]
 
 
-def embed_texts(prompts: Sequence[tuple[str, ...]], encoder: "Encoder", cache: Cache) -> list[CachedText]:
+def embed_texts(
+    prompts: Sequence[tuple[str, ...]],
+    encoder: "Encoder",
+    cache: Cache,
+    report: Callable[[int, int], None] | None = None,
+) -> list[CachedText]:
     """The averaged embedding of each label's prompts: normalised, averaged, normalised again.
 
-    The text tower is built only if some embedding isn't cached.
+    The text tower is built only if some embedding isn't cached. What is done is cached as it goes, so that an
+    interrupted run goes on where it was.
 
     Args:
         prompts: for each label, at least one.
+        report: called with the number of labels done and of labels to do, as they are embedded.
 
     Source: prompt ensembling, Radford et al. 2021, section 3.1.4, https://arxiv.org/abs/2103.00020
     """
@@ -58,10 +65,14 @@ def embed_texts(prompts: Sequence[tuple[str, ...]], encoder: "Encoder", cache: C
     # equal prompts, of a label and the background say, are embedded once
     missing = {key: label_prompts for key, label_prompts in zip(keys, prompts, strict=True) if key not in cached}
     logger.info("texts: %d of %d from the cache", len(keys) - sum(key in missing for key in keys), len(keys))
-    if missing:
-        new = dict(zip(missing, _average_texts(list(missing.values()), encoder), strict=True))
+    done = 0
+    for group in _groups(missing):
+        new = dict(zip(group, _average_texts(list(group.values()), encoder), strict=True))
         cache.put_texts(new)
         cached |= new
+        done += len(group)
+        if report is not None:
+            report(done, len(missing))
     return [cached[key] for key in keys]
 
 
@@ -94,6 +105,20 @@ def embed_images(
             pending = []
     if pending:
         yield _encode(pending, encoder)
+
+
+def _groups(prompts: dict[bytes, tuple[str, ...]]) -> Iterator[dict[bytes, tuple[str, ...]]]:
+    """The labels in groups of some TEXT_BATCH prompts or more."""
+    group: dict[bytes, tuple[str, ...]] = {}
+    count = 0
+    for key, label_prompts in prompts.items():
+        group[key] = label_prompts
+        count += len(label_prompts)
+        if count >= TEXT_BATCH:
+            yield group
+            group, count = {}, 0
+    if group:
+        yield group
 
 
 def _average_texts(prompts: Sequence[tuple[str, ...]], encoder: "Encoder") -> list[CachedText]:

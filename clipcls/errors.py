@@ -37,3 +37,8 @@ class StoppedError(ClipclsError):
     """A run ended before its last image."""
 
     exit_code = 4
+
+
+def first_line(exc: BaseException) -> str:
+    """What another library's exception says, on one line."""
+    return str(exc).strip().split("\n", 1)[0] or type(exc).__name__

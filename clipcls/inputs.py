@@ -26,7 +26,7 @@ _LONGEST = 1 << 20  # bytes in one path of a list; a list with longer ones is no
 
 
 def discover(
-    inputs: Sequence[str],
+    inputs: str | Sequence[str | os.PathLike[str]],
     files_from: str | None = None,
     null_separated: bool = False,
     stdin: BinaryIO | None = None,
@@ -54,8 +54,10 @@ def discover(
     Raises:
         UsageError: `files_from` can't be opened (at once), or a list breaks off (while iterating).
     """
+    # text would be taken letter by letter, and a `/` among them for the whole disk
+    names = [inputs] if isinstance(inputs, str) else [os.fspath(path) for path in inputs]
     listing = _open_listing(files_from, stdin) if files_from is not None else None
-    return _discover(inputs, listing, null_separated, stdin)
+    return _discover(names, listing, null_separated, stdin)
 
 
 def _discover(

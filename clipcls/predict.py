@@ -2,22 +2,22 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from clipcls import inputs, vocabulary
-from clipcls.cache import Cache, CachedText, default_folder
+from clipcls.cache import Cache, default_folder
 from clipcls.catalog import DEFAULT_MODEL
 from clipcls.embed import ImageBatch, embed_images, embed_texts
 from clipcls.errors import UsageError
 from clipcls.images import MAX_PIXELS
 from clipcls.labels import make_label, refuse_duplicates
-from clipcls.prompts import load_prompt_set, render
+from clipcls.prompts import load_prompt_set, render, templates_set
 from clipcls.ranking import LabelFeatures, Scoring, rank, scores
 from clipcls.records import Decode, ImageRef, Label, ModelSpec, Prediction, PromptSet
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_BACKGROUND = "a photo"
+
+OnePath = str | bytes | os.PathLike[str]
+Paths = OnePath | Iterable[OnePath | ImageRef]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Execution:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1.")
+        if self.decode not in get_args(Decode):
+            raise UsageError(f"Unknown decode mode {self.decode!r}. Use one of: {', '.join(get_args(Decode))}.")
 
 
 class Classifier:
@@ -60,8 +65,8 @@ class Classifier:
 
     Args:
         labels: names, or `Label` records.
-        model: a name as `--model` takes it, a `ModelSpec`, or a function that gives an encoder.
-        prompts: the name of a set, a file, or a `PromptSet`.
+        model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, or a function that gives one.
+        prompts: the name of a set, a file, templates, or a `PromptSet`.
         background: what a label is compared with for sigmoid scores of a model without a logit_bias.
         execution: the default caches in the platform's cache directory.
 
@@ -71,29 +76,33 @@ class Classifier:
 
     def __init__(
         self,
-        labels: Sequence[str | Label],
-        model: str | ModelSpec | Callable[[], "Encoder"] = DEFAULT_MODEL,
-        prompts: str | PromptSet = "default",
+        labels: Iterable[str | Label],
+        model: "str | os.PathLike[str] | ModelSpec | Encoder | Callable[[], Encoder]" = DEFAULT_MODEL,
+        prompts: str | os.PathLike[str] | Sequence[str] | PromptSet = "default",
         scoring: Scoring | None = None,
-        background: str = DEFAULT_BACKGROUND,
+        background: str | None = None,
         execution: Execution | None = None,
     ) -> None:
-        if isinstance(labels, str) or not labels:
-            raise UsageError(f"labels: expected a list of labels, got {labels!r}.")
-        self.labels = tuple(make_label(label) if isinstance(label, str) else label for label in labels)
+        self.labels = _labels(labels)
         refuse_duplicates(self.labels)
-        self.prompts = load_prompt_set(prompts) if isinstance(prompts, str) else prompts
+        self.prompts = _prompt_set(prompts)
         self._prompts_of_labels = _rendered(self.labels, self.prompts)
         self.scoring = scoring or Scoring()
-        self.background = background
+        if background is not None and self.scoring.kind != "sigmoid":
+            raise UsageError(
+                "a background is compared with for sigmoid scores only; leave it out, or score by sigmoid."
+            )
+        if self.scoring.min_margin is not None and len(self.labels) == 1:
+            raise UsageError("--min-margin compares the two best labels, and there is only one.")
+        self.background = DEFAULT_BACKGROUND if background is None else background
         self.execution = execution or Execution(cache_dir=default_folder())
-        self._model = ModelSpec(model) if isinstance(model, str) else model
+        self._model = ModelSpec(os.fspath(model)) if isinstance(model, str | os.PathLike) else model
         if len(self.labels) == 1 and self.scoring.kind == "softmax":
             logger.warning(
-                "with one label its softmax score is always 1; --score cosine or --multi-label tell pictures apart"
+                "with one label its softmax score is always 1; the scores cosine and sigmoid tell pictures apart"
             )
 
-    def predict(self, paths: Iterable[str | os.PathLike[str] | ImageRef]) -> Iterator[Prediction]:
+    def predict(self, paths: Paths) -> Iterator[Prediction]:
         """Classify images, in input order; results come as batches are done.
 
         Args:
@@ -123,29 +132,43 @@ class Classifier:
     @cached_property
     def encoder(self) -> "Encoder":
         """The model, opened at first use."""
-        if not isinstance(self._model, ModelSpec):
-            return self._model()
-        # torch is imported here, so that importing clipcls stays light
-        from clipcls.encoder import load_encoder
+        if isinstance(self._model, ModelSpec):
+            # torch is imported here, so that importing clipcls stays light
+            from clipcls.encoder import load_encoder
 
-        return load_encoder(self._model)
+            return load_encoder(self._model)
+        return self._model() if callable(self._model) else self._model
 
     @cached_property
     def label_features(self) -> LabelFeatures:
-        """The embedded labels; warns of prompts that were cut and of labels the model has no word of."""
+        """The embedded labels, made at first use."""
+        return self.embed_labels()
+
+    def embed_labels(self, report: Callable[[int, int], None] | None = None) -> LabelFeatures:
+        """Embed the labels; warns of prompts that were cut and of labels the model has no word of.
+
+        Args:
+            report: called with the numbers of labels done and to do, of those that aren't cached.
+
+        Raises:
+            UsageError: with `strict_prompts`, a prompt is over the context length.
+        """
         encoder = self.encoder
-        all_prompts = list(self._prompts_of_labels)
+        prompts = list(self._prompts_of_labels)
         needs_background = self.scoring.kind == "sigmoid" and encoder.logit_bias is None
         if needs_background:
-            all_prompts.append((self.background,))
+            prompts.append((self.background,))
+        if self.execution.strict_prompts:
+            self._refuse_truncated(prompts, encoder)
         cache = Cache(self.execution.cache_dir)
         try:
-            texts = embed_texts(all_prompts, encoder, cache)
+            texts = embed_texts(prompts, encoder, cache, report)
         finally:
             cache.close()
-        self._report_truncated(texts, encoder.context_length)
+        cut = dict.fromkeys(prompt for text in texts for prompt in text.truncated)
+        if cut:
+            logger.warning("%s", _truncated_message(list(cut), encoder.context_length))
         self._report_unknown(encoder)
-
         return LabelFeatures(
             names=tuple(label.name for label in self.labels),
             features=np.stack([text.features for text in texts[: len(self.labels)]]),
@@ -153,6 +176,13 @@ class Classifier:
             logit_bias=encoder.logit_bias,
             background=texts[-1].features if needs_background else None,
         )
+
+    def _refuse_truncated(self, prompts: Sequence[tuple[str, ...]], encoder: "Encoder") -> None:
+        flat = [prompt for label_prompts in prompts for prompt in label_prompts]
+        cut = [prompt for prompt, is_cut in zip(flat, encoder.truncated(flat), strict=True) if is_cut]
+        if cut:
+            message = _truncated_message(cut, encoder.context_length)
+            raise UsageError(f"--strict-prompts: {message}. Shorten the label or the template.")
 
     def _rank(self, batch: ImageBatch, labels: LabelFeatures) -> Iterator[Prediction]:
         cosines, label_scores = scores(batch.features, labels, self.scoring.kind)
@@ -163,16 +193,6 @@ class Classifier:
                 continue
             yield rank(image.path, cosines[row], label_scores[row], labels.names, self.scoring)
             row += 1
-
-    def _report_truncated(self, texts: Sequence[CachedText], context_length: int) -> None:
-        cut = list(dict.fromkeys(prompt for text in texts for prompt in text.truncated))
-        if not cut:
-            return
-        more = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
-        message = f"the model sees only the first {context_length} tokens of the prompt {cut[0]!r}{more}"
-        if self.execution.strict_prompts:
-            raise UsageError(f"--strict-prompts: {message}. Shorten the label or the template.")
-        logger.warning("%s", message)
 
     def _report_unknown(self, encoder: "Encoder") -> None:
         words = encoder.words
@@ -190,6 +210,28 @@ class Classifier:
             )
 
 
+def _labels(labels: Iterable[str | Label]) -> tuple[Label, ...]:
+    # text would be taken letter by letter, a mapping would lose its values, a set has no order
+    if isinstance(labels, str | bytes | Mapping | Set) or not isinstance(labels, Iterable):
+        raise UsageError(f"labels: expected a list of names or Label records, got {labels!r}.")
+    made = []
+    for label in labels:
+        if not isinstance(label, str | Label):
+            raise UsageError(f"labels: {label!r} is neither text nor a Label.")
+        made.append(label if isinstance(label, Label) else make_label(label))
+    if not made:
+        raise UsageError("No labels.")
+    return tuple(made)
+
+
+def _prompt_set(prompts: str | os.PathLike[str] | Sequence[str] | PromptSet) -> PromptSet:
+    if isinstance(prompts, PromptSet):
+        return prompts
+    if isinstance(prompts, str | os.PathLike):
+        return load_prompt_set(os.fspath(prompts))
+    return templates_set(prompts)
+
+
 def _rendered(labels: Sequence[Label], prompts: PromptSet) -> list[tuple[str, ...]]:
     """The prompts of every label; equal ones would split the score between their labels."""
     owners: dict[tuple[str, ...], str] = {}
@@ -203,9 +245,14 @@ def _rendered(labels: Sequence[Label], prompts: PromptSet) -> list[tuple[str, ..
     return list(owners)
 
 
-def _references(paths: Iterable[str | os.PathLike[str] | ImageRef]) -> Iterator[ImageRef]:
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+def _truncated_message(cut: Sequence[str], context_length: int) -> str:
+    more = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
+    return f"the model sees only the first {context_length} tokens of the prompt {cut[0]!r}{more}"
+
+
+def _references(paths: Paths) -> Iterator[ImageRef]:
+    for path in [paths] if isinstance(paths, str | bytes | os.PathLike) else paths:
         if isinstance(path, ImageRef):
             yield path
         else:
-            yield from inputs.discover([os.fspath(path)])
+            yield from inputs.discover([os.fsdecode(path)])

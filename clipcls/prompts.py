@@ -48,6 +48,8 @@ def templates_set(templates: Sequence[str], name: str = "templates") -> PromptSe
     Raises:
         UsageError: no template, or one without a placeholder or with an unknown one.
     """
+    if isinstance(templates, str) or not isinstance(templates, Sequence):
+        raise UsageError(f"expected a list of templates, got {templates!r}.")
     if not templates:
         raise UsageError("A prompt set needs at least one template.")
     for template in templates:

@@ -17,14 +17,14 @@ class Scoring:
     """How similarities become an answer.
 
     Attributes:
-        kind: what `score` is; see `scores`.
+        kind: what `score` is, see `scores`; None for softmax, or sigmoid with `multi_label`.
         multi_label: every label whose score reaches the threshold is an answer, not only the best one.
         top_k: how many labels an answer lists; None for 1, or with `multi_label` for all that reach the threshold.
         threshold: an image whose best score is lower is unknown; None for none, or 0.5 with `multi_label`.
         min_margin: an image whose best score is nearer than this to the second is unknown.
     """
 
-    kind: ScoreKind = "softmax"
+    kind: ScoreKind | None = None
     multi_label: bool = False
     top_k: int | None = None
     threshold: float | None = None
@@ -32,6 +32,8 @@ class Scoring:
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that contradict one another."""
+        if self.kind is None:
+            object.__setattr__(self, "kind", "sigmoid" if self.multi_label else "softmax")
         if self.kind not in get_args(ScoreKind):
             raise UsageError(f"Unknown score {self.kind!r}. Use one of: {', '.join(get_args(ScoreKind))}.")
         if self.multi_label and self.kind == "softmax":
@@ -83,7 +85,7 @@ def similarities(image_features: Array, text_features: Array) -> Array:
     return cosines
 
 
-def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> tuple[Array, Array]:
+def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind | None) -> tuple[Array, Array]:
     """Similarities and scores of every image and label.
 
     `softmax` over the labels of exp(logit_scale)·cos + logit_bias; `sigmoid` of the same for each label by itself

@@ -6,6 +6,8 @@ from typing import Literal
 Precision = Literal["fp32", "bf16", "fp16"]
 Decode = Literal["fast", "exact"]
 ScoreKind = Literal["softmax", "sigmoid", "cosine"]
+Format = Literal["table", "tsv", "jsonl", "csv"]
+OnError = Literal["skip", "stop"]
 
 
 @dataclass(frozen=True, slots=True)

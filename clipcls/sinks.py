@@ -11,14 +11,14 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast, get_args
 
 from rich.cells import cell_len, set_cell_size
 
 from clipcls.errors import StoppedError, UsageError
-from clipcls.records import Prediction, ScoredLabel
+from clipcls.records import Format, Prediction, ScoredLabel
 
-FORMATS = ("table", "tsv", "jsonl", "csv")
+FORMATS: tuple[str, ...] = get_args(Format)
 COLUMNS = ("path", "label", "score", "similarity", "top", "error", "path_b64")
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -84,6 +84,8 @@ def open_sink(output: str, kind: str | None, *, labels: tuple[str, ...]) -> Iter
         UsageError: the extension tells no format, and none is given.
     """
     if output == "-":
+        if sys.stdout is None:
+            raise StoppedError("standard output is closed. Give --output FILE.")
         kind = kind or ("table" if sys.stdout.isatty() else "tsv")
         yield _make_sink(kind, sys.stdout.buffer, labels, "standard output")
         return
@@ -173,7 +175,7 @@ def table_row(labels: tuple[str, ...], width: int) -> Row:
         path = _shortened(_printable(prediction.path), path_width)
         for label, score in _answers(prediction):
             lines.append(
-                f"{path}  {set_cell_size(_printable(label) or 'unknown', label_width)}  {score:7.4f}".rstrip() + "\n"
+                f"{path}  {_fitted(_printable(label) or 'unknown', label_width)}  {score:7.4f}".rstrip() + "\n"
             )
             # the path is said once for the labels of one image
             path = " " * path_width
@@ -206,6 +208,12 @@ def _printable(text: str) -> str:
     """Control characters could move the cursor; lone surrogates can't be shown; a space of any width is a space."""
     spaced = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in text)
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in spaced)
+
+
+def _fitted(label: str, width: int) -> str:
+    if cell_len(label) <= width:
+        return set_cell_size(label, width)
+    return set_cell_size(label, width - 1) + "…"
 
 
 def _shortened(path: str, width: int) -> str:

@@ -1,5 +1,6 @@
 """The command line through its real entry point, as a process."""
 
+import contextlib
 import csv
 import io
 import json
@@ -357,3 +358,72 @@ def test_version_is_the_packages(clipcls: Run) -> None:
     from importlib.metadata import version
 
     assert clipcls("--version").stdout.decode().split() == ["clipcls", version("clipcls")]
+
+
+@pytest.mark.parametrize("model", ["nosuch", "hf-hub:someone/nothing"])
+def test_predict_that_fails_leaves_an_older_output_alone(
+    clipcls: Run, pictures: list[Path], tmp_path: Path, model: str
+) -> None:
+    (tmp_path / "old.csv").write_text("precious")
+    done = clipcls(
+        "predict", "pictures", "--labels", "cat,dog", "--model", model, "-o", "old.csv", env={"HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode in (2, 3)
+    assert (tmp_path / "old.csv").read_text() == "precious"
+
+
+def test_predict_never_writes_over_its_inputs(
+    clipcls: Run, tiny_model: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    (tmp_path / "list.txt").write_text(f"{pictures[0]}\n")
+    before = {path: path.read_bytes() for path in (tmp_path / "labels.txt", tmp_path / "list.txt", pictures[0])}
+    common = ("--labels-file", "labels.txt", "--model", tiny_model, "--format", "tsv")
+    for output in before:
+        done = clipcls("predict", pictures[0], "--files-from", "list.txt", *common, "-o", output)
+        assert done.returncode == 2, output
+        assert output.read_bytes() == before[output]
+
+
+@pytest.mark.parametrize(("closed", "code", "lines"), [(">&-", 4, 0), ("2>&-", 0, 5), ("<&-", 0, 5)])
+def test_predict_with_a_closed_stream(
+    tiny_model: Path, pictures: list[Path], tmp_path: Path, closed: str, code: int, lines: int
+) -> None:
+    command = f"'{sys.executable}' -m clipcls predict pictures --labels cat,dog --model '{tiny_model}' {closed}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, env=environment)
+    assert (done.returncode, len(done.stdout.splitlines())) == (code, lines), done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_listing_onto_a_full_disk_is_an_error_without_traceback() -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "clipcls", "models"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 4
+    assert b"No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_predict_shows_a_bar_on_a_terminal_when_rows_go_elsewhere(tiny_model: Path, pictures: list[Path]) -> None:
+    leader, follower = pty.openpty()
+    process = start_on(follower, "predict", *pictures, "--labels", "cat,dog", "--model", tiny_model)
+    assert process.stdout is not None
+    os.close(follower)
+    rows_written = process.stdout.read()
+    drawn = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(leader, 1024):
+            drawn += chunk
+    os.close(leader)
+    process.stdout.close()
+    assert process.wait() == 0
+    assert len(rows_written.splitlines()) == 5
+    assert b"5/5" in drawn and b"images/s" in drawn
+
+
+def start_on(terminal: int, *args: str | Path) -> "subprocess.Popen[bytes]":
+    """Standard error on a terminal, standard output on a pipe."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "clipcls", *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, env=environment)

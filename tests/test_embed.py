@@ -323,3 +323,18 @@ def test_embed_texts_batches_are_bounded(fake_encoder: Any) -> None:
     texts = embed_texts(prompts, fake_encoder, Cache(None))
     assert sum(sizes) == 210 and max(sizes) <= TEXT_BATCH
     assert len(texts) == 30
+
+
+def test_embed_texts_keeps_what_is_done_when_interrupted(fake_encoder: Any, tmp_path: Path) -> None:
+    prompts = [(f"prompt {i}",) for i in range(200)]
+
+    def interrupt(done: int, total: int) -> None:
+        assert total == 200
+        if done >= 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_texts(prompts, fake_encoder, Cache(tmp_path), interrupt)
+    assert len(fake_encoder.texts) == 128
+    embed_texts(prompts, fake_encoder, Cache(tmp_path))
+    assert fake_encoder.texts == [prompt for (prompt,) in prompts]

@@ -291,3 +291,9 @@ def test_inputs_imports_neither_pillow_nor_numpy() -> None:
     code = "import sys, clipcls.inputs; print({'PIL', 'numpy', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_discover_takes_a_single_name_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    for given in (str(tmp_path / "a.png"), [tmp_path / "a.png"]):
+        assert [ref.path for ref in discover(given)] == [str(tmp_path / "a.png")]

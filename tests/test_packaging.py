@@ -88,7 +88,9 @@ def test_wheel_predicts_in_another_environment(wheel: Path, empty_python: Path, 
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) >= 12
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    # fire-engine.jpg and articulated-lorry.webp don't say "truck", which is left out of the count
+    assert sum(row[1] in row[0] for row in rows) >= 8
     assert "default\t" in prompt_sets(empty_python, cwd=tmp_path)
 
 

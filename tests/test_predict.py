@@ -1,6 +1,7 @@
 """The classifier as Python users meet it, with an encoder that is right by construction."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,3 +290,42 @@ def test_classifier_refuses_labels_with_equal_prompts(fake_encoder: Any) -> None
     labels = [Label("a", ("a",), prompts=("red",)), Label("b", ("b",), prompts=("red",))]
     with pytest.raises(UsageError, match="same prompts"):
         Classifier(labels, model=lambda: fake_encoder)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    ["red", b"red", {"red": ["scarlet"]}, {"red", "blue"}, [1, 2], [], None],
+    ids=lambda value: str(type(value)),
+)
+def test_classifier_refuses_what_is_no_list_of_labels(labels: Any) -> None:
+    with pytest.raises(UsageError):
+        Classifier(labels)
+
+
+@pytest.mark.parametrize("form", [Path, str, os.fsencode])
+def test_predict_takes_a_single_path(fake_encoder: Any, colours: Path, form: Callable[[str], Any]) -> None:
+    (prediction,) = Classifier(["red", "blue"], model=fake_encoder).predict(form(str(colours / "blue.png")))
+    assert prediction.label == "blue"
+
+
+def test_classifier_takes_templates_and_an_encoder(fake_encoder: Any, colours: Path) -> None:
+    classifier = Classifier(["red", "blue"], model=fake_encoder, prompts=["one {}", "two {}"])
+    assert [prediction.label for prediction in classifier.predict([colours / "red.png"])] == ["red"]
+    assert fake_encoder.texts == ["one red", "two red", "one blue", "two blue"]
+
+
+def test_classifier_refuses_a_background_that_has_no_effect(fake_encoder: Any) -> None:
+    with pytest.raises(UsageError, match="background"):
+        Classifier(["red", "blue"], model=fake_encoder, background="a wall")
+
+
+def test_execution_refuses_an_unknown_decode_mode() -> None:
+    with pytest.raises(UsageError, match="bogus"):
+        Execution(decode="bogus")  # type: ignore[arg-type]
+
+
+def test_strict_prompts_are_checked_before_any_is_embedded(fake_encoder: Any) -> None:
+    classifier = Classifier(["red", "blue " * 20], model=fake_encoder, execution=Execution(strict_prompts=True))
+    with pytest.raises(UsageError, match="strict"):
+        _ = classifier.label_features
+    assert fake_encoder.texts == []

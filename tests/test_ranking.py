@@ -222,7 +222,7 @@ def test_rank_multi_label_unknown_still_shows_the_best() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"multi_label": True},
+        {"multi_label": True, "kind": "softmax"},
         {"multi_label": True, "kind": "cosine"},
         {"multi_label": True, "kind": "sigmoid", "min_margin": 0.1},
         {"top_k": 0},
@@ -254,3 +254,8 @@ def test_scoring_refuses_contradictions(settings: dict[str, object]) -> None:
 )
 def test_scoring_accepts(settings: dict[str, object]) -> None:
     Scoring(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("multi_label", "kind"), [(False, "softmax"), (True, "sigmoid")])
+def test_scoring_chooses_a_kind(multi_label: bool, kind: str) -> None:
+    assert Scoring(multi_label=multi_label).kind == kind

@@ -50,6 +50,9 @@ def _options(
 def main() -> None:
     """Run the command line; the exit codes are those of `clipcls.errors`, and 128 + N for signal N."""
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stderr is None:
+        # closed by whoever started us; messages are lost, results need not be
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     try:
         code = app(prog_name="clipcls", standalone_mode=False)
     except ClipclsError as exc:
@@ -62,6 +65,10 @@ def main() -> None:
     except SystemExit as exc:
         # typer makes this of a closed pipe; whoever closed it has all that they wanted
         _quit_at_once(0 if isinstance(exc.__context__, BrokenPipeError) else 1)
+    except OSError as exc:
+        # sinks and readers translate their own; what is left is a listing that can't be printed
+        print(f"clipcls: error: standard output: {exc.strerror}", file=sys.stderr)
+        _quit_at_once(4)
     except _TerminatedError:
         code = 128 + signal.SIGTERM
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
@@ -80,7 +87,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 def _quit_at_once(code: int) -> NoReturn:
     """Exit without waiting for decoding threads, and without Python's complaint about a closed pipe."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -28,7 +28,7 @@ def models(
     for entry in CATALOG:
         default = " (default)" if entry.alias == DEFAULT_MODEL else ""
         accuracy = f"{entry.imagenet:.1f} % on ImageNet ({entry.source})" if entry.imagenet else ""
-        needs = f"needs pip install 'clipcls[{entry.extra}]'" if entry.extra else ""
+        needs = f"needs the extra {entry.extra}: transformers, sentencepiece" if entry.extra else ""
         size = f"{entry.parameters:g} million parameters"
         model = entry.model if ":" in entry.model else "embedded"
         typer.echo(f"{entry.alias}{default}: {entry.purpose}")
@@ -40,7 +40,7 @@ def models(
 @app.command()
 def pull(
     name: Annotated[str, typer.Argument(help="Alias, NAME:TAG or hf-hub:ORG/REPO.")],
-    verbose: options.VerboseOption = 0,
+    verbose: options.VerboseOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Download a model ahead, or a newer copy of it; prints where its weights are."""

@@ -29,19 +29,19 @@ CacheDirOption = Annotated[
     typer.Option("--cache-dir", envvar="CLIPCLS_CACHE_DIR", help="Where the cache lies. [default: the platform's]"),
 ]
 VerboseOption = Annotated[
-    int, typer.Option("-v", "--verbose", count=True, help="Say what is done; -vv more.", show_default=False)
+    bool, typer.Option("-v", "--verbose", help="Say what is done, and other libraries' warnings.")
 ]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No warnings, no lines for bad images, no progress.")]
 
 
-def set_up_logging(verbose: int, quiet: bool) -> None:
+def set_up_logging(verbose: bool, quiet: bool) -> None:
     """clipcls's own messages go to stderr as `clipcls: …`; other libraries' warnings only with -v."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logger = logging.getLogger("clipcls")
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    logger.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
     logging.captureWarnings(True)
     others = logging.getLogger()
     others.handlers = [handler]

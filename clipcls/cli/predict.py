@@ -1,39 +1,20 @@
 """`clipcls predict`."""
 
-import enum
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
 from clipcls.cli.progress import Progress
+from clipcls.records import Decode, Format, OnError, ScoreKind
 
 if TYPE_CHECKING:
+    from clipcls.predict import Classifier
     from clipcls.records import PromptSet
-
-
-class Format(enum.StrEnum):
-    TABLE = "table"
-    TSV = "tsv"
-    JSONL = "jsonl"
-    CSV = "csv"
-
-
-class Score(enum.StrEnum):
-    SOFTMAX = "softmax"
-    SIGMOID = "sigmoid"
-    COSINE = "cosine"
-
-
-class DecodeMode(enum.StrEnum):
-    FAST = "fast"
-    EXACT = "exact"
-
-
-class OnError(enum.StrEnum):
-    SKIP = "skip"
-    STOP = "stop"
 
 
 def predict(
@@ -62,23 +43,29 @@ def predict(
         bool, typer.Option("--strict-prompts", help="A prompt over the context length is an error.")
     ] = False,
     # with which model
-    model: options.ModelOption = "photo",
+    model: options.ModelOption = DEFAULT_MODEL,
     arch: options.ArchOption = None,
     preprocess: options.PreprocessOption = None,
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
     # how to score
     score: Annotated[
-        Score | None,
+        ScoreKind | None,
         typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
     ] = None,
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="Every label that reaches the threshold is an answer.")
     ] = False,
     background: Annotated[
-        str, typer.Option("--background", help="What sigmoid scores of a model without a bias compare with.")
-    ] = "a photo",
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Labels to list per image. [default: 1]")] = None,
+        str | None,
+        typer.Option(
+            "--background", help="What sigmoid scores of a model without a bias compare with. [default: a photo]"
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, help="Labels to list per image. [default: 1; multi-label: all that pass]"),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Lowest score; below it an image is unknown.")
     ] = None,
@@ -96,11 +83,11 @@ def predict(
         typer.Option("--format", help="[default: by the output's extension; table on a terminal, else tsv]"),
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-",
-    on_error: Annotated[OnError, typer.Option("--on-error", help="What a bad image does to the run.")] = OnError.SKIP,
+    on_error: Annotated[OnError, typer.Option("--on-error", help="What a bad image does to the run.")] = "skip",
     # how to run
     decode: Annotated[
-        DecodeMode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels, bit for bit.")
-    ] = DecodeMode.FAST,
+        Decode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels, bit for bit.")
+    ] = "fast",
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", envvar="CLIPCLS_BATCH_SIZE", min=1, help="[default: 32 on a CPU, 128 on a GPU]"),
@@ -114,7 +101,7 @@ def predict(
     ] = None,
     cache_dir: options.CacheDirOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
-    verbose: options.VerboseOption = 0,
+    verbose: options.VerboseOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Say what is in pictures, without training.
@@ -124,30 +111,23 @@ def predict(
     options.set_up_logging(verbose, quiet)
     from clipcls import labels as label_sources
     from clipcls.cache import default_folder
-    from clipcls.errors import StoppedError, UsageError
+    from clipcls.errors import UsageError
     from clipcls.images import MAX_PIXELS
-    from clipcls.inputs import discover
     from clipcls.predict import Classifier, Execution
     from clipcls.ranking import Scoring
     from clipcls.records import ModelSpec
-    from clipcls.sinks import open_sink
 
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
+    _refuse_overwriting(output, [*(inputs or ()), files_from, labels_file, prompts, model])
     classifier = Classifier(
         labels=label_sources.parse_labels(labels, label or (), labels_file),
         model=ModelSpec(model, arch, preprocess, device, precision),
         prompts=_prompt_set(prompts, template),
-        scoring=Scoring(
-            kind=(score or (Score.SIGMOID if multi_label else Score.SOFTMAX)).value,
-            multi_label=multi_label,
-            top_k=top_k,
-            threshold=threshold,
-            min_margin=min_margin,
-        ),
+        scoring=Scoring(score, multi_label, top_k, threshold, min_margin),
         background=background,
         execution=Execution(
-            decode=decode.value,
+            decode=decode,
             batch_size=batch_size,
             workers=workers,
             max_pixels=max_pixels or MAX_PIXELS,
@@ -155,31 +135,71 @@ def predict(
             strict_prompts=strict_prompts,
         ),
     )
-    sources = inputs or []
-    images = discover(sources, files_from, null)
-    rereadable = files_from is None and "-" not in sources
-    done = failed = 0
-    names = tuple(label.name for label in classifier.labels)
-    kind = format.value if format else None
-    with open_sink(output, kind, labels=names) as sink, Progress(not quiet, output) as progress:
-        # the model is opened before the progress starts, so that its errors and warnings come first
-        _ = classifier.label_features
-        progress.start((lambda: sum(1 for _ in discover(sources))) if rereadable else None)
-        for prediction in classifier.predict(images):
-            sink.write(prediction)
-            done += 1
-            if prediction.error is not None:
-                failed += 1
-                progress.print_error(prediction.path, prediction.error)
-                if on_error is OnError.STOP:
-                    raise StoppedError(f"stopped at the first bad image (--on-error stop), {done} done.")
-            progress.update(done, failed)
+    done, failed = _run(
+        classifier, inputs or [], files_from, null, output=output, kind=format, on_error=on_error, quiet=quiet
+    )
     if not done:
         raise UsageError("No images found in what was given.")
     if failed:
         if not quiet:
             typer.echo(f"clipcls: {failed} of {done} images could not be read", err=True)
         raise typer.Exit(1)
+
+
+def _run(
+    classifier: "Classifier",
+    sources: list[str],
+    files_from: str | None,
+    null: bool,
+    *,
+    output: str,
+    kind: Format | None,
+    on_error: OnError,
+    quiet: bool,
+) -> tuple[int, int]:
+    """Classify and write; returns how many images there were, and how many of them could not be read."""
+    from clipcls.errors import StoppedError
+    from clipcls.inputs import discover
+    from clipcls.sinks import open_sink
+
+    images = discover(sources, files_from, null)
+    countable = files_from is None and "-" not in sources
+    names = tuple(label.name for label in classifier.labels)
+    done = failed = 0
+    with Progress(not quiet, output) as progress:
+        # all that can go wrong with model and labels does so before the output is touched
+        classifier.label_features = classifier.embed_labels(progress.update_labels)
+        with open_sink(output, kind, labels=names) as sink:
+            progress.start((lambda: sum(1 for _ in discover(sources))) if countable else None)
+            for prediction in classifier.predict(images):
+                sink.write(prediction)
+                done += 1
+                if prediction.error is not None:
+                    failed += 1
+                    progress.print_error(prediction.path, prediction.error)
+                    if on_error == "stop":
+                        raise StoppedError(f"stopped at the first bad image (--on-error stop), {done} done.")
+                progress.update(done, failed)
+    return done, failed
+
+
+def _refuse_overwriting(output: str, sources: Sequence[str | Path | None]) -> None:
+    """Results must not replace what they are made from, nor any picture."""
+    from clipcls.errors import StoppedError, UsageError
+    from clipcls.inputs import EXTENSIONS
+
+    if output == "-":
+        return
+    path = Path(output)
+    if not output or path.suffix.lower() in EXTENSIONS:
+        raise UsageError(f"--output {output!r}: not a name for results.")
+    if path.is_dir() or not path.absolute().parent.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        raise StoppedError(
+            f"{output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
+        )
+    for source in sources:
+        if source and os.path.exists(source) and path.exists() and path.samefile(source):  # noqa: PTH110, globs may be long
+            raise UsageError(f"--output {output!r} is one of the inputs, which it would overwrite.")
 
 
 def _prompt_set(prompts: str, templates: list[str] | None) -> "PromptSet":

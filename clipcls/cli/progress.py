@@ -1,14 +1,19 @@
 """Progress of a run over images, on stderr."""
 
+import contextlib
 import os
 import sys
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from clipcls.errors import ClipclsError
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 
 class Progress:
@@ -24,7 +29,7 @@ class Progress:
 
     def __init__(self, wanted: bool, output: str) -> None:
         self._wanted = wanted
-        rows_on_terminal = output == "-" and sys.stdout.isatty()
+        rows_on_terminal = output == "-" and sys.stdout is not None and sys.stdout.isatty()
         able = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bar: Bar | None = _make_bar() if wanted and able and not rows_on_terminal else None
 
@@ -37,16 +42,26 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def update_labels(self, done: int, total: int) -> None:
+        """Tell how many labels are embedded, of those that weren't cached."""
+        if self._bar is None:
+            return
+        if not self._bar.task_ids:
+            self._bar.add_task("labels", total=total, failures="")
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done)
+
     def start(self, count: Callable[[], int] | None) -> None:
         """Show the bar; `count` gives the number of images, and may take long: it runs on a thread of its own."""
         bar = self._bar
         if bar is None:
             return
+        for labels in bar.task_ids:
+            bar.remove_task(labels)
         task = bar.add_task("images", total=None, failures="")
         bar.start()
         if count is not None:
-            counting = count
-            threading.Thread(target=lambda: bar.update(task, total=counting()), daemon=True).start()
+            threading.Thread(target=_set_total, args=(bar, task, count), daemon=True).start()
 
     def update(self, done: int, failed: int) -> None:
         """Tell how many images are done, and how many of them failed."""
@@ -66,22 +81,38 @@ class Progress:
             print(line, file=sys.stderr)
 
 
+def _set_total(bar: "Bar", task: "TaskID", count: Callable[[], int]) -> None:
+    """Count the images a second time, beside the run: a run that waited for it would not stream."""
+    # an input that changes meanwhile is the run's to complain of
+    with contextlib.suppress(OSError, ClipclsError):
+        bar.update(task, total=count())
+
+
 def _make_bar() -> "Bar":
     # only a run that shows a bar pays for importing it
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
     from rich.progress import Progress as RichProgress
     from rich.text import Text
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.0f} images/s" if task.speed else "")
+            # rich's own speed is that of the last updates, which come a batch at a time
+            speed = task.completed / task.elapsed if task.elapsed else 0.0
+            return Text(f"{speed:.0f} {task.description}/s" if speed else "")
+
+    class TimeLeft(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if not task.completed or task.total is None or task.elapsed is None:
+                return Text("")
+            seconds = round(task.elapsed * (task.total - task.completed) / task.completed)
+            return Text(f"{timedelta(seconds=max(seconds, 0))} left")
 
     return RichProgress(
         BarColumn(),
         MofNCompleteColumn(),
         Speed(),
-        TimeRemainingColumn(),
+        TimeLeft(),
         TextColumn("{task.fields[failures]}"),
         console=Console(stderr=True),
         transient=True,

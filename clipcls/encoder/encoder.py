@@ -95,9 +95,10 @@ class Encoder:
 
     def fingerprint(self, cache: Cache) -> bytes:
         """SHA-256 of all that features depend on: weights, configuration, tokenizer files."""
-        settings = json.dumps([self._files.config, asdict(self.preprocess)], sort_keys=True, default=str)
-        # where the tokenizer lies is no part of what it does
-        settings = settings.replace(json.dumps(str(self._files.tokenizer)), "null")
+        config = self._files.config
+        # a folder of the hub's cache, which may be moved; the architecture it describes shows in the weights
+        text_config = {key: value for key, value in config["text_cfg"].items() if key != "hf_model_name"}
+        settings = json.dumps([config | {"text_cfg": text_config}, asdict(self.preprocess)], sort_keys=True)
         digest = hashlib.sha256(settings.encode() + cache.file_sha256(self._files.weights))
         for path in self._files.tokenizer_files():
             digest.update(path.name.encode() + cache.file_sha256(path))
@@ -118,7 +119,7 @@ class Encoder:
             )
         except ImportError as exc:
             raise ModelError(
-                f"{self.name}: its tokenizer needs the package transformers: pip install 'clipcls[siglip]'"
+                f"{self.name}: its tokenizer needs the package transformers: pip install transformers sentencepiece"
             ) from exc
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise ModelError(f"{self._files.tokenizer}: the tokenizer can't be loaded: {exc}") from exc
@@ -152,13 +153,17 @@ class Encoder:
         return array
 
 
-def load_encoder(spec: ModelSpec) -> Encoder:
+def load_encoder(spec: ModelSpec | str) -> Encoder:
     """Find a model and open it on the device and in the precision that `spec` asks for.
+
+    Args:
+        spec: or just a name as `--model` takes it.
 
     Raises:
         ModelError: see `clipcls.encoder.sources.locate`.
         UsageError: the device isn't there.
     """
+    spec = ModelSpec(spec) if isinstance(spec, str) else spec
     files = locate(spec)
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device)

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
-from clipcls.errors import ModelError
+from clipcls.errors import ModelError, first_line
 
 PROBE_SECONDS = 3.0
 
@@ -41,7 +41,7 @@ def fetch(repo: str, candidates: Sequence[str], *, refresh: bool = False) -> Pat
         except RepositoryNotFoundError as exc:
             raise ModelError(f"{constants.ENDPOINT} has no repository {repo!r}, or it is private (HF_TOKEN).") from exc
         except (HfHubHTTPError, OSError, ValueError) as exc:
-            raise ModelError(f"Downloading {name} of {repo!r} failed: {_first_line(exc)}") from exc
+            raise ModelError(f"Downloading {name} of {repo!r} failed: {first_line(exc)}") from exc
         return Path(path)
     raise ModelError(f"The repository {repo!r} has none of: {', '.join(candidates)}.")
 
@@ -85,12 +85,8 @@ def _unreachable(repo: str) -> str:
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} can't be reached"
     return (
         f"The weights of {repo!r} are not in {constants.HF_HUB_CACHE}, and {why}. Three ways out:\n"
-        "  1. On a machine with a connection run `clipcls models pull NAME`, copy its Hugging Face folder here, "
+        "  1. On a machine with a connection run `clipcls models pull NAME`, copy its ~/.cache/huggingface here, "
         "and set HF_HOME to the copy.\n"
         "  2. Give --model a local folder with open_clip_config.json and weights.\n"
         "  3. Use --model pictogram, which is embedded: for pictograms (icons, stickers, emoji), not photographs."
     )
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().split("\n", 1)[0] or type(exc).__name__

@@ -110,6 +110,8 @@ def locate(spec: ModelSpec, *, refresh: bool = False) -> ModelFiles:
         ModelError: it can't be had, or activation or preprocessing would be a guess.
         UsageError: --arch or --preprocess where the model says these itself, or missing where it doesn't.
     """
+    if not spec.name:
+        raise UsageError("--model is empty. `clipcls models` lists what there is.")
     entry = catalog.find(spec.name)
     name = entry.model if entry else spec.name
     path = Path(name.removeprefix("local-dir:"))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clipcls.encoder.sources import ModelFiles
-from clipcls.errors import ModelError
+from clipcls.errors import ModelError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Checkpoint:
                 self._loaded = _load_pickle(path)
                 self.keys = tuple(self._loaded)
         except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as exc:
-            raise ModelError(f"{path}: not a readable weights file: {_first_line(exc)}") from exc
+            raise ModelError(f"{path}: not a readable weights file: {first_line(exc)}") from exc
         unknown = [key for key in self.keys if _tower_of(key) is None]
         if unknown and not self.is_mobile_clip:
             raise ModelError(f"{path}: not the weights of a dual encoder; it holds, for example, {unknown[0]!r}.")
@@ -103,7 +103,7 @@ def build_tower(files: ModelFiles, checkpoint: Checkpoint, tower: Tower) -> nn.M
         with _Uninitialised():
             module = build(config["embed_dim"], tower_config, quick_gelu=config.get("quick_gelu", False))
     except (TypeError, ValueError, RuntimeError, AssertionError, ImportError, OSError) as exc:
-        raise ModelError(f"{files.name}: its {tower} tower can't be built: {_first_line(exc)}") from exc
+        raise ModelError(f"{files.name}: its {tower} tower can't be built: {first_line(exc)}") from exc
     state = _fitted(checkpoint, tower, module)
     try:
         module.load_state_dict(state, strict=True, assign=True)
@@ -177,7 +177,3 @@ class _Uninitialised(TorchFunctionMode):
         if func in (torch.randn, torch.rand):
             return torch.empty(*args, **kwargs)
         return func(*args, **kwargs)
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().split("\n", 1)[0] or type(exc).__name__
