@@ -44,6 +44,8 @@ def test_load_settings_refuses_unknown_key_by_name(tmp_path: Path) -> None:
         ("augment: huge", "augment: 'huge' isn't one of none, light, heavy"),
         ("epochs: 0", "epochs: 0.0 must be above 0"),
         ("batch_size: 1", "at least 2"),
+        ("batch_size: 4\naccumulate: 5", "between 1 and batch_size, 4"),
+        ("accumulate: 0", "between 1 and batch_size"),
         ("templates: ['a photo']", "must hold one"),
         ("betas: [0.9]", "a list of 2"),
         ("warmup: 2", "between 0 and 1"),

@@ -73,6 +73,9 @@ def train(
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a batch goes through the towers in, to save memory.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate: 1e-3, with --model 1e-5.")] = None,
     precision: Annotated[
         Precision | None, typer.Option(envvar="CLIPCLS_PRECISION", help="Of the forward pass.")
@@ -98,6 +101,7 @@ def train(
         "loss": loss and loss.value,
         "epochs": epochs,
         "batch_size": batch_size,
+        "accumulate": accumulate,
         "learning_rate": learning_rate,
         "precision": precision and precision.value,
         "augment": augment and augment.value,

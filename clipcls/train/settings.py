@@ -49,6 +49,9 @@ class Settings:
         lock_text_unlocked_layers: its last layers that are trained nevertheless; in either tower the projection is one.
         epochs: passes over the table; a fraction is allowed.
         batch_size: pictures a step, which are also each other's negatives.
+        accumulate: parts that a batch is put through the towers in, one after the other, to save memory; the loss and
+            its gradients remain those of the whole batch, for a third more computing. BatchNorm towers differ by
+            nature, since each part is normalised by itself.
         learning_rate: the peak, reached after the warm-up; unless it is given, 1e-5 with `model`.
         betas: AdamW's.
         weight_decay: AdamW's; gains, biases and the scale have none.
@@ -97,6 +100,7 @@ class Settings:
     lock_text_unlocked_layers: int = 0
     epochs: float = 10
     batch_size: int = 128
+    accumulate: int = 1
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
@@ -260,6 +264,8 @@ def _check_ranges(settings: Settings) -> None:
             raise UsageError(f"{name}: {getattr(settings, name)} must not be negative")
     if settings.batch_size < 2:
         raise UsageError("batch_size: a contrastive loss needs at least 2 pictures a batch")
+    if not 1 <= settings.accumulate <= settings.batch_size:
+        raise UsageError(f"accumulate: {settings.accumulate} must be between 1 and batch_size, {settings.batch_size}")
     if not settings.templates:
         raise UsageError("templates: the list is empty")
     for template in settings.templates:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -60,6 +60,24 @@ def text_parameters(model: Any) -> list[nn.Parameter]:
         for name, parameter in model.named_parameters()
         if not name.startswith("visual.") and name not in ("logit_scale", "logit_bias")
     ]
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers that look at their batch: those in training mode."""
+    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
+
+
+@contextlib.contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """While active, BatchNorm layers look at their batch, but leave their running statistics as they are."""
+    layers = [layer for layer in batch_norms(model) if layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 def _freeze(modules: list[nn.Module], whole: bool) -> None:
