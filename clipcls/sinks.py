@@ -90,7 +90,7 @@ def open_sink(output: str, kind: str | None, *, labels: tuple[str, ...]) -> Iter
         yield _make_sink(kind, sys.stdout.buffer, labels, "standard output")
         return
     path = Path(output)
-    kind = kind or _format_for(path)
+    kind = kind or format_for(path)
     try:
         stream = cast("BinaryIO", path.open("wb", buffering=0))
     except OSError as exc:
@@ -112,7 +112,12 @@ def _make_sink(kind: str, stream: BinaryIO, labels: tuple[str, ...], name: str) 
     raise UsageError(f"Unknown format {kind!r}. Use one of: {', '.join(FORMATS)}.")
 
 
-def _format_for(output: Path) -> str:
+def format_for(output: Path) -> str:
+    """The format that a file's extension tells.
+
+    Raises:
+        UsageError: it tells none that clipcls writes.
+    """
     suffix = output.suffix.lower().removeprefix(".")
     kind = {"ndjson": "jsonl", "txt": "tsv", "": "tsv"}.get(suffix, suffix)
     if kind not in FORMATS:

@@ -66,8 +66,8 @@ def main() -> None:
         # typer makes this of a closed pipe; whoever closed it has all that they wanted
         _quit_at_once(0 if isinstance(exc.__context__, BrokenPipeError) else 1)
     except OSError as exc:
-        # sinks and readers translate their own; what is left is a listing that can't be printed
-        print(f"clipcls: error: standard output: {exc.strerror}", file=sys.stderr)
+        # sinks and readers translate their own; what is left is mostly a listing that can't be printed
+        print(f"clipcls: error: {exc.filename or 'standard output'}: {exc.strerror}", file=sys.stderr)
         _quit_at_once(4)
     except _TerminatedError:
         code = 128 + signal.SIGTERM

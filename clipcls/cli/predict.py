@@ -119,7 +119,7 @@ def predict(
 
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
-    _refuse_overwriting(output, [*(inputs or ()), files_from, labels_file, prompts, model])
+    _check_output(output, format, [*(inputs or ()), files_from, labels_file, prompts, model])
     classifier = Classifier(
         labels=label_sources.parse_labels(labels, label or (), labels_file),
         model=ModelSpec(model, arch, preprocess, device, precision),
@@ -183,16 +183,19 @@ def _run(
     return done, failed
 
 
-def _refuse_overwriting(output: str, sources: Sequence[str | Path | None]) -> None:
-    """Results must not replace what they are made from, nor any picture."""
+def _check_output(output: str, kind: Format | None, sources: Sequence[str | Path | None]) -> None:
+    """Refuse an output that can't be written, or that would replace a picture or what the results are made from."""
     from clipcls.errors import StoppedError, UsageError
     from clipcls.inputs import EXTENSIONS
+    from clipcls.sinks import format_for
 
     if output == "-":
         return
     path = Path(output)
     if not output or path.suffix.lower() in EXTENSIONS:
         raise UsageError(f"--output {output!r}: not a name for results.")
+    if kind is None:
+        format_for(path)
     if path.is_dir() or not path.absolute().parent.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
         raise StoppedError(
             f"{output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
