@@ -15,6 +15,8 @@ from clipcls.cache import Cache
 from clipcls.catalog import PICTOGRAM_FOLDER
 from clipcls.embed import embed_images, embed_texts
 from clipcls.encoder.encoder import Encoder, choose_device, choose_precision
+from clipcls.encoder.sources import locate
+from clipcls.encoder.weights import Checkpoint, build_tower
 from clipcls.errors import ModelError, UsageError
 from clipcls.prompts import load_prompt_set, render
 from clipcls.ranking import Scoring
@@ -141,6 +143,38 @@ def test_features_and_probabilities_equal_open_clips(model_folder: Path, picture
         for prediction, expected in zip(classifier.predict(pictures), sigmoid, strict=True):
             found = {entry.label: entry.score for entry in prediction.top}
             assert np.abs(np.array([found[name] for name in CLASSNAMES]) - expected).max() <= 1e-5
+
+
+RESNET_CONFIG = TINY_CONFIG | {
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+}
+
+
+@pytest.mark.parametrize("config", [TINY_CONFIG, RESNET_CONFIG], ids=["ViT", "ResNet"])
+def test_weights_equal_open_clips_own_loading(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Buffers that no file holds, such as the causal mask, included: they are computed, not left unset."""
+    folder = save_model(tmp_path / "model", config)
+    reference = open_clip.create_model(f"local-dir:{folder}").eval()
+    files = locate(ModelSpec(str(folder)))
+    visual, text = (build_tower(files, Checkpoint(files.weights), tower) for tower in ("visual", "text"))
+    expected = dict(reference.visual.state_dict())
+    found = visual.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not visual.training and not text.training
+    flat = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
+    for name, tensor in {**dict(text.named_parameters()), **dict(text.named_buffers())}.items():
+        assert torch.equal(tensor, flat[name]), name
+    assert "attn_mask" in dict(text.named_buffers())
+
+
+def test_weights_without_the_bias_of_their_configuration_are_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", TINY_CONFIG)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["init_logit_bias"] = -10
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="logit_bias"):
+        load_encoder(ModelSpec(str(folder), device="cpu"))
 
 
 def test_features_do_not_depend_on_the_batch(model_folder: Path, pictures: list[Path]) -> None:
