@@ -1,18 +1,17 @@
 """From the name of a model to its files and settings, without a guess on the way."""
 
-import json
 import re
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 from open_clip import pretrained as open_clip_pretrained
 
 from clipcls import catalog, vocabulary
 from clipcls.encoder import hub
+from clipcls.encoder.preprocess import parse_preprocessing, preprocess_settings, read_json
 from clipcls.errors import ModelError, UsageError
 from clipcls.records import ModelSpec, Preprocessing
 
@@ -40,38 +39,6 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
-_PREPROCESS_PRESETS: dict[str, dict[str, Any]] = {
-    "openai": {
-        "mean": open_clip.OPENAI_DATASET_MEAN,
-        "std": open_clip.OPENAI_DATASET_STD,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    },
-    "imagenet": {
-        "mean": open_clip.constants.IMAGENET_MEAN,
-        "std": open_clip.constants.IMAGENET_STD,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    },
-    "siglip": {
-        "mean": open_clip.constants.INCEPTION_MEAN,
-        "std": open_clip.constants.INCEPTION_STD,
-        "interpolation": "bicubic",
-        "resize_mode": "squash",
-    },
-}
-
-# open_clip treats `random`, a setting for training, as bicubic
-_INTERPOLATIONS: dict[str, Literal["bicubic", "bilinear"]] = {
-    "bicubic": "bicubic",
-    "bilinear": "bilinear",
-    "random": "bicubic",
-}
-_RESIZE_MODES: dict[str, Literal["shortest", "longest", "squash"]] = {
-    "shortest": "shortest",
-    "longest": "longest",
-    "squash": "squash",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +106,14 @@ def _from_hub(spec: ModelSpec, repo: str, refresh: bool) -> ModelFiles:
         raise UsageError(f"hf-hub:{repo}: expected hf-hub:ORG/REPO.")
     config_path = hub.fetch(repo, [CONFIG_NAME], refresh=refresh)
     weights = hub.fetch(repo, _WEIGHT_NAMES, refresh=refresh)
-    text = _read_json(config_path).get("model_cfg", {}).get("text_cfg", {})
+    text = read_json(config_path).get("model_cfg", {}).get("text_cfg", {})
     return _from_config(spec, config_path, weights, tokenizer=_fetch_tokenizer(text, refresh), words=None)
 
 
 def _from_config(
     spec: ModelSpec, config_path: Path, weights: Path, *, tokenizer: Path | None, words: frozenset[str] | None
 ) -> ModelFiles:
-    config = _read_json(config_path)
+    config = read_json(config_path)
     model = config.get("model_cfg")
     if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
         raise ModelError(f"{config_path}: no model_cfg with embed_dim, vision_cfg and text_cfg.")
@@ -158,12 +125,12 @@ def _from_config(
             f"{config_path}: no preprocess_cfg, and a guess could be silently wrong. "
             "Give --preprocess openai|imagenet|siglip|FILE.json."
         )
-    settings: dict[str, Any] = _preprocess_settings(spec.preprocess) if spec.preprocess else dict(stated or {})
+    settings: dict[str, Any] = preprocess_settings(spec.preprocess) if spec.preprocess else dict(stated or {})
     needs_tokenizer = bool(model["text_cfg"].get("hf_tokenizer_name"))
     return ModelFiles(
         name=spec.name,
         config=_with_local_text_model(model),
-        preprocess=_preprocessing(settings, model, str(config_path)),
+        preprocess=parse_preprocessing(settings, model, str(config_path)),
         weights=weights,
         tokenizer=tokenizer if needs_tokenizer else None,
         words=words,
@@ -185,7 +152,7 @@ def _from_file(spec: ModelSpec, path: Path) -> ModelFiles:
     return ModelFiles(
         name=spec.name,
         config=config,
-        preprocess=_preprocessing(_preprocess_settings(spec.preprocess), config, "--preprocess"),
+        preprocess=parse_preprocessing(preprocess_settings(spec.preprocess), config, "--preprocess"),
         weights=path,
         tokenizer=_fetch_tokenizer(config["text_cfg"], refresh=False),
     )
@@ -210,7 +177,7 @@ def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
     return ModelFiles(
         name=name,
         config=config,
-        preprocess=_preprocessing(stated, config, name),
+        preprocess=parse_preprocessing(stated, config, name),
         weights=hub.fetch(repo, names, refresh=refresh),
         tokenizer=_fetch_tokenizer(config["text_cfg"], refresh),
     )
@@ -263,46 +230,3 @@ def _weights_in(folder: Path) -> Path:
     if others:
         raise ModelError(f"{folder}: which weights? Rename one of {', '.join(others)} to {_WEIGHT_NAMES[0]}.")
     raise ModelError(f"{folder}: no weights here ({_WEIGHT_NAMES[0]}); random ones are never used instead.")
-
-
-def _preprocess_settings(preset_or_file: str) -> dict[str, Any]:
-    if preset_or_file in _PREPROCESS_PRESETS:
-        return _PREPROCESS_PRESETS[preset_or_file]
-    path = Path(preset_or_file)
-    if path.suffix != ".json":
-        names = ", ".join(_PREPROCESS_PRESETS)
-        raise UsageError(f"--preprocess {preset_or_file}: use one of {names}, or a .json file.")
-    settings = _read_json(path)
-    return dict(settings.get("preprocess_cfg", settings))
-
-
-def _preprocessing(settings: dict[str, Any], model: dict[str, Any], where: str) -> Preprocessing:
-    size = model["vision_cfg"].get("image_size", 224)
-    try:
-        height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)
-        mean, std = (_three(settings[key]) for key in ("mean", "std"))
-        interpolation = _INTERPOLATIONS[settings.get("interpolation") or "bicubic"]
-        resize_mode = _RESIZE_MODES[settings.get("resize_mode") or "shortest"]
-        if min(std) <= 0:
-            raise ValueError(f"std {std}")
-        fill_color = int(settings.get("fill_color") or 0)
-    except (KeyError, TypeError, ValueError) as exc:
-        raise ModelError(f"{where}: preprocessing needs mean, std, interpolation and resize_mode: {exc}") from exc
-    return Preprocessing((height, width), mean, std, interpolation, resize_mode, fill_color)
-
-
-def _three(values: float | Sequence[float]) -> tuple[float, float, float]:
-    if isinstance(values, int | float):
-        return float(values), float(values), float(values)
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
-        raise ModelError(f"{path}: can't be read as JSON: {exc}") from exc
-    if not isinstance(data, dict):
-        raise ModelError(f"{path}: expected a JSON object.")
-    return data
