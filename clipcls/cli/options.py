@@ -36,8 +36,7 @@ QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No warnings, n
 
 def set_up_logging(verbose: bool, quiet: bool) -> None:
     """clipcls's own messages go to stderr as `clipcls: …`; other libraries' warnings only with -v."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler = _Handler()
     logger = logging.getLogger("clipcls")
     logger.handlers = [handler]
     logger.propagate = False
@@ -48,7 +47,8 @@ def set_up_logging(verbose: bool, quiet: bool) -> None:
     others.setLevel(logging.WARNING if verbose else logging.CRITICAL)
 
 
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return f"clipcls: {level}{record.getMessage()}"
+        # looked up each time: a progress bar puts itself in front of it
+        print(f"clipcls: {level}{record.getMessage()}", file=sys.stderr)

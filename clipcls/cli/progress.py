@@ -74,11 +74,8 @@ class Progress:
         if not self._wanted:
             return
         shown = os.fsencode(path).decode("utf-8", "replace")
-        line = f"clipcls: {''.join(c if c.isprintable() else '�' for c in shown)}: {error}"
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=sys.stderr)
+        # where there is a bar, it has put itself in front of stderr, and draws itself below the line
+        print(f"clipcls: {''.join(c if c.isprintable() else '�' for c in shown)}: {error}", file=sys.stderr)
 
 
 def _set_total(bar: "Bar", task: "TaskID", count: Callable[[], int]) -> None:
@@ -116,4 +113,5 @@ def _make_bar() -> "Bar":
         TextColumn("{task.fields[failures]}"),
         console=Console(stderr=True),
         transient=True,
+        redirect_stdout=False,
     )

@@ -71,6 +71,9 @@ def train(
     loss: Annotated[
         Loss | None, typer.Option(help="auto is sigmoid for a model with a bias, else contrastive.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder, with its settings.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     accumulate: Annotated[
@@ -86,6 +89,7 @@ def train(
     workers: Annotated[int | None, typer.Option(envvar="CLIPCLS_WORKERS", help="Threads that decode pictures.")] = None,
 ) -> None:
     """Train a model on pictures with captions; the folder it writes works with predict --model."""
+    from clipcls.train.checkpoint import resumed_settings
     from clipcls.train.loop import train as run
     from clipcls.train.settings import load_settings
 
@@ -109,9 +113,9 @@ def train(
         "device": device,
         "workers": workers,
     }
-    settings = load_settings(config, given)
+    settings = load_settings(config, given) if resume is None else resumed_settings(resume, config, given)
     with progress_report() as report:
-        result = run(settings, report)
+        result = run(settings, report, resume=resume is not None)
     for problem in result.problems[:PROBLEMS_SHOWN]:
         typer.echo(f"left out: {problem}", err=True)
     if result.problems:

@@ -1,4 +1,4 @@
-"""The dual encoder: model files found (`sources`, `preprocess`, `hub`), weights loaded (`weights`), features computed (`encoder`)."""
+"""The dual encoder: `sources`, `preprocess` and `hub` find a model, `weights` loads it, `encoder` computes features."""
 
 from clipcls.encoder.encoder import Encoder, load_encoder
 from clipcls.encoder.sources import ModelFiles, locate
