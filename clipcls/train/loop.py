@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from clipcls.errors import StoppedError, UsageError
+from clipcls.train.checkpoint import cut_metrics, restore_checkpoint, save_checkpoint
 from clipcls.train.classes import read_data
 from clipcls.train.data import Table
-from clipcls.train.settings import Settings, write_settings
+from clipcls.train.settings import SETTINGS_NAME, Settings, write_settings
 from clipcls.train.start import start_model
 from clipcls.train.trainer import Progress, Trainer
 
@@ -33,26 +34,33 @@ class Result:
     seconds: float
 
 
-def train(settings: Settings, report: Callable[[Progress], None] = lambda progress: None) -> Result:
+def train(
+    settings: Settings, report: Callable[[Progress], None] = lambda progress: None, resume: bool = False
+) -> Result:
     """Train a new model, or a trained one further.
 
     Args:
         settings: of the run.
         report: called after every step.
+        resume: go on with the run in the settings' `output`, from its checkpoint; its losses are then what they
+            would have been without the interruption.
 
     Returns:
-        The run's result; its folder holds `model/`, `metrics.jsonl` and `settings.yaml`.
+        The run's result; its folder holds `model/`, `metrics.jsonl`, `settings.yaml` and `checkpoint.pt`.
 
     Raises:
-        UsageError: the settings, the table or the architecture can't be used, or no picture can.
+        UsageError: the settings, the table or the architecture can't be used, or no picture can; or the run can't
+            be resumed.
         ModelError: the model to start from can't be had.
         StoppedError: the loss isn't finite any more, the output can't be written, or with `strict_data` a picture
             can't be read.
     """
-    output = _claim(Path(settings.output))
+    output = Path(settings.output) if resume else _claim(Path(settings.output))
     table = _read(settings)
     torch.manual_seed(settings.seed)
     trainer = Trainer(settings, start_model(settings), table)
+    if resume:
+        restore_checkpoint(output, trainer)
     began = time.monotonic()
     try:
         progress = _run(trainer, output, report)
@@ -65,20 +73,26 @@ def train(settings: Settings, report: Callable[[Progress], None] = lambda progre
 
 
 def _run(trainer: Trainer, output: Path, report: Callable[[Progress], None]) -> Progress | None:
-    """Train and write the model, every few minutes and at the end; returns the last step, None if there is none."""
-    write_settings(trainer.settings, output / "settings.yaml")
+    """Train and save, every few minutes and at the end; returns the last step, None if there is none."""
+    write_settings(trainer.settings, output / SETTINGS_NAME)
     interval = trainer.settings.save_minutes * 60
     saved, progress = time.monotonic(), None
-    with (output / "metrics.jsonl").open("w", buffering=1, encoding="utf-8") as metrics:
+    with cut_metrics(output, trainer.done).open("a", buffering=1, encoding="utf-8") as metrics:
         for progress in trainer.steps():
             metrics.write(json.dumps(asdict(progress)) + "\n")
-            report(progress)
             if interval and time.monotonic() - saved > interval:
-                trainer.save(output / "model")
+                _save(trainer, output)
                 saved = time.monotonic()
+            report(progress)
     if progress is not None:
-        trainer.save(output / "model")
+        _save(trainer, output)
     return progress
+
+
+def _save(trainer: Trainer, output: Path) -> None:
+    """Write the model, then the checkpoint, so that a finished checkpoint means a finished model."""
+    trainer.save(output / "model")
+    save_checkpoint(output, trainer)
 
 
 def _read(settings: Settings) -> Table:

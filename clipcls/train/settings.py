@@ -13,6 +13,7 @@ from clipcls.prompts import load_prompt_set
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+SETTINGS_NAME = "settings.yaml"
 PATHS = ("data", "arch", "output", "model")
 # what a trained model has already, so that only a new one is given it
 OF_NEW_MODELS = (
@@ -84,7 +85,8 @@ class Settings:
         fill_color: the grey of the padding, 0 to 255.
         mean: per channel, of values in 0 to 1.
         std: per channel, of values in 0 to 1.
-        save_minutes: how often the model is written during the run; 0 for only at its end.
+        save_minutes: how often the model, and the checkpoint to resume from, are written during the run; 0 for only at
+            its end.
         weights: `fp32` or `fp16` in the model's file.
         zero_unused_tokens: set the embeddings of tokens that no caption uses to zero, so that the file
             compresses.
@@ -142,7 +144,7 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     Raises:
         UsageError: a key is unknown, a value has the wrong type or range, or a required one is missing.
     """
-    values: dict[str, Any] = {} if config is None else _read_config(config)
+    values: dict[str, Any] = {} if config is None else read_config_file(config)
     values |= {name: value for name, value in given.items() if value is not None}
     _check_given(values)
     if values.get("model"):
@@ -157,8 +159,8 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     return settings
 
 
-def write_settings(settings: Settings, path: Path) -> None:
-    """Write settings so that `--config` reads them back."""
+def setting_values(settings: Settings) -> dict[str, Any]:
+    """Settings as plain values, by name; paths are absolute, and what only new models have is left out for others."""
     values: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
     }
@@ -167,7 +169,13 @@ def write_settings(settings: Settings, path: Path) -> None:
             values[name] = str(Path(values[name]).resolve())
     for name in OF_NEW_MODELS if settings.model else ():
         del values[name]
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return values
+
+
+def write_settings(settings: Settings, path: Path) -> None:
+    """Write settings so that `--config` reads them back."""
+    text = yaml.safe_dump(setting_values(settings), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def _check_given(values: dict[str, Any]) -> None:
@@ -186,7 +194,12 @@ def _check_given(values: dict[str, Any]) -> None:
         raise UsageError(f"{', '.join(given)}: only for a new model (arch); the one that model names keeps its own")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The values of a config file, by field name; paths are taken from its folder.
+
+    Raises:
+        UsageError: the file can't be read, or a key is unknown.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from clipcls.train.feed import Feed, Prepared
 from clipcls.train.folder import DualEncoder, write_model
 from clipcls.train.objective import Objective
 from clipcls.train.optimizer import build_optimizer, learning_rate
+from clipcls.train.randomness import random_states, restore_random_states
 from clipcls.train.settings import Settings
 from clipcls.train.spread import spread_images, spread_texts
 from clipcls.train.towers import lock_towers
@@ -49,10 +51,15 @@ class Progress:
 
 
 class Trainer:
-    """A model in training, with its data, its objective and its optimizer."""
+    """A model in training, with its data, its objective and its optimizer.
+
+    Attributes:
+        done: steps of the run that are behind it.
+    """
 
     def __init__(self, settings: Settings, start: DualEncoder, table: Table) -> None:
         self.settings, self.table = settings, table
+        self.done = 0
         self.device = choose_device(settings.device)
         precision = DTYPES[choose_precision(settings.precision, self.device)]
         # the convolutions of a processor are faster with the channels last
@@ -81,16 +88,17 @@ class Trainer:
         return torch.cat([self.model.encode_text(part).float() for part in tokens.split(256)])
 
     def steps(self) -> Iterator[Progress]:
-        """Train; yields after every step."""
-        if self.settings.spread_init:
+        """Train from where the run stands; yields after every step."""
+        if self.settings.spread_init and not self.done:
             self.spread()
         began, images, steps = time.monotonic(), 0, self.feed.steps
-        for batch in self.feed.batches():
+        for batch in self.feed.batches(self.done):
             step = batch.step
             rate = learning_rate(step, steps, self.settings)
             loss = self._step(batch, rate)
             if not math.isfinite(loss):
                 raise StoppedError(f"the loss is {loss} at step {step + 1}; a lower learning_rate may help")
+            self.done = step + 1
             images += len(batch.rows)
             speed = images / (time.monotonic() - began)
             yield Progress(
@@ -102,6 +110,33 @@ class Trainer:
                 images_per_second=speed,
                 seconds_left=(steps - step - 1) * len(batch.rows) / speed,
             )
+        self.done = steps  # batches without two pictures that can be decoded have no step
+
+    def state(self) -> dict[str, Any]:
+        """All that decides how the training goes on, as tensors and plain values."""
+        proxies = self.objective.proxies
+        return {
+            "done": self.done,
+            "model": self.model.state_dict(),
+            "proxies": {} if proxies is None else proxies.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_states(self.device),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state.
+
+        Raises:
+            RuntimeError, ValueError, KeyError: it is another model's.
+        """
+        self.model.load_state_dict(state["model"])
+        if self.objective.proxies is not None:
+            self.objective.proxies.load_state_dict(state["proxies"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        restore_random_states(self.device, state["random"])
+        self.done = state["done"]
 
     def _step(self, batch: Prepared, rate: float) -> float:
         """One update; returns the loss."""
