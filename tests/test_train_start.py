@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from test_encoder import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
 
+from clipcls import Classifier
 from clipcls.encoder import load_encoder
 from clipcls.errors import ModelError, UsageError
 from clipcls.images import load_pixels
@@ -21,8 +24,8 @@ from clipcls.train.data import Table
 from clipcls.train.loop import Result, train
 from clipcls.train.objective import Objective
 from clipcls.train.settings import load_settings, write_settings
-from clipcls.train.start import start_model
-from conftest import TINY_CONFIG, save_model, save_pictures
+from clipcls.train.start import _with_hub_name, new_model, start_model
+from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model, save_pictures
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -98,12 +101,71 @@ def test_words_are_joined_with_those_of_the_base(table: Path, tmp_path: Path, wo
         assert written.read_text(encoding="utf-8").split() == ["blue", "sofa", "w", "x", "y", "z"]
 
 
-def test_training_refuses_models_it_cannot_train(table: Path, tmp_path: Path) -> None:
+def test_new_model_takes_its_tokenizer_along(table: Path, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path / "words")
+    text = TINY_CONFIG["text_cfg"] | {"vocab_size": 300, "hf_tokenizer_name": str(tmp_path / "words")}
+    (tmp_path / "arch.json").write_text(json.dumps(TINY_CONFIG | {"text_cfg": text}), encoding="utf-8")
+    values = {"data": str(table), "arch": str(tmp_path / "arch.json"), "output": str(tmp_path / "run")}
+    settings = load_settings(None, values | {"epochs": 1, "batch_size": 4, "precision": "fp32", "device": "cpu"})
+    tokens = new_model(settings).tokenizer(["a cat"])
+    folder = train(settings).model
+    (tmp_path / "words").rename(tmp_path / "gone")
+    assert torch.equal(load_encoder(ModelSpec(str(folder))).tokenize(["a cat"]), tokens)
+
+
+def drawing(kind: str, rng: random.Random) -> Image.Image:
+    """A ring, bars or a cross, of any dark colour on any light one."""
+    light, dark = (tuple(rng.randrange(low, low + 60) for _ in range(3)) for low in (196, 40))
+    picture = Image.new("RGB", (64, 64), light)
+    draw, x, y, r = ImageDraw.Draw(picture), rng.randrange(24, 40), rng.randrange(24, 40), rng.randrange(12, 22)
+    if kind == "ring":
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=dark, width=4)
+    elif kind == "bars":
+        for middle in (y - 9, y, y + 9):
+            draw.rectangle((x - r, middle - 2, x + r, middle + 2), fill=dark)
+    else:
+        draw.line((x - r, y - r, x + r, y + r), fill=dark, width=5)
+        draw.line((x - r, y + r, x + r, y - r), fill=dark, width=5)
+    return picture
+
+
+def test_fine_tuning_on_class_folders_raises_held_out_accuracy(tmp_path: Path) -> None:
+    kinds = ("ring", "bars", "cross")
+    for split, count in (("train", 12), ("test", 12)):
+        for kind in kinds:
+            (tmp_path / split / kind).mkdir(parents=True)
+            for number in range(count):
+                picture = drawing(kind, random.Random(f"{split} {kind} {number}"))
+                picture.save(tmp_path / split / kind / f"{number}.png")
+
+    def accuracy(model: str) -> float:
+        paths = sorted((tmp_path / "test").rglob("*.png"))
+        answers = Classifier(kinds, model=ModelSpec(model, device="cpu", precision="fp32")).predict(map(str, paths))
+        return sum(answer.label == path.parent.name for answer, path in zip(answers, paths, strict=True)) / len(paths)
+
+    before = accuracy("pictogram")
+    options = {"epochs": 8, "batch_size": 18, "learning_rate": 3e-4}
+    after = accuracy(str(run(tmp_path / "train", "pictogram", **options).model))
+    assert before < 0.75
+    assert after >= before + 0.2
+
+
+def test_hub_name_of_a_text_tower_is_written_not_its_place_in_the_cache() -> None:
+    text = {"hf_model_name": "/x/hub/models--org--some-bert/snapshots/0a1b"}
+    _with_hub_name(text)
+    assert text == {"hf_model_name": "org/some-bert"}
+
+
+def test_training_refuses_models_it_cannot_train(table: Path, tmp_path: Path, tiny_model: Path) -> None:
     oblong = json.loads(json.dumps(TINY_CONFIG))
     oblong["vision_cfg"]["image_size"] = [32, 64]
+    shutil.copytree(tiny_model, tmp_path / "coca")
+    config = {"model_cfg": TINY_CONFIG | {"multimodal_cfg": {}}, "preprocess_cfg": OPENAI_PREPROCESS}
+    (tmp_path / "coca" / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "w.pt").touch()
     cases: list[tuple[Path | str, type[Exception], str]] = [
         (save_model(tmp_path / "oblong", oblong), UsageError, "64×32 pictures"),
+        (tmp_path / "coca", UsageError, "a CoCa model"),
         (tmp_path / "w.pt", UsageError, "bare weights file"),
         (tmp_path / "pictures", ModelError, "no open_clip_config"),
         ("ViT-Q-32", UsageError, "No model, folder or file"),

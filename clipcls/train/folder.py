@@ -11,6 +11,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from open_clip.tokenizer import HFTokenizer
 from torch import nn
 
 from clipcls import vocabulary
@@ -85,8 +86,7 @@ def write_model(folder: Path, encoder: DualEncoder, captions: Iterable[str], hal
         encoder.config.write(draft)
         weights = _weights(encoder.model, half)
         safetensors.torch.save_file(weights, draft / WEIGHTS_NAME, metadata={"format": "pt"})
-        for path in encoder.tokenizer_files:
-            shutil.copyfile(path, draft / path.name)
+        _write_tokenizer(draft, encoder)
         if encoder.words is not None:
             vocabulary.write_words(draft, [*captions, *encoder.words])
         draft.chmod(0o755)
@@ -96,6 +96,14 @@ def write_model(folder: Path, encoder: DualEncoder, captions: Iterable[str], hal
         raise StoppedError(f"{folder}: the model can't be written: {exc}") from exc
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_tokenizer(folder: Path, encoder: DualEncoder) -> None:
+    """Write the files of a Hugging Face tokenizer, so that the folder needs no hub; CLIP's own has none."""
+    for path in encoder.tokenizer_files:
+        shutil.copyfile(path, folder / path.name)
+    if not encoder.tokenizer_files and isinstance(encoder.tokenizer, HFTokenizer):
+        encoder.tokenizer.tokenizer.save_pretrained(folder)
 
 
 def _weights(model: nn.Module, half: bool) -> dict[str, torch.Tensor]:

@@ -74,7 +74,8 @@ def train(
 
 def _run(trainer: Trainer, output: Path, report: Callable[[Progress], None]) -> Progress | None:
     """Train and save, every few minutes and at the end; returns the last step, None if there is none."""
-    write_settings(trainer.settings, output / SETTINGS_NAME)
+    if not trainer.done:
+        write_settings(trainer.settings, output / SETTINGS_NAME)
     interval = trainer.settings.save_minutes * 60
     saved, progress = time.monotonic(), None
     with cut_metrics(output, trainer.done).open("a", buffering=1, encoding="utf-8") as metrics:

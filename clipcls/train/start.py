@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from torch import nn
 
 from clipcls.encoder.sources import WEIGHT_SUFFIXES, ModelFiles, locate
@@ -201,6 +202,10 @@ def _build(config: Config, tokenizer_files: Sequence[Path] = ()) -> tuple[Any, A
         source = f"local-dir:{folder}"
         logging.disable(logging.WARNING)  # open_clip warns that the weights are random, which is meant here
         try:
+            tokenizer_name = config.model["text_cfg"].get("hf_tokenizer_name")
+            if tokenizer_name and not tokenizer_files:
+                # open_clip looks for it in the folder alone
+                HFTokenizer(tokenizer_name).tokenizer.save_pretrained(folder)
             model = open_clip.create_model(source, load_weights=False, pretrained_image=False, pretrained_text=False)
             tokenizer = open_clip.get_tokenizer(source)
         except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, OSError, ImportError) as exc:
