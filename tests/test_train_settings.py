@@ -76,3 +76,10 @@ def test_learning_rate_warms_up_then_falls_to_zero() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] < 0.001
+
+
+def test_load_settings_reads_the_recipe_of_the_embedded_model() -> None:
+    folder = Path(__file__).parents[1] / "examples" / "pictogram"
+    settings = load_settings(folder / "config.yaml", {})
+    assert (settings.arch, settings.model, settings.loss) == (str(folder / "arch.json"), "", "auto")
+    assert (settings.positives, settings.initial_scale, settings.learning_rate) == ("listed", 16, 1.5e-3)
