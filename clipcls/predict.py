@@ -67,7 +67,8 @@ class Classifier:
         labels: names, or `Label` records.
         model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, or a function that gives one.
         prompts: the name of a set, a file, templates, or a `PromptSet`.
-        background: what a label is compared with for sigmoid scores of a model without a logit_bias.
+        background: what a label is compared with for sigmoid scores of a model without a logit_bias; None for
+            "a photo".
         execution: the default caches in the platform's cache directory.
 
     Raises:
@@ -94,7 +95,7 @@ class Classifier:
             )
         if self.scoring.min_margin is not None and len(self.labels) == 1:
             raise UsageError("--min-margin compares the two best labels, and there is only one.")
-        self.background = DEFAULT_BACKGROUND if background is None else background
+        self.background = background
         self.execution = execution or Execution(cache_dir=default_folder())
         self._model = ModelSpec(os.fspath(model)) if isinstance(model, str | os.PathLike) else model
         if len(self.labels) == 1 and self.scoring.kind == "softmax":
@@ -157,7 +158,9 @@ class Classifier:
         prompts = list(self._prompts_of_labels)
         needs_background = self.scoring.kind == "sigmoid" and encoder.logit_bias is None
         if needs_background:
-            prompts.append((self.background,))
+            prompts.append((self.background if self.background is not None else DEFAULT_BACKGROUND,))
+        elif self.background is not None:
+            logger.warning("the background has no effect: model %s was trained with a bias", encoder.name)
         if self.execution.strict_prompts:
             self._refuse_truncated(prompts, encoder)
         cache = Cache(self.execution.cache_dir)

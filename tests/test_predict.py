@@ -329,3 +329,14 @@ def test_strict_prompts_are_checked_before_any_is_embedded(fake_encoder: Any) ->
     with pytest.raises(UsageError, match="strict"):
         _ = classifier.label_features
     assert fake_encoder.texts == []
+
+
+def test_classifier_warns_of_a_background_that_a_bias_replaces(
+    fake_encoder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_encoder.logit_bias = -1.0
+    classifier = Classifier(["red", "blue"], model=fake_encoder, scoring=Scoring(kind="sigmoid"), background="a wall")
+    with caplog.at_level(logging.WARNING, "clipcls"):
+        _ = classifier.label_features
+    assert "no effect" in caplog.text
+    assert "a wall" not in fake_encoder.texts
