@@ -119,7 +119,7 @@ class Encoder:
             )
         except ImportError as exc:
             raise ModelError(
-                f"{self.name}: its tokenizer needs the package transformers: pip install transformers sentencepiece"
+                f"{self.name}: its tokenizer needs the extra clipcls[siglip]: pip install transformers sentencepiece"
             ) from exc
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise ModelError(f"{self._files.tokenizer}: the tokenizer can't be loaded: {exc}") from exc
