@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,29 +14,9 @@ SECONDS_BETWEEN_LINES = 15
 PROBLEMS_SHOWN = 10
 
 
-class Precision(StrEnum):
-    """Values of --precision."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Augment(StrEnum):
-    """Values of --augment."""
-
-    none = "none"
-    light = "light"
-    heavy = "heavy"
-
-
-class Loss(StrEnum):
-    """Values of --loss."""
-
-    auto = "auto"
-    contrastive = "contrastive"
-    sigmoid = "sigmoid"
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Augment = Literal["none", "light", "heavy"]
+Loss = Literal["auto", "contrastive", "sigmoid"]
 
 
 def train(
@@ -102,13 +81,13 @@ def train(
         "templates": template or None,
         "strict_data": strict_data,
         "output": output and str(output),
-        "loss": loss and loss.value,
+        "loss": loss,
         "epochs": epochs,
         "batch_size": batch_size,
         "accumulate": accumulate,
         "learning_rate": learning_rate,
-        "precision": precision and precision.value,
-        "augment": augment and augment.value,
+        "precision": precision,
+        "augment": augment,
         "seed": seed,
         "device": device,
         "workers": workers,

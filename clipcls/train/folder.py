@@ -15,9 +15,9 @@ from open_clip.tokenizer import HFTokenizer
 from torch import nn
 
 from clipcls import vocabulary
+from clipcls.encoder.sources import CONFIG_NAME
 from clipcls.errors import StoppedError
 
-CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 
 
