@@ -1,7 +1,11 @@
 """Named augmentations for batches of pictures, as torchvision v2 transforms.
 
 torchvision's own transforms draw one set of parameters for all pictures of a call, or go picture by picture;
-those here draw one set per picture and apply them to the batch at once, which is what two cores can afford.
+those here draw one set per picture and apply them to the batch at once, which is what two cores can afford. They work
+in place wherever the tensor is their own: fresh memory for a batch costs more than the arithmetic on it.
+
+A photograph, which is opaque everywhere, is cropped at random; a drawing, which isn't, is moved about on a random
+background.
 """
 
 import math
@@ -53,8 +57,66 @@ class PerPicture(v2.Transform):  # type: ignore[misc]  # torchvision has no type
         return self.uniform(count, 0.0, self.strength)
 
 
-class RandomGeometry(PerPicture):
-    """Rotates, shears, scales and shifts each picture; never flips.
+class RandomSampling(PerPicture):
+    """Samples each picture at an affine matrix.
+
+    Args:
+        side: of the result, in pixels.
+        flip: whether half of the pictures are mirrored, left to right.
+        outside: what is beyond the picture: `zeros`, which is transparent, or `border`, its outermost pixels.
+    """
+
+    def __init__(self, side: int, flip: bool, outside: str) -> None:
+        super().__init__()
+        self.side, self.flip, self.outside = side, flip, outside
+
+    def mirror(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The matrices `(n, 2, 3)`, some of them mirrored; draws nothing without `flip`."""
+        if self.flip:
+            mirrored = self.rand(len(matrix)) < 0.5 * self.strength
+            matrix[mirrored, :, 0] *= -1
+        return matrix
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Sample the pictures at the matrices."""
+        size = [len(inpt), inpt.shape[1], self.side, self.side]
+        grid = functional.affine_grid(params["matrix"], size, align_corners=False)
+        return functional.grid_sample(inpt, grid, mode="bilinear", padding_mode=self.outside, align_corners=False)
+
+
+class RandomCrop(RandomSampling):
+    """Cuts a part out of each photograph and stretches it to the square; no more of it than is there.
+
+    Args:
+        area: smallest part, as a share of the picture.
+        degrees: largest rotation; corners that stick out where the part leaves no room have the border's pixels.
+        side: of the result, in pixels.
+        flip: whether half of the pictures are mirrored, left to right.
+
+    Source: Szegedy et al. 2015, Going Deeper with Convolutions, section 6, for areas and aspect ratios.
+    """
+
+    def __init__(self, area: float, degrees: float, side: int, flip: bool) -> None:
+        super().__init__(side, flip, "border")
+        self.area, self.degrees = area, degrees
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """The affine matrices, `(n, 2, 3)`, from output to input coordinates."""
+        count = len(flat_inputs[0])
+        area = 1 - self.rand(count) * (1 - self.area) * self.strength
+        # beyond 1 / area the longer side would be longer than the picture
+        limit = torch.minimum(torch.full((count,), math.log(4 / 3) * self.strength), -area.log())
+        aspect = torch.exp((self.rand(count) * 2 - 1) * limit)
+        angle = (self.rand(count) * 2 - 1) * math.radians(self.degrees) * self.strength
+        sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1)
+        part = _turn(angle) * sides[:, None]
+        room = (1 - part.abs().sum(2, keepdim=True)).clamp(min=0)
+        centre = (self.rand(count, 2, 1) * 2 - 1) * room
+        return {"matrix": self.mirror(torch.cat([part, centre], 2))}
+
+
+class RandomGeometry(RandomSampling):
+    """Rotates, shears, scales and shifts each drawing.
 
     Args:
         degrees: largest rotation.
@@ -62,11 +124,14 @@ class RandomGeometry(PerPicture):
         scale: smallest and largest size.
         shift: largest shift, as a share of the side.
         side: of the result, in pixels.
+        flip: whether half of the pictures are mirrored, left to right.
     """
 
-    def __init__(self, degrees: float, shear: float, scale: tuple[float, float], shift: float, side: int) -> None:
-        super().__init__()
-        self.degrees, self.shear, self.scale, self.shift, self.side = degrees, shear, scale, shift, side
+    def __init__(
+        self, degrees: float, shear: float, scale: tuple[float, float], shift: float, side: int, flip: bool
+    ) -> None:
+        super().__init__(side, flip, "zeros")
+        self.degrees, self.shear, self.scale, self.shift = degrees, shear, scale, shift
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The affine matrices, `(n, 2, 3)`, from output to input coordinates."""
@@ -78,15 +143,8 @@ class RandomGeometry(PerPicture):
         zoom = torch.exp(-(self.rand(count) * (high - low) + low) * amount)
         aspect = torch.exp((self.rand(count) * 2 - 1) * 0.15 * amount)
         shift = (self.rand(count, 2, 1) * 2 - 1) * 2 * self.shift * amount[:, None, None]
-        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
         skew = torch.stack([zoom * aspect, shear, torch.zeros(count), zoom / aspect], 1).view(-1, 2, 2)
-        return {"matrix": torch.cat([turn @ skew, shift], 2)}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Sample the pictures at the matrices; outside is transparent."""
-        size = [len(inpt), inpt.shape[1], self.side, self.side]
-        grid = functional.affine_grid(params["matrix"], size, align_corners=False)
-        return functional.grid_sample(inpt, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return {"matrix": self.mirror(torch.cat([_turn(angle) @ skew, shift], 2))}
 
 
 class RandomBackground(PerPicture):
@@ -101,14 +159,14 @@ class RandomBackground(PerPicture):
         plain = self.rand(count, 3, 1, 1) * (1 - light) + light
         slope, clouds = (v2.functional.resize(self.rand(count, 3, n, n), [side, side]) for n in (2, 5))
         choice = self.rand(count, 1, 1, 1)
-        rough = torch.where(choice < 0.75, slope, clouds) * 0.6
-        ground = torch.where(choice < 0.5, plain, plain * 0.55 + rough).clamp(0, 1)
+        rough = torch.where(choice < 0.75, slope, clouds).mul_(0.6).add_(plain * 0.55)
+        ground = torch.where(choice < 0.5, plain, rough).clamp_(0, 1)
         white = self.rand(count, 1, 1, 1) > 0.85 * self.strength
-        return {"ground": torch.where(white, torch.ones(()), ground)}
+        return {"ground": ground.masked_fill_(white, 1)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """RGBA to RGB."""
-        return inpt[:, :3] + params["ground"] * (1 - inpt[:, 3:])
+        return params["ground"].mul_(1 - inpt[:, 3:]).add_(inpt[:, :3])
 
 
 class RandomColour(PerPicture):
@@ -140,7 +198,7 @@ class RandomColour(PerPicture):
         """Pictures in RGB, `(n, 3, side, side)`."""
         coloured = (params["matrix"] @ inpt.flatten(2)).view_as(inpt)
         mean = coloured.mean((1, 2, 3), keepdim=True)
-        return (((coloured - mean) * params["contrast"] + mean) * params["brightness"]).clamp(0, 1)
+        return coloured.sub_(mean).mul_(params["contrast"]).add_(mean).mul_(params["brightness"]).clamp_(0, 1)
 
 
 class RandomDetail(PerPicture):
@@ -191,11 +249,13 @@ class Augmentation:
     Args:
         name: `none`, `light` or `heavy`.
         side: of the model's input, in pixels.
+        flip: whether half of the pictures are mirrored, left to right, which text and arrows don't bear; nothing to
+            `none`.
     """
 
-    def __init__(self, name: str, side: int) -> None:
+    def __init__(self, name: str, side: int, flip: bool = False) -> None:
         self._side = side
-        self._transforms = NAMED[name](side)
+        self._photographs, self._drawings = NAMED[name](side, flip)
 
     def __call__(self, pictures: torch.Tensor, strength: float, seed: int) -> torch.Tensor:
         """Augment a batch.
@@ -208,47 +268,73 @@ class Augmentation:
         Returns:
             `(n, 3, side, side) float32` in 0 to 1.
         """
-        rgba = pictures.float().div_(255)
-        premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
-        if not self._transforms:
-            return on_white(premultiplied, self._side)
         generator = torch.Generator().manual_seed(seed)
-        for transform in self._transforms:
+        for transform in (*self._drawings, *self._photographs):
             transform.strength, transform.generator = strength, generator
-        result: torch.Tensor = v2.Compose(self._transforms)(premultiplied)
+        opaque = (pictures[:, 3] == 255).flatten(1).all(1)
+        if opaque.all():
+            return self._photograph(pictures)
+        if not opaque.any():
+            return self._drawing(pictures)
+        result = torch.empty(len(pictures), 3, self._side, self._side)
+        result[~opaque] = self._drawing(pictures[~opaque])
+        result[opaque] = self._photograph(pictures[opaque])
+        return result
+
+    def _drawing(self, pictures: torch.Tensor) -> torch.Tensor:
+        premultiplied = pictures.float().div_(255)
+        premultiplied[:, :3] *= premultiplied[:, 3:]
+        if not self._drawings:
+            return on_white(premultiplied, self._side)
+        result: torch.Tensor = v2.Compose(self._drawings)(premultiplied)
+        return result.clamp_(0, 1)
+
+    def _photograph(self, pictures: torch.Tensor) -> torch.Tensor:
+        rgb = pictures[:, :3].float().div_(255)
+        if not self._photographs:
+            return _resized(rgb, self._side)
+        result: torch.Tensor = v2.Compose(self._photographs)(rgb)
         return result.clamp_(0, 1)
 
 
 def on_white(premultiplied: torch.Tensor, side: int) -> torch.Tensor:
     """Transparent pictures on white, resized: `(n, 4, any, any)` to `(n, 3, side, side)`."""
-    flat = premultiplied[:, :3] + 1 - premultiplied[:, 3:]
-    resized: torch.Tensor = v2.functional.resize(flat, [side, side], antialias=True)
+    return _resized(premultiplied[:, :3] + 1 - premultiplied[:, 3:], side)
+
+
+def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    resized: torch.Tensor = v2.functional.resize(pictures, [side, side], antialias=True)
     return resized.clamp_(0, 1)
 
 
-def _light(side: int) -> list[PerPicture]:
-    return [
-        RandomGeometry(degrees=12, shear=0.1, scale=(0.75, 1.15), shift=0.06, side=side),
-        RandomBackground(),
-        RandomColour(jitter=0.25, hue=0.03, grey=0.05),
-        RandomDetail(share=0.1, noise=0.05),
-    ]
+# what is done to photographs, and what is done to drawings
+Kinds = tuple[list[PerPicture], list[PerPicture]]
 
 
-def _heavy(side: int) -> list[PerPicture]:
-    return [
-        RandomGeometry(degrees=25, shear=0.25, scale=(0.55, 1.25), shift=0.12, side=side),
-        RandomBackground(),
-        RandomColour(jitter=0.5, hue=0.08, grey=0.1),
-        RandomDetail(share=0.2, noise=0.12),
-    ]
+def _light(side: int, flip: bool) -> Kinds:
+    colour, detail = RandomColour(jitter=0.25, hue=0.03, grey=0.05), RandomDetail(share=0.1, noise=0.05)
+    crop = RandomCrop(area=0.5, degrees=0, side=side, flip=flip)
+    move = RandomGeometry(degrees=12, shear=0.1, scale=(0.75, 1.15), shift=0.06, side=side, flip=flip)
+    return [crop, colour, detail], [move, RandomBackground(), colour, detail]
 
 
-NAMED: dict[str, Callable[[int], list[PerPicture]]] = {
-    "none": lambda side: [],
+def _heavy(side: int, flip: bool) -> Kinds:
+    colour, detail = RandomColour(jitter=0.5, hue=0.08, grey=0.1), RandomDetail(share=0.2, noise=0.12)
+    crop = RandomCrop(area=0.2, degrees=10, side=side, flip=flip)
+    move = RandomGeometry(degrees=25, shear=0.25, scale=(0.55, 1.25), shift=0.12, side=side, flip=flip)
+    return [crop, colour, detail], [move, RandomBackground(), colour, detail]
+
+
+NAMED: dict[str, Callable[[int, bool], Kinds]] = {
+    "none": lambda side, flip: ([], []),
     "light": _light,
     "heavy": _heavy,
 }
+
+
+def _turn(angle: torch.Tensor) -> torch.Tensor:
+    """`(n, 2, 2)` rotations."""
+    return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
 
 
 def _chroma(saturation: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
