@@ -12,9 +12,14 @@ where the library is called.
 
 
 class ClipclsError(Exception):
-    """Root of the tree; `exit_code` is what the command line exits with."""
+    """Root of the tree; `exit_code` is what the command line exits with.
+
+    Attributes:
+        told: whether another process of the same run says it.
+    """
 
     exit_code = 2
+    told = False
 
 
 class UsageError(ClipclsError):

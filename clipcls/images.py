@@ -64,8 +64,11 @@ _KINDS = (
 )
 
 
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+
+
 def load_pixels(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+    source: Source,
     preprocessing: Preprocessing,
     decode: Decode = "fast",
     max_pixels: int = MAX_PIXELS,
@@ -85,18 +88,24 @@ def load_pixels(
     Raises:
         ImageError: whatever is wrong with the file.
     """
-    _prepare_pillow(max_pixels)
-    if isinstance(source, str | os.PathLike):
-        with open_file(source) as file:
-            picture = _decoded(file, preprocessing, decode, max_pixels)
-    else:
-        file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
-        picture = _decoded(file, preprocessing, decode, max_pixels)
+    picture = _decoded(source, preprocessing, decode, max_pixels)
     with pillow_errors("image"):
         fitted = fit_exactly(picture, preprocessing) if decode == "exact" else None
         if fitted is None:
             fitted = fit_in_one_step(picture, preprocessing)
         return np.array(fitted.convert("RGB"))  # array, not asarray: torch wants it writable
+
+
+def load_layers(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one picture, corrected as for `load_pixels` and of at least twice the model's size, but whole.
+
+    Returns:
+        A picture in mode L or RGB, or in RGBA where the file has transparency, which isn't laid on white.
+
+    Raises:
+        ImageError: whatever is wrong with the file.
+    """
+    return _decoded(source, preprocessing, "fast", max_pixels, transparency=True).image
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -181,7 +190,20 @@ def pillow_errors(kind: str) -> Iterator[None]:
 # Decoding
 
 
-def _decoded(file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_pixels: int) -> Picture:
+def _decoded(
+    source: Source, preprocessing: Preprocessing, decode: Decode, max_pixels: int, transparency: bool = False
+) -> Picture:
+    _prepare_pillow(max_pixels)
+    if isinstance(source, str | os.PathLike):
+        with open_file(source) as file:
+            return _decoded_file(file, preprocessing, decode, max_pixels, transparency)
+    file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    return _decoded_file(file, preprocessing, decode, max_pixels, transparency)
+
+
+def _decoded_file(
+    file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_pixels: int, transparency: bool
+) -> Picture:
     with pillow_errors("file"):
         if not file.seekable():
             file = io.BytesIO(file.read())
@@ -199,7 +221,7 @@ def _decoded(file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_p
         box = _draft(image, preprocessing) if decode == "fast" else None
         image.load()
         orientation = _orientation(image)
-        upright = _to_eight_bits(image)
+        upright = _to_eight_bits(image, transparency)
         if orientation in _TRANSPOSITIONS:
             upright = upright.transpose(_TRANSPOSITIONS[orientation])
     if box is None:
@@ -245,25 +267,29 @@ def _orientation(image: Image.Image) -> int:
 # Every mode to 8 bits, grey or RGB
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Any mode to L or RGB, with transparency laid on white."""
+def _to_eight_bits(image: Image.Image, transparency: bool = False) -> Image.Image:
+    """Any mode to L or RGB, with transparency laid on white; to RGBA where there is some that is to be kept."""
     if image.mode.startswith("I;16"):
         return _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
         return _from_range(image)
     if image.has_transparency_data:
-        return _on_white(image)
+        return _with_alpha(image) if transparency else _on_white(image)
     if image.mode in ("L", "RGB"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _with_alpha(image: Image.Image) -> Image.Image:
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
         # A 16-bit PNG: Pillow keeps the high byte of the pixels, and the whole of the transparent colour.
         image.info["transparency"] = tuple(value >> 8 for value in key)
-    rgba = image.convert("RGBA")
+    return image.convert("RGBA")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = _with_alpha(image)
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(rgba, mask=rgba)
     return white

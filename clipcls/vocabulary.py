@@ -46,9 +46,13 @@ def is_known(text: str, words: frozenset[str]) -> bool:
     return not parts.isdisjoint(words)
 
 
-def write_words(folder: Path, captions: Iterable[str]) -> None:
-    """Write the words of `captions` into a model folder, sorted, one per line."""
-    words = set().union(*(caption_words(caption) for caption in captions))
+def all_words(captions: Iterable[str]) -> frozenset[str]:
+    """The words of all captions."""
+    return frozenset(word for caption in captions for word in caption_words(caption))
+
+
+def write_words(folder: Path, words: Iterable[str]) -> None:
+    """Write words into a model folder, sorted, one per line."""
     (folder / FILE_NAME).write_text("".join(f"{word}\n" for word in sorted(words)), encoding="utf-8")
 
 

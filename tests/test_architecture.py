@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "clipcls"
 
 # a module may import what stands in lower layers, in its own package, and above it in its own layer
 LAYERS = [
-    ["errors", "records"],
+    ["errors", "records", "files"],
     ["vocabulary", "labels", "prompts", "geometry", "images", "inputs", "catalog", "cache", "ranking", "sinks"],
     ["encoder"],
     ["embed", "train"],

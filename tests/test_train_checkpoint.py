@@ -18,6 +18,8 @@ from clipcls.train.settings import load_settings
 from clipcls.train.trainer import Progress
 from conftest import TINY_CONFIG, save_pictures
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 9
 # dropout, so that the random states count
 ARCH = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"patch_dropout": 0.5}}
@@ -25,14 +27,6 @@ ARCH = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"patch_dropout"
 
 class KilledError(BaseException):
     """In place of a signal, within the process."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -103,6 +97,7 @@ def test_resume_cuts_the_metrics_back_to_the_checkpoint(folder: Path, monkeypatc
     assert losses(folder / "run") == pytest.approx(losses(folder / "whole"), abs=1e-6)
     assert sorted(path.name for path in (folder / "run").iterdir()) == [
         CHECKPOINT_NAME,
+        "curves.png",
         "metrics.jsonl",
         "model",
         "settings.yaml",

@@ -9,21 +9,16 @@ import torch
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.prompts import load_prompt_set
-from clipcls.train.classes import read_class_folders, read_data
-from clipcls.train.feed import Feed
+from clipcls.train.classes import read_class_folders
+from clipcls.train.data import read_data
 from clipcls.train.loop import Result, train
-from clipcls.train.objective import Objective
+from clipcls.train.loss import Positives
 from clipcls.train.settings import load_settings
 from clipcls.train.start import start_model
+from clipcls.train.trainer import Trainer
 from conftest import save_pictures
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -43,7 +38,7 @@ def run(classes: Path, model: Path, **given: Any) -> Result:
 def test_class_names_are_the_captions(classes: Path) -> None:
     table = read_data(classes)
     assert [row.captions for row in table.rows] == [("cat",)] * 3 + [("hot dog",)] * 3
-    assert all(row.image.is_file() for row in table.rows)
+    assert all(Path(row.image).is_file() for row in table.rows)
     assert table.problems == ()
 
 
@@ -82,15 +77,14 @@ def test_pictures_of_a_class_are_positives_of_one_another(
 ) -> None:
     values = {"data": str(classes), "model": str(tiny_model), "output": "run", "batch_size": 6}
     settings = load_settings(None, values | ({"positives": positives} if positives == "own" else {}))
-    start, table, seen = start_model(settings), read_data(classes), []
+    seen: list[Positives] = []
     monkeypatch.setattr(
-        "clipcls.train.objective.contrastive_loss", lambda *args: seen.append(args[-1]) or torch.zeros(())
+        "clipcls.train.objective.contrastive_loss",
+        lambda *args: seen.append(args[-1]) or torch.zeros((), requires_grad=True),
     )
-    features = torch.zeros(6, 32)
-    Objective(settings, start, table, torch.float32).loss(
-        features, features, next(Feed(settings, start, table).batches())
-    )
-    assert int(seen[0].sum()) == expected
+    trainer = Trainer(settings, start_model(settings), read_data(classes))
+    trainer.objective.backward(next(trainer.feed.batches()), trainer.scaler)
+    assert int(seen[0].per_image.sum()) == int(seen[0].per_text.sum()) == expected
 
 
 def test_training_on_class_folders_lists_their_words(classes: Path, tiny_model: Path, tmp_path: Path) -> None:

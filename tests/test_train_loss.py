@@ -1,6 +1,7 @@
 """The contrastive loss against a hand formula and open_clip's."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from open_clip import ClipLoss
 from open_clip.loss import SigLipLoss
 from torch.nn import functional
 
-from clipcls.train.loss import ProxyLoss, contrastive_loss, positive_pairs, sigmoid_loss
+from clipcls.train.loss import Positives, ProxyLoss, contrastive_loss, find_positives, sigmoid_loss
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -16,10 +17,14 @@ def features(count: int, seed: int) -> torch.Tensor:
     return functional.normalize(torch.randn(count, 16, generator=generator), dim=-1).requires_grad_()
 
 
+def pairs_of(right: torch.Tensor) -> Positives:
+    return Positives(right, right.T)
+
+
 def test_contrastive_loss_equals_open_clip_when_all_captions_differ() -> None:
     images, texts, scale = features(8, 0), features(8, 1), torch.tensor(20.0, requires_grad=True)
     captions = [f"caption {i}" for i in range(8)]
-    ours = contrastive_loss(images, texts, scale, positive_pairs(captions, [[c] for c in captions]))
+    ours = contrastive_loss(images, texts, scale, find_positives(captions, [[c] for c in captions]))
     our_gradients = torch.autograd.grad(ours, (images, texts, scale))
     theirs = ClipLoss()(images, texts, scale)
     their_gradients = torch.autograd.grad(theirs, (images, texts, scale))
@@ -30,7 +35,7 @@ def test_contrastive_loss_equals_open_clip_when_all_captions_differ() -> None:
 
 def test_contrastive_loss_equals_hand_formula() -> None:
     images, texts = torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
-    loss = contrastive_loss(images, texts, torch.tensor(2.0), torch.eye(2, dtype=torch.bool))
+    loss = contrastive_loss(images, texts, torch.tensor(2.0), pairs_of(torch.eye(2, dtype=torch.bool)))
     logits = [[1.2, 0.0], [1.6, 2.0]]
     by_image = [-math.log(math.exp(logits[i][i]) / sum(math.exp(logits[i][j]) for j in (0, 1))) for i in (0, 1)]
     by_text = [-math.log(math.exp(logits[i][i]) / sum(math.exp(logits[j][i]) for j in (0, 1))) for i in (0, 1)]
@@ -39,17 +44,33 @@ def test_contrastive_loss_equals_hand_formula() -> None:
 
 def test_contrastive_loss_has_no_negatives_among_equal_captions() -> None:
     image = functional.normalize(torch.randn(1, 16), dim=-1).expand(4, -1)
-    pairs = positive_pairs(["cat"] * 4, [["cat"]] * 4)
+    pairs = find_positives(["cat"] * 4, [["cat"]] * 4)
     scale = torch.tensor(30.0, requires_grad=True)
     loss = contrastive_loss(image, image, scale, pairs)
-    assert pairs.all()
+    assert pairs.per_image.all()
     assert loss.item() == pytest.approx(math.log(4), abs=1e-5)  # even, whatever the scale
     assert float(torch.autograd.grad(loss, scale)[0]) == pytest.approx(0, abs=1e-6)
 
 
 def test_positive_pairs_accepts_listed_captions() -> None:
-    pairs = positive_pairs(["cat", "pet", "dog"], [["cat", "pet"], ["cat", "pet"], ["dog", "pet"]])
-    assert pairs.tolist() == [[True, True, False], [True, True, False], [False, True, True]]
+    right = [["cat", "pet"], ["cat", "pet"], ["dog", "pet"]]
+    pairs = find_positives(["cat", "pet", "dog"], right)
+    assert pairs.per_image.tolist() == [[True, True, False], [True, True, False], [False, True, True]]
+    assert torch.equal(pairs.per_text, pairs.per_image.T)
+    share = find_positives(["cat", "pet", "dog"], right, slice(1, 3))
+    assert torch.equal(share.per_image, pairs.per_image[1:])
+    assert torch.equal(share.per_text, pairs.per_text[1:])
+
+
+@pytest.mark.parametrize("loss", [contrastive_loss, lambda i, t, s, p: sigmoid_loss(i, t, s, torch.tensor(-2.0), p)])
+def test_losses_of_shares_add_up_to_that_of_the_batch(loss: Any) -> None:
+    images, texts, scale = features(6, 0), features(6, 1), torch.tensor(20.0)
+    captions = ["a", "b", "a", "c", "d", "b"]
+    accepted = [[caption, "d"] for caption in captions]
+    whole = loss(images, texts, scale, find_positives(captions, accepted))
+    slices = (slice(0, 4), slice(4, 6), slice(6, 6))
+    shares = [loss(images, texts, scale, find_positives(captions, accepted, own)) for own in slices]
+    torch.testing.assert_close(sum(shares), whole)
 
 
 def test_proxy_loss_equals_cross_entropy() -> None:
@@ -59,14 +80,14 @@ def test_proxy_loss_equals_cross_entropy() -> None:
     target = torch.tensor([1, 0, 1])
     expected = functional.cross_entropy(10 * images @ proxies.T, target)
     expected = (expected + functional.cross_entropy(10 * texts @ proxies.T, target)) / 2
-    torch.testing.assert_close(loss(images, texts, scale, ["b", "a", "b"]), expected)
+    torch.testing.assert_close(loss(images, texts, scale, ["b", "a", "b"]) / 3, expected)
 
 
 def test_sigmoid_loss_equals_open_clip_when_all_captions_differ() -> None:
     images, texts = features(8, 0), features(8, 1)
     scale, bias = torch.tensor(12.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
     inputs = (images, texts, scale, bias)
-    ours = sigmoid_loss(*inputs, torch.eye(8, dtype=torch.bool))
+    ours = sigmoid_loss(*inputs, pairs_of(torch.eye(8, dtype=torch.bool)))
     theirs = SigLipLoss()(*inputs)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     for our, their in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
@@ -76,6 +97,6 @@ def test_sigmoid_loss_equals_open_clip_when_all_captions_differ() -> None:
 def test_sigmoid_loss_equals_hand_formula_with_several_positives() -> None:
     images, texts = torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
     pairs = torch.tensor([[True, False], [True, True]])
-    loss = sigmoid_loss(images, texts, torch.tensor(2.0), torch.tensor(-1.0), pairs)
+    loss = sigmoid_loss(images, texts, torch.tensor(2.0), torch.tensor(-1.0), pairs_of(pairs))
     signed = [1.2 - 1, -(0.0 - 1), 1.6 - 1, 2.0 - 1]
     assert float(loss) == pytest.approx(sum(math.log1p(math.exp(-value)) for value in signed) / 2, abs=1e-5)

@@ -9,22 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from clipcls.train.classes import read_data
+from clipcls.train.data import read_data
 from clipcls.train.feed import Prepared
 from clipcls.train.settings import load_settings
 from clipcls.train.start import start_model
 from clipcls.train.trainer import Trainer
 from conftest import TINY_CONFIG, save_model, save_pictures
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BATCH_NORM = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trainer(folder: Path, config: dict[str, Any], **given: Any) -> Trainer:
@@ -66,13 +60,13 @@ def test_parts_are_computed_again_with_the_same_dropout(tmp_path: Path, monkeypa
     dropping = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"patch_dropout": 0.5}}
     made = trainer(tmp_path, dropping, accumulate=2)
     seen: list[torch.Tensor] = []
-    plain = made.objective.image_features
-    monkeypatch.setattr(made.objective, "image_features", lambda images: seen.append(plain(images)) or seen[-1])
+    plain = made.model.encode_image
+    monkeypatch.setattr(made.model, "encode_image", lambda images: seen.append(plain(images)) or seen[-1])
     gradients(made)
     assert [features.requires_grad for features in seen] == [False, False, True, True]
     torch.testing.assert_close(torch.cat(seen[:2]), torch.cat(seen[2:]), atol=1e-6, rtol=0)
     batch: Prepared = next(made.feed.batches())
-    again = made.objective.image_features(batch.images)
+    again = made.model.encode_image(batch.images)
     assert not torch.allclose(again, torch.cat(seen[:2]), atol=1e-3)  # there is dropout
 
 

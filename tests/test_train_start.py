@@ -20,22 +20,17 @@ from clipcls.encoder import load_encoder
 from clipcls.errors import ModelError, UsageError
 from clipcls.images import load_pixels
 from clipcls.records import ModelSpec
-from clipcls.train.data import Table
 from clipcls.train.loop import Result, train
 from clipcls.train.objective import Objective
+from clipcls.train.processes import Processes
 from clipcls.train.settings import load_settings, write_settings
 from clipcls.train.start import _with_hub_name, new_model, start_model
+from clipcls.train.table import Table
 from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model, save_pictures
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WEIGHTS = "open_clip_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -210,5 +205,5 @@ def test_loss_is_sigmoid_for_a_model_with_a_bias(tmp_path: Path, bias: float | N
     values = {"data": "d.csv", "model": str(base), "output": "run"}
     for loss, sigmoid in (("auto", bias is not None), ("contrastive", False), ("sigmoid", True)):
         settings = load_settings(None, values | {"loss": loss})
-        objective = Objective(settings, start_model(settings), Table((), ()), torch.float32)
+        objective = Objective(settings, start_model(settings), Table((), ()), torch.float32, Processes())
         assert objective.sigmoid == sigmoid

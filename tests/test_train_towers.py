@@ -13,20 +13,14 @@ from clipcls.train.loop import train
 from clipcls.train.settings import load_settings
 from conftest import TINY_CONFIG, save_model, save_pictures
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RESNET = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "image_size": 32}
 VISION: dict[str, Any] = {
     "vit": TINY_CONFIG["vision_cfg"],
     "timm": RESNET | {"timm_pool": "avg", "timm_proj": "linear"},
     "resnet": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def changed(folder: Path, base: Path, **given: Any) -> set[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clipcls.vocabulary import caption_words, is_known, read_words, write_words
+from clipcls.vocabulary import all_words, caption_words, is_known, read_words, write_words
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_is_known_needs_one_word_or_part(label: str, known: bool) -> None:
 
 
 def test_words_file_round_trip(tmp_path: Path) -> None:
-    write_words(tmp_path, ["a Red cat", "red dog", "大熊猫"])
+    write_words(tmp_path, all_words(["a Red cat", "red dog", "大熊猫"]))
     assert read_words(tmp_path) == {"red", "cat", "dog", "大熊", "熊猫"}
     lines = (tmp_path / "words.txt").read_text(encoding="utf-8").splitlines()
     assert lines == sorted(lines)

@@ -56,7 +56,8 @@ def main() -> None:
     try:
         code = app(prog_name="clipcls", standalone_mode=False)
     except ClipclsError as exc:
-        print(f"clipcls: error: {exc}", file=sys.stderr)
+        if not exc.told:
+            print(f"clipcls: error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
     except typer.TyperException as exc:
         # what gets here is a ClickException, a class that typer keeps to itself

@@ -1,9 +1,12 @@
 """`clipcls train`: train a dual encoder on pictures and captions."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,9 +24,10 @@ Loss = Literal["auto", "contrastive", "sigmoid"]
 
 def train(
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            help="Table (.csv, .tsv, .jsonl) with image and caption columns, or a folder with one for each class.",
+            help="Table (.csv, .tsv, .jsonl) with image and caption columns, a folder with one for each class, "
+            "or WebDataset shards (.tar).",
             show_default=False,
         ),
     ] = None,
@@ -47,33 +51,54 @@ def train(
         typer.Option("--strict-data", help="A bad row or picture is an error, not left out.", show_default=False),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; must be new.")] = None,
-    loss: Annotated[
-        Loss | None, typer.Option(help="auto is sigmoid for a model with a bias, else contrastive.")
-    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder, with its settings.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the table.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Held-out pairs, as DATA: recall, each epoch.")
+    ] = None,
+    zero_shot: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Held-out class folders: zero-shot accuracy, each epoch.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step, in all processes together.")] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Parts that a batch goes through the towers in, to save memory.")
     ] = None,
+    grad_checkpointing: Annotated[
+        bool | None,
+        typer.Option("--grad-checkpointing", help="Compute activations twice, to save memory.", show_default=False),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate: 1e-3, with --model 1e-5.")] = None,
+    loss: Annotated[
+        Loss | None, typer.Option(help="auto is sigmoid for a model with a bias, else contrastive.")
+    ] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights, which is kept.")] = None,
+    augment: Annotated[Augment | None, typer.Option(help="How much pictures are varied.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     precision: Annotated[
         Precision | None, typer.Option(envvar="CLIPCLS_PRECISION", help="Of the forward pass.")
     ] = None,
-    augment: Annotated[Augment | None, typer.Option(help="How much pictures are varied.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     device: Annotated[str | None, typer.Option(envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
     workers: Annotated[int | None, typer.Option(envvar="CLIPCLS_WORKERS", help="Threads that decode pictures.")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Run the towers through torch.compile.", show_default=False)
+    ] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.", show_default=False)
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of a --config file; repeatable."),
+    ] = None,
 ) -> None:
     """Train a model on pictures with captions; the folder it writes works with predict --model."""
     from clipcls.train.checkpoint import resumed_settings
     from clipcls.train.loop import train as run
-    from clipcls.train.settings import load_settings
+    from clipcls.train.settings import load_settings, parse_assignments
 
     given = {
-        "data": data and str(data),
+        "data": data,
         "arch": arch,
         "model": model,
         "lock_image": lock_image,
@@ -81,26 +106,76 @@ def train(
         "templates": template or None,
         "strict_data": strict_data,
         "output": output and str(output),
-        "loss": loss,
+        "validation": validation,
+        "zero_shot": zero_shot,
         "epochs": epochs,
         "batch_size": batch_size,
         "accumulate": accumulate,
+        "grad_checkpointing": grad_checkpointing,
         "learning_rate": learning_rate,
-        "precision": precision,
+        "loss": loss,
+        "ema": ema,
         "augment": augment,
         "seed": seed,
+        "precision": precision,
         "device": device,
         "workers": workers,
+        "compile": compile,
+        "tensorboard": tensorboard,
     }
+    given |= parse_assignments(setting or [])
     settings = load_settings(config, given) if resume is None else resumed_settings(resume, config, given)
+    signals = StopSignals()
     with progress_report() as report:
-        result = run(settings, report, resume=resume is not None)
+        result = run(settings, report, resume=resume is not None, asked_to_stop=signals.received)
+    if not is_first_process():
+        raise typer.Exit(signals.exit_code)
     for problem in result.problems[:PROBLEMS_SHOWN]:
         typer.echo(f"left out: {problem}", err=True)
     if result.problems:
         typer.echo(f"{len(result.problems)} rows or pictures left out", err=True)
-    typer.echo(f"trained in {result.seconds / 60:.1f} min, last loss {result.progress.loss:.3f}", err=True)
+    done = result.progress
+    if not result.finished:
+        typer.echo(
+            f"step {done.step} of {done.steps} is saved; go on with: clipcls train --resume {settings.output}", err=True
+        )
+        raise typer.Exit(signals.exit_code)
+    typer.echo(f"trained in {result.seconds / 60:.1f} min, last loss {done.loss:.3f}", err=True)
+    if result.best is not None:
+        typer.echo(f"the best model in the validations: {result.best}", err=True)
     typer.echo(result.model)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class StopSignals:
+    """SIGINT and SIGTERM, as a wish to stop after the current step; a second one ends the process at once.
+
+    Attributes:
+        exit_code: 128 and the signal's number; 0 before any.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._before: dict[int, Any] = {}
+
+    def received(self) -> bool:
+        """Whether there was one; signals are caught from the first time that this is asked, after the first step."""
+        if not self._before:
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self.exit_code != 0
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.exit_code == 0 and is_first_process():
+            typer.echo("clipcls: saving after this step; a second signal ends the run at once", err=True)
+        self.exit_code = 128 + number
+        # torchrun passes a signal on to processes that may have had it from the terminal already
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            for caught, handler in self._before.items():
+                signal.signal(caught, handler)
 
 
 @contextmanager

@@ -1,27 +1,20 @@
 """What a run that was interrupted goes on from: a file in its folder, written whole or not at all."""
 
-import hashlib
-import json
-import math
-import os
 import pickle
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from clipcls.errors import StoppedError, UsageError
-from clipcls.train.data import Table
+from clipcls.errors import StoppedError, UsageError, first_line
+from clipcls.files import write_atomically
 from clipcls.train.settings import SETTINGS_NAME, Settings, load_settings, read_config_file, setting_values
 from clipcls.train.trainer import Trainer
 
 CHECKPOINT_NAME = "checkpoint.pt"
-METRICS_NAME = "metrics.jsonl"
-VERSION = 1
+VERSION = 2
 # settings that decide nothing that is computed; the data are compared by what they hold
-FREE = ("data", "output", "workers", "cache_mb", "save_minutes")
+FREE = ("data", "output", "workers", "cache_mb", "save_minutes", "validation", "zero_shot", "tensorboard")
 
 
 def resumed_settings(run: Path, config: Path | None, given: dict[str, Any]) -> Settings:
@@ -44,26 +37,21 @@ def resumed_settings(run: Path, config: Path | None, given: dict[str, Any]) -> S
     return load_settings(run / SETTINGS_NAME, values | {"output": str(run)})
 
 
-def save_checkpoint(folder: Path, trainer: Trainer) -> None:
-    """Write the trainer's state into the run's folder; until it is whole, the one before it stays.
+def save_checkpoint(folder: Path, settings: Settings, digest: str, state: dict[str, Any]) -> None:
+    """Write a trainer's state into the run's folder; until it is whole, the one before it stays.
 
     Raises:
         StoppedError: it can't be written.
     """
-    content = {
-        "version": VERSION,
-        "settings": setting_values(trainer.settings),
-        "data": digest(trainer.table, Path(trainer.settings.data)),
-        "trainer": trainer.state(),
-    }
+    content = {"version": VERSION, "settings": setting_values(settings), "data": digest, "trainer": state}
     try:
         write_atomically(folder / CHECKPOINT_NAME, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as exc:  # torch makes a RuntimeError of a full disk
-        raise StoppedError(f"{folder / CHECKPOINT_NAME}: the checkpoint can't be written: {exc}") from exc
+        raise StoppedError(f"{folder / CHECKPOINT_NAME}: the checkpoint can't be written: {first_line(exc)}") from exc
 
 
 def restore_checkpoint(folder: Path, trainer: Trainer) -> None:
-    """Bring a new trainer to where the checkpoint was written, and the run's folder with it.
+    """Bring a new trainer to where the checkpoint was written.
 
     Raises:
         UsageError: there is no checkpoint, it can't be read, the run is finished, or its settings, its model or its
@@ -79,7 +67,7 @@ def restore_checkpoint(folder: Path, trainer: Trainer) -> None:
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise UsageError(f"{path}: not a checkpoint of this version of clipcls")
     _check_settings(content["settings"], setting_values(trainer.settings))
-    if content["data"] != digest(trainer.table, Path(trainer.settings.data)):
+    if content["data"] != trainer.corpus.digest():
         raise UsageError(f"data: {trainer.settings.data} doesn't hold the rows any more that the run began with")
     if content["trainer"]["done"] >= trainer.feed.steps:
         raise UsageError(f"{folder}: the run is finished; its model is {folder / 'model'}")
@@ -87,8 +75,6 @@ def restore_checkpoint(folder: Path, trainer: Trainer) -> None:
         trainer.restore(content["trainer"])
     except (RuntimeError, ValueError, KeyError) as exc:
         raise UsageError(f"{path}: doesn't fit the model any more that arch or model names: {exc}") from exc
-    for draft in folder.glob(".model-*"):  # left by a run that was killed while it wrote its model
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check_settings(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -96,47 +82,3 @@ def _check_settings(before: dict[str, Any], now: dict[str, Any]) -> None:
     if names:
         changes = "; ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in names)
         raise UsageError(f"a resumed run keeps its settings: {changes}")
-
-
-def digest(table: Table, data: Path) -> str:
-    """SHA-256 of the rows; pictures below the data's folder count by their path in it, so that it may move."""
-    root = data if data.is_dir() else data.parent
-    result = hashlib.sha256()
-    for row in table.rows:
-        image = row.image.relative_to(root) if row.image.is_relative_to(root) else row.image
-        result.update(os.fsencode(image) + b"\0" + json.dumps(row.captions).encode() + b"\0")
-    return result.hexdigest()
-
-
-def cut_metrics(folder: Path, done: int) -> Path:
-    """Leave only the first `done` steps in the run's metrics; returns their file.
-
-    Raises:
-        OSError: it can't be read or written.
-    """
-    path = folder / METRICS_NAME
-    lines = path.read_bytes().splitlines(keepends=True) if done else []
-    kept = [line for line in lines if _step(line) <= done]
-    write_atomically(path, lambda file: file.writelines(kept))
-    return path
-
-
-def _step(line: bytes) -> float:
-    """The step of a line of metrics; infinity for one that was only half written."""
-    try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace a file by what `write` writes, once all of it is on the disk."""
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        with draft.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -6,16 +6,8 @@ from pathlib import Path
 from clipcls.errors import UsageError
 from clipcls.inputs import discover
 from clipcls.labels import make_label
-from clipcls.train.data import Row, Table, read_table
-
-
-def read_data(path: Path) -> Table:
-    """Read a table, or a folder of class folders.
-
-    Raises:
-        UsageError: see `read_table` and `read_class_folders`.
-    """
-    return read_class_folders(path) if path.is_dir() else read_table(path)
+from clipcls.train.rows import Row
+from clipcls.train.table import Table
 
 
 def read_class_folders(folder: Path) -> Table:
@@ -45,7 +37,7 @@ def read_class_folders(folder: Path) -> Table:
         else:
             problems.append(f"{entry}: lies beside the class folders, so it is in no class")
     _check_classes(folder, rows)
-    return Table(tuple(rows), tuple(problems))
+    return Table(tuple(rows), tuple(problems), folder)
 
 
 def _read_class(folder: Path, problems: list[str]) -> list[Row]:
@@ -57,7 +49,7 @@ def _read_class(folder: Path, problems: list[str]) -> list[Row]:
     rows = []
     for image in discover([os.fspath(folder)]):
         if image.error is None:
-            rows.append(Row(Path(image.path), captions))
+            rows.append(Row(image.path, captions))
         else:
             problems.append(f"{image.path}: {image.error}")
     return rows

@@ -4,13 +4,17 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from clipcls.errors import StoppedError
+from clipcls.records import Preprocessing
 from clipcls.train.augment import Augmentation, training_seed
-from clipcls.train.data import Batch, Canvas, Phrasing, Pictures, Row, Table
 from clipcls.train.folder import DualEncoder
+from clipcls.train.phrasing import Phrasing
+from clipcls.train.pictures import Batch, Pictures
+from clipcls.train.rows import Corpus, Row, Share
 from clipcls.train.settings import Settings
 
 # Pictures are kept a little larger than the model's input, for the augmentation to zoom into.
@@ -19,7 +23,7 @@ STORED_SHARE = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A batch as the towers take it.
+    """A batch as the towers take it, or a process's share of one; it may be empty if no picture could be decoded.
 
     Attributes:
         step: counted from 0.
@@ -37,25 +41,31 @@ class Prepared:
 
 
 class Feed:
-    """Gives a run's batches; what is in one depends on the settings and its step alone.
+    """Gives a run's batches; what is in one depends on the settings, its step and the share alone.
 
     Attributes:
-        steps: of the whole run; a table smaller than a batch is one batch.
+        steps: of the whole run; a corpus smaller than a batch is one batch.
         phrasing: what puts templates around captions.
         pictures: decoded, with the problems met.
     """
 
-    def __init__(self, settings: Settings, encoder: DualEncoder, table: Table) -> None:
-        self.settings, self.table, self.tokenizer = settings, table, encoder.tokenizer
+    def __init__(self, settings: Settings, encoder: DualEncoder, corpus: Corpus, share: Share) -> None:
+        self.settings, self.corpus, self.share, self.tokenizer = settings, corpus, share, encoder.tokenizer
         side, preprocess = encoder.config.side, encoder.config.preprocess
+        self._side = side
         self.phrasing = Phrasing(settings.templates)
         self._augmentation = Augmentation(settings.augment, side)
         stored = side if settings.augment == "none" else round(side * STORED_SHARE)
-        canvas = Canvas(stored, preprocess["resize_mode"], preprocess["fill_color"])
-        self.pictures = Pictures(table.rows, canvas, settings.cache_mb)
-        self._normal = [torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std")]
-        an_epoch = max(1, len(table.rows) // settings.batch_size)
-        self.steps = max(1, round(an_epoch * settings.epochs))
+        mean, std, mode, fill = (preprocess[name] for name in ("mean", "std", "resize_mode", "fill_color"))
+        canvas = Preprocessing((stored, stored), mean, std, resize_mode=mode, fill_color=fill)
+        self.pictures = Pictures(canvas, settings.cache_mb // share.count)
+        self._normal = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
+        self.steps = max(1, round(self.steps_an_epoch * settings.epochs))
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Whole batches in an epoch; at least one."""
+        return max(1, self.corpus.count // self.settings.batch_size)
 
     def batches(self, first: int = 0) -> Iterator[Prepared]:
         """The batches from step `first` on, each prepared on a thread while the one before is trained on."""
@@ -67,39 +77,37 @@ class Feed:
                 yield batch
 
     def _prepared(self, first: int) -> Iterator[Prepared]:
-        """Every batch, augmented and tokenised; one without two pictures that can be decoded is left out."""
-        order = (rows for step, rows in enumerate(self._order()) if step >= first)
-        for step, batch in enumerate(self.pictures.batches(order, self.settings.workers), first):
-            self._check_pictures()
-            rng = random.Random(f"captions {self.settings.seed} {step}")
+        """Every batch, augmented and tokenised."""
+        rows = self.corpus.batches(self.settings.batch_size, self.settings.seed, self.share, first)
+        some = islice(rows, self.steps - first)
+        for step, batch in enumerate(self.pictures.batches(some, self.settings.workers), first):
+            self._check_data()
+            rng = random.Random(f"captions {self.settings.seed} {self._number(step)}")
             drawn = [self.phrasing.draw(row, rng) for row in batch.rows]
             captions = tuple(caption for caption, _ in drawn)
-            if len(batch.rows) > 1:
-                tokens = self.tokenizer([text for _, text in drawn])
-                yield Prepared(step, batch.rows, captions, self._images(batch, step), tokens)
+            tokens = self.tokenizer([text for _, text in drawn] or [""])[: len(drawn)]
+            yield Prepared(step, batch.rows, captions, self._images(batch, step), tokens)
 
-    def _check_pictures(self) -> None:
-        """With `strict_data`, stop at a picture that can't be decoded."""
-        if self.settings.strict_data and self.pictures.problems:
-            raise StoppedError(f"strict_data: {self.pictures.problems[0]}")
+    def _number(self, step: int) -> int:
+        """A number for each step of each process, to draw from."""
+        return step * self.share.count + self.share.rank
 
-    def _order(self) -> Iterator[list[int]]:
-        """The rows of every batch: shuffled anew each epoch, the incomplete last batch left out."""
-        rng = random.Random(f"order {self.settings.seed}")
-        indices = list(range(len(self.table.rows)))
-        size = min(self.settings.batch_size, len(indices))
-        left = self.steps
-        while left:
-            rng.shuffle(indices)
-            for start in range(0, len(indices) - size + 1, size)[:left]:
-                yield indices[start : start + size]
-                left -= 1
+    def _check_data(self) -> None:
+        """With `strict_data`, stop at a row or a picture that can't be used."""
+        if not self.settings.strict_data:
+            return
+        for problems in (self.corpus.problems, self.pictures.problems):
+            if problems:
+                raise StoppedError(f"strict_data: {problems[0]}")
 
     def _images(self, batch: Batch, step: int) -> torch.Tensor:
         """The batch as the model's input, `(n, 3, side, side) float32`."""
+        if not batch.rows:
+            return torch.empty(0, 3, self._side, self._side)
         curriculum = self.settings.curriculum * self.steps
         strength = min(1.0, step / curriculum) if curriculum else 1.0
-        pictures = self._augmentation(batch.pictures, strength, training_seed(step, self.settings.seed))
+        seed = training_seed(self._number(step), self.settings.seed)
+        pictures = self._augmentation(batch.pictures, strength, seed)
         mean, std = self._normal
         # the convolutions of a processor are faster with the channels last
         return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -111,10 +119,10 @@ class Feed:
             `(n, 3, side, side) float32` and `(count, context_length) int64`.
         """
         rng = random.Random(f"sample {self.settings.seed}")
-        rows = rng.sample(self.table.rows, min(count, len(self.table.rows)))
-        pictures = Pictures(rows, self.pictures.canvas, cache_mb=0)
-        order = [range(start, min(start + 256, len(rows))) for start in range(0, len(rows), 256)]
-        batches = pictures.batches(order, self.settings.workers)
+        rows = self.corpus.sample(count, rng)
+        pictures = Pictures(self.pictures.canvas, cache_mb=0)
+        groups = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+        batches = pictures.batches(groups, self.settings.workers)
         images = torch.cat([self._images(batch, 0) for batch in batches])
-        texts = [self.phrasing.draw(row, rng)[1] for row in rng.choices(self.table.rows, k=count)]
+        texts = [self.phrasing.draw(row, rng)[1] for row in rng.choices(rows, k=count)]
         return images, self.tokenizer(texts)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,8 @@ class DualEncoder:
         tokenizer: texts to `(n, context_length) int64`.
         config: architecture and preprocessing.
         tokenizer_files: of a Hugging Face tokenizer; none where the model uses CLIP's own.
-        words: those of earlier training; empty for a new model, None for one that was trained on the open world,
-            whose folder lists no words.
+        words: those of all captions it was trained on; empty for a new model, None for one that was trained on the
+            open world, whose folder lists no words.
     """
 
     model: Any
@@ -65,13 +64,12 @@ class DualEncoder:
     words: frozenset[str] | None = frozenset()
 
 
-def write_model(folder: Path, encoder: DualEncoder, captions: Iterable[str], half: bool) -> None:
+def write_model(folder: Path, encoder: DualEncoder, half: bool) -> None:
     """Write a model folder in one step: it is there whole, or not at all.
 
     Args:
         folder: to be created; an older one in its place is replaced.
         encoder: what is saved.
-        captions: all that it was trained on here, without templates.
         half: save the weights as float16.
 
     Raises:
@@ -88,7 +86,7 @@ def write_model(folder: Path, encoder: DualEncoder, captions: Iterable[str], hal
         safetensors.torch.save_file(weights, draft / WEIGHTS_NAME, metadata={"format": "pt"})
         _write_tokenizer(draft, encoder)
         if encoder.words is not None:
-            vocabulary.write_words(draft, [*captions, *encoder.words])
+            vocabulary.write_words(draft, encoder.words)
         draft.chmod(0o755)
         (draft / WEIGHTS_NAME).chmod(0o644)
         _move(draft, folder)
@@ -96,6 +94,23 @@ def write_model(folder: Path, encoder: DualEncoder, captions: Iterable[str], hal
         raise StoppedError(f"{folder}: the model can't be written: {exc}") from exc
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def copy_model(folder: Path, target: Path) -> None:
+    """Copy a model folder in one step, in the place of an older one.
+
+    Raises:
+        StoppedError: it can't be written.
+    """
+    try:
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            shutil.copytree(folder, draft, dirs_exist_ok=True)
+            _move(draft, target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as exc:
+        raise StoppedError(f"{target}: the model can't be written: {exc}") from exc
 
 
 def _write_tokenizer(folder: Path, encoder: DualEncoder) -> None:

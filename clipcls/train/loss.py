@@ -1,34 +1,66 @@
 """The losses of contrastive training."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 
-def positive_pairs(captions: Sequence[str], accepted: Sequence[Collection[str]]) -> torch.Tensor:
-    """Which captions of a batch are right for which of its pictures.
+@dataclass(frozen=True, slots=True)
+class Positives:
+    """Which captions of a batch are right for which of its pictures, for a process's own share of both.
+
+    Attributes:
+        per_image: `(n_own, n) bool`, the captions of the batch that are right for each of the own pictures.
+        per_text: `(n_own, n) bool`, the pictures of the batch that each of the own captions is right for.
+        first: where the own share stands in the batch.
+    """
+
+    per_image: torch.Tensor
+    per_text: torch.Tensor
+    first: int = 0
+
+    @property
+    def own(self) -> slice:
+        """The own share of the batch."""
+        return slice(self.first, self.first + len(self.per_image))
+
+    def to(self, device: torch.device) -> "Positives":
+        """The same on a device."""
+        return Positives(self.per_image.to(device), self.per_text.to(device), self.first)
+
+
+def find_positives(captions: Sequence[str], accepted: Sequence[Collection[str]], own: slice = slice(None)) -> Positives:
+    """Find out which captions of a batch are right for which of its pictures.
 
     Args:
         captions: the caption that was drawn for each picture.
         accepted: for each picture, the captions that are right for it; its own is, even if it isn't listed.
-
-    Returns:
-        `(n_images, n_captions) bool`.
+        own: the share of the batch that is asked for.
     """
+    first = own.indices(len(captions))[0]
+    per_image = _matches(accepted[own], captions)
+    per_text = per_image.T if len(per_image) == len(captions) else _matches(accepted, captions[own]).T
+    for pairs in (per_image, per_text):
+        pairs.diagonal(first).fill_(True)
+    return Positives(per_image, per_text, first)
+
+
+def _matches(accepted: Sequence[Collection[str]], captions: Sequence[str]) -> torch.Tensor:
+    """`(n_accepted, n_captions) bool`."""
     columns: dict[str, list[int]] = {}
     for column, caption in enumerate(captions):
         columns.setdefault(caption, []).append(column)
-    pairs = torch.eye(len(captions), dtype=torch.bool)
+    pairs = torch.zeros(len(accepted), len(captions), dtype=torch.bool)
     for row, right in enumerate(accepted):
-        hits = [column for caption in right if caption in columns for column in columns[caption]]
-        pairs[row, hits] = True
+        pairs[row, [column for caption in right if caption in columns for column in columns[caption]]] = True
     return pairs
 
 
 def contrastive_loss(
-    image_features: torch.Tensor, text_features: torch.Tensor, scale: torch.Tensor, pairs: torch.Tensor
+    image_features: torch.Tensor, text_features: torch.Tensor, scale: torch.Tensor, positives: Positives
 ) -> torch.Tensor:
     """Symmetric InfoNCE in which a picture may have several right captions, and a caption several pictures.
 
@@ -39,19 +71,26 @@ def contrastive_loss(
     3; Yang et al. 2022, Unified Contrastive Learning in Image-Text-Label Space, equations 2 to 4.
 
     Args:
-        image_features: `(n, embed_dim) float32`, L2-normalised.
-        text_features: `(n, embed_dim) float32`, L2-normalised.
+        image_features: `(n, embed_dim) float32`, L2-normalised, of the whole batch.
+        text_features: `(n, embed_dim) float32`, L2-normalised, of the whole batch.
         scale: what the cosines are multiplied with.
-        pairs: `(n_images, n_captions) bool`, the right ones; at least one in every row and column.
+        positives: the right ones; at least one for each.
 
     Returns:
-        The mean over both directions.
+        The mean over both directions: the own share's part of it, the shares of all processes add up.
     """
-    logits_per_image = scale * image_features @ text_features.T
-    target = pairs.to(logits_per_image.dtype)
-    image_loss = functional.cross_entropy(logits_per_image, target / target.sum(1, keepdim=True))
-    text_loss = functional.cross_entropy(logits_per_image.T, (target / target.sum(0, keepdim=True)).T)
-    return (image_loss + text_loss) / 2
+    own, count = positives.own, len(image_features)
+    logits_per_image = scale * image_features[own] @ text_features.T
+    whole = len(positives.per_image) == count
+    logits_per_text = logits_per_image.T if whole else scale * text_features[own] @ image_features.T
+    total = _cross_entropy(logits_per_image, positives.per_image) + _cross_entropy(logits_per_text, positives.per_text)
+    return total / (2 * count)
+
+
+def _cross_entropy(logits: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """The sum over rows whose targets are spread evenly over their right columns."""
+    target = pairs.to(logits.dtype)
+    return functional.cross_entropy(logits, target / target.sum(1, keepdim=True), reduction="sum")
 
 
 def sigmoid_loss(
@@ -59,7 +98,7 @@ def sigmoid_loss(
     text_features: torch.Tensor,
     scale: torch.Tensor,
     bias: torch.Tensor,
-    pairs: torch.Tensor,
+    positives: Positives,
 ) -> torch.Tensor:
     """Every pair of a picture and a caption as a yes-or-no question of its own.
 
@@ -67,17 +106,17 @@ def sigmoid_loss(
     pairs than the diagonal their sign is positive too.
 
     Args:
-        image_features: `(n, embed_dim) float32`, L2-normalised.
-        text_features: `(n, embed_dim) float32`, L2-normalised.
+        image_features: `(n, embed_dim) float32`, L2-normalised, of the whole batch.
+        text_features: `(n, embed_dim) float32`, L2-normalised, of the whole batch.
         scale: what the cosines are multiplied with.
         bias: what is added to that; begins far below zero, since most pairs are wrong.
-        pairs: `(n_images, n_captions) bool`, the right ones.
+        positives: the right ones.
 
     Returns:
-        The sum over all pairs, divided by the number of pictures.
+        The sum over all pairs, divided by the number of pictures: the own pictures' part of it.
     """
-    logits_per_image = scale * image_features @ text_features.T + bias
-    sign = 2 * pairs.to(logits_per_image.dtype) - 1
+    logits_per_image = scale * image_features[positives.own] @ text_features.T + bias
+    sign = 2 * positives.per_image.to(logits_per_image.dtype) - 1
     return -functional.logsigmoid(sign * logits_per_image).sum() / len(image_features)
 
 
@@ -113,9 +152,9 @@ class ProxyLoss(nn.Module):
         scale: torch.Tensor,
         concepts: Sequence[str],
     ) -> torch.Tensor:
-        """The mean over pictures and captions; features are `(n, embed_dim)`, L2-normalised."""
+        """The sum over pictures and captions, halved; features are `(n, embed_dim)`, L2-normalised."""
         target = torch.tensor([self._index[concept] for concept in concepts], device=image_features.device)
         proxies = functional.normalize(self.proxies, dim=-1)
-        image_loss = functional.cross_entropy(scale * image_features @ proxies.T, target)
-        text_loss = functional.cross_entropy(scale * text_features @ proxies.T, target)
+        image_loss = functional.cross_entropy(scale * image_features @ proxies.T, target, reduction="sum")
+        text_loss = functional.cross_entropy(scale * text_features @ proxies.T, target, reduction="sum")
         return (image_loss + text_loss) / 2

@@ -1,22 +1,57 @@
 """What is minimised: the features of a batch, the loss on them, and its gradients."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
-from clipcls.train.data import Table
+from clipcls.errors import UsageError
 from clipcls.train.feed import Prepared
 from clipcls.train.folder import DualEncoder
-from clipcls.train.loss import ProxyLoss, contrastive_loss, positive_pairs, sigmoid_loss
+from clipcls.train.loss import Positives, ProxyLoss, contrastive_loss, find_positives, sigmoid_loss
+from clipcls.train.processes import Processes
 from clipcls.train.randomness import random_states, restore_random_states
+from clipcls.train.rows import Corpus, Row
 from clipcls.train.settings import Settings
+from clipcls.train.table import Table
 from clipcls.train.towers import batch_norms, image_modules, kept_statistics, text_parameters
 
 logger = logging.getLogger(__name__)
+
+# of image and text features, `(n, embed_dim)`
+LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Towers(nn.Module):
+    """Both towers in one forward pass, in the precision of the run.
+
+    Args:
+        model: of one of open_clip's classes, its towers locked or not.
+        precision: of the towers; the features are float32.
+    """
+
+    def __init__(self, model: Any, precision: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
+        image_parameters = (weight for module in image_modules(model) for weight in module.parameters())
+        self._image_learns = any(weight.requires_grad for weight in image_parameters)
+        self._text_learns = any(weight.requires_grad for weight in text_parameters(model))
+
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and text features, `(n, embed_dim) float32`, L2-normalised; without gradients of a locked tower."""
+        low = self.precision != torch.float32
+        with torch.autocast(images.device.type, self.precision, enabled=low):
+            with torch.set_grad_enabled(self._image_learns and torch.is_grad_enabled()):
+                image_features = self.model.encode_image(images)
+            with torch.set_grad_enabled(self._text_learns and torch.is_grad_enabled()):
+                text_features = self.model.encode_text(tokens)
+        return functional.normalize(image_features.float(), dim=-1), functional.normalize(text_features.float(), dim=-1)
 
 
 class Objective:
@@ -25,47 +60,81 @@ class Objective:
     Args:
         settings: of the run.
         encoder: its model on its device, the towers locked or not.
-        table: whose rows name the concepts and the captions that are right for a picture.
+        corpus: whose rows name the concepts.
         precision: of the towers; the loss is in float32.
+        processes: that have a share of each batch.
 
     Attributes:
         proxies: the helper loss, None without one.
         sigmoid: whether the loss is the sigmoid loss, else it is the contrastive one.
     """
 
-    def __init__(self, settings: Settings, encoder: DualEncoder, table: Table, precision: torch.dtype) -> None:
+    def __init__(
+        self, settings: Settings, encoder: DualEncoder, corpus: Corpus, precision: torch.dtype, processes: Processes
+    ) -> None:
         model: Any = encoder.model
-        self.settings, self.model, self.precision = settings, model, precision
+        self.settings, self.model, self.processes = settings, model, processes
         self.device: torch.device = model.logit_scale.device
         biased = getattr(model, "logit_bias", None) is not None
         self.sigmoid = biased if settings.loss == "auto" else settings.loss == "sigmoid"
         self.proxies: ProxyLoss | None = None
         if settings.proxy_weight:
-            concepts = list(dict.fromkeys(row.concept for row in table.rows))
-            self.proxies = ProxyLoss(concepts, encoder.config.model["embed_dim"]).to(self.device)
-        self._accepted = {row.captions: frozenset(row.captions) for row in table.rows}
-        image_parameters = (weight for module in image_modules(model) for weight in module.parameters())
-        self._image_learns = any(weight.requires_grad for weight in image_parameters)
-        if settings.accumulate > 1 and batch_norms(model):
-            logger.warning(
-                "accumulate: BatchNorm sees one part of a batch at a time, so the gradients aren't the batch's"
-            )
-        self._text_learns = any(weight.requires_grad for weight in text_parameters(model))
+            self.proxies = ProxyLoss(_concepts(corpus), encoder.config.model["embed_dim"]).to(self.device)
+        self._warn_of_batch_norm()
+        self.towers = self._wrapped(Towers(model, precision))
 
     @property
     def modules(self) -> list[nn.Module]:
         """All that may be trained."""
         return [self.model] if self.proxies is None else [self.model, self.proxies]
 
-    def backward(self, batch: Prepared, scaler: torch.amp.GradScaler) -> float:
-        """Add the gradients of a batch's loss to those of the parameters; returns the loss."""
-        if self.settings.accumulate > 1:
-            return self._backward_in_parts(batch, scaler)
-        loss = self.loss(*self._features(batch.images, batch.tokens), batch)
-        torch.autograd.backward(scaler.scale(loss))
-        return float(loss.detach())
+    def backward(self, batch: Prepared, scaler: torch.amp.GradScaler) -> float | None:
+        """Add the gradients of a batch's loss to those of the parameters.
 
-    def _backward_in_parts(self, batch: Prepared, scaler: torch.amp.GradScaler) -> float:
+        Args:
+            batch: this process's share.
+            scaler: of the gradients.
+
+        Returns:
+            The loss of the whole batch; None, without gradients, for one that has fewer than two pictures.
+        """
+        everyone = self.processes.gather_objects((batch.captions, self._accepted(batch)))
+        counts = [len(captions) for captions, _ in everyone]
+        if sum(counts) < 2:
+            return None
+        start, size = sum(counts[: self.processes.rank]), len(batch.rows)
+        captions, accepted = (list(chain.from_iterable(parts)) for parts in zip(*everyone, strict=True))
+        positives = find_positives(captions, accepted, slice(start, start + size)).to(self.device)
+
+        def loss_of(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+            own = (image_features[:size], text_features[:size])
+            images, texts = (self.processes.gather(features, counts) for features in own)
+            loss = self._loss(images, texts, positives) + self._helper_loss(*own, batch.rows) / sum(counts)
+            # the gradients are averaged over the processes, while their shares of the loss add up
+            return loss * self.processes.count
+
+        inputs = self._inputs(batch)
+        loss = (self._in_parts if self.settings.accumulate > 1 else self._at_once)(*inputs, loss_of, scaler)
+        self.processes.average([loss, *self._gradients_beside_the_towers()])
+        return float(loss)
+
+    def _inputs(self, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures and tokens on the device; a share without pictures gets a black one, which counts for nothing."""
+        images, tokens = batch.images, batch.tokens
+        if not batch.rows:
+            images, tokens = images.new_zeros(1, *images.shape[1:]), tokens.new_zeros(1, *tokens.shape[1:])
+        return images.to(self.device, non_blocking=True), tokens.to(self.device, non_blocking=True)
+
+    def _at_once(
+        self, images: torch.Tensor, tokens: torch.Tensor, loss_of: LossOf, scaler: torch.amp.GradScaler
+    ) -> torch.Tensor:
+        loss = loss_of(*self.towers(images, tokens))
+        torch.autograd.backward(scaler.scale(loss))
+        return loss.detach()
+
+    def _in_parts(
+        self, images: torch.Tensor, tokens: torch.Tensor, loss_of: LossOf, scaler: torch.amp.GradScaler
+    ) -> torch.Tensor:
         """The same for a batch whose activations don't fit into memory at once.
 
         All features are computed first, without gradients. The loss on them gives the gradient of each feature, and
@@ -74,62 +143,94 @@ class Objective:
         Source: Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup.
         """
         count = self.settings.accumulate
-        parts = list(zip(batch.images.chunk(count), batch.tokens.chunk(count), strict=True))
+        parts = list(zip(images.chunk(count), tokens.chunk(count), strict=True))
         states, cached = [], []
         with torch.no_grad(), kept_statistics(self.model):
             for part in parts:
                 states.append(random_states(self.device))
-                cached.append(self._features(*part))
+                cached.append(self.towers(*part))
         image_features, text_features = (torch.cat(found).requires_grad_() for found in zip(*cached, strict=True))
-        loss = self.loss(image_features, text_features, batch)
+        loss = loss_of(image_features, text_features)
         torch.autograd.backward(scaler.scale(loss))
-        gradients = zip(_gradients(image_features, count), _gradients(text_features, count), strict=True)
-        for part, state, gradient in zip(parts, states, gradients, strict=True):
+        gradients = list(zip(_gradients(image_features, count), _gradients(text_features, count), strict=True))
+        for number, (part, state, gradient) in enumerate(zip(parts, states, gradients, strict=True), 1):
             restore_random_states(self.device, state)
-            features = zip(self._features(*part), gradient, strict=True)
-            learning = [pair for pair in features if pair[0].requires_grad]  # not those of a locked tower
-            torch.autograd.backward([pair[0] for pair in learning], [pair[1] for pair in learning])
-        return float(loss.detach())
+            with self._exchange(number == len(parts)):
+                features = zip(self.towers(*part), gradient, strict=True)
+                learning = [pair for pair in features if pair[0].requires_grad]  # not those of a locked tower
+                torch.autograd.backward([pair[0] for pair in learning], [pair[1] for pair in learning])
+        return loss.detach()
 
-    def _features(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.image_features(images.to(self.device)), self.text_features(tokens.to(self.device))
-
-    def image_features(self, images: torch.Tensor) -> torch.Tensor:
-        """`(n, embed_dim) float32`, L2-normalised; without gradients where the tower is locked."""
-        with torch.set_grad_enabled(self._image_learns and torch.is_grad_enabled()), self._autocast():
-            features = self.model.encode_image(images)
-        return functional.normalize(features.float(), dim=-1)
-
-    def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`(n, embed_dim) float32`, L2-normalised; without gradients where the tower is locked."""
-        with torch.set_grad_enabled(self._text_learns and torch.is_grad_enabled()), self._autocast():
-            features = self.model.encode_text(tokens)
-        return functional.normalize(features.float(), dim=-1)
-
-    def loss(self, image_features: torch.Tensor, text_features: torch.Tensor, batch: Prepared) -> torch.Tensor:
-        """The loss of a batch with these features, `(n, embed_dim) float32`, L2-normalised."""
+    def _loss(self, image_features: torch.Tensor, text_features: torch.Tensor, positives: Positives) -> torch.Tensor:
+        """This process's part of the loss of a batch with these features, `(n, embed_dim) float32`, L2-normalised."""
         scale = self.model.logit_scale.exp()
-        pairs = positive_pairs(batch.captions, self._right_captions(batch)).to(self.device)
         if self.sigmoid:
-            loss = sigmoid_loss(image_features, text_features, scale, self.model.logit_bias, pairs)
-        else:
-            loss = contrastive_loss(image_features, text_features, scale, pairs)
-        if self.proxies is not None:
-            concepts = [row.concept for row in batch.rows]
-            helper = self.proxies(image_features, text_features, scale, concepts)
-            loss = loss + self.settings.proxy_weight * helper
-        return loss
+            return sigmoid_loss(image_features, text_features, scale, self.model.logit_bias, positives)
+        return contrastive_loss(image_features, text_features, scale, positives)
 
-    def _right_captions(self, batch: Prepared) -> Sequence[frozenset[str]]:
+    def _helper_loss(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, rows: Sequence[Row]
+    ) -> torch.Tensor | float:
+        """The sum over the own pictures."""
+        if self.proxies is None:
+            return 0.0
+        scale = self.model.logit_scale.exp()
+        total: torch.Tensor = self.proxies(image_features, text_features, scale, [row.concept for row in rows])
+        return self.settings.proxy_weight * total
+
+    def _accepted(self, batch: Prepared) -> Sequence[frozenset[str]]:
         """For each picture, the captions that aren't its negatives."""
         if self.settings.positives == "listed":
-            return [self._accepted[row.captions] for row in batch.rows]
+            return [frozenset(row.captions) for row in batch.rows]
         if self.settings.positives == "own":
             return [frozenset()] * len(batch.captions)
         return [frozenset([caption]) for caption in batch.captions]
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+    def _wrapped(self, towers: Towers) -> nn.Module:
+        """The towers, compiled and joined with those of the other processes, as the settings and torchrun have it."""
+        if self.settings.compile:
+            towers.compile()
+        # the scale and the bias aren't the towers': their gradients come from the loss, so they are averaged apart
+        apart = [weight for weight in self._beside_the_towers() if weight.requires_grad]
+        for weight in apart:
+            weight.requires_grad_(False)
+        joined = self.processes.wrap(towers, self.device)
+        for weight in apart:
+            weight.requires_grad_(True)
+        return joined
+
+    def _beside_the_towers(self) -> list[nn.Parameter]:
+        weights = [self.model.logit_scale, getattr(self.model, "logit_bias", None)]
+        proxies = [] if self.proxies is None else list(self.proxies.parameters())
+        return [weight for weight in weights if weight is not None] + proxies
+
+    def _gradients_beside_the_towers(self) -> list[torch.Tensor]:
+        return [weight.grad for weight in self._beside_the_towers() if weight.grad is not None]
+
+    @contextlib.contextmanager
+    def _exchange(self, wanted: bool) -> Iterator[None]:
+        """Whether the gradients of a backward pass go to the other processes, along with those that wait already."""
+        if wanted or not isinstance(self.towers, DistributedDataParallel):
+            yield
+        else:
+            with self.towers.no_sync():
+                yield
+
+    def _warn_of_batch_norm(self) -> None:
+        if not batch_norms(self.model):
+            return
+        if self.settings.accumulate > 1:
+            logger.warning(
+                "accumulate: BatchNorm sees one part of a batch at a time, so the gradients aren't the batch's"
+            )
+        if self.processes.count > 1 and self.processes.is_first and self.device.type != "cuda":
+            logger.warning("BatchNorm sees one process's part of a batch, so the gradients aren't the batch's")
+
+
+def _concepts(corpus: Corpus) -> list[str]:
+    if not isinstance(corpus, Table):
+        raise UsageError("proxy_weight: needs a table or class folders, whose concepts are known beforehand")
+    return list(dict.fromkeys(row.concept for row in corpus.rows))
 
 
 def _gradients(features: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:

@@ -2,19 +2,20 @@
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, first_line
 from clipcls.prompts import load_prompt_set
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 SETTINGS_NAME = "settings.yaml"
-PATHS = ("data", "arch", "output", "model")
+PATHS = ("data", "arch", "output", "model", "validation", "zero_shot")
 # what a trained model has already, so that only a new one is given it
 OF_NEW_MODELS = (
     "initial_scale",
@@ -48,12 +49,18 @@ class Settings:
             can do that: its own ViT, and timm's that name their groups.
         lock_text: leave the text tower as the `model` has it.
         lock_text_unlocked_layers: its last layers that are trained nevertheless; in either tower the projection is one.
-        epochs: passes over the table; a fraction is allowed.
+        samples: rows in an epoch, for shards that can't be counted beforehand.
+        epochs: passes over the data; a fraction is allowed.
         batch_size: pictures a step, which are also each other's negatives.
         accumulate: parts that a batch is put through the towers in, one after the other, to save memory; the loss and
             its gradients remain those of the whole batch, for a third more computing. BatchNorm towers differ by
             nature, since each part is normalised by itself.
         learning_rate: the peak, reached after the warm-up; unless it is given, 1e-5 with `model`.
+        grad_checkpointing: compute the towers' activations again in the backward pass instead of keeping them, to save
+            memory; a fifth to a third slower.
+        compile: translate the towers by `torch.compile` first, which takes a minute or so.
+        ema: decay of a moving average of the weights, as 0.999; the model that is saved and validated is the average.
+            0 for none.
         betas: AdamW's.
         weight_decay: AdamW's; gains, biases and the scale have none.
         warmup: share of the steps over which the learning rate rises from zero.
@@ -64,6 +71,7 @@ class Settings:
         cache_mb: decoded pictures kept in memory, in MiB.
         seed: of weights, order, captions and augmentation.
         augment: `none`, `light` or `heavy`.
+        flip: mirror half of the pictures; off, since text and direction matter.
         curriculum: share of the steps over which the augmentation's strength rises from nothing to its full
             extent; 0 for full strength from the start.
         templates: phrasings; one is put around a caption each time that it is drawn. One with Chinese or
@@ -85,6 +93,11 @@ class Settings:
         fill_color: the grey of the padding, 0 to 255.
         mean: per channel, of values in 0 to 1.
         std: per channel, of values in 0 to 1.
+        validation: held-out pairs, as `data`: how well pictures find their captions and captions their pictures.
+        zero_shot: a folder of labelled pictures, one folder for each class: how many get their label.
+        validate_epochs: how often both are measured, in passes over the data, besides at the end; the model that was
+            best so far, by zero-shot accuracy or else by the mean recall at 1, is kept in `best`.
+        tensorboard: write the metrics for TensorBoard, too.
         save_minutes: how often the model, and the checkpoint to resume from, are written during the run; 0 for only at
             its end.
         weights: `fp32` or `fp16` in the model's file.
@@ -100,9 +113,13 @@ class Settings:
     lock_image_unlocked_groups: int = 0
     lock_text: bool = False
     lock_text_unlocked_layers: int = 0
+    samples: int = 0
     epochs: float = 10
     batch_size: int = 128
     accumulate: int = 1
+    grad_checkpointing: bool = False
+    compile: bool = False
+    ema: float = 0.0
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
@@ -114,6 +131,7 @@ class Settings:
     cache_mb: int = 2048
     seed: int = 0
     augment: Literal["none", "light", "heavy"] = "light"
+    flip: bool = False
     curriculum: float = 0.0
     templates: tuple[str, ...] = ("{}",)
     loss: Literal["auto", "contrastive", "sigmoid"] = "auto"
@@ -129,9 +147,18 @@ class Settings:
     fill_color: int = 0
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
+    validation: str = ""
+    zero_shot: str = ""
+    validate_epochs: float = 1.0
+    tensorboard: bool = False
     save_minutes: float = 10.0
     weights: Literal["fp32", "fp16"] = "fp32"
     zero_unused_tokens: bool = False
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is anything to validate with."""
+        return bool(self.validation or self.zero_shot)
 
 
 def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
@@ -159,13 +186,39 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     return settings
 
 
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Settings given as `NAME=VALUE`, the value as it would stand in a YAML file.
+
+    Raises:
+        UsageError: there is no such setting, or no `=`.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment}: expected NAME=VALUE, as in --set warmup=0.1")
+        try:
+            values[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as exc:
+            raise UsageError(f"--set {assignment}: the value can't be read: {first_line(exc)}") from exc
+    _refuse_unknown(values, "--set")
+    return values
+
+
+def _refuse_unknown(values: dict[str, Any], where: str) -> None:
+    known = [field.name for field in dataclasses.fields(Settings)]
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        raise UsageError(f"{where}: unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
+
+
 def setting_values(settings: Settings) -> dict[str, Any]:
     """Settings as plain values, by name; paths are absolute, and what only new models have is left out for others."""
     values: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
     }
     for name in PATHS:
-        if _is_path(name, Path(values[name])):
+        if values[name] and _is_path(name, Path(values[name])):
             values[name] = str(Path(values[name]).resolve())
     for name in OF_NEW_MODELS if settings.model else ():
         del values[name]
@@ -206,10 +259,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: the config can't be read: {exc}") from exc
     if not isinstance(values, dict):
         raise UsageError(f"{path}: the config must be a mapping of setting to value")
-    known = [field.name for field in dataclasses.fields(Settings)]
-    unknown = [str(key) for key in values if key not in known]
-    if unknown:
-        raise UsageError(f"{path}: unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
+    _refuse_unknown(values, str(path))
     for name in PATHS:
         if isinstance(values.get(name), str) and values[name]:
             values[name] = _beside(path, name, values[name])
@@ -264,15 +314,27 @@ def _typed_tuple(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ..
 
 
 def _check_ranges(settings: Settings) -> None:
-    for name in ("epochs", "batch_size", "learning_rate", "workers", "initial_scale", "max_scale"):
+    for name in ("epochs", "batch_size", "learning_rate", "workers", "initial_scale", "max_scale", "validate_epochs"):
         if not getattr(settings, name) > 0:
             raise UsageError(f"{name}: {getattr(settings, name)} must be above 0")
     for name in ("warmup", "curriculum"):
         if not 0 <= getattr(settings, name) <= 1:
             raise UsageError(f"{name}: {getattr(settings, name)} must be between 0 and 1")
+    if not 0 <= settings.ema < 1:
+        raise UsageError(f"ema: {settings.ema} must be at least 0 and below 1")
+    if settings.flip and settings.augment == "none":
+        raise UsageError("flip: only with augment light or heavy")
     if not 0 <= settings.fill_color <= 255:
         raise UsageError(f"fill_color: {settings.fill_color} must be between 0 and 255")
-    for name in ("weight_decay", "grad_clip", "proxy_weight", "cache_mb", "save_minutes", *UNLOCKED.values()):
+    for name in (
+        "samples",
+        "weight_decay",
+        "grad_clip",
+        "proxy_weight",
+        "cache_mb",
+        "save_minutes",
+        *UNLOCKED.values(),
+    ):
         if not getattr(settings, name) >= 0:
             raise UsageError(f"{name}: {getattr(settings, name)} must not be negative")
     if settings.batch_size < 2:

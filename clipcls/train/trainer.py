@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ import torch
 from torch import nn
 
 from clipcls.encoder.encoder import choose_device, choose_precision
-from clipcls.errors import StoppedError, UsageError
-from clipcls.train.data import Table
+from clipcls.errors import StoppedError, UsageError, first_line
+from clipcls.train.average import moving_average
 from clipcls.train.feed import Feed, Prepared
 from clipcls.train.folder import DualEncoder, write_model
 from clipcls.train.objective import Objective
 from clipcls.train.optimizer import build_optimizer, learning_rate
+from clipcls.train.processes import Processes, own_device
 from clipcls.train.randomness import random_states, restore_random_states
+from clipcls.train.rows import Corpus
 from clipcls.train.settings import Settings
 from clipcls.train.spread import spread_images, spread_texts
+from clipcls.train.table import Table
 from clipcls.train.towers import lock_towers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,21 +61,32 @@ class Trainer:
         done: steps of the run that are behind it.
     """
 
-    def __init__(self, settings: Settings, start: DualEncoder, table: Table) -> None:
-        self.settings, self.table = settings, table
+    def __init__(
+        self, settings: Settings, start: DualEncoder, corpus: Corpus, processes: Processes | None = None
+    ) -> None:
+        self.settings, self.corpus = settings, corpus
+        self.processes = Processes() if processes is None else processes
         self.done = 0
-        self.device = choose_device(settings.device)
+        self.device = choose_device(own_device(settings.device))
         precision = DTYPES[choose_precision(settings.precision, self.device)]
         # the convolutions of a processor are faster with the channels last
-        self.model = start.model.to(self.device, memory_format=torch.channels_last).train()
+        model = start.model.to(self.device, memory_format=torch.channels_last).train()
+        if self.processes.count > 1 and self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        self.model = model
         lock_towers(self.model, settings)
+        if settings.grad_checkpointing:
+            _checkpoint_activations(self.model)
         self.encoder = replace(start, model=self.model)
-        self.feed = Feed(settings, self.encoder, table)
-        self.objective = Objective(settings, self.encoder, table, precision)
+        self.feed = Feed(settings, self.encoder, corpus, self.processes)
+        self.objective = Objective(settings, self.encoder, corpus, precision, self.processes)
+        self.average = moving_average(self.model, settings.ema) if settings.ema else None
         modules = self.objective.modules
         self.parameters = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
         self.optimizer = build_optimizer(modules, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        # until here all processes drew the same weights; from here each draws its own dropout
+        torch.manual_seed(settings.seed + self.processes.rank)
 
     def spread(self) -> None:
         """Set the towers' last layers from a sample of the data, and the proxies from their captions."""
@@ -81,6 +96,7 @@ class Trainer:
         proxies = self.objective.proxies
         if proxies is not None:
             proxies.start_from(self._encode_plain(proxies.concepts))
+        self.processes.copy_from_first(self.objective.modules)
 
     @torch.no_grad()
     def _encode_plain(self, captions: Sequence[str]) -> torch.Tensor:
@@ -88,40 +104,45 @@ class Trainer:
         return torch.cat([self.model.encode_text(part).float() for part in tokens.split(256)])
 
     def steps(self) -> Iterator[Progress]:
-        """Train from where the run stands; yields after every step."""
+        """Train from where the run stands; yields after every step.
+
+        Raises:
+            StoppedError: the loss or a gradient isn't finite any more.
+        """
         if self.settings.spread_init and not self.done:
             self.spread()
-        began, images, steps = time.monotonic(), 0, self.feed.steps
+        began, first, images, steps = time.monotonic(), self.done, 0, self.feed.steps
         for batch in self.feed.batches(self.done):
             step = batch.step
             rate = learning_rate(step, steps, self.settings)
             loss = self._step(batch, rate)
-            if not math.isfinite(loss):
-                raise StoppedError(f"the loss is {loss} at step {step + 1}; a lower learning_rate may help")
+            if loss is None:
+                continue
             self.done = step + 1
-            images += len(batch.rows)
-            speed = images / (time.monotonic() - began)
+            images += len(batch.rows) * self.processes.count
+            seconds = time.monotonic() - began
             yield Progress(
                 step=step + 1,
                 steps=steps,
                 loss=loss,
                 learning_rate=rate,
                 scale=float(self.model.logit_scale.detach().exp()),
-                images_per_second=speed,
-                seconds_left=(steps - step - 1) * len(batch.rows) / speed,
+                images_per_second=images / seconds,
+                seconds_left=(steps - self.done) * seconds / (self.done - first),
             )
         self.done = steps  # batches without two pictures that can be decoded have no step
 
     def state(self) -> dict[str, Any]:
-        """All that decides how the training goes on, as tensors and plain values."""
+        """All that decides how the training goes on, as tensors and plain values; all processes have to ask at once."""
         proxies = self.objective.proxies
         return {
             "done": self.done,
             "model": self.model.state_dict(),
+            "average": {} if self.average is None else self.average.state_dict(),
             "proxies": {} if proxies is None else proxies.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": random_states(self.device),
+            "random": self.processes.gather_objects(random_states(self.device)),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -133,43 +154,84 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.objective.proxies is not None:
             self.objective.proxies.load_state_dict(state["proxies"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        restore_random_states(self.device, state["random"])
+        states = state["random"]
+        if len(states) == self.processes.count:  # with more or fewer processes than before, dropout begins anew
+            restore_random_states(self.device, states[self.processes.rank])
         self.done = state["done"]
 
-    def _step(self, batch: Prepared, rate: float) -> float:
-        """One update; returns the loss."""
+    def _step(self, batch: Prepared, rate: float) -> float | None:
+        """One update; returns the loss, None where there was nothing to learn from."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective.backward(batch, self.scaler)
+        if loss is None:
+            return None
+        self._require_finite(loss, "loss", batch.step)
         self.scaler.unscale_(self.optimizer)
-        if self.settings.grad_clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip or math.inf)
+        if not self.scaler.is_enabled():  # which passes over such steps itself
+            self._require_finite(float(norm), "norm of the gradients", batch.step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(self.settings.max_scale))
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return loss
 
-    def save(self, folder: Path) -> None:
-        """Write the model folder."""
-        captions = list(dict.fromkeys(caption for row in self.table.rows for caption in row.captions))
-        if self.settings.zero_unused_tokens:
-            self._zero_unused_tokens(captions)
-        write_model(folder, self.encoder, captions, half=self.settings.weights == "fp16")
+    def _require_finite(self, value: float, name: str, step: int) -> None:
+        """Stop before a figure that isn't a number gets into the weights; it is the same in all processes."""
+        if not math.isfinite(value):
+            error = StoppedError(f"the {name} is {value} at step {step + 1}; a lower learning_rate may help")
+            error.told = not self.processes.is_first
+            raise error
 
-    def _zero_unused_tokens(self, captions: list[str]) -> None:
+    def save(self, folder: Path) -> None:
+        """Write the model folder: of the averaged weights, where there is an average.
+
+        Raises:
+            StoppedError: the folder can't be written, or the weights aren't finite any more.
+        """
+        model = self.model if self.average is None else self.average.module
+        if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            raise StoppedError(f"the weights aren't finite after step {self.done}; a lower learning_rate may help")
+        if self.settings.zero_unused_tokens:
+            self._zero_unused_tokens(model)
+        words = None if self.encoder.words is None or self.corpus.words is None else self._words
+        write_model(folder, replace(self.encoder, model=model, words=words), half=self.settings.weights == "fp16")
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        """The words that the model has seen, here and before."""
+        return (self.encoder.words or frozenset()) | (self.corpus.words or frozenset())
+
+    def _zero_unused_tokens(self, model: nn.Module) -> None:
         """Zero the embeddings that no caption uses; they were never trained, and zeros compress."""
+        embedding = token_embedding(model)
+        with torch.no_grad():
+            embedding.weight[self._unused_tokens(embedding.num_embeddings)] = 0
+
+    def _unused_tokens(self, count: int) -> list[int]:
+        if not isinstance(self.corpus, Table):
+            raise UsageError("zero_unused_tokens: needs a table or class folders, whose captions are known")
         used: set[int] = set()
-        texts = list(self.feed.phrasing.every(captions))
+        texts = list(self.feed.phrasing.every(self.corpus.captions))
         for start in range(0, len(texts), 4096):
             used.update(self.encoder.tokenizer(texts[start : start + 4096]).unique().tolist())
-        embedding = token_embedding(self.model)
-        unused = [token for token in range(embedding.num_embeddings) if token not in used]
-        with torch.no_grad():
-            embedding.weight[unused] = 0
+        return [token for token in range(count) if token not in used]
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Have the towers compute their activations again in the backward pass instead of keeping them."""
+    try:
+        model.set_grad_checkpointing()
+    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError) as exc:
+        raise UsageError(f"grad_checkpointing: a tower of this model doesn't offer it ({first_line(exc)})") from exc
 
 
 def token_embedding(model: nn.Module) -> nn.Embedding:

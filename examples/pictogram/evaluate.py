@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from clipcls.records import Preprocessing
 from clipcls.train.augment import Augmentation, held_out_seed
-from clipcls.train.data import Canvas, decode_picture
+from clipcls.train.pictures import decode_picture
 
 EVERYDAY = Path(__file__).with_name("everyday.json")
 TRAINED, HELD_OUT = "noto", "twemoji"
@@ -76,7 +77,9 @@ class Model:
         """The same of augmented pictures, by a seed that no training uses."""
         side = self.model.visual.image_size
         side = side[0] if isinstance(side, tuple) else side
-        pictures = torch.stack([decode_picture(path, Canvas(round(side * 1.25), "longest", 255)) for path in paths])
+        stored = (round(side * 1.25),) * 2
+        canvas = Preprocessing(stored, (0, 0, 0), (1, 1, 1), resize_mode="longest", fill_color=255)
+        pictures = torch.stack([decode_picture(path, canvas) for path in paths])
         images = Augmentation(name, side)(pictures, 1.0, held_out_seed(number))
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.model.visual.image_mean, self.model.visual.image_std))
         features: torch.Tensor = self.model.encode_image((images - mean) / std, normalize=True)

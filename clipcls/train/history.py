@@ -1,0 +1,88 @@
+"""What a run tells of itself: its metrics, as a file of lines, as a picture, and for TensorBoard."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from clipcls.files import write_atomically
+from clipcls.train.board import Board
+from clipcls.train.curves import draw_curves
+from clipcls.train.trainer import Progress
+from clipcls.train.validation import headline
+
+METRICS_NAME = "metrics.jsonl"
+CURVES_NAME = "curves.png"
+BOARD_NAME = "tensorboard"
+
+
+class History:
+    """The metrics of a run.
+
+    Attributes:
+        best: the best headline figure of a validation so far; minus infinity before the first.
+    """
+
+    def __init__(self, folder: Path, file: TextIO, best: float, board: Board | None) -> None:
+        self.best = best
+        self._folder, self._file, self._board = folder, file, board
+
+    def add_step(self, progress: Progress) -> None:
+        """Note a step."""
+        figures = asdict(progress)
+        self._file.write(json.dumps(figures) + "\n")
+        if self._board is not None:
+            names = ("loss", "learning_rate", "scale", "images_per_second")
+            self._board.write(progress.step, {f"train/{name}": figures[name] for name in names})
+
+    def add_validation(self, step: int, figures: Mapping[str, float]) -> bool:
+        """Note a validation; returns whether it is the best so far."""
+        self._file.write(json.dumps({"step": step, "validation": figures}) + "\n")
+        if self._board is not None:
+            self._board.write(step, {f"validation/{name}": value for name, value in figures.items()})
+        before, self.best = self.best, max(self.best, headline(figures))
+        return self.best > before
+
+    def draw(self) -> None:
+        """Draw the curves of what is noted so far."""
+        draw_curves(self._folder / METRICS_NAME, self._folder / CURVES_NAME)
+
+
+@contextmanager
+def opened(folder: Path, done: int, tensorboard: bool) -> Iterator[History]:
+    """The history of a run; what it holds of steps after the first `done` is cut off.
+
+    Raises:
+        OSError: it can't be read or written.
+        UsageError: TensorBoard is wanted and missing.
+    """
+    lines = _kept_lines(folder / METRICS_NAME, done)
+    figures = [record["validation"] for record in map(json.loads, lines) if "validation" in record]
+    best = max(map(headline, figures), default=-math.inf)
+    board = Board(folder / BOARD_NAME, done) if tensorboard else None
+    try:
+        with (folder / METRICS_NAME).open("a", buffering=1, encoding="utf-8") as file:
+            yield History(folder, file, best, board)
+    finally:
+        if board is not None:
+            board.close()
+
+
+def _kept_lines(path: Path, done: int) -> list[bytes]:
+    """Leave only the first `done` steps in the metrics; returns their lines."""
+    lines = path.read_bytes().splitlines(keepends=True) if done else []
+    kept = [line for line in lines if _step(line) <= done]
+    write_atomically(path, lambda file: file.writelines(kept))
+    return kept
+
+
+def _step(line: bytes) -> float:
+    """The step of a line of metrics; infinity for one that was only half written."""
+    try:
+        record: Any = json.loads(line)
+        return int(record["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
