@@ -1,0 +1,246 @@
+"""Validation while training: how well the model that was just saved does on data that it doesn't learn from."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipcls.cache import Cache
+from clipcls.embed import embed_images, embed_texts
+from clipcls.encoder import Encoder, load_encoder
+from clipcls.errors import StoppedError, UsageError
+from clipcls.ranking import similarities
+from clipcls.records import ImageRef, ModelSpec
+from clipcls.train.classes import read_class_folders
+from clipcls.train.phrasing import Phrasing
+from clipcls.train.rows import Row
+from clipcls.train.settings import Settings
+from clipcls.train.table import Table, read_table
+
+Features = NDArray[np.float32]
+# the indices of what is right, for each picture or each text
+Right = Sequence[Sequence[int]]
+
+RECALLS = (1, 5, 10)
+ACCURACY = "zero_shot_accuracy"
+# cosines that are in memory at once: 64 MB
+CHUNK = 2**24
+# cosines that are nearer to each other may be equal but for float32's rounding
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Pictures and texts, and which belong together.
+
+    Attributes:
+        setting: that names the data.
+        texts: the prompts of each, whose embeddings are averaged.
+        pictures: by path, the indices of their texts.
+    """
+
+    setting: str
+    texts: tuple[tuple[str, ...], ...]
+    pictures: Mapping[str, Sequence[int]]
+
+
+class Validation:
+    """Measures model folders, as `predict` uses them, on the data that `validation` and `zero_shot` name.
+
+    Both are read at once; pictures are opened when something is measured.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        UsageError: data can't be read, or hold nothing that can be used; with `strict_data`, anything that can't.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._problems: dict[str, None] = {}  # in order, and each but once
+        self._pairs, self._classes = None, None
+        if settings.validation:
+            self._pairs = _pairs(self._read("validation", settings.validation).rows, settings.templates)
+        if settings.zero_shot:
+            self._classes = _classes(self._read("zero_shot", settings.zero_shot).rows, settings.templates)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A message for each row and picture that can't be used; pictures are known once they were measured with."""
+        return tuple(self._problems)
+
+    def measure(self, folder: Path) -> dict[str, float]:
+        """The figures of a model, as shares from 0 to 1.
+
+        With `validation`, `image_to_text_recall@K` is the share of pictures one of whose captions is among the K
+        that are nearest, `text_to_image_recall@K` that of captions one of whose pictures is. Captions that differ in
+        case or spacing alone are one. They are embedded as they are, or, where the model only ever saw captions in
+        templates, in the first that fits. With `zero_shot`, `zero_shot_accuracy` is the share of pictures that
+        `predict` would give the right class among all, in the run's templates. Pictures that can't be decoded are
+        left out.
+
+        Args:
+            folder: of the model.
+
+        Raises:
+            ModelError: the model can't be loaded, or gives features that aren't numbers.
+            UsageError: no picture can be decoded.
+            StoppedError: with `strict_data`, one can't be.
+        """
+        spec = ModelSpec(str(folder), device=self._settings.device, precision=self._settings.precision)
+        # the training goes on drawing random numbers as if nothing had been measured
+        with torch.random.fork_rng(devices=()):
+            encoder = load_encoder(spec)
+            figures: dict[str, float] = {}
+            if self._pairs is not None:
+                figures |= _recalls(*self._embed(self._pairs, encoder), encoder.device)
+            if self._classes is not None:
+                figures[ACCURACY] = _accuracy(*self._embed(self._classes, encoder))
+        return figures
+
+    def _read(self, setting: str, name: str) -> Table:
+        """The data that a setting names; none of their pictures is opened, but one at least is there."""
+        path = Path(name)
+        if not path.exists():
+            raise UsageError(f"{setting}: {path} doesn't exist; correct it, or leave it out")
+        if setting == "zero_shot" and not path.is_dir():
+            raise UsageError(f"{setting}: {path} isn't a folder that holds a folder of pictures for each class")
+        try:
+            table = read_class_folders(path) if path.is_dir() else read_table(path)
+        except UsageError as exc:
+            raise UsageError(f"{setting}: {exc}") from exc
+        if self._settings.strict_data and table.problems:
+            count = len(table.problems)
+            raise UsageError(f"strict_data: {count} of {setting} can't be used; the first problem: {table.problems[0]}")
+        if not any(os.path.isfile(row.image) for row in table.rows):  # noqa: PTH113, long names
+            raise UsageError(f"{setting}: {path}: none of its pictures is there; the first is {table.rows[0].image}")
+        self._problems |= dict.fromkeys(table.problems)
+        return table
+
+    def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[Features, Features, Right]:
+        """Features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
+        features, right, problems = [], [], []
+        batches = embed_images(
+            [ImageRef(path) for path in data.pictures],
+            encoder,
+            batch_size=32 if encoder.device.type == "cpu" else 128,  # as in predict
+            workers=self._settings.workers,
+        )
+        for batch in batches:
+            features.append(batch.features)
+            for image, error in zip(batch.images, batch.errors, strict=True):
+                if error is None:
+                    right.append(data.pictures[image.path])
+                else:
+                    problems.append(f"{image.path}: {error}")
+        self._report(problems)
+        if not right:
+            raise UsageError(f"{data.setting}: no picture can be decoded; the first problem: {problems[0]}")
+        texts = embed_texts(data.texts, encoder, Cache(None))
+        return np.concatenate(features), np.stack([text.features for text in texts]), right
+
+    def _report(self, problems: Sequence[str]) -> None:
+        if problems and self._settings.strict_data:
+            raise StoppedError(f"strict_data: {problems[0]}")
+        self._problems |= dict.fromkeys(problems)
+
+
+def headline(figures: Mapping[str, float]) -> float:
+    """What the best model is chosen by: `zero_shot_accuracy`, or without it the mean of both recalls at 1."""
+    if ACCURACY in figures:
+        return figures[ACCURACY]
+    return (figures["image_to_text_recall@1"] + figures["text_to_image_recall@1"]) / 2
+
+
+def wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:
+    """How many wrong candidates are as near to each query as its nearest right one, or nearer.
+
+    Ties count against the model, so that one that gives the same features for everything finds nothing.
+
+    Args:
+        queries: (n_queries, embed_dim) float32, L2-normalised.
+        candidates: (n_candidates, embed_dim) float32, L2-normalised, on the same device.
+        right: the indices of each query's right candidates, one at least.
+
+    Returns:
+        (n_queries,) int64.
+    """
+    parts = _parts(len(queries), len(candidates))
+    return torch.cat([_wrong_before_right(queries[part], candidates, right[part]) for part in parts])
+
+
+def _parts(queries: int, candidates: int) -> list[slice]:
+    """The queries that are compared with all candidates at once."""
+    size = max(1, CHUNK // candidates)
+    return [slice(start, start + size) for start in range(0, queries, size)]
+
+
+def _wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:
+    device = queries.device
+    cosines = queries @ candidates.T
+    owners = torch.tensor([query for query, indices in enumerate(right) for _ in indices], device=device)
+    of_right = cosines[owners, torch.tensor([index for indices in right for index in indices], device=device)]
+    level = torch.full((len(right),), -math.inf, device=device).scatter_reduce(0, owners, of_right, "amax") - ROUNDING
+    above = (cosines >= level[:, None]).sum(1)
+    return above.index_add(0, owners, -(of_right >= level[owners]).long())
+
+
+def _recalls(images: Features, texts: Features, right: Right, device: torch.device) -> dict[str, float]:
+    """Recall in both directions; texts none of whose pictures could be decoded aren't asked for."""
+    pictures: list[list[int]] = [[] for _ in texts]
+    for picture, indices in enumerate(right):
+        for index in indices:
+            pictures[index].append(picture)
+    asked = [index for index, found in enumerate(pictures) if found]
+    image_features, text_features = (torch.from_numpy(features).to(device) for features in (images, texts))
+    directions = {
+        "image_to_text": wrong_before_right(image_features, text_features, right),
+        "text_to_image": wrong_before_right(text_features[asked], image_features, [pictures[index] for index in asked]),
+    }
+    return {
+        f"{name}_recall@{k}": int((wrong < k).sum()) / len(wrong) for name, wrong in directions.items() for k in RECALLS
+    }
+
+
+def _accuracy(images: Features, texts: Features, right: Right) -> float:
+    """The share of pictures that are nearest to a text of theirs; of equally near ones `predict` takes the first."""
+    parts = _parts(len(images), len(texts))
+    best = np.concatenate([similarities(images[part], texts).argmax(axis=1) for part in parts])
+    return sum(index in indices for index, indices in zip(best, right, strict=True)) / len(right)
+
+
+def _pairs(rows: Sequence[Row], templates: Sequence[str]) -> HeldOut:
+    """Each caption as a text of its own."""
+    phrasing = Phrasing(["{}"] if "{}" in templates else templates)
+    found = ((row.image, (caption,)) for row in rows for caption in row.captions)
+    return _held_out("validation", found, lambda captions: (next(phrasing.every(captions)),))
+
+
+def _classes(rows: Sequence[Row], templates: Sequence[str]) -> HeldOut:
+    """Each class as a text, which is a caption in many templates."""
+    phrasing = Phrasing(templates)
+    found = ((row.image, row.captions) for row in rows)
+    return _held_out("zero_shot", found, lambda captions: tuple(phrasing.every(captions)))
+
+
+def _held_out(
+    setting: str, found: Iterable[tuple[str, tuple[str, ...]]], prompts: Callable[[tuple[str, ...]], tuple[str, ...]]
+) -> HeldOut:
+    """Paths with captions that are one text, by picture and by text: both may come more than once."""
+    indices: dict[tuple[str, ...], int] = {}
+    texts: list[tuple[str, ...]] = []
+    pictures: dict[str, set[int]] = {}
+    for path, captions in found:
+        # most tokenizers don't tell case and spacing, so that no model could tell such texts apart
+        index = indices.setdefault(tuple(" ".join(text.casefold().split()) for text in captions), len(texts))
+        if index == len(texts):
+            texts.append(prompts(captions))
+        pictures.setdefault(path, set()).add(index)
+    return HeldOut(setting, tuple(texts), {path: sorted(right) for path, right in pictures.items()})
