@@ -123,7 +123,9 @@ def _draw_validations(axes: "Axes", validations: list[Record]) -> None:
         values = [record["validation"][name] for record in found]
         label = f"{name.replace('_', ' ')}: {values[-1]:.3f}"
         axes.plot(_column(found, "step"), values, linewidth=2, marker=_marker(found), label=label)
-    axes.set_ylim(bottom=0)
+    # the axis begins at zero, with room for the curves at both ends
+    axes.update_datalim([(0, 0)])
+    axes.autoscale_view()
 
 
 def _label(axes: "Axes", name: str, last: int) -> None:
