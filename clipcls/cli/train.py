@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
@@ -125,8 +125,7 @@ def train(
     }
     given |= parse_assignments(setting or [])
     settings = load_settings(config, given) if resume is None else resumed_settings(resume, config, given)
-    signals = StopSignals()
-    with progress_report() as report:
+    with progress_report() as report, StopSignals() as signals:
         result = run(settings, report, resume=resume is not None, asked_to_stop=signals.received)
     if not is_first_process():
         raise typer.Exit(signals.exit_code)
@@ -162,6 +161,12 @@ class StopSignals:
         self.exit_code = 0
         self._before: dict[int, Any] = {}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_through()
+
     def received(self) -> bool:
         """Whether there was one; signals are caught from the first time that this is asked, after the first step."""
         if not self._before:
@@ -174,8 +179,11 @@ class StopSignals:
         self.exit_code = 128 + number
         # torchrun passes a signal on to processes that may have had it from the terminal already
         if "TORCHELASTIC_RUN_ID" not in os.environ:
-            for caught, handler in self._before.items():
-                signal.signal(caught, handler)
+            self._let_through()
+
+    def _let_through(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

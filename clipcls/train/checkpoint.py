@@ -47,7 +47,8 @@ def save_checkpoint(folder: Path, settings: Settings, digest: str, state: dict[s
     try:
         write_atomically(folder / CHECKPOINT_NAME, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as exc:  # torch makes a RuntimeError of a full disk
-        raise StoppedError(f"{folder / CHECKPOINT_NAME}: the checkpoint can't be written: {first_line(exc)}") from exc
+        cause = exc.__context__ if isinstance(exc.__context__, OSError) else exc
+        raise StoppedError(f"{folder / CHECKPOINT_NAME}: the checkpoint can't be written: {first_line(cause)}") from exc
 
 
 def restore_checkpoint(folder: Path, trainer: Trainer) -> None:

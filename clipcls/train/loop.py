@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -147,18 +148,17 @@ class _Run:
         return self.settings.validates and (progress.step % every == 0 or progress.step == progress.steps)
 
     def _save(self, told: History | None, validate: bool) -> None:
-        """Write the model, measure it, then write the checkpoint: with one, all that comes before it is there."""
-        self.processes.on_first(lambda: self._save_model(told, validate))
+        """Write the model, then the checkpoint, so that with one there is the other; a validation may fail after it."""
         state = self.trainer.state()
-        self.processes.on_first(
-            lambda: save_checkpoint(self.output, self.settings, self.trainer.corpus.digest(), state)
-        )
+        if told is None:
+            self.processes.on_first(lambda: None)
+        else:
+            self.processes.on_first(lambda: self._write(told, state, validate))
 
-    def _save_model(self, told: History | None, validate: bool) -> None:
+    def _write(self, told: History, state: dict[str, Any], validate: bool) -> None:
         model = self.output / "model"
         self.trainer.save(model)
-        if told is None:
-            return
+        save_checkpoint(self.output, self.settings, self.trainer.corpus.digest(), state)
         if validate and told.add_validation(self.trainer.done, self.validation.measure(model)):
             copy_model(model, self.output / "best")
         told.draw()
@@ -166,7 +166,7 @@ class _Run:
 
 def _read(settings: Settings) -> Corpus:
     """The rows to train on; with `strict_data` all must be usable."""
-    corpus = read_data(Path(settings.data))
+    corpus = read_data(settings.data, settings.samples)
     if settings.strict_data and corpus.problems:
         count = len(corpus.problems)
         raise UsageError(f"strict_data: {count} of the data can't be used; the first problem: {corpus.problems[0]}")

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from clipcls.errors import ClipclsError
+from clipcls.errors import ClipclsError, StoppedError
 from clipcls.train.rows import Share
 
 T = TypeVar("T")
@@ -61,11 +61,18 @@ class Processes(Share):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """What each process gives, in the order of their ranks; it has to be picklable."""
+        """What each process gives, in the order of their ranks; it has to be picklable.
+
+        Raises:
+            StoppedError: another process has ended.
+        """
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        distributed.all_gather_object(values, value, group=self.messages)
+        try:
+            distributed.all_gather_object(values, value, group=self.messages)
+        except RuntimeError as exc:  # gloo has no kind of its own
+            raise StoppedError(f"process {self.rank}: another process of the run has ended") from exc
         return values
 
     def average(self, tensors: Iterable[torch.Tensor]) -> None:

@@ -41,7 +41,7 @@ class Progress:
         loss: of this step, helper loss included.
         learning_rate: of this step.
         scale: what the cosines are multiplied with.
-        images_per_second: since the start.
+        images_per_second: since the start, saving and validating left out.
         seconds_left: at that speed.
     """
 
@@ -111,7 +111,7 @@ class Trainer:
         """
         if self.settings.spread_init and not self.done:
             self.spread()
-        began, first, images, steps = time.monotonic(), self.done, 0, self.feed.steps
+        clock, first, images, steps = time.monotonic(), self.done, 0, self.feed.steps
         for batch in self.feed.batches(self.done):
             step = batch.step
             rate = learning_rate(step, steps, self.settings)
@@ -120,7 +120,7 @@ class Trainer:
                 continue
             self.done = step + 1
             images += len(batch.rows) * self.processes.count
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - clock
             yield Progress(
                 step=step + 1,
                 steps=steps,
@@ -130,6 +130,7 @@ class Trainer:
                 images_per_second=images / seconds,
                 seconds_left=(steps - self.done) * seconds / (self.done - first),
             )
+            clock = time.monotonic() - seconds  # what is done between two steps, validations say, isn't training
         self.done = steps  # batches without two pictures that can be decoded have no step
 
     def state(self) -> dict[str, Any]:

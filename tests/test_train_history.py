@@ -1,0 +1,155 @@
+"""What a run tells of itself: metrics, validations and the best model, signals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from clipcls.errors import ModelError, UsageError
+from clipcls.train import loop
+from clipcls.train.checkpoint import resumed_settings
+from clipcls.train.loop import Result, train
+from clipcls.train.settings import load_settings
+from clipcls.train.validation import Validation
+from conftest import ROOT, TINY_CONFIG
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of eight pictures each."""
+    for name in ("red", "blue"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (20, 20), name).save(tmp_path / "classes" / name / f"{number}.png")
+    (tmp_path / "arch.json").write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
+    return tmp_path
+
+
+def run(folder: Path, **given: Any) -> Result:
+    values = {"data": str(folder / "classes"), "arch": str(folder / "arch.json"), "output": str(folder / "run")}
+    options = {"batch_size": 8, "epochs": 4.0, "precision": "fp32", "device": "cpu", "workers": 1}
+    return train(load_settings(None, values | options | given))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_validation_is_noted_each_epoch_and_at_the_end(folder: Path) -> None:
+    classes = str(folder / "classes")
+    result = run(folder, validation=classes, zero_shot=classes, epochs=3.5, validate_epochs=1.0)
+    noted = [line for line in lines(folder) if "validation" in line]
+    assert [line["step"] for line in noted] == [2, 4, 6, 7]
+    last = noted[-1]["validation"]
+    assert last == Validation(load_settings(folder / "run" / "settings.yaml", {})).measure(result.model)
+    assert "text_to_image_recall@10" in last
+    assert result.best == folder / "run" / "best"
+    assert (folder / "run" / "curves.png").stat().st_size > 1000
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, figures: list[float]) -> None:
+    """Validations whose accuracies are given."""
+    coming = iter(figures)
+    monkeypatch.setattr(Validation, "measure", lambda self, model: {"zero_shot_accuracy": next(coming)})
+
+
+def test_best_model_is_kept_beside_the_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    scripted(monkeypatch, [0.5, 0.75, 0.75, 0.25])
+    plain = loop.copy_model
+    monkeypatch.setattr(loop, "copy_model", lambda *args: kept.append(lines(folder)[-1]["step"]) or plain(*args))
+    result = run(folder, zero_shot=str(folder / "classes"))
+    assert kept == [2, 4]
+    assert result.best is not None
+    weights = "open_clip_model.safetensors"
+    assert (result.best / weights).read_bytes() != (result.model / weights).read_bytes()
+    assert sorted(path.name for path in result.best.iterdir()) == sorted(path.name for path in result.model.iterdir())
+
+
+def test_best_model_outlives_a_resumed_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.5, 0.9, 0.7, 0.8])
+    values = {"data": str(folder / "classes"), "arch": str(folder / "arch.json"), "output": str(folder / "run")}
+    options = {"batch_size": 8, "epochs": 4.0, "precision": "fp32", "device": "cpu"}
+    settings = load_settings(None, values | options | {"zero_shot": str(folder / "classes")})
+    first = train(settings, asked_to_stop=lambda: len(lines(folder)) >= 5)
+    assert not first.finished
+    assert first.progress.step == 4
+    weights = first.best / "open_clip_model.safetensors" if first.best else folder
+    best = weights.read_bytes()
+    second = train(resumed_settings(folder / "run", None, {}), resume=True)
+    assert second.finished
+    assert [line["validation"]["zero_shot_accuracy"] for line in lines(folder) if "validation" in line] == [
+        0.5,
+        0.9,
+        0.7,
+        0.8,
+    ]
+    assert weights.read_bytes() == best
+
+
+def test_validation_that_fails_leaves_a_checkpoint_of_its_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Validation, model: Path) -> dict[str, float]:
+        raise ModelError("features that aren't numbers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Validation, "measure", fail)
+        with pytest.raises(ModelError):
+            run(folder, zero_shot=str(folder / "classes"))
+    assert train(resumed_settings(folder / "run", None, {}), resume=True).finished
+    assert [line["step"] for line in lines(folder) if "loss" in line] == list(range(1, 9))
+
+
+def test_validation_data_are_read_before_anything_is_trained(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"zero_shot: .*gone doesn't exist"):
+        run(folder, zero_shot=str(folder / "gone"))
+
+
+def test_tensorboard_shows_the_same_figures(folder: Path) -> None:
+    run(folder, zero_shot=str(folder / "classes"), tensorboard=True)
+    events = EventAccumulator(str(folder / "run" / "tensorboard")).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx([line["loss"] for line in lines(folder) if "loss" in line])
+    assert [event.step for event in events.Scalars("validation/zero_shot_accuracy")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_the_step_and_the_run_goes_on(
+    folder: Path, number: signal.Signals, clipcls: Callable[..., Any]
+) -> None:
+    command = [sys.executable, "-m", "clipcls", "train", "classes", "--arch", "arch.json", "--output", "run"]
+    command += ["--device", "cpu", "--batch-size", "8", "--epochs", "5000", "--set", "save_minutes=0"]
+    with subprocess.Popen(command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 90
+        metrics = folder / "run" / "metrics.jsonl"
+        while not (metrics.exists() and len(lines(folder)) >= 3) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 128 + number
+    step = len(lines(folder))
+    assert f"step {step} of 10000 is saved; go on with: clipcls train --resume run" in errors
+    assert "Traceback" not in errors
+    refused = clipcls("train", "--resume", folder / "run", "--epochs", "1")
+    assert b"epochs was 5000.0 and is 1.0" in refused.stderr
+
+
+def test_set_gives_any_setting_of_the_config(folder: Path, clipcls: Callable[..., Any]) -> None:
+    given = ("train", "classes", "--arch", "arch.json", "--output", "run", "--device", "cpu", "--epochs", "1")
+    done = clipcls(*given, "--batch-size", "8", "--set", "warmup=0.5", "--set", "templates=['a {}']")
+    assert done.returncode == 0, done.stderr
+    settings = load_settings(folder / "run" / "settings.yaml", {})
+    assert (settings.warmup, settings.templates) == (0.5, ("a {}",))
+    for wrong, message in (("warmup", "expected NAME=VALUE"), ("warmpu=1", "--set: unknown setting warmpu; there are")):
+        refused = clipcls(*given, "--set", wrong)
+        assert refused.returncode == 2
+        assert message in refused.stderr.decode()

@@ -1,0 +1,152 @@
+"""The updates of a model in training, and what is saved of it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from clipcls.errors import StoppedError, UsageError
+from clipcls.train.data import read_data
+from clipcls.train.objective import Towers
+from clipcls.train.settings import load_settings
+from clipcls.train.start import start_model
+from clipcls.train.trainer import Trainer
+from conftest import TINY_CONFIG, save_pictures
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures = save_pictures(tmp_path / "pictures", 8)
+    rows = [{"image": f"pictures/{path.name}", "caption": path.stem} for path in pictures]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "arch.json").write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
+    return tmp_path
+
+
+def trainer(folder: Path, config: dict[str, Any] = TINY_CONFIG, **given: Any) -> Trainer:
+    (folder / "arch.json").write_text(json.dumps(config), encoding="utf-8")
+    values = {"data": str(folder / "table.jsonl"), "arch": str(folder / "arch.json"), "output": str(folder / "run")}
+    options = {"batch_size": 4, "epochs": 3.0, "precision": "fp32", "device": "cpu"}
+    settings = load_settings(None, values | options | given)
+    torch.manual_seed(0)
+    return Trainer(settings, start_model(settings), read_data(settings.data))
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [progress.loss for progress in trainer.steps()]
+
+
+def test_average_follows_the_weights_and_is_what_is_saved(folder: Path) -> None:
+    made = trainer(folder, ema=0.6)
+    expected: torch.Tensor | None = None
+    for count, _ in enumerate(made.steps()):
+        weight = made.model.visual.proj.detach().clone()
+        decay = min(0.6, (1 + count) / (10 + count))
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    assert expected is not None
+    made.save(folder / "model")
+    saved = load_file(folder / "model" / WEIGHTS)
+    torch.testing.assert_close(saved["visual.proj"], expected)
+    assert not torch.allclose(saved["visual.proj"], made.model.visual.proj, atol=1e-6)
+    assert saved.keys() == made.model.state_dict().keys()
+
+
+def test_average_goes_on_after_a_restart(folder: Path) -> None:
+    whole = trainer(folder, ema=0.9)
+    losses(whole)
+    broken = trainer(folder, ema=0.9)
+    steps = broken.steps()
+    for _ in range(3):
+        next(steps)
+    state = broken.state()
+    resumed = trainer(folder, ema=0.9)
+    resumed.restore(state)
+    losses(resumed)
+    for name, tensor in whole.average.state_dict().items():
+        torch.testing.assert_close(resumed.average.state_dict()[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_average_of_a_locked_tower_stays_bit_equal(folder: Path) -> None:
+    base = trainer(folder)
+    base.save(folder / "base")
+    tuned = trainer(folder, model=str(folder / "base"), arch="", lock_image=True, ema=0.97, learning_rate=1e-3)
+    losses(tuned)
+    tuned.save(folder / "tuned")
+    before, after = load_file(folder / "base" / WEIGHTS), load_file(folder / "tuned" / WEIGHTS)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items() if name.startswith("visual."))
+    assert not torch.equal(before["text_projection"], after["text_projection"])
+
+
+def test_activations_computed_twice_give_the_same_losses(folder: Path) -> None:
+    expected = losses(trainer(folder))
+    made = trainer(folder, grad_checkpointing=True)
+    assert made.model.visual.transformer.grad_checkpointing
+    assert losses(made) == pytest.approx(expected, abs=1e-6)
+
+
+def test_grad_checkpointing_is_refused_where_a_tower_lacks_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, enable: bool = True) -> None:
+        assert not enable, "not offered"
+
+    monkeypatch.setattr("open_clip.transformer.VisionTransformer.set_grad_checkpointing", refuse)
+    with pytest.raises(UsageError, match=r"grad_checkpointing: a tower of this model doesn't offer it \(not offered"):
+        trainer(folder, grad_checkpointing=True)
+
+
+def test_compiled_towers_give_the_same_losses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    plain = Towers.compile
+
+    def trace_only(self: Towers) -> None:
+        compiled.append(self)
+        plain(self, backend="aot_eager")  # all of torch.compile but the code generation, which takes a minute
+
+    expected = losses(trainer(folder))
+    monkeypatch.setattr(Towers, "compile", trace_only)
+    made = trainer(folder, compile=True)
+    assert losses(made) == pytest.approx(expected, abs=1e-5)
+    assert compiled == [made.objective.towers]
+
+
+def test_gradient_that_is_not_finite_stops_before_the_weights_change(folder: Path) -> None:
+    made = trainer(folder)
+    made.model.visual.proj.register_hook(lambda gradient: gradient * math.nan)
+    before = made.model.visual.proj.detach().clone()
+    with pytest.raises(StoppedError, match="the norm of the gradients is nan at step 1; a lower learning_rate"):
+        losses(made)
+    assert torch.equal(made.model.visual.proj, before)
+
+
+def test_weights_that_are_not_finite_are_not_saved(folder: Path) -> None:
+    made = trainer(folder)
+    made.save(folder / "model")
+    before = (folder / "model" / WEIGHTS).read_bytes()
+    with torch.no_grad():
+        made.model.visual.proj[0, 0] = math.inf
+    with pytest.raises(StoppedError, match="the weights aren't finite after step 0"):
+        made.save(folder / "model")
+    assert (folder / "model" / WEIGHTS).read_bytes() == before
+
+
+def test_clipping_bounds_the_update(folder: Path) -> None:
+    made = trainer(folder, grad_clip=1e-3)
+    next(made.steps())
+    norm = torch.stack([weight.grad.norm() for weight in made.parameters if weight.grad is not None]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_model_of_the_open_world_gets_no_list_of_words(folder: Path) -> None:
+    trainer(folder).save(folder / "base")
+    assert (folder / "base" / "words.txt").read_text(encoding="utf-8").split() == [f"00{n}" for n in range(8)]
+    (folder / "base" / "words.txt").unlink()
+    trainer(folder, model=str(folder / "base"), arch="").save(folder / "tuned")
+    assert not (folder / "tuned" / "words.txt").exists()
