@@ -2,18 +2,16 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-import typer
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from clipcls.cli.train import train as command
 from clipcls.errors import StoppedError, UsageError
 from clipcls.train.loop import Result, train
 from clipcls.train.settings import load_settings
@@ -152,12 +150,12 @@ def test_train_refuses_fp16_without_a_gpu(folder: Path) -> None:
         run(folder, "run", precision="fp16")
 
 
-def test_command_prints_the_model_folder(folder: Path) -> None:
-    app = typer.Typer()
-    app.command()(command)
+def test_command_prints_the_model_folder(folder: Path, clipcls: Callable[..., Any]) -> None:
     options = ["--config", str(folder / "config.yaml"), "--epochs", "1", "--augment", "none"]
-    result = CliRunner().invoke(app, [str(folder / "table.jsonl"), *options, "--output", str(folder / "new")])
-    assert result.exit_code == 0
-    assert result.stdout.strip() == str(folder / "new" / "model")
-    assert "step 2/2  loss" in result.stderr
+    done = clipcls("train", folder / "table.jsonl", *options, "--output", folder / "new")
+    assert done.returncode == 0
+    assert done.stdout.decode().strip() == str(folder / "new" / "model")
+    assert b"step 2/2  loss" in done.stderr
     assert (folder / "new" / "model" / "open_clip_config.json").is_file()
+    quiet = clipcls("train", folder / "table.jsonl", *options, "--output", folder / "quiet", "-q")
+    assert quiet.stderr.decode().splitlines()[0].startswith("trained in")

@@ -4,11 +4,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
+
+from clipcls.cli import options
 
 if TYPE_CHECKING:
     from clipcls.train.trainer import Progress
@@ -80,7 +83,9 @@ def train(
         Precision | None, typer.Option(envvar="CLIPCLS_PRECISION", help="Of the forward pass.")
     ] = None,
     device: Annotated[str | None, typer.Option(envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    workers: Annotated[int | None, typer.Option(envvar="CLIPCLS_WORKERS", help="Threads that decode pictures.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(envvar="CLIPCLS_WORKERS", help="Threads that decode pictures; 0: one a core.")
+    ] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile", help="Run the towers through torch.compile.", show_default=False)
     ] = None,
@@ -91,8 +96,11 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting of a --config file; repeatable."),
     ] = None,
+    verbose: options.VerboseOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Train a model on pictures with captions; the folder it writes works with predict --model."""
+    options.set_up_logging(verbose, quiet or not is_first_process())
     from clipcls.train.checkpoint import resumed_settings
     from clipcls.train.loop import train as run
     from clipcls.train.settings import load_settings, parse_assignments
@@ -125,11 +133,11 @@ def train(
     }
     given |= parse_assignments(setting or [])
     settings = load_settings(config, given) if resume is None else resumed_settings(resume, config, given)
-    with progress_report() as report, StopSignals() as signals:
+    with progress_report(quiet) as report, StopSignals() as signals:
         result = run(settings, report, resume=resume is not None, asked_to_stop=signals.received)
     if not is_first_process():
         raise typer.Exit(signals.exit_code)
-    for problem in result.problems[:PROBLEMS_SHOWN]:
+    for problem in () if quiet else result.problems[:PROBLEMS_SHOWN]:
         typer.echo(f"left out: {problem}", err=True)
     if result.problems:
         typer.echo(f"{len(result.problems)} rows or pictures left out", err=True)
@@ -187,8 +195,11 @@ class StopSignals:
 
 
 @contextmanager
-def progress_report() -> Iterator[Callable[["Progress"], None]]:
+def progress_report(quiet: bool) -> Iterator[Callable[["Progress"], None]]:
     """Show progress on stderr: a bar on a terminal, else a line now and then."""
+    if quiet:
+        yield lambda progress: None
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -225,8 +236,7 @@ def line_report() -> Callable[["Progress"], None]:
 
 def describe(progress: "Progress") -> str:
     """The figures of a step."""
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
     return (
         f"loss {progress.loss:.3f}  lr {progress.learning_rate:.1e}  scale {progress.scale:.1f}  "
-        f"{progress.images_per_second:.0f} images/s  {minutes}:{seconds:02d} left"
+        f"{progress.images_per_second:.0f} images/s  {timedelta(seconds=round(progress.seconds_left))} left"
     )

@@ -54,7 +54,7 @@ class Feed:
         side, preprocess = encoder.config.side, encoder.config.preprocess
         self._side = side
         self.phrasing = Phrasing(settings.templates)
-        self._augmentation = Augmentation(settings.augment, side)
+        self._augmentation = Augmentation(settings.augment, side, settings.flip)
         stored = side if settings.augment == "none" else round(side * STORED_SHARE)
         mean, std, mode, fill = (preprocess[name] for name in ("mean", "std", "resize_mode", "fill_color"))
         canvas = Preprocessing((stored, stored), mean, std, resize_mode=mode, fill_color=fill)
@@ -80,7 +80,7 @@ class Feed:
         """Every batch, augmented and tokenised."""
         rows = self.corpus.batches(self.settings.batch_size, self.settings.seed, self.share, first)
         some = islice(rows, self.steps - first)
-        for step, batch in enumerate(self.pictures.batches(some, self.settings.workers), first):
+        for step, batch in enumerate(self.pictures.batches(some, self.settings.threads), first):
             self._check_data()
             rng = random.Random(f"captions {self.settings.seed} {self._number(step)}")
             drawn = [self.phrasing.draw(row, rng) for row in batch.rows]
@@ -122,7 +122,7 @@ class Feed:
         rows = self.corpus.sample(count, rng)
         pictures = Pictures(self.pictures.canvas, cache_mb=0)
         groups = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-        batches = pictures.batches(groups, self.settings.workers)
+        batches = pictures.batches(groups, self.settings.threads)
         images = torch.cat([self._images(batch, 0) for batch in batches])
         texts = [self.phrasing.draw(row, rng)[1] for row in rng.choices(rows, k=count)]
         return images, self.tokenizer(texts)

@@ -1,6 +1,7 @@
 """Everything that decides a training run, in one frozen record that is written beside the model."""
 
 import dataclasses
+import os
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Settings:
         grad_clip: the largest norm of the gradients; 0 for no limit.
         precision: of the forward pass; `auto` is bf16 where the processor has it.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        workers: threads that decode pictures.
+        workers: threads that decode pictures; 0 for one a core, at most 8.
         cache_mb: decoded pictures kept in memory, in MiB.
         seed: of weights, order, captions and augmentation.
         augment: `none`, `light` or `heavy`.
@@ -127,7 +128,7 @@ class Settings:
     grad_clip: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
-    workers: int = 2
+    workers: int = 0
     cache_mb: int = 2048
     seed: int = 0
     augment: Literal["none", "light", "heavy"] = "light"
@@ -154,6 +155,11 @@ class Settings:
     save_minutes: float = 10.0
     weights: Literal["fp32", "fp16"] = "fp32"
     zero_unused_tokens: bool = False
+
+    @property
+    def threads(self) -> int:
+        """Threads that decode pictures."""
+        return self.workers or min(os.cpu_count() or 1, 8)
 
     @property
     def validates(self) -> bool:
@@ -314,7 +320,7 @@ def _typed_tuple(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ..
 
 
 def _check_ranges(settings: Settings) -> None:
-    for name in ("epochs", "batch_size", "learning_rate", "workers", "initial_scale", "max_scale", "validate_epochs"):
+    for name in ("epochs", "batch_size", "learning_rate", "initial_scale", "max_scale", "validate_epochs"):
         if not getattr(settings, name) > 0:
             raise UsageError(f"{name}: {getattr(settings, name)} must be above 0")
     for name in ("warmup", "curriculum"):
@@ -328,6 +334,7 @@ def _check_ranges(settings: Settings) -> None:
         raise UsageError(f"fill_color: {settings.fill_color} must be between 0 and 255")
     for name in (
         "samples",
+        "workers",
         "weight_decay",
         "grad_clip",
         "proxy_weight",

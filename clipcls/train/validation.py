@@ -131,7 +131,7 @@ class Validation:
             [ImageRef(path) for path in data.pictures],
             encoder,
             batch_size=32 if encoder.device.type == "cpu" else 128,  # as in predict
-            workers=self._settings.workers,
+            workers=self._settings.threads,
         )
         for batch in batches:
             features.append(batch.features)
