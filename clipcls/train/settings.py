@@ -12,6 +12,7 @@ import yaml
 
 from clipcls.errors import UsageError, first_line
 from clipcls.prompts import load_prompt_set
+from clipcls.train.shards import are_shards, is_remote
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,8 +40,8 @@ class Settings:
     """The settings of one run; a field's name is its key in the config file.
 
     Attributes:
-        data: the table of pictures and captions (.csv, .tsv, .jsonl), or a folder that holds a folder of pictures for
-            each class, whose name is the caption.
+        data: the table of pictures and captions (.csv, .tsv, .jsonl), a folder that holds a folder of pictures for each
+            class, whose name is the caption, or WebDataset shards (.tar).
         arch: for a new model: a JSON file in open_clip's model format, or the name of an open_clip architecture.
         output: the run's folder; it may not hold anything yet.
         model: instead of `arch`, a model to start from: whatever `predict` takes, except for a bare weights file.
@@ -184,7 +185,7 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
         values = FINE_TUNING | {"arch": ""} | values
     elif values.get("loss") == "sigmoid":
         values = {"initial_scale": SIGMOID_SCALE} | values
-    if isinstance(values["data"], str) and Path(values["data"]).is_dir():
+    if isinstance(values["data"], str) and not are_shards(values["data"]) and Path(values["data"]).is_dir():
         values = {"templates": load_prompt_set("default").templates} | values
     settings = Settings(**{name: _typed(name, value) for name, value in values.items()})
     _check_ranges(settings)
@@ -224,7 +225,7 @@ def setting_values(settings: Settings) -> dict[str, Any]:
         name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
     }
     for name in PATHS:
-        if values[name] and _is_path(name, Path(values[name])):
+        if values[name] and _is_path(name, values[name], Path(values[name])):
             values[name] = str(Path(values[name]).resolve())
     for name in OF_NEW_MODELS if settings.model else ():
         del values[name]
@@ -275,11 +276,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def _beside(config: Path, name: str, value: str) -> str:
     """A path of the config file, taken from its folder; an architecture or a model may be a name instead."""
     path = config.parent / value
-    return str(path) if _is_path(name, path) else value
+    return str(path) if _is_path(name, value, path) else value
 
 
-def _is_path(name: str, path: Path) -> bool:
-    """Whether a value is a path; an architecture and a model may be a name instead."""
+def _is_path(name: str, value: str, path: Path) -> bool:
+    """Whether a value stands for a path; an architecture and a model may be a name, data what a command prints."""
+    if name == "data":
+        return not is_remote(value)
     if name == "arch":
         return path.is_file()
     return name != "model" or (path / "open_clip_config.json").is_file()
