@@ -70,7 +70,7 @@ class Settings:
         precision: of the forward pass; `auto` is bf16 where the processor has it.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         workers: threads that decode pictures; 0 for one a core, at most 8.
-        cache_mb: decoded pictures kept in memory, in MiB.
+        cache_mb: decoded pictures kept in memory, in MiB; more of it pays for small pictures and many epochs.
         seed: of weights, order, captions and augmentation.
         augment: `none`, `light` or `heavy`.
         flip: mirror half of the pictures; off, since text and direction matter.
@@ -130,7 +130,7 @@ class Settings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     workers: int = 0
-    cache_mb: int = 2048
+    cache_mb: int = 256
     seed: int = 0
     augment: Literal["none", "light", "heavy"] = "light"
     flip: bool = False

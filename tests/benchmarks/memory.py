@@ -48,9 +48,9 @@ def main() -> None:
     """Parse the command line, make the data, print the peaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs=2, default=[2000, 20000])
-    parser.add_argument("--side", type=int, default=64, help="of the model's input, in pixels")
+    parser.add_argument("--side", type=int, default=224, help="of the model's input, in pixels")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--cache-mb", type=int, nargs="*", default=[0, 64], help="beside clipcls' default")
+    parser.add_argument("--cache-mb", type=int, nargs="*", default=[0], help="beside clipcls' default")
     options = parser.parse_args()
     with scratch_folder() as folder:
         pictures, _ = prepare(folder, max(options.rows), (96, 72))
