@@ -58,7 +58,7 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder, with its settings.")
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Held-out pairs, as DATA: recall, each epoch.")
+        str | None, typer.Option(metavar="DATA", help="Held-out table or class folders: recall, each epoch.")
     ] = None,
     zero_shot: Annotated[
         str | None, typer.Option(metavar="DIR", help="Held-out class folders: zero-shot accuracy, each epoch.")
