@@ -95,7 +95,8 @@ class Settings:
         fill_color: the grey of the padding, 0 to 255.
         mean: per channel, of values in 0 to 1.
         std: per channel, of values in 0 to 1.
-        validation: held-out pairs, a table or class folders: how well pictures find their captions and captions their pictures.
+        validation: held-out pairs, a table or class folders: how well pictures find their captions and captions
+            their pictures.
         zero_shot: a folder of labelled pictures, one folder for each class: how many get their label.
         validate_epochs: how often both are measured, in passes over the data, besides at the end; the model that was
             best so far, by zero-shot accuracy or else by the mean recall at 1, is kept in `best`.
