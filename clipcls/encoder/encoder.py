@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from clipcls.cache import Cache
+from clipcls.encoder.padding import cut_to_length, without_padding
 from clipcls.encoder.sources import ModelFiles, locate
 from clipcls.encoder.weights import Checkpoint, Tower, build_tower
 from clipcls.errors import ModelError, UsageError
@@ -77,7 +79,8 @@ class Encoder:
             (n_texts, embed_dim) float32, L2-normalised.
         """
         with torch.inference_mode():
-            return self._normalised(self._text(self.tokenize(texts).to(self.device)))
+            tokens = without_padding(self._text, self.tokenize(texts)).to(self.device)
+            return self._normalised(functional_call(self._text, cut_to_length(self._text, tokens), (tokens,)))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens of prompts: (n_texts, context_length) int64, padded, on the CPU."""

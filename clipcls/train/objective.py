@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from clipcls.encoder.padding import cut_to_length, without_padding
 from clipcls.errors import UsageError
 from clipcls.train.feed import Prepared
 from clipcls.train.folder import DualEncoder
@@ -28,6 +30,35 @@ logger = logging.getLogger(__name__)
 LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+class TextTower(nn.Module):
+    """A model's text tower by itself, for texts that may be shorter than its context.
+
+    Args:
+        model: of one of open_clip's classes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    @property
+    def owner(self) -> Any:
+        """What holds the tower's parts: `text`, or with open_clip's CLIP class the model itself."""
+        return getattr(self.model, "text", self.model)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text features, `(n, embed_dim)`, as the model gives them."""
+        features: torch.Tensor = self.model.encode_text(tokens)
+        return features
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The same of tokens without their padding."""
+        prefix = "model." if self.owner is self.model else "model.text."
+        cut = {prefix + name: tensor for name, tensor in cut_to_length(self.owner, tokens).items()}
+        features: torch.Tensor = functional_call(self, cut, (tokens,)) if cut else self(tokens)
+        return features
+
+
 class Towers(nn.Module):
     """Both towers in one forward pass, in the precision of the run.
 
@@ -38,7 +69,7 @@ class Towers(nn.Module):
 
     def __init__(self, model: Any, precision: torch.dtype) -> None:
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.text, self.precision = model, TextTower(model), precision
         image_parameters = (weight for module in image_modules(model) for weight in module.parameters())
         self._image_learns = any(weight.requires_grad for weight in image_parameters)
         self._text_learns = any(weight.requires_grad for weight in text_parameters(model))
@@ -50,7 +81,7 @@ class Towers(nn.Module):
             with torch.set_grad_enabled(self._image_learns and torch.is_grad_enabled()):
                 image_features = self.model.encode_image(images)
             with torch.set_grad_enabled(self._text_learns and torch.is_grad_enabled()):
-                text_features = self.model.encode_text(tokens)
+                text_features = self.text.encode(tokens)
         return functional.normalize(image_features.float(), dim=-1), functional.normalize(text_features.float(), dim=-1)
 
 
@@ -81,7 +112,9 @@ class Objective:
         if settings.proxy_weight:
             self.proxies = ProxyLoss(_concepts(corpus), encoder.config.model["embed_dim"]).to(self.device)
         self._warn_of_batch_norm()
-        self.towers = self._wrapped(Towers(model, precision))
+        towers = Towers(model, precision)
+        self.text_tower = towers.text.owner
+        self.towers = self._wrapped(towers)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -120,7 +153,7 @@ class Objective:
 
     def _inputs(self, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures and tokens on the device; a share without pictures gets a black one, which counts for nothing."""
-        images, tokens = batch.images, batch.tokens
+        images, tokens = batch.images, without_padding(self.text_tower, batch.tokens)
         if not batch.rows:
             images, tokens = images.new_zeros(1, *images.shape[1:]), tokens.new_zeros(1, *tokens.shape[1:])
         return images.to(self.device, non_blocking=True), tokens.to(self.device, non_blocking=True)
