@@ -1,4 +1,4 @@
-"""Measure a pictogram model on the rendered pictures, in the trained styles and in the one kept for evaluation.
+"""Measure a pictogram model on the rendered pictures, in a trained style and in those kept for evaluation.
 
     python evaluate.py run/model data
 
@@ -24,7 +24,7 @@ from clipcls.train.augment import Augmentation, held_out_seed
 from clipcls.train.pictures import decode_picture
 
 EVERYDAY = Path(__file__).with_name("everyday.json")
-TRAINED, HELD_OUT = "noto", "twemoji"
+STYLES = ("noto", "twemoji", "openmoji")  # the first was trained on
 BATCH = 256
 ROUNDS = 4  # augmentations of each picture
 CHOICES = 3
@@ -94,8 +94,8 @@ def on_white(path: Path) -> Image.Image:
 
 def read_style(folder: Path, name: str) -> Style:
     """The pictures of a style, from the table it is in."""
-    table = folder / ("heldout.jsonl" if name == HELD_OUT else "train.jsonl")
-    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+    tables = [(folder / f"{table}.jsonl").read_text(encoding="utf-8") for table in ("train", "heldout")]
+    rows = [json.loads(line) for table in tables for line in table.splitlines()]
     rows = [row for row in rows if row["style"] == name]
     names = {language: [row["names"].get(language, "") for row in rows] for language in ("en", "zh")}
     return Style([folder / row["image"] for row in rows], [row["code"] for row in rows], names)
@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--styles", nargs="+", default=[TRAINED, HELD_OUT])
+    parser.add_argument("--styles", nargs="+", default=STYLES)
     parser.add_argument("--template", action="append", help="prompt in both languages; repeat to average")
     options = parser.parse_args()
     model = Model(options.model, options.template or ["{}"])

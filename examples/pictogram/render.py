@@ -3,7 +3,7 @@
     python render.py --packages node_modules OUTPUT
 
 OUTPUT then holds `STYLE/CODE.png` (96 by 96 pixels, transparent), `train.jsonl` (what `clipcls train` reads)
-and `heldout.jsonl` (Twemoji, the style that is kept for evaluation). README.md names the sources and licences.
+and `heldout.jsonl` (the styles that are kept for evaluation). README.md names the sources and licences.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +25,7 @@ CLDR = Path("/usr/share/unicode/cldr/common")
 NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 NOTO_SIZE = 109  # the one size of the font's bitmaps
 NOTO_ADVANCE = 136  # and their width: a sequence that the font lacks is drawn as several
-HELD_OUT = "twemoji"
+HELD_OUT = ("twemoji", "openmoji")
 VARIATION = "\ufe0f"
 
 Draw = Callable[[str], Image.Image | None]
@@ -141,9 +141,10 @@ def svg_picture(svg: str) -> Image.Image:
     return square(Image.open(BytesIO(bytes(png))).convert("RGBA"))
 
 
-def icon_names(folder: Path, icons: dict[str, object], names: dict[str, str]) -> dict[str, str]:
+def icon_names(folder: Path, icons: Iterable[str], names: dict[str, str]) -> dict[str, str]:
     """From sign to icon, by the set's own table of characters where it has one, else by name."""
-    characters = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    table = folder / "chars.json"
+    characters = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
     found = {}
     for codes, icon in characters.items():
         sign = "".join(chr(int(code, 16)) for code in codes.split("-")).replace(VARIATION, "")
@@ -164,10 +165,14 @@ def iconify(folder: Path, names: dict[str, str]) -> Draw:
         names: the English name of every sign.
     """
     data = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-    known = icon_names(folder, data["icons"], names)
+    aliases = data.get("aliases", {}).items()
+    # an alias that says more than its parent turns it or flips it
+    icons = {name: data["icons"].get(alias["parent"]) for name, alias in aliases if list(alias) == ["parent"]}
+    icons |= data["icons"]
+    known = icon_names(folder, icons, names)
 
     def draw(sign: str) -> Image.Image | None:
-        icon = data["icons"].get(known.get(sign, ""))
+        icon = icons.get(known.get(sign, ""))
         if icon is None:
             return None
         width, height = icon.get("width", data.get("width", 16)), icon.get("height", data.get("height", 16))
@@ -178,33 +183,52 @@ def iconify(folder: Path, names: dict[str, str]) -> Draw:
     return draw
 
 
-def twemoji(folder: Path) -> Draw:
-    """Twemoji, from @twemoji/svg; its files are named by code point, variation selectors mostly left out."""
-    files = {path.stem.replace("-fe0f", ""): path for path in folder.glob("*.svg")}
+def files(folder: Path) -> Draw:
+    """A style from a package of files that are named by code point."""
+    found = {path.stem.replace("-fe0f", ""): path for path in folder.rglob("*") if path.suffix in (".svg", ".webp")}
 
     def draw(sign: str) -> Image.Image | None:
-        path = files.get("-".join(f"{ord(c):x}" for c in sign))
-        return None if path is None else svg_picture(path.read_text(encoding="utf-8"))
+        path = found.get("-".join(f"{ord(c):x}" for c in sign))
+        if path is None:
+            return None
+        if path.suffix == ".svg":
+            return svg_picture(path.read_text(encoding="utf-8"))
+        return square(Image.open(path).convert("RGBA"))
 
     return draw
 
 
-STYLES = ("noto", "noto-v1", "fluent", "fluent-flat", "fxemoji", HELD_OUT)
 PACKAGES = {
+    "noto": "",  # a font
     "noto-v1": "@iconify-json/noto-v1",
     "fluent": "@iconify-json/fluent-emoji",
     "fluent-flat": "@iconify-json/fluent-emoji-flat",
+    "fluent-3d": "@lobehub/fluent-emoji-3d",
+    "fluent-mono": "@iconify-json/fluent-emoji-high-contrast",
     "fxemoji": "@iconify-json/fxemoji",
-    HELD_OUT: "@twemoji/svg",
+    "emojione": "@iconify-json/emojione",
+    "streamline": "@iconify-json/streamline-emojis",
+    "icon-park": "@iconify-json/icon-park",
+    "game-icons": "@iconify-json/game-icons",
+    "mdi": "@iconify-json/mdi",
+    "twemoji": "@twemoji/svg",
+    "openmoji": "@iconify-json/openmoji",
 }
+# Sets that don't draw emoji, and names by which they may mean something else: a device, a stamp, a meal, a sport.
+ICONS = ("icon-park", "game-icons", "mdi")
+HOMONYMS = ("mouse", "seal", "turkey", "chicken", "cricket")
 
 
 def style(name: str, packages: Path, names: dict[str, str]) -> Draw:
-    """The drawing function of one style."""
-    if name == "noto":
+    """The drawing function of one style; `names` has the English name of every sign."""
+    package = PACKAGES[name]
+    if not package:
         return noto()
-    folder = packages / PACKAGES[name]
-    return twemoji(folder) if name == HELD_OUT else iconify(folder, names)
+    if not package.startswith("@iconify-json/"):
+        return files(packages / package)
+    if name in ICONS:
+        names = {sign: text for sign, text in names.items() if text not in HOMONYMS}
+    return iconify(packages / package, names)
 
 
 # ---- output
@@ -239,11 +263,11 @@ def main() -> None:
     wanted = concepts()
     print(f"{len(wanted)} concepts")
     with ProcessPoolExecutor() as pool:
-        jobs = {name: pool.submit(render_style, name, options.packages, wanted, options.output) for name in STYLES}
+        jobs = {name: pool.submit(render_style, name, options.packages, wanted, options.output) for name in PACKAGES}
         rows = {name: job.result() for name, job in jobs.items()}
-    for name in STYLES:
+    for name in PACKAGES:
         print(f"{name}: {len(rows[name])} pictures")
-    write_table(options.output / "heldout.jsonl", rows.pop(HELD_OUT))
+    write_table(options.output / "heldout.jsonl", [row for name in HELD_OUT for row in rows.pop(name)])
     write_table(options.output / "train.jsonl", [row for part in rows.values() for row in part])
 
 
