@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clipcls.errors import ModelError, UsageError
+from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.train import loop
 from clipcls.train.checkpoint import resumed_settings
 from clipcls.train.loop import Result, train
@@ -97,6 +98,58 @@ def test_best_model_outlives_a_resumed_run(folder: Path, monkeypatch: pytest.Mon
     assert weights.read_bytes() == best
 
 
+def test_validation_that_was_interrupted_is_made_up_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.5, 0.9, 0.9, 0.1, 0.2])
+    plain, copies = loop.copy_model, [0]
+
+    def die_at_the_second(*args: Path) -> None:
+        copies[0] += 1
+        if copies[0] == 2:
+            raise KeyboardInterrupt
+        plain(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "copy_model", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, zero_shot=str(folder / "classes"))
+    stale = (folder / "run" / "best" / "open_clip_model.safetensors").read_bytes()
+    result = train(resumed_settings(folder / "run", None, {}), resume=True)
+    noted = [line["validation"]["zero_shot_accuracy"] for line in lines(folder) if "validation" in line]
+    assert noted == [0.5, 0.9, 0.1, 0.2]
+    assert result.best is not None
+    assert (result.best / "open_clip_model.safetensors").read_bytes() != stale
+
+
+def test_resume_refuses_changed_validation_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.5, 0.9, 0.7])
+    with pytest.raises(StopIteration):
+        run(folder, zero_shot=str(folder / "classes"))
+    with pytest.raises(UsageError, match=r"validation: .*classes doesn't hold the rows any more"):
+        train(resumed_settings(folder / "run", None, {"validation": str(folder / "classes")}), resume=True)
+    (folder / "classes" / "red" / "0.png").unlink()
+    with pytest.raises(UsageError, match=r"doesn't hold the rows any more"):
+        train(resumed_settings(folder / "run", None, {}), resume=True)
+
+
+def test_what_is_left_out_is_said_while_the_run_goes_on(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "classes" / "red" / "0.png").write_bytes(b"no picture")
+    run(folder)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("1 rows or pictures left out so far; the first: ")
+    assert len(said) == 1
+
+
+def test_out_of_memory_names_what_helps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("clipcls.train.objective.Towers.forward", fail)
+        with pytest.raises(StoppedError, match="out of memory after step 0: take a smaller --batch-size"):
+            run(folder)
+    assert run(folder, accumulate=2).finished  # what is left of the run that failed isn't in the way
+
+
 def test_validation_that_fails_leaves_a_checkpoint_of_its_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Validation, model: Path) -> dict[str, float]:
         raise ModelError("features that aren't numbers")
@@ -105,8 +158,11 @@ def test_validation_that_fails_leaves_a_checkpoint_of_its_step(folder: Path, mon
         patched.setattr(Validation, "measure", fail)
         with pytest.raises(ModelError):
             run(folder, zero_shot=str(folder / "classes"))
-    assert train(resumed_settings(folder / "run", None, {}), resume=True).finished
+    result = train(resumed_settings(folder / "run", None, {}), resume=True)
     assert [line["step"] for line in lines(folder) if "loss" in line] == list(range(1, 9))
+    assert [line["step"] for line in lines(folder) if "validation" in line] == [2, 4, 6, 8]
+    assert result.best is not None
+    assert result.best.is_dir()
 
 
 def test_validation_data_are_read_before_anything_is_trained(folder: Path) -> None:

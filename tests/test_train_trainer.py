@@ -9,17 +9,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from webdataset import TarWriter
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.train.data import read_data
 from clipcls.train.objective import Towers
 from clipcls.train.settings import load_settings
 from clipcls.train.start import start_model
-from clipcls.train.trainer import Trainer
+from clipcls.train.trainer import Trainer, synchronised
 from conftest import TINY_CONFIG, save_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+BATCH_NORM = TINY_CONFIG | {
+    "vision_cfg": {
+        "timm_model_name": "resnet10t",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 32,
+    }
+}
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -91,6 +101,51 @@ def test_activations_computed_twice_give_the_same_losses(folder: Path) -> None:
     made = trainer(folder, grad_checkpointing=True)
     assert made.model.visual.transformer.grad_checkpointing
     assert losses(made) == pytest.approx(expected, abs=1e-6)
+
+
+def test_activations_computed_twice_count_once_in_batch_norm(folder: Path) -> None:
+    statistics = []
+    for twice in (False, True):
+        made = trainer(folder, BATCH_NORM, grad_checkpointing=twice)
+        next(made.steps())
+        statistics.append(made.model.visual.trunk.bn1.running_mean.clone())
+    torch.testing.assert_close(statistics[1], statistics[0])
+    assert float(statistics[0].abs().max()) > 1e-4
+
+
+def test_grad_checkpointing_says_which_tower_lacks_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resnet = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}
+    trainer(folder, TINY_CONFIG | {"vision_cfg": resnet}, grad_checkpointing=True)
+    assert "open_clip's ResNets don't offer it" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "cs3darknet_focus_s", "test_efficientnet"])
+def test_synchronised_batch_norm_keeps_the_activations(folder: Path, name: str) -> None:
+    vision = BATCH_NORM["vision_cfg"] | {"timm_model_name": name}
+    model = trainer(folder, BATCH_NORM | {"vision_cfg": vision}).model.eval()
+    pictures = torch.rand(4, 3, 32, 32)
+    expected = model.encode_image(pictures)
+    converted = synchronised(model).eval()
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
+    torch.testing.assert_close(converted.encode_image(pictures), expected)
+
+
+def test_zero_unused_tokens_is_refused_before_the_first_step(folder: Path) -> None:
+    writer = TarWriter(str(folder / "0.tar"))
+    for number, path in enumerate(sorted((folder / "pictures").iterdir())):
+        writer.write({"__key__": str(number), "png": path.read_bytes(), "txt": path.stem})
+    writer.close()
+    with pytest.raises(UsageError, match="zero_unused_tokens: needs a table or class folders"):
+        trainer(folder, data=str(folder / "0.tar"), zero_unused_tokens=True)
+
+
+def test_captions_over_the_context_length_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = folder / "table.jsonl"
+    table.write_text(table.read_text(encoding="utf-8").replace('"000"', '"' + "word " * 30 + '"'), encoding="utf-8")
+    losses(trainer(folder))
+    said = [record.getMessage() for record in caplog.records if "over the context length" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("captions over the context length are cut; the first: word word")
 
 
 def test_grad_checkpointing_is_refused_where_a_tower_lacks_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 
 from clipcls.cli import options
+from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
     from clipcls.train.trainer import Progress
@@ -131,8 +132,12 @@ def train(
         "compile": compile,
         "tensorboard": tensorboard,
     }
-    given |= parse_assignments(setting or [])
-    settings = load_settings(config, given) if resume is None else resumed_settings(resume, config, given)
+    try:
+        given |= parse_assignments(setting or [])
+        settings = load_settings(config, given) if resume is None else resumed_settings(resume, config, given)
+    except UsageError as exc:
+        exc.told = not is_first_process()
+        raise
     with progress_report(quiet) as report, StopSignals() as signals:
         result = run(settings, report, resume=resume is not None, asked_to_stop=signals.received)
     if not is_first_process():
@@ -182,11 +187,14 @@ class StopSignals:
         return self.exit_code != 0
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        # torchrun passes a signal on to processes that may have had it from the terminal already, so that a second
+        # one means nothing; it ends them itself after a while
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         if self.exit_code == 0 and is_first_process():
-            typer.echo("clipcls: saving after this step; a second signal ends the run at once", err=True)
+            end = "" if under_torchrun else "; a second signal ends the run at once"
+            typer.echo(f"clipcls: saving after this step{end}", err=True)
         self.exit_code = 128 + number
-        # torchrun passes a signal on to processes that may have had it from the terminal already
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if not under_torchrun:
             self._let_through()
 
     def _let_through(self) -> None:

@@ -89,12 +89,7 @@ class Encoder:
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which prompts have more tokens than the model can see."""
-        tokenizer = self._tokenizer
-        if isinstance(tokenizer, HFTokenizer):
-            cleaned = [tokenizer.clean_fn(text) for text in texts]
-            return [len(ids) > self.context_length for ids in tokenizer.tokenizer(cleaned)["input_ids"]]
-        # start and end tokens are added to what `encode` gives
-        return [len(tokenizer.encode(text)) + 2 > self.context_length for text in texts]
+        return truncated(self._tokenizer, texts)
 
     def fingerprint(self, cache: Cache) -> bytes:
         """SHA-256 of all that features depend on: weights, configuration, tokenizer files."""
@@ -154,6 +149,16 @@ class Encoder:
         if not np.isfinite(array).all():
             raise ModelError("The model gave features that aren't numbers. Try --precision fp32, or other weights.")
         return array
+
+
+def truncated(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
+    """Which texts have more tokens than one of open_clip's tokenizers leaves them."""
+    length: int = tokenizer.context_length
+    if isinstance(tokenizer, HFTokenizer):
+        cleaned = [tokenizer.clean_fn(text) for text in texts]
+        return [len(ids) > length for ids in tokenizer.tokenizer(cleaned)["input_ids"]] if cleaned else []
+    # start and end tokens are added to what `encode` gives
+    return [len(tokenizer.encode(text)) + 2 > length for text in texts]
 
 
 def load_encoder(spec: ModelSpec | str) -> Encoder:

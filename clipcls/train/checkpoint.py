@@ -12,9 +12,12 @@ from clipcls.train.settings import SETTINGS_NAME, Settings, load_settings, read_
 from clipcls.train.trainer import Trainer
 
 CHECKPOINT_NAME = "checkpoint.pt"
-VERSION = 2
+VERSION = 3
 # settings that decide nothing that is computed; the data are compared by what they hold
-FREE = ("data", "output", "workers", "cache_mb", "save_minutes", "validation", "zero_shot", "tensorboard")
+FREE = (
+    *("data", "output", "validation", "zero_shot", "tensorboard", "save_minutes"),
+    *("device", "workers", "cache_mb", "compile", "grad_checkpointing"),
+)
 
 
 def resumed_settings(run: Path, config: Path | None, given: dict[str, Any]) -> Settings:
@@ -37,13 +40,19 @@ def resumed_settings(run: Path, config: Path | None, given: dict[str, Any]) -> S
     return load_settings(run / SETTINGS_NAME, values | {"output": str(run)})
 
 
-def save_checkpoint(folder: Path, settings: Settings, digest: str, state: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, settings: Settings, digests: dict[str, str], state: dict[str, Any]) -> None:
     """Write a trainer's state into the run's folder; until it is whole, the one before it stays.
+
+    Args:
+        folder: of the run.
+        settings: of the run.
+        digests: what tells whether the data are the same when the run goes on, by the name of their setting.
+        state: the trainer's.
 
     Raises:
         StoppedError: it can't be written.
     """
-    content = {"version": VERSION, "settings": setting_values(settings), "data": digest, "trainer": state}
+    content = {"version": VERSION, "settings": setting_values(settings), "digests": digests, "trainer": state}
     try:
         write_atomically(folder / CHECKPOINT_NAME, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as exc:  # torch makes a RuntimeError of a full disk
@@ -51,12 +60,16 @@ def save_checkpoint(folder: Path, settings: Settings, digest: str, state: dict[s
         raise StoppedError(f"{folder / CHECKPOINT_NAME}: the checkpoint can't be written: {first_line(cause)}") from exc
 
 
-def restore_checkpoint(folder: Path, trainer: Trainer) -> None:
+def restore_checkpoint(folder: Path, trainer: Trainer, digests: dict[str, str]) -> None:
     """Bring a new trainer to where the checkpoint was written.
 
+    Args:
+        folder: of the run.
+        trainer: of the same settings and data.
+        digests: see `save_checkpoint`.
+
     Raises:
-        UsageError: there is no checkpoint, it can't be read, the run is finished, or its settings, its model or its
-            data were changed.
+        UsageError: there is no checkpoint, it can't be read, or its settings, its model or its data were changed.
     """
     path = folder / CHECKPOINT_NAME
     if not path.is_file():
@@ -66,12 +79,15 @@ def restore_checkpoint(folder: Path, trainer: Trainer) -> None:
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as exc:
         raise UsageError(f"{path}: not a checkpoint that can be read: {exc}") from exc
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise UsageError(f"{path}: not a checkpoint of this version of clipcls")
+        raise UsageError(
+            f"{path}: not a checkpoint of this version of clipcls; start the run anew, or go on from its model "
+            f"with --model {folder / 'model'}"
+        )
     _check_settings(content["settings"], setting_values(trainer.settings))
-    if content["data"] != trainer.corpus.digest():
-        raise UsageError(f"data: {trainer.settings.data} doesn't hold the rows any more that the run began with")
-    if content["trainer"]["done"] >= trainer.feed.steps:
-        raise UsageError(f"{folder}: the run is finished; its model is {folder / 'model'}")
+    for name, digest in digests.items():
+        if digest != content["digests"][name]:
+            data = getattr(trainer.settings, name) or "nothing"
+            raise UsageError(f"{name}: {data} doesn't hold the rows any more that the run began with")
     try:
         trainer.restore(content["trainer"])
     except (RuntimeError, ValueError, KeyError) as exc:

@@ -35,3 +35,14 @@ def read_pairs(path: Path) -> Table:
         UsageError: see `read_table` and `read_class_folders`.
     """
     return read_class_folders(path) if path.is_dir() else read_table(path)
+
+
+def require_table(corpus: Corpus, setting: str) -> Table:
+    """A corpus whose rows are all known.
+
+    Raises:
+        UsageError: it isn't one; the message names the setting that needs it.
+    """
+    if not isinstance(corpus, Table):
+        raise UsageError(f"{setting}: needs a table or class folders, whose captions are known beforehand")
+    return corpus

@@ -1,13 +1,15 @@
 """The batches of a run: their order, their captions, their augmented pictures."""
 
+import logging
 import random
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
+from clipcls.encoder.encoder import truncated
 from clipcls.errors import StoppedError
 from clipcls.records import Preprocessing
 from clipcls.train.augment import Augmentation, training_seed
@@ -16,6 +18,9 @@ from clipcls.train.phrasing import Phrasing
 from clipcls.train.pictures import Batch, Pictures
 from clipcls.train.rows import Corpus, Row, Share
 from clipcls.train.settings import Settings
+from clipcls.train.threads import pool_of
+
+logger = logging.getLogger(__name__)
 
 # Pictures are kept a little larger than the model's input, for the augmentation to zoom into.
 STORED_SHARE = 1.25
@@ -56,11 +61,13 @@ class Feed:
         self.phrasing = Phrasing(settings.templates)
         self._augmentation = Augmentation(settings.augment, side, settings.flip)
         stored = side if settings.augment == "none" else round(side * STORED_SHARE)
-        mean, std, mode, fill = (preprocess[name] for name in ("mean", "std", "resize_mode", "fill_color"))
-        canvas = Preprocessing((stored, stored), mean, std, resize_mode=mode, fill_color=fill)
+        mean, std = preprocess["mean"], preprocess["std"]
+        fitting = {name: preprocess[name] for name in ("interpolation", "resize_mode", "fill_color")}
+        canvas = Preprocessing((stored, stored), mean, std, **fitting)
         self.pictures = Pictures(canvas, settings.cache_mb // share.count)
         self._normal = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
         self.steps = max(1, round(self.steps_an_epoch * settings.epochs))
+        self._warned = False
 
     @property
     def steps_an_epoch(self) -> int:
@@ -70,7 +77,7 @@ class Feed:
     def batches(self, first: int = 0) -> Iterator[Prepared]:
         """The batches from step `first` on, each prepared on a thread while the one before is trained on."""
         batches = self._prepared(first)
-        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+        with pool_of(1, "prepare") as pool:
             coming = pool.submit(next, batches, None)
             while (batch := coming.result()) is not None:
                 coming = pool.submit(next, batches, None)
@@ -85,8 +92,18 @@ class Feed:
             rng = random.Random(f"captions {self.settings.seed} {self._number(step)}")
             drawn = [self.phrasing.draw(row, rng) for row in batch.rows]
             captions = tuple(caption for caption, _ in drawn)
-            tokens = self.tokenizer([text for _, text in drawn] or [""])[: len(drawn)]
+            texts = [text for _, text in drawn]
+            tokens = self.tokenizer(texts or [""])[: len(texts)]
+            if step < self.steps_an_epoch:
+                self._warn_of_cut_captions(texts)
             yield Prepared(step, batch.rows, captions, self._images(batch, step), tokens)
+
+    def _warn_of_cut_captions(self, texts: Sequence[str]) -> None:
+        """Say once that captions are longer than the context: what is cut off isn't learnt."""
+        if not self._warned and any(cut := truncated(self.tokenizer, texts)):
+            self._warned = True
+            first = texts[cut.index(True)]
+            logger.warning("captions over the context length are cut; the first: %s", textwrap.shorten(first, 100))
 
     def _number(self, step: int) -> int:
         """A number for each step of each process, to draw from."""

@@ -1,6 +1,7 @@
 """The model folder: open_clip's `local-dir:` format, beside which stand the words of the captions."""
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from clipcls.encoder.sources import CONFIG_NAME
 from clipcls.errors import StoppedError
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
+# what a folder is called for the moment between two renames
+OLD = "-old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +131,29 @@ def _weights(model: nn.Module, half: bool) -> dict[str, torch.Tensor]:
     }
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote this folder has left; a folder moved aside comes back."""
+    drafts = list(folder.parent.glob(f".{folder.name}-*"))
+    for draft in drafts:
+        if draft.name.endswith(OLD) and not folder.exists():
+            draft.replace(folder)
+        else:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
 def _move(draft: Path, folder: Path) -> None:
     """Put the draft where the folder is to be; a folder can't be renamed over one that holds files."""
-    if folder.exists():
-        old = draft.with_name(draft.name + "-old")
-        folder.replace(old)
+    for path in draft.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if not folder.exists():
         draft.replace(folder)
-        shutil.rmtree(old)
-    else:
+        return
+    old = draft.with_name(draft.name + OLD)
+    folder.replace(old)
+    try:
         draft.replace(folder)
+    except BaseException:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old)

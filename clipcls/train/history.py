@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,27 +24,42 @@ class History:
 
     Attributes:
         best: the best headline figure of a validation so far; minus infinity before the first.
+        validated: the step of the last validation; 0 before the first.
+        last: the last step that is noted; None before the first.
     """
 
-    def __init__(self, folder: Path, file: TextIO, best: float, board: Board | None) -> None:
-        self.best = best
+    def __init__(self, folder: Path, file: TextIO, lines: Sequence[bytes], board: Board | None) -> None:
+        self.best, self.validated = -math.inf, 0
+        self.last: Progress | None = None
+        for record in map(json.loads, lines):
+            if "validation" in record:
+                self._remember(record["step"], record["validation"])
+            else:
+                self.last = Progress(**record)
         self._folder, self._file, self._board = folder, file, board
 
     def add_step(self, progress: Progress) -> None:
         """Note a step."""
+        self.last = progress
         figures = asdict(progress)
         self._file.write(json.dumps(figures) + "\n")
         if self._board is not None:
             names = ("loss", "learning_rate", "scale", "images_per_second")
             self._board.write(progress.step, {f"train/{name}": figures[name] for name in names})
 
-    def add_validation(self, step: int, figures: Mapping[str, float]) -> bool:
-        """Note a validation; returns whether it is the best so far."""
+    def is_best(self, figures: Mapping[str, float]) -> bool:
+        """Whether no validation before was as good."""
+        return headline(figures) > self.best
+
+    def add_validation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Note a validation."""
         self._file.write(json.dumps({"step": step, "validation": figures}) + "\n")
         if self._board is not None:
             self._board.write(step, {f"validation/{name}": value for name, value in figures.items()})
-        before, self.best = self.best, max(self.best, headline(figures))
-        return self.best > before
+        self._remember(step, figures)
+
+    def _remember(self, step: int, figures: Mapping[str, float]) -> None:
+        self.best, self.validated = max(self.best, headline(figures)), step
 
     def draw(self) -> None:
         """Draw the curves of what is noted so far."""
@@ -60,12 +75,10 @@ def opened(folder: Path, done: int, tensorboard: bool) -> Iterator[History]:
         UsageError: TensorBoard is wanted and missing.
     """
     lines = _kept_lines(folder / METRICS_NAME, done)
-    figures = [record["validation"] for record in map(json.loads, lines) if "validation" in record]
-    best = max(map(headline, figures), default=-math.inf)
     board = Board(folder / BOARD_NAME, done) if tensorboard else None
     try:
         with (folder / METRICS_NAME).open("a", buffering=1, encoding="utf-8") as file:
-            yield History(folder, file, best, board)
+            yield History(folder, file, lines, board)
     finally:
         if board is not None:
             board.close()

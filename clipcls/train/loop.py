@@ -1,8 +1,9 @@
 """A training run: its output folder, its steps, its result."""
 
-import shutil
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from clipcls.errors import StoppedError, UsageError
 from clipcls.train import history
 from clipcls.train.checkpoint import restore_checkpoint, save_checkpoint
 from clipcls.train.data import read_data
-from clipcls.train.folder import copy_model
+from clipcls.train.folder import copy_model, remove_drafts
 from clipcls.train.history import History
 from clipcls.train.processes import joined, own_device
 from clipcls.train.rows import Corpus
@@ -22,6 +23,11 @@ from clipcls.train.settings import SETTINGS_NAME, Settings, write_settings
 from clipcls.train.start import start_model
 from clipcls.train.trainer import Progress, Trainer
 from clipcls.train.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+# in the run's folder
+MODEL, BEST = "model", "best"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,55 +83,81 @@ def train(
             processes.on_first(lambda: _claim(output))
         torch.manual_seed(settings.seed)
         corpus, validation, start = processes.together(
-            lambda: (_read(settings), Validation(settings), start_model(settings))
+            lambda: (_read(settings), Validation(settings) if processes.is_first else None, start_model(settings))
         )
         trainer = Trainer(settings, start, corpus, processes)
+        run = _Run(trainer, validation, report, asked_to_stop)
         if resume:
-            processes.together(lambda: restore_checkpoint(output, trainer))
-            processes.on_first(lambda: _remove_drafts(output))
+            run.resume()
         began = time.monotonic()
-        run = _Run(trainer, validation, output, report, asked_to_stop)
-        try:
+        with _translated_errors(output, trainer):
             progress = run.go()
-        except OSError as exc:  # pictures that can't be read are reported instead: this is the output
-            raise StoppedError(f"{output}: can't be written: {exc}") from exc
-        problems = [*corpus.problems, *trainer.feed.pictures.problems, *validation.problems]
-        problems = [problem for part in processes.gather_objects(problems) for problem in part]
+        problems = [problem for part in processes.gather_objects(run.problems) for problem in part]
         problems = list(dict.fromkeys(problems))  # each process has read the same table
+        progress = processes.gather_objects(progress)[0]
         if progress is None:
             first = f"; the first problem: {problems[0]}" if problems else ""
             raise UsageError(f"{settings.data}: no picture can be used{first}")
-        best = output / "best" if settings.validates else None
+        best = output / BEST if settings.validates else None
         finished = trainer.done >= trainer.feed.steps
-        return Result(output / "model", best, progress, tuple(problems), time.monotonic() - began, finished)
+        return Result(output / MODEL, best, progress, tuple(problems), time.monotonic() - began, finished)
 
 
 class _Run:
-    """The steps of a run, and what is saved, validated and told in between."""
+    """The steps of a run, and what is saved, validated and told in between.
+
+    Args:
+        validation: None in all processes but the first, which alone measures and writes.
+    """
 
     def __init__(
         self,
         trainer: Trainer,
-        validation: Validation,
-        output: Path,
+        validation: Validation | None,
         report: Callable[[Progress], None],
         asked_to_stop: Callable[[], bool],
     ) -> None:
-        self.trainer, self.validation, self.output = trainer, validation, output
-        self.settings, self.processes = trainer.settings, trainer.processes
+        self.trainer, self.validation = trainer, validation
+        self.settings, self.processes, self.output = trainer.settings, trainer.processes, Path(trainer.settings.output)
         self.report, self.asked_to_stop = report, asked_to_stop
+        self._problems_told = 0
+
+    @property
+    def problems(self) -> list[str]:
+        """A message for each row and picture that this process couldn't use so far."""
+        held_out = [] if self.validation is None else self.validation.problems
+        return [*self.trainer.corpus.problems, *self.trainer.feed.pictures.problems, *held_out]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What tells whether the data have changed; the first process's."""
+        held_out = {} if self.validation is None else self.validation.digests
+        return {"data": self.trainer.corpus.digest(), **held_out}
+
+    def resume(self) -> None:
+        """Go to where the last checkpoint was written."""
+        self.processes.together(lambda: restore_checkpoint(self.output, self.trainer, self.digests))
+        self.processes.on_first(self._remove_drafts)
+
+    def _remove_drafts(self) -> None:
+        for name in (MODEL, BEST):
+            remove_drafts(self.output / name)
 
     def go(self) -> Progress | None:
         """Train; returns the last step, None if there is none."""
         if not self.processes.is_first:
-            return self._steps(None)
+            self._steps(None)
+            return None
         if not self.trainer.done:
             write_settings(self.settings, self.output / SETTINGS_NAME)
         with history.opened(self.output, self.trainer.done, self.settings.tensorboard) as told:
-            return self._steps(told)
+            self._steps(told)
+            return told.last
 
-    def _steps(self, told: History | None) -> Progress | None:
-        progress, saved, saved_at = None, 0, time.monotonic()
+    def _steps(self, told: History | None) -> None:
+        self._tell_problems()
+        self._catch_up(told)
+        progress, saved, saved_at = None, self.trainer.done, time.monotonic()
         interval = self.settings.save_minutes * 60 or float("inf")
         for progress in self.trainer.steps():
             if told is not None:
@@ -133,35 +165,59 @@ class _Run:
                 self.report(progress)
             wishes = self.processes.gather_objects((self.asked_to_stop(), time.monotonic() - saved_at > interval))
             stop, due = any(asked for asked, _ in wishes), wishes[0][1]
-            validate = self._validation_due(progress)
-            if stop or due or validate:
-                self._save(told, validate)
+            if progress.step == self.trainer.feed.steps_an_epoch:
+                self._tell_problems()
+            if stop or due or self._validation_due():
+                self._save(told)
                 saved, saved_at = progress.step, time.monotonic()
             if stop:
-                return progress
-        if progress is not None and saved < progress.step:
-            self._save(told, self.settings.validates)
-        return progress
+                return
+        if saved < self.trainer.done and (progress is not None or saved):
+            self._save(told)
 
-    def _validation_due(self, progress: Progress) -> bool:
+    def _catch_up(self, told: History | None) -> None:
+        """Make up for the validation that a resumed run was stopped in; without one, a finished run has an end."""
+        missed = self._validation_due() and told is not None and told.validated < self.trainer.done
+        if any(self.processes.gather_objects(missed)):
+            self._save(told)
+        elif self.trainer.done >= self.trainer.feed.steps:
+            self.processes.on_first(self._refuse_finished)
+
+    def _refuse_finished(self) -> None:
+        raise UsageError(f"{self.output}: the run is finished; its model is {self.output / MODEL}")
+
+    def _validation_due(self) -> bool:
+        """Whether the step that was done last is one to validate after."""
+        done = self.trainer.done
         every = max(1, round(self.trainer.feed.steps_an_epoch * self.settings.validate_epochs))
-        return self.settings.validates and (progress.step % every == 0 or progress.step == progress.steps)
+        return self.settings.validates and done > 0 and (done % every == 0 or done >= self.trainer.feed.steps)
 
-    def _save(self, told: History | None, validate: bool) -> None:
+    def _save(self, told: History | None) -> None:
         """Write the model, then the checkpoint, so that with one there is the other; a validation may fail after it."""
         state = self.trainer.state()
         if told is None:
             self.processes.on_first(lambda: None)
         else:
-            self.processes.on_first(lambda: self._write(told, state, validate))
+            self.processes.on_first(lambda: self._write(told, state))
+        self._tell_problems()
 
-    def _write(self, told: History, state: dict[str, Any], validate: bool) -> None:
-        model = self.output / "model"
+    def _write(self, told: History, state: dict[str, Any]) -> None:
+        model = self.output / MODEL
         self.trainer.save(model)
-        save_checkpoint(self.output, self.settings, self.trainer.corpus.digest(), state)
-        if validate and told.add_validation(self.trainer.done, self.validation.measure(model)):
-            copy_model(model, self.output / "best")
+        save_checkpoint(self.output, self.settings, self.digests, state)
+        if self.validation is not None and self._validation_due():
+            figures = self.validation.measure(model)
+            if told.is_best(figures):
+                copy_model(model, self.output / BEST)
+            told.add_validation(self.trainer.done, figures)  # last, so that whatever is interrupted is done again
         told.draw()
+
+    def _tell_problems(self) -> None:
+        """Say how much is left out while there is time to stop and correct it."""
+        problems = self.problems
+        if len(problems) > self._problems_told:
+            logger.warning("%d rows or pictures left out so far; the first: %s", len(problems), problems[0])
+        self._problems_told = len(problems)
 
 
 def _read(settings: Settings) -> Corpus:
@@ -174,16 +230,27 @@ def _read(settings: Settings) -> Corpus:
 
 
 def _claim(output: Path) -> None:
-    """Create the run's folder, or refuse one that holds something."""
+    """Create the run's folder, or refuse one that holds something, but for what a run leaves that had no checkpoint."""
     try:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        held = [path.name for path in output.iterdir()] if output.is_dir() else []
+        if (output.exists() and not output.is_dir()) or not {*held} <= {SETTINGS_NAME, history.METRICS_NAME}:
             raise UsageError(f"{output}: the output exists already; name another, or remove it first")
         output.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise UsageError(f"{output}: the output folder can't be made: {exc}") from exc
 
 
-def _remove_drafts(output: Path) -> None:
-    """Remove what a run that was killed while it wrote a model left behind."""
-    for draft in [*output.glob(".model-*"), *output.glob(".best-*")]:
-        shutil.rmtree(draft, ignore_errors=True)
+@contextmanager
+def _translated_errors(output: Path, trainer: Trainer) -> Iterator[None]:
+    """What a run meets in other libraries, in clipcls's words."""
+    try:
+        yield
+    except OSError as exc:  # pictures that can't be read are reported instead: this is the output
+        raise StoppedError(f"{output}: can't be written: {exc}") from exc
+    except RuntimeError as exc:
+        if not isinstance(exc, torch.OutOfMemoryError) and "can't allocate memory" not in str(exc):
+            raise
+        raise StoppedError(
+            f"out of memory after step {trainer.done}: take a smaller --batch-size, or --accumulate with a number of "
+            "parts, or --grad-checkpointing"
+        ) from exc

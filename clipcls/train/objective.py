@@ -13,15 +13,15 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from clipcls.encoder.padding import cut_to_length, without_padding
-from clipcls.errors import UsageError
+from clipcls.train.data import require_table
 from clipcls.train.feed import Prepared
 from clipcls.train.folder import DualEncoder
 from clipcls.train.loss import Positives, ProxyLoss, contrastive_loss, find_positives, sigmoid_loss
+from clipcls.train.phrasing import caption_key
 from clipcls.train.processes import Processes
 from clipcls.train.randomness import random_states, restore_random_states
 from clipcls.train.rows import Corpus, Row
 from clipcls.train.settings import Settings
-from clipcls.train.table import Table
 from clipcls.train.towers import batch_norms, image_modules, kept_statistics, text_parameters
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ class Objective:
         Returns:
             The loss of the whole batch; None, without gradients, for one that has fewer than two pictures.
         """
-        everyone = self.processes.gather_objects((batch.captions, self._accepted(batch)))
+        keys = [caption_key(caption) for caption in batch.captions]
+        everyone = self.processes.gather_objects((keys, self._accepted(batch, keys)))
         counts = [len(captions) for captions, _ in everyone]
         if sum(counts) < 2:
             return None
@@ -146,23 +147,26 @@ class Objective:
             # the gradients are averaged over the processes, while their shares of the loss add up
             return loss * self.processes.count
 
-        inputs = self._inputs(batch)
+        inputs = self._inputs(batch, max(counts))
         loss = (self._in_parts if self.settings.accumulate > 1 else self._at_once)(*inputs, loss_of, scaler)
         self.processes.average([loss, *self._gradients_beside_the_towers()])
         return float(loss)
 
-    def _inputs(self, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pictures and tokens on the device; a share without pictures gets a black one, which counts for nothing."""
+    def _inputs(self, batch: Prepared, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures and tokens on the device, as many in all processes, so that each has as many parts.
+
+        What fills up a share counts for nothing in the loss.
+        """
         images, tokens = batch.images, without_padding(self.text_tower, batch.tokens)
-        if not batch.rows:
-            images, tokens = images.new_zeros(1, *images.shape[1:]), tokens.new_zeros(1, *tokens.shape[1:])
+        images, tokens = _filled(images, count), _filled(tokens, count)
         return images.to(self.device, non_blocking=True), tokens.to(self.device, non_blocking=True)
 
     def _at_once(
         self, images: torch.Tensor, tokens: torch.Tensor, loss_of: LossOf, scaler: torch.amp.GradScaler
     ) -> torch.Tensor:
         loss = loss_of(*self.towers(images, tokens))
-        torch.autograd.backward(scaler.scale(loss))
+        with self._once_a_forward():
+            torch.autograd.backward(scaler.scale(loss))
         return loss.detach()
 
     def _in_parts(
@@ -191,7 +195,8 @@ class Objective:
             with self._exchange(number == len(parts)):
                 features = zip(self.towers(*part), gradient, strict=True)
                 learning = [pair for pair in features if pair[0].requires_grad]  # not those of a locked tower
-                torch.autograd.backward([pair[0] for pair in learning], [pair[1] for pair in learning])
+                with self._once_a_forward():
+                    torch.autograd.backward([pair[0] for pair in learning], [pair[1] for pair in learning])
         return loss.detach()
 
     def _loss(self, image_features: torch.Tensor, text_features: torch.Tensor, positives: Positives) -> torch.Tensor:
@@ -211,13 +216,13 @@ class Objective:
         total: torch.Tensor = self.proxies(image_features, text_features, scale, [row.concept for row in rows])
         return self.settings.proxy_weight * total
 
-    def _accepted(self, batch: Prepared) -> Sequence[frozenset[str]]:
+    def _accepted(self, batch: Prepared, keys: Sequence[str]) -> Sequence[frozenset[str]]:
         """For each picture, the captions that aren't its negatives."""
         if self.settings.positives == "listed":
-            return [frozenset(row.captions) for row in batch.rows]
+            return [frozenset(map(caption_key, row.captions)) for row in batch.rows]
         if self.settings.positives == "own":
-            return [frozenset()] * len(batch.captions)
-        return [frozenset([caption]) for caption in batch.captions]
+            return [frozenset()] * len(keys)
+        return [frozenset([key]) for key in keys]
 
     def _wrapped(self, towers: Towers) -> nn.Module:
         """The towers, compiled and joined with those of the other processes, as the settings and torchrun have it."""
@@ -240,6 +245,10 @@ class Objective:
     def _gradients_beside_the_towers(self) -> list[torch.Tensor]:
         return [weight.grad for weight in self._beside_the_towers() if weight.grad is not None]
 
+    def _once_a_forward(self) -> contextlib.AbstractContextManager[None]:
+        """For the backward pass, in which grad_checkpointing computes BatchNorm layers a second time."""
+        return kept_statistics(self.model) if self.settings.grad_checkpointing else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def _exchange(self, wanted: bool) -> Iterator[None]:
         """Whether the gradients of a backward pass go to the other processes, along with those that wait already."""
@@ -261,9 +270,15 @@ class Objective:
 
 
 def _concepts(corpus: Corpus) -> list[str]:
-    if not isinstance(corpus, Table):
-        raise UsageError("proxy_weight: needs a table or class folders, whose concepts are known beforehand")
-    return list(dict.fromkeys(row.concept for row in corpus.rows))
+    return list(dict.fromkeys(row.concept for row in require_table(corpus, "proxy_weight").rows))
+
+
+def _filled(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """As many entries as asked for: the same again, or zeros where there are none."""
+    if len(tensor) == count:
+        return tensor
+    source = tensor if len(tensor) else tensor.new_zeros(1, *tensor.shape[1:])
+    return source[torch.arange(count) % len(source)]
 
 
 def _gradients(features: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:

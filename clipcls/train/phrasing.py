@@ -9,6 +9,11 @@ from clipcls.train.rows import Row
 _CJK = re.compile("[\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 
 
+def caption_key(caption: str) -> str:
+    """What captions that count as one have in common: most tokenizers don't tell case and spacing."""
+    return " ".join(caption.casefold().split())
+
+
 class Phrasing:
     """Draws a caption of a row, and a template around it."""
 

@@ -69,15 +69,12 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 @contextlib.contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """While active, BatchNorm layers look at their batch, but leave their running statistics as they are."""
-    layers = [layer for layer in batch_norms(model) if layer.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
+    """Afterwards, the running statistics of BatchNorm layers are what they were before."""
+    buffers = [buffer for layer in batch_norms(model) for buffer in layer.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)
 
 
 def _freeze(modules: list[nn.Module], whole: bool) -> None:

@@ -1,5 +1,6 @@
 """A model in training: updates, learning rate, what is saved."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.modified_resnet import ModifiedResNet
+from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
 from clipcls.encoder.encoder import choose_device, choose_precision
 from clipcls.errors import StoppedError, UsageError, first_line
 from clipcls.train.average import moving_average
+from clipcls.train.data import require_table
 from clipcls.train.feed import Feed, Prepared
 from clipcls.train.folder import DualEncoder, write_model
 from clipcls.train.objective import Objective
@@ -23,8 +27,9 @@ from clipcls.train.randomness import random_states, restore_random_states
 from clipcls.train.rows import Corpus
 from clipcls.train.settings import Settings
 from clipcls.train.spread import spread_images, spread_texts
-from clipcls.train.table import Table
 from clipcls.train.towers import lock_towers
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Rows that the towers' last layers are set from.
@@ -72,11 +77,14 @@ class Trainer:
         # the convolutions of a processor are faster with the channels last
         model = start.model.to(self.device, memory_format=torch.channels_last).train()
         if self.processes.count > 1 and self.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+            model = synchronised(model)
         self.model = model
         lock_towers(self.model, settings)
         if settings.grad_checkpointing:
             _checkpoint_activations(self.model)
+        if settings.zero_unused_tokens:
+            token_embedding(self.model)
+            require_table(corpus, "zero_unused_tokens")
         self.encoder = replace(start, model=self.model)
         self.feed = Feed(settings, self.encoder, corpus, self.processes)
         self.objective = Objective(settings, self.encoder, corpus, precision, self.processes)
@@ -160,8 +168,14 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         states = state["random"]
-        if len(states) == self.processes.count:  # with more or fewer processes than before, dropout begins anew
+        if len(states) == self.processes.count:
             restore_random_states(self.device, states[self.processes.rank])
+        else:  # dropout begins anew, shards are dealt out anew
+            logger.warning(
+                "the run had %d processes and has %d: losses will be near to what they would have been, not the same",
+                len(states),
+                self.processes.count,
+            )
         self.done = state["done"]
 
     def _step(self, batch: Prepared, rate: float) -> float | None:
@@ -218,17 +232,25 @@ class Trainer:
             embedding.weight[self._unused_tokens(embedding.num_embeddings)] = 0
 
     def _unused_tokens(self, count: int) -> list[int]:
-        if not isinstance(self.corpus, Table):
-            raise UsageError("zero_unused_tokens: needs a table or class folders, whose captions are known")
         used: set[int] = set()
-        texts = list(self.feed.phrasing.every(self.corpus.captions))
+        texts = list(self.feed.phrasing.every(require_table(self.corpus, "zero_unused_tokens").captions))
         for start in range(0, len(texts), 4096):
             used.update(self.encoder.tokenizer(texts[start : start + 4096]).unique().tolist())
         return [token for token in range(count) if token not in used]
 
 
+def synchronised(model: Any) -> Any:
+    """A model whose BatchNorm layers look at the pictures of all processes.
+
+    By timm's conversion: torch's own drops the activations that timm puts into such layers, without a word.
+    """
+    return convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+
+
 def _checkpoint_activations(model: Any) -> None:
     """Have the towers compute their activations again in the backward pass instead of keeping them."""
+    if isinstance(model.visual, ModifiedResNet):  # its switch does nothing
+        logger.warning("grad_checkpointing: open_clip's ResNets don't offer it, so it is the text tower's alone")
     try:
         model.set_grad_checkpointing()
     except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError) as exc:

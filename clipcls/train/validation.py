@@ -17,11 +17,12 @@ from clipcls.encoder import Encoder, load_encoder
 from clipcls.errors import StoppedError, UsageError
 from clipcls.ranking import similarities
 from clipcls.records import ImageRef, ModelSpec
-from clipcls.train.classes import read_class_folders
-from clipcls.train.phrasing import Phrasing
+from clipcls.train.data import read_pairs
+from clipcls.train.phrasing import Phrasing, caption_key
 from clipcls.train.rows import Row
 from clipcls.train.settings import Settings
-from clipcls.train.table import Table, read_table
+from clipcls.train.shards import are_shards
+from clipcls.train.table import Table
 
 Features = NDArray[np.float32]
 # the indices of what is right, for each picture or each text
@@ -58,6 +59,9 @@ class Validation:
     Args:
         settings: of the run.
 
+    Attributes:
+        digests: what tells whether both are the same when a run goes on; empty for what isn't there.
+
     Raises:
         UsageError: data can't be read, or hold nothing that can be used; with `strict_data`, anything that can't.
     """
@@ -65,6 +69,7 @@ class Validation:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._problems: dict[str, None] = {}  # in order, and each but once
+        self.digests = {"validation": "", "zero_shot": ""}
         self._pairs, self._classes = None, None
         if settings.validation:
             self._pairs = _pairs(self._read("validation", settings.validation).rows, settings.templates)
@@ -107,15 +112,18 @@ class Validation:
 
     def _read(self, setting: str, name: str) -> Table:
         """The data that a setting names; none of their pictures is opened, but one at least is there."""
+        if are_shards(name):
+            raise UsageError(f"{setting}: {name}: not from shards; name a table, or class folders")
         path = Path(name)
         if not path.exists():
             raise UsageError(f"{setting}: {path} doesn't exist; correct it, or leave it out")
         if setting == "zero_shot" and not path.is_dir():
             raise UsageError(f"{setting}: {path} isn't a folder that holds a folder of pictures for each class")
         try:
-            table = read_class_folders(path) if path.is_dir() else read_table(path)
+            table = read_pairs(path)
         except UsageError as exc:
             raise UsageError(f"{setting}: {exc}") from exc
+        self.digests[setting] = table.digest()
         if self._settings.strict_data and table.problems:
             count = len(table.problems)
             raise UsageError(f"strict_data: {count} of {setting} can't be used; the first problem: {table.problems[0]}")
@@ -238,8 +246,7 @@ def _held_out(
     texts: list[tuple[str, ...]] = []
     pictures: dict[str, set[int]] = {}
     for path, captions in found:
-        # most tokenizers don't tell case and spacing, so that no model could tell such texts apart
-        index = indices.setdefault(tuple(" ".join(text.casefold().split()) for text in captions), len(texts))
+        index = indices.setdefault(tuple(caption_key(text) for text in captions), len(texts))
         if index == len(texts):
             texts.append(prompts(captions))
         pictures.setdefault(path, set()).add(index)
