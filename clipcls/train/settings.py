@@ -1,9 +1,11 @@
 """Everything that decides a training run, in one frozen record that is written beside the model."""
 
 import dataclasses
+import datetime
+import math
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from clipcls.errors import UsageError, first_line
+from clipcls.files import write_atomically
 from clipcls.prompts import load_prompt_set
 from clipcls.train.shards import are_shards, is_remote
 
@@ -33,6 +36,23 @@ UNLOCKED = {"lock_image": "lock_image_unlocked_groups", "lock_text": "lock_text_
 # Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, section 3.2
 SIGMOID_SCALE = 10.0
 FINE_TUNING = {"learning_rate": 1e-5}
+ABOVE_ZERO = ("epochs", "batch_size", "learning_rate", "initial_scale", "max_scale", "std", "validate_epochs")
+NOT_NEGATIVE = (
+    "samples",
+    "workers",
+    "weight_decay",
+    "grad_clip",
+    "proxy_weight",
+    "cache_mb",
+    "save_minutes",
+    "seed",
+    *UNLOCKED.values(),
+)
+SHARES = ("warmup", "curriculum")
+BELOW_ONE = ("ema", "betas")
+# beyond these the number of steps, or a seed made of it, would be more than 64 bits hold
+LARGEST = {"epochs": 1e6, "validate_epochs": 1e6, "samples": 10**12}
+LARGEST_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +73,8 @@ class Settings:
         lock_text_unlocked_layers: its last layers that are trained nevertheless; in either tower the projection is one.
         samples: rows in an epoch, for shards that can't be counted beforehand.
         epochs: passes over the data; a fraction is allowed.
-        batch_size: pictures a step, which are also each other's negatives.
+        batch_size: pictures a step, in all processes together, which are also each other's negatives. A table smaller
+            than that is one batch; the rows of an incomplete last batch wait for the next epoch's shuffle.
         accumulate: parts that a batch is put through the towers in, one after the other, to save memory; the loss and
             its gradients remain those of the whole batch, for a third more computing. BatchNorm towers differ by
             nature, since each part is normalised by itself.
@@ -71,7 +92,7 @@ class Settings:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         workers: threads that decode pictures; 0 for one a core, at most 8.
         cache_mb: decoded pictures kept in memory, in MiB; more of it pays for small pictures and many epochs.
-        seed: of weights, order, captions and augmentation.
+        seed: of weights, order, captions and augmentation; 0 to 2147483647.
         augment: `none`, `light` or `heavy`.
         flip: mirror half of the pictures; off, since text and direction matter.
         curriculum: share of the steps over which the augmentation's strength rises from nothing to its full
@@ -89,7 +110,7 @@ class Settings:
         initial_scale: what the cosines are multiplied with at first; a `model` keeps its own. Unless it is given, 10
             with `loss: sigmoid`.
         initial_bias: what is added to that at first with `loss: sigmoid`, for a model that has no bias.
-        max_scale: and at most.
+        max_scale: and at most; `.inf` for no limit.
         interpolation: of a new model's preprocessing, as are the next four; a `model` keeps its own.
         resize_mode: `shortest` (then the centre is cropped), `longest` (then padded) or `squash`.
         fill_color: the grey of the padding, 0 to 255.
@@ -180,15 +201,15 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
         UsageError: a key is unknown, a value has the wrong type or range, or a required one is missing.
     """
     values: dict[str, Any] = {} if config is None else read_config_file(config)
-    values |= {name: value for name, value in given.items() if value is not None}
+    values |= {name: _typed(name, value) for name, value in given.items() if value is not None}
     _check_given(values)
     if values.get("model"):
         values = FINE_TUNING | {"arch": ""} | values
     elif values.get("loss") == "sigmoid":
         values = {"initial_scale": SIGMOID_SCALE} | values
-    if isinstance(values["data"], str) and not are_shards(values["data"]) and Path(values["data"]).is_dir():
+    if not are_shards(values["data"]) and os.path.isdir(values["data"]):  # noqa: PTH112, Path fails for a long name
         values = {"templates": load_prompt_set("default").templates} | values
-    settings = Settings(**{name: _typed(name, value) for name, value in values.items()})
+    settings = Settings(**values)
     _check_ranges(settings)
     _check_locks(settings)
     return settings
@@ -198,7 +219,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """Settings given as `NAME=VALUE`, the value as it would stand in a YAML file.
 
     Raises:
-        UsageError: there is no such setting, or no `=`.
+        UsageError: there is no such setting, no `=`, or a value is missing or has the wrong type.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -207,17 +228,18 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--set {assignment}: expected NAME=VALUE, as in --set warmup=0.1")
         try:
             values[name.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as exc:
+        except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a ValueError for a date that doesn't exist
             raise UsageError(f"--set {assignment}: the value can't be read: {first_line(exc)}") from exc
-    _refuse_unknown(values, "--set")
-    return values
+    return _checked(values, "--set")
 
 
-def _refuse_unknown(values: dict[str, Any], where: str) -> None:
+def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Values as their fields' types, or an error for a name that is no setting."""
     known = [field.name for field in dataclasses.fields(Settings)]
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise UsageError(f"{where}: unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
+    return {name: _typed(name, value) for name, value in values.items()}
 
 
 def setting_values(settings: Settings) -> dict[str, Any]:
@@ -236,7 +258,7 @@ def setting_values(settings: Settings) -> dict[str, Any]:
 def write_settings(settings: Settings, path: Path) -> None:
     """Write settings so that `--config` reads them back."""
     text = yaml.safe_dump(setting_values(settings), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _check_given(values: dict[str, Any]) -> None:
@@ -259,17 +281,19 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """The values of a config file, by field name; paths are taken from its folder.
 
     Raises:
-        UsageError: the file can't be read, or a key is unknown.
+        UsageError: the file can't be read, a key is unknown, or a value is missing or has the wrong type.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+    except OSError as exc:
+        raise UsageError(f"{path}: the config can't be read: {(exc.strerror or str(exc)).lower()}") from exc
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a ValueError for a date that doesn't exist
         raise UsageError(f"{path}: the config can't be read: {exc}") from exc
     if not isinstance(values, dict):
         raise UsageError(f"{path}: the config must be a mapping of setting to value")
-    _refuse_unknown(values, str(path))
+    values = _checked(values, str(path))
     for name in PATHS:
-        if isinstance(values.get(name), str) and values[name]:
+        if values.get(name):
             values[name] = _beside(path, name, values[name])
     return values
 
@@ -285,76 +309,95 @@ def _is_path(name: str, value: str, path: Path) -> bool:
     if name == "data":
         return not is_remote(value)
     if name == "arch":
-        return path.is_file()
-    return name != "model" or (path / "open_clip_config.json").is_file()
+        return os.path.isfile(path)  # noqa: PTH113, Path fails for a long name
+    return name != "model" or os.path.isfile(path / "open_clip_config.json")  # noqa: PTH113
 
 
 def _typed(name: str, value: Any) -> Any:
     """A value as its field's type, or an error that says what it should be."""
     kind = typing.get_type_hints(Settings)[name]
+    if value is None:
+        raise UsageError(f"{name}: no value; give it one, or leave the setting out")
     if typing.get_origin(kind) is Literal:
         if value not in typing.get_args(kind):
             raise UsageError(f"{name}: {value!r} isn't one of {', '.join(typing.get_args(kind))}")
         return value
     if typing.get_origin(kind) is tuple:
         return _typed_tuple(name, value, typing.get_args(kind))
-    if kind is float and isinstance(value, str):
-        value = _number(name, value)  # YAML reads 1e-3 as text
-    right = isinstance(value, (int, float) if kind is float else kind)
-    if not right or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(f"{name}: {value!r} isn't a {kind.__name__}")
-    return kind(value)
-
-
-def _number(name: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError as exc:
-        raise UsageError(f"{name}: {value!r} isn't a number") from exc
+    return _typed_scalar(name, value, kind)
 
 
 def _typed_tuple(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     count = None if kinds[-1] is Ellipsis else len(kinds)
     if not isinstance(value, list | tuple) or (count is not None and len(value) != count):
         raise UsageError(f"{name}: {value!r} isn't a list" + (f" of {count}" if count else ""))
-    wrong = [item for item in value if not isinstance(item, (int, float) if kinds[0] is float else kinds[0])]
-    if wrong:
-        raise UsageError(f"{name}: {wrong[0]!r} isn't a {kinds[0].__name__}")
-    return tuple(kinds[0](item) for item in value)
+    return tuple(_typed_scalar(name, item, kinds[0]) for item in value)
+
+
+def _typed_scalar(name: str, value: object, kind: type) -> object:
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        return _number(name, value)  # YAML reads 1e-3 as text
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        # YAML reads an unquoted 3, no or 2024-01-01 as something else than text
+        quoted = kind is str and isinstance(value, int | float | datetime.date)
+        raise UsageError(f"{name}: {value!r} isn't a {kind.__name__}" + ("; put it in quotes" if quoted else ""))
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"{name}: {value!r} holds a NUL character")
+    return kind(value)  # a plain one, which YAML can write
+
+
+def _number(name: str, value: str | int) -> float:
+    try:
+        return float(value)
+    except ValueError as exc:
+        raise UsageError(f"{name}: {value!r} isn't a number") from exc
+    except OverflowError as exc:
+        raise UsageError(f"{name}: the number is too large") from exc
 
 
 def _check_ranges(settings: Settings) -> None:
-    for name in ("epochs", "batch_size", "learning_rate", "initial_scale", "max_scale", "validate_epochs"):
-        if not getattr(settings, name) > 0:
-            raise UsageError(f"{name}: {getattr(settings, name)} must be above 0")
-    for name in ("warmup", "curriculum"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise UsageError(f"{name}: {getattr(settings, name)} must be between 0 and 1")
-    if not 0 <= settings.ema < 1:
-        raise UsageError(f"ema: {settings.ema} must be at least 0 and below 1")
-    if settings.flip and settings.augment == "none":
-        raise UsageError("flip: only with augment light or heavy")
+    for name, value in _numbers(settings):
+        _check_number(name, value)
     if not 0 <= settings.fill_color <= 255:
         raise UsageError(f"fill_color: {settings.fill_color} must be between 0 and 255")
-    for name in (
-        "samples",
-        "workers",
-        "weight_decay",
-        "grad_clip",
-        "proxy_weight",
-        "cache_mb",
-        "save_minutes",
-        *UNLOCKED.values(),
-    ):
-        if not getattr(settings, name) >= 0:
-            raise UsageError(f"{name}: {getattr(settings, name)} must not be negative")
+    if settings.flip and settings.augment == "none":
+        raise UsageError("flip: only with augment light or heavy")
     if settings.batch_size < 2:
         raise UsageError("batch_size: a contrastive loss needs at least 2 pictures a batch")
     if not 1 <= settings.accumulate <= settings.batch_size:
         raise UsageError(f"accumulate: {settings.accumulate} must be between 1 and batch_size, {settings.batch_size}")
-    if not settings.templates:
+    _check_templates(settings.templates)
+
+
+def _numbers(settings: Settings) -> Iterator[tuple[str, int | float]]:
+    """(name, number) of each setting that is a number or holds some."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, int | float) and not isinstance(item, bool):
+                yield field.name, item
+
+
+def _check_number(name: str, value: int | float) -> None:
+    if isinstance(value, float) and not math.isfinite(value) and name != "max_scale":
+        raise UsageError(f"{name}: {value} isn't a finite number")
+    largest = LARGEST.get(name, LARGEST_COUNT if isinstance(value, int) else math.inf)
+    if value > largest:
+        raise UsageError(f"{name}: {value} must be at most {largest:.0f}")
+    if name in ABOVE_ZERO and not value > 0:
+        raise UsageError(f"{name}: {value} must be above 0")
+    if name in NOT_NEGATIVE and not value >= 0:
+        raise UsageError(f"{name}: {value} must not be negative")
+    if name in SHARES and not 0 <= value <= 1:
+        raise UsageError(f"{name}: {value} must be between 0 and 1")
+    if name in BELOW_ONE and not 0 <= value < 1:
+        raise UsageError(f"{name}: {value} must be at least 0 and below 1")
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    if not templates:
         raise UsageError("templates: the list is empty")
-    for template in settings.templates:
+    for template in templates:
         if template.count("{}") != 1:
             raise UsageError(f"templates: {template!r} must hold one {{}}")
 
