@@ -207,3 +207,62 @@ def test_loss_is_sigmoid_for_a_model_with_a_bias(tmp_path: Path, bias: float | N
         settings = load_settings(None, values | {"loss": loss})
         objective = Objective(settings, start_model(settings), Table((), ()), torch.float32, Processes())
         assert objective.sigmoid == sigmoid
+
+
+ARCH = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"layers": 1}}
+
+
+def with_vision(**given: Any) -> dict[str, Any]:
+    return ARCH | {"vision_cfg": ARCH["vision_cfg"] | given}
+
+
+def with_text(**given: Any) -> dict[str, Any]:
+    return ARCH | {"text_cfg": ARCH["text_cfg"] | given}
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        (ARCH | {"text_cfg": None}, "text_cfg must be a JSON object, not None"),
+        (ARCH | {"vision_cfg": "ViT"}, "vision_cfg must be a JSON object, not 'ViT'"),
+        (ARCH | {"embed_dim": 0}, "embed_dim 0 isn't a number of features"),
+        ({"vision_cfg": {}, "text_cfg": {}}, "the architecture lacks 'embed_dim'"),
+        (ARCH | {"vision_cfg": {"layers": 1}}, "the architecture lacks 'image_size'"),
+        (with_vision(image_size=[]), r"image_size \[\] isn't a number of pixels"),
+        (with_vision(image_size="224"), "image_size '224' isn't a number of pixels"),
+        (with_vision(image_size=[32, 64]), r"image_size \[32, 64\] isn't square"),
+        (with_vision(patch_size=0), "open_clip can't build this architecture: integer division"),
+        (with_vision(timm_model_name=3), "open_clip can't build this architecture"),
+        (with_vision(patch_size=64), r"the tower of vision_cfg can't take a picture of image_size \("),
+        (with_text(vocab_size=300), "the tower of text_cfg can't take its tokenizer's tokens; see vocab_size"),
+        (ARCH | {"multimodal_cfg": {}}, "arch.json: a CoCa model, whose caption decoder can't be trained here"),
+        ("[" * 100_000, "arch.json: the architecture can't be read"),
+        ("{} {}", "arch.json: the architecture can't be read"),
+    ],
+)
+def test_new_model_refuses_bad_architectures(tmp_path: Path, arch: Any, message: str) -> None:
+    path = tmp_path / "arch.json"
+    path.write_text(arch if isinstance(arch, str) else json.dumps(arch), encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        new_model(load_settings(None, {"data": "d.csv", "arch": str(path), "output": "run"}))
+
+
+def test_new_model_says_shortly_that_there_is_no_file(tmp_path: Path) -> None:
+    settings = load_settings(None, {"data": "d.csv", "arch": str(tmp_path / "gone.json"), "output": "run"})
+    with pytest.raises(UsageError, match=r"gone\.json: the architecture can't be read: no such file or directory$"):
+        new_model(settings)
+
+
+def test_new_model_refuses_open_clips_own_caption_decoders() -> None:
+    with pytest.raises(UsageError, match="coca_ViT-B-32: a CoCa model"):
+        new_model(load_settings(None, {"data": "d.csv", "arch": "coca_ViT-B-32", "output": "run"}))
+
+
+def test_new_model_leaves_batch_norm_as_it_is_built(tmp_path: Path) -> None:
+    vision = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "image_size": 32}
+    (tmp_path / "arch.json").write_text(json.dumps(ARCH | {"vision_cfg": vision}), encoding="utf-8")
+    settings = load_settings(None, {"data": "d.csv", "arch": str(tmp_path / "arch.json"), "output": "run"})
+    model = new_model(settings).model
+    seen = [value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert seen
+    assert not any(seen)

@@ -18,6 +18,41 @@ TOKEN_GAIN = 4.0  # so that the words outweigh the positions at first
 RIDGE = 0.1  # of the mean variance; keeps directions without variance from being blown up
 
 
+def require_spreadable(model: Any) -> None:
+    """Refuse a model whose towers can't be set.
+
+    Raises:
+        UsageError: a tower ends otherwise than it has to, or is narrower than `embed_dim`.
+    """
+    _image_projection(model)
+    _text_projection(model)
+
+
+def _image_projection(model: Any) -> nn.Linear:
+    projection = getattr(getattr(model.visual, "head", None), "proj", None)
+    if not isinstance(projection, nn.Linear) or projection.bias is None:
+        raise UsageError("spread_init: needs an image tower with timm_proj linear and timm_proj_bias true")
+    _require_width("image", projection.in_features, projection.out_features)
+    return projection
+
+
+def _text_projection(model: Any) -> nn.Parameter:
+    projection = getattr(model, "text_projection", None)
+    if not isinstance(projection, nn.Parameter):
+        raise UsageError("spread_init: needs open_clip's own text tower, with a text projection without bias")
+    _require_width("text", *projection.shape)
+    return projection
+
+
+def _require_width(tower: str, width: int, embed_dim: int) -> None:
+    """As many directions are chosen among a tower's features as the embedding has."""
+    if width < embed_dim:
+        raise UsageError(
+            f"spread_init: the {tower} tower's {width} features are fewer than embed_dim, {embed_dim}; "
+            "lower embed_dim, or widen the tower"
+        )
+
+
 def spread_images(model: Any, images: torch.Tensor) -> None:
     """Set the image tower's projection.
 
@@ -26,11 +61,11 @@ def spread_images(model: Any, images: torch.Tensor) -> None:
         images: a sample of inputs, `(n, 3, side, side)`.
 
     Raises:
-        UsageError: the tower ends otherwise.
+        UsageError: the tower ends otherwise, or the sample is too small.
     """
-    projection = getattr(getattr(model.visual, "head", None), "proj", None)
-    if not isinstance(projection, nn.Linear) or projection.bias is None:
-        raise UsageError("spread_init: needs an image tower with timm_proj linear and timm_proj_bias true")
+    projection = _image_projection(model)
+    if len(images) < 2:
+        raise UsageError("spread_init: needs two pictures at least that can be decoded; leave it out")
     with torch.no_grad():
         features = torch.cat([model.visual.trunk(part).float() for part in torch.split(images, 256)])
         weight = _whitening(features, projection.out_features)
@@ -48,9 +83,7 @@ def spread_texts(model: Any, tokens: torch.Tensor) -> None:
     Raises:
         UsageError: the tower ends otherwise.
     """
-    projection = getattr(model, "text_projection", None)
-    if not isinstance(projection, nn.Parameter) or projection.shape[0] < projection.shape[1]:
-        raise UsageError("spread_init: needs open_clip's own text tower, at least as wide as embed_dim")
+    projection = _text_projection(model)
     with torch.no_grad():
         model.token_embedding.weight.mul_(TOKEN_GAIN)
         outputs = []

@@ -18,12 +18,26 @@ from torch import nn
 
 from clipcls.encoder.sources import WEIGHT_SUFFIXES, ModelFiles, locate
 from clipcls.encoder.weights import Checkpoint, Tower, build_tower
-from clipcls.errors import ModelError, UsageError
+from clipcls.errors import ModelError, UsageError, first_line
 from clipcls.records import ModelSpec
 from clipcls.train.folder import Config, DualEncoder
 from clipcls.train.settings import Settings
+from clipcls.train.spread import require_spreadable
 
 logger = logging.getLogger(__name__)
+
+# what open_clip, timm and transformers raise where they take a configuration as it is
+BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def start_model(settings: Settings) -> DualEncoder:
@@ -43,11 +57,14 @@ def new_model(settings: Settings) -> DualEncoder:
     """A model with random weights.
 
     Raises:
-        UsageError: the architecture is unknown, or open_clip can't build it.
+        UsageError: the architecture is unknown, open_clip can't build or run it, or it doesn't suit `spread_init`.
     """
     config = read_config(settings)
     _add_bias(config.model, settings)
     model, tokenizer = _build(config)
+    _try_out(model, tokenizer, config, settings.arch)
+    if settings.spread_init:
+        require_spreadable(model)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(settings.initial_scale))
     return DualEncoder(model, tokenizer, config)
@@ -60,16 +77,17 @@ def read_config(settings: Settings) -> Config:
         UsageError: the architecture is unknown, or its file isn't one of open_clip's format.
     """
     model = _read_arch(settings.arch)
-    try:
-        size = model["vision_cfg"]["image_size"]
-        _ = model["embed_dim"], model["text_cfg"]
-    except (KeyError, TypeError) as exc:
-        raise UsageError(f"{settings.arch}: the architecture lacks {exc}") from exc
-    side = size[0] if isinstance(size, list) else size
-    if isinstance(size, list) and size[0] != size[-1]:
-        raise UsageError(f"{settings.arch}: image_size {size} isn't square")
+    _refuse_caption_decoder(model, settings.arch)
+    for name in ("embed_dim", "vision_cfg", "text_cfg"):
+        if name not in model:
+            raise UsageError(f"{settings.arch}: the architecture lacks {name!r}")
+    for name in ("vision_cfg", "text_cfg"):
+        if not isinstance(model[name], dict):
+            raise UsageError(f"{settings.arch}: {name} must be a JSON object, not {model[name]!r}")
+    if not _is_count(model["embed_dim"]):
+        raise UsageError(f"{settings.arch}: embed_dim {model['embed_dim']!r} isn't a number of features, as in 512")
     preprocess = {
-        "size": side,
+        "size": _read_side(settings.arch, model["vision_cfg"]),
         "mode": "RGB",
         "mean": list(settings.mean),
         "std": list(settings.std),
@@ -78,6 +96,48 @@ def read_config(settings: Settings) -> Config:
         "fill_color": settings.fill_color,
     }
     return Config(model, preprocess)
+
+
+def _read_side(arch: str, vision: dict[str, Any]) -> int:
+    """Height and width of the pictures."""
+    if "image_size" not in vision:
+        raise UsageError(f"{arch}: the architecture lacks 'image_size' in its vision_cfg")
+    size = vision["image_size"]
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    if not all(map(_is_count, sides)):
+        raise UsageError(f"{arch}: image_size {size!r} isn't a number of pixels, as in 224")
+    if len(set(sides)) > 1:
+        raise UsageError(f"{arch}: image_size {size} isn't square")
+    return int(sides[0])
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _try_out(model: Any, tokenizer: Any, config: Config, arch: str) -> None:
+    """Refuse what open_clip builds but can't run: patches larger than the picture, fewer tokens than the tokenizer's.
+
+    Raises:
+        UsageError: a tower fails with a picture of the model's size, or with a text.
+    """
+    training = model.training
+    model.eval()  # leaves BatchNorm's statistics and the random state as they are
+    tower = "vision_cfg"
+    try:
+        with torch.no_grad():
+            model.encode_image(torch.zeros(1, 3, config.side, config.side))
+            tower = "text_cfg"
+            model.encode_text(tokenizer(["a"]))
+    except BUILD_ERRORS as exc:
+        taken = "a picture of image_size" if tower == "vision_cfg" else "its tokenizer's tokens; see vocab_size"
+        raise UsageError(f"{arch}: the tower of {tower} can't take {taken} ({first_line(exc)})") from exc
+    model.train(training)
+
+
+def _refuse_caption_decoder(model_config: dict[str, Any], where: str) -> None:
+    if "multimodal_cfg" in model_config:
+        raise UsageError(f"{where}: a CoCa model, whose caption decoder can't be trained here; take another.")
 
 
 def _read_arch(arch: str) -> dict[str, Any]:
@@ -89,7 +149,9 @@ def _read_arch(arch: str) -> dict[str, Any]:
         return copy.deepcopy(known)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except OSError as exc:
+        raise UsageError(f"{arch}: the architecture can't be read: {(exc.strerror or str(exc)).lower()}") from exc
+    except (ValueError, RecursionError) as exc:
         raise UsageError(f"{arch}: the architecture can't be read: {exc}") from exc
     model = content.get("model_cfg", content) if isinstance(content, dict) else content
     if not isinstance(model, dict):
@@ -139,8 +201,7 @@ def _locate(name: str) -> ModelFiles:
             "open_clip_config.json that states its model_cfg and preprocess_cfg, and name the folder."
         )
     files = locate(ModelSpec(name))
-    if "multimodal_cfg" in files.config:
-        raise UsageError(f"--model {name}: a CoCa model, whose caption decoder can't be trained here; take another.")
+    _refuse_caption_decoder(files.config, f"--model {name}")
     if files.preprocess.size[0] != files.preprocess.size[1]:
         height, width = files.preprocess.size
         raise UsageError(f"--model {name}: takes {width}×{height} pictures; only square ones can be trained on.")
@@ -208,8 +269,8 @@ def _build(config: Config, tokenizer_files: Sequence[Path] = ()) -> tuple[Any, A
                 HFTokenizer(tokenizer_name).tokenizer.save_pretrained(folder)
             model = open_clip.create_model(source, load_weights=False, pretrained_image=False, pretrained_text=False)
             tokenizer = open_clip.get_tokenizer(source)
-        except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, OSError, ImportError) as exc:
-            raise UsageError(f"open_clip can't build this architecture: {exc}") from exc
+        except BUILD_ERRORS as exc:
+            raise UsageError(f"open_clip can't build this architecture: {first_line(exc)}") from exc
         finally:
             logging.disable(logging.NOTSET)
     return model, tokenizer
