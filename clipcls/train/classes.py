@@ -25,7 +25,7 @@ def read_class_folders(folder: Path) -> Table:
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as exc:
-        raise UsageError(f"{folder}: the folder can't be read: {exc}") from exc
+        raise UsageError(f"{folder}: the folder can't be read: {(exc.strerror or str(exc)).lower()}") from exc
     rows: list[Row] = []
     problems: list[str] = []
     for entry in entries:

@@ -16,6 +16,8 @@ from clipcls.errors import UsageError
 from clipcls.train.rows import Row, Share
 from clipcls.vocabulary import all_words
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -64,16 +66,21 @@ class Table:
 
     def digest(self) -> str:
         """SHA-256 of the rows; pictures below the root count by their path in it, so that it may move."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         root = f"{self.root}{os.sep}"
         result = hashlib.sha256()
         for row in self.rows:
             image = row.image.removeprefix(root)
-            result.update(os.fsencode(image) + b"\0" + json.dumps(row.captions).encode() + b"\0")
+            # a name from JSON may hold what no file name can be encoded from
+            result.update(image.encode("utf-8", "surrogatepass") + b"\0" + json.dumps(row.captions).encode() + b"\0")
         return result.hexdigest()
 
 
 def read_table(path: Path) -> Table:
-    """Read a table; columns are `image` and `caption`, `caption2`, …, or in JSON lines a list `captions`.
+    """Read a table; columns are `image` and `caption`, `caption2`, …, and in JSON lines alone a list `captions`.
 
     Args:
         path: a .csv, .tsv or .jsonl file; relative picture paths are taken from its folder.
@@ -82,7 +89,7 @@ def read_table(path: Path) -> Table:
         The rows that can be used, and what is wrong with the others. Pictures aren't opened here.
 
     Raises:
-        UsageError: the file can't be read, lacks a column, or holds no usable row.
+        UsageError: the file can't be read, lacks a column, has a column `captions`, or holds no usable row.
     """
     rows: list[Row] = []
     problems: list[str] = []
@@ -93,7 +100,9 @@ def read_table(path: Path) -> Table:
                 rows.append(row)
             else:
                 problems.append(f"{path}:{line}: {row}")
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+    except OSError as exc:
+        raise UsageError(f"{path}: the table can't be read: {(exc.strerror or str(exc)).lower()}") from exc
+    except (ValueError, csv.Error) as exc:  # not UTF-8, or not a possible file name
         raise UsageError(f"{path}: the table can't be read: {exc}") from exc
     if not rows:
         first = f"; the first problem: {problems[0]}" if problems else ""
@@ -109,24 +118,32 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     elif suffix in (".csv", ".tsv"):
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
-            columns = reader.fieldnames or []
-            missing = " and no ".join(name for name in ("image", "caption") if name not in columns)
-            if columns and missing:
-                raise UsageError(f"{path}: no column {missing}; there are: {', '.join(columns)}")
+            _check_columns(path, reader.fieldnames or ())
             for record in reader:
                 yield reader.line_num, record
     else:
         raise UsageError(f"{path}: a table is a .csv, .tsv or .jsonl file")
 
 
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    if "captions" in columns:  # it would have to be guessed whether it is one caption, or how several are separated
+        raise UsageError(
+            f"{path}: a column captions, which only JSON lines have, as a list; name it caption if each row has one, "
+            "else make it the columns caption, caption2, …"
+        )
+    missing = " and no ".join(name for name in ("image", "caption") if name not in columns)
+    if columns and missing:
+        raise UsageError(f"{path}: no column {missing}; there are: {', '.join(columns)}")
+
+
 def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 yield number, f"not JSON: {exc}"
                 continue
             yield number, record if isinstance(record, dict) else "not a JSON object"
@@ -149,4 +166,7 @@ def listed_captions(record: dict[str, Any]) -> tuple[str, ...] | str:
     if not isinstance(listed, list):
         return "captions isn't a list"
     columns = [value for name, value in record.items() if name and re.fullmatch(r"caption\d*", name)]
-    return tuple(text.strip() for text in [*columns, *listed] if isinstance(text, str) and text.strip())
+    captions = tuple(text.strip() for text in [*columns, *listed] if isinstance(text, str) and text.strip())
+    if any(map(SURROGATE.search, captions)):  # Hugging Face's tokenizers would fail
+        return "a caption isn't valid Unicode"
+    return captions
