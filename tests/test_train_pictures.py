@@ -1,5 +1,6 @@
 """The decoded pictures of a batch."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ def test_decode_picture_resizes_as_the_preprocessing_does(tmp_path: Path, mode: 
 def test_pictures_leave_out_what_cannot_be_decoded(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), "red").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"not a picture")
-    good, bad, missing = (Row(str(tmp_path / name), ("x",)) for name in ("good.png", "bad.png", "missing.png"))
+    names = ("good.png", "bad.png", "missing.png", "\ud800.png", "\0.png")
+    good, *bad = (Row(str(tmp_path / name), ("x",)) for name in names)
     pictures = Pictures(canvas(8, "squash", 0), cache_mb=1)
-    batches = list(pictures.batches([[good, bad], [missing], [good, good]], workers=2))
+    batches = list(pictures.batches([[good, bad[0]], bad[1:], [good, good]], workers=2))
     assert [len(batch.rows) for batch in batches] == [1, 0, 2]
     assert batches[2].pictures.dtype == torch.uint8
-    assert len(pictures.problems) == 2
+    assert len(pictures.problems) == len(bad)
 
 
 def test_decode_picture_corrects_what_predict_corrects(tmp_path: Path) -> None:
@@ -51,6 +53,16 @@ def test_decode_picture_corrects_what_predict_corrects(tmp_path: Path) -> None:
         difference = ours[:3].permute(1, 2, 0).numpy().astype(int) - expected
         assert abs(difference).max() <= 2
         assert (ours[3] == 255).all()
+
+
+@pytest.mark.parametrize("name", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_decode_picture_interpolates_as_the_preprocessing_does(tmp_path: Path, name: Any, mode: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    given = dataclasses.replace(canvas(32, mode, 7), interpolation=name)
+    ours = decode_picture(tmp_path / "noise.png", given)[:3].permute(1, 2, 0).numpy().astype(int)
+    assert abs(ours - load_pixels(tmp_path / "noise.png", given, "exact")).max() <= 1
 
 
 def test_decode_picture_keeps_transparency(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from clipcls.errors import ImageError
 from clipcls.images import Source, load_layers, pillow_errors
 from clipcls.records import Preprocessing
 from clipcls.train.rows import Row
+from clipcls.train.threads import pool_of
 
 LOOK_AHEAD = 2  # batches that are decoded while one is trained on
 
@@ -39,7 +39,7 @@ def decode_picture(source: Source, canvas: Preprocessing) -> torch.Tensor:
         ImageError: the file can't be read as a picture.
     """
     picture = load_layers(source, canvas)
-    size, method = canvas.size, Image.Resampling.BICUBIC
+    size, method = canvas.size, Image.Resampling[canvas.interpolation.upper()]
     with pillow_errors("image"):
         if canvas.resize_mode == "shortest":
             fitted = ImageOps.fit(picture, size, method).convert("RGBA")
@@ -92,7 +92,7 @@ class Pictures:
             workers: threads.
         """
         waiting: deque[tuple[Sequence[Row], Iterator[torch.Tensor | None]]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        with pool_of(workers, "decode") as pool:
             for rows in batches:
                 waiting.append((rows, pool.map(self.picture, rows)))
                 if len(waiting) > LOOK_AHEAD:
