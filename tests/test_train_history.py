@@ -1,6 +1,7 @@
 """What a run tells of itself: metrics, validations and the best model, signals."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -184,7 +185,9 @@ def test_signal_saves_the_step_and_the_run_goes_on(
 ) -> None:
     command = [sys.executable, "-m", "clipcls", "train", "classes", "--arch", "arch.json", "--output", "run"]
     command += ["--device", "cpu", "--batch-size", "8", "--epochs", "5000", "--set", "save_minutes=0"]
-    with subprocess.Popen(command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
+    ) as process:
         deadline = time.monotonic() + 90
         metrics = folder / "run" / "metrics.jsonl"
         while not (metrics.exists() and len(lines(folder)) >= 3) and time.monotonic() < deadline:
@@ -197,6 +200,18 @@ def test_signal_saves_the_step_and_the_run_goes_on(
     assert "Traceback" not in errors
     refused = clipcls("train", "--resume", folder / "run", "--epochs", "1")
     assert b"epochs was 5000.0 and is 1.0" in refused.stderr
+
+
+def test_signal_ends_a_run_whose_data_stall(folder: Path) -> None:
+    command = [sys.executable, "-m", "clipcls", "train", "pipe:sleep 60", "--arch", "arch.json", "--output", "run"]
+    command += ["--device", "cpu", "--batch-size", "8", "--set", "samples=100"]
+    with subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
 
 
 def test_set_gives_any_setting_of_the_config(folder: Path, clipcls: Callable[..., Any]) -> None:

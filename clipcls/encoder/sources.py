@@ -106,7 +106,7 @@ def _from_hub(spec: ModelSpec, repo: str, refresh: bool) -> ModelFiles:
         raise UsageError(f"hf-hub:{repo}: expected hf-hub:ORG/REPO.")
     config_path = hub.fetch(repo, [CONFIG_NAME], refresh=refresh)
     weights = hub.fetch(repo, _WEIGHT_NAMES, refresh=refresh)
-    text = read_json(config_path).get("model_cfg", {}).get("text_cfg", {})
+    text = (read_json(config_path).get("model_cfg") or {}).get("text_cfg") or {}
     return _from_config(spec, config_path, weights, tokenizer=_fetch_tokenizer(text, refresh), words=None)
 
 
@@ -115,7 +115,8 @@ def _from_config(
 ) -> ModelFiles:
     config = read_json(config_path)
     model = config.get("model_cfg")
-    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
+    towers = [model.get("vision_cfg"), model.get("text_cfg")] if isinstance(model, dict) else [None]
+    if not all(isinstance(tower, dict) for tower in towers) or "embed_dim" not in model:
         raise ModelError(f"{config_path}: no model_cfg with embed_dim, vision_cfg and text_cfg.")
     stated = config.get("preprocess_cfg")
     if stated and spec.preprocess:
