@@ -77,13 +77,14 @@ def prepare(folder: Path, count: int, size: tuple[int, int]) -> tuple[list[Path]
         return pool.submit(pictures_and_precision, folder, count, size).result()
 
 
-def write_table(path: Path, pictures: list[Path], rows: int) -> None:
+def write_table(path: Path, pictures: list[Path], rows: int, more_words: int = 0) -> None:
     """A table that names the pictures again and again, each time with another caption."""
+    end = " indeed" * more_words
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["image", "caption"])
         table.writerows(
-            (picture, f"a photo of thing number {n}") for n, picture in enumerate(islice(cycle(pictures), rows))
+            (picture, f"a photo of thing number {n}{end}") for n, picture in enumerate(islice(cycle(pictures), rows))
         )
 
 
@@ -197,6 +198,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", nargs="+", choices=OPEN_CLIP_PRECISIONS, help="fp32, and bf16 if there is")
     parser.add_argument("--augment", default="light", help="clipcls'; open_clip's is a random crop")
+    parser.add_argument("--more-words", type=int, default=0, help="than five in each caption; 70 fill CLIP's context")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
@@ -212,7 +214,7 @@ def main() -> None:
         pictures, best = prepare(folder, options.images, (options.width, options.height))
         tables = (folder / "few.csv", folder / "many.csv")
         for table, steps in zip(tables, (options.warm_up, options.steps), strict=True):
-            write_table(table, pictures, steps * options.batch_size)
+            write_table(table, pictures, steps * options.batch_size, options.more_words)
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.arch}")
         print(f"batches of {options.batch_size}, JPEGs of {options.width}×{options.height}, augment {options.augment}")
         for precision in options.precision or dict.fromkeys(["fp32", best]):
