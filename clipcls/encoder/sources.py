@@ -110,13 +110,16 @@ def _from_hub(spec: ModelSpec, repo: str, refresh: bool) -> ModelFiles:
     return _from_config(spec, config_path, weights, tokenizer=_fetch_tokenizer(text, refresh), words=None)
 
 
+def _has_towers(model: dict[str, Any]) -> bool:
+    return all(isinstance(model.get(name), dict) for name in ("vision_cfg", "text_cfg"))
+
+
 def _from_config(
     spec: ModelSpec, config_path: Path, weights: Path, *, tokenizer: Path | None, words: frozenset[str] | None
 ) -> ModelFiles:
     config = read_json(config_path)
     model = config.get("model_cfg")
-    towers = [model.get("vision_cfg"), model.get("text_cfg")] if isinstance(model, dict) else [None]
-    if not all(isinstance(tower, dict) for tower in towers) or "embed_dim" not in model:
+    if not isinstance(model, dict) or "embed_dim" not in model or not _has_towers(model):
         raise ModelError(f"{config_path}: no model_cfg with embed_dim, vision_cfg and text_cfg.")
     stated = config.get("preprocess_cfg")
     if stated and spec.preprocess:
