@@ -121,6 +121,8 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             _check_columns(path, reader.fieldnames or ())
             for record in reader:
                 yield reader.line_num, record
+    elif not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
     else:
         raise UsageError(f"{path}: a table is a .csv, .tsv or .jsonl file")
 
