@@ -64,7 +64,7 @@ def pictures_and_precision(folder: Path, count: int, size: tuple[int, int]) -> t
     a child among the child's peak, so that the parent has to stay small.
     """
     import torch
-    from peers import make_pictures
+    from corpora import make_pictures
 
     from clipcls.encoder.encoder import choose_precision
 

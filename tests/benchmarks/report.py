@@ -1,0 +1,60 @@
+"""The results of `peers.py` as a table for people and as JSON for programs."""
+
+from dataclasses import asdict
+from typing import Any
+
+from corpora import TITLES
+from records import CLIPCLS, FORWARD, OPEN_CLIP, ROOFS, TRANSFORMERS, TUNED, Key, Peak, Timing
+
+#: How many times the better of the peers as they come, and the tuned loop, clipcls is meant to be as fast; and which
+#: part of the forward roof it is meant to reach. None: no such aim.
+AIMS: dict[str, tuple[float, float, float | None]] = {"small": (4.5, 1.5, 0.8), "large": (8.0, 5.0, None)}
+
+
+def best_of_each(timings: list[Timing]) -> dict[str, Timing]:
+    """The fastest variant of each runner, among those that ran in all rounds; peers first, roofs last."""
+    rounds = max(len(timing.seconds) for timing in timings)
+    best: dict[str, Timing] = {}
+    for timing in timings:
+        name = timing.key.runner
+        if len(timing.seconds) == rounds and (name not in best or timing.speed > best[name].speed):
+            best[name] = timing
+    return dict(sorted(best.items(), key=lambda item: item[0] in ROOFS))
+
+
+def table(name: str, timings: list[Timing], peaks: dict[Key, Peak]) -> list[str]:
+    """A Markdown table of a corpus."""
+    best = best_of_each(timings)
+    images, rounds = timings[0].images, max(len(timing.seconds) for timing in timings)
+    head = ["", "images/s", "clipcls is"] + (["peak, MiB"] if peaks else [])
+    rows = [head, ["---"] * len(head)]
+    for timing in best.values():
+        ratio = best[CLIPCLS].speed / timing.speed
+        cells = [str(timing.key), f"{timing.speed:.1f}", f"{ratio:.2f} ×"]
+        rows.append(cells + ([str(peaks.get(timing.key, ""))] if peaks else []))
+    title = f"{images} pictures, {TITLES[name]}; medians of {rounds} interleaved rounds:"
+    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def aims(name: str, timings: list[Timing]) -> list[str]:
+    """How clipcls stands to what it is meant to reach."""
+    speeds = {runner: timing.speed for runner, timing in best_of_each(timings).items()}
+    as_they_come = max((speeds[peer], peer) for peer in (TRANSFORMERS, OPEN_CLIP) if peer in speeds)
+    wanted = AIMS.get(name, (None, None, None))
+    compared = (as_they_come[::-1], (TUNED, speeds[TUNED]), (FORWARD, speeds[FORWARD]))
+    lines = []
+    for (other, speed), aim in zip(compared, wanted, strict=True):
+        reached = speeds[CLIPCLS] / speed
+        verdict = "" if aim is None else f" (aim {aim:g}: {'reached' if reached >= aim else 'missed'})"
+        lines.append(f"- {name}: {reached:.2f} times {other}{verdict}")
+    return lines
+
+
+def as_json(timings: list[Timing], peaks: dict[Key, Peak]) -> list[dict[str, Any]]:
+    """Every single timing of a corpus."""
+    return [
+        asdict(timing.key)
+        | {"images": timing.images, "seconds": timing.seconds, "images_per_second": timing.speed}
+        | {"peak_mib": asdict(peaks[timing.key]) if timing.key in peaks else None}
+        for timing in timings
+    ]
