@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipcls import cache as cache_module
 from clipcls.cache import SCHEMA_VERSION, Cache, CachedText, CacheInfo, clear, default_folder, info, text_key
 from clipcls.errors import UsageError
 
 NAME = "clipcls.sqlite3"
 KEY = b"k" * 32
+APPLICATION_ID = 0x636C6300
 
 
 def text(seed: int = 0, truncated: tuple[str, ...] = ()) -> CachedText:
@@ -171,6 +171,7 @@ def test_cache_newer_schema_is_refused_and_left_alone(tmp_path: Path, caplog: py
     Cache(tmp_path).close()
     database = sqlite3.connect(tmp_path / NAME)
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    database.execute(f"PRAGMA application_id = {APPLICATION_ID + SCHEMA_VERSION + 1}")
     database.execute("CREATE TABLE future (x)")
     database.close()
     cache = Cache(tmp_path)
@@ -259,7 +260,7 @@ def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         hashed.append(Path(file.name).name)  # type: ignore[attr-defined]
         return digest(file, name)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cache_module.hashlib, "file_digest", counting)
+    monkeypatch.setattr(hashlib, "file_digest", counting)
     return hashed
 
 

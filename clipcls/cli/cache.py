@@ -1,33 +1,76 @@
-"""`clipcls cache info|clear`."""
+"""`clipcls cache info|clear|prune`."""
+
+from typing import Annotated
 
 import typer
 
 from clipcls.cli import options
 
-app = typer.Typer(no_args_is_help=True, help="Show and clear the cache.")
+app = typer.Typer(no_args_is_help=True, help="Show the cache, clear it, and make it smaller.")
 
 
 @app.command()
-def info(cache_dir: options.CacheDirOption = None) -> None:
+def info(cache_dir: options.CacheDirOption = None, cache_size: options.CacheSizeOption = None) -> None:
     """Show where the cache is and what it holds."""
-    from clipcls.cache import default_folder
+    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
     from clipcls.cache import info as cache_info
 
     facts = cache_info(cache_dir or default_folder())
-    typer.echo(f"path\t{facts.path}")
-    if not facts.exists:
-        typer.echo("empty")
-        return
-    typer.echo(f"size\t{facts.size / 1e6:.1f} MB")
-    typer.echo(f"label embeddings\t{facts.texts}")
-    typer.echo(f"file fingerprints\t{facts.fingerprints}")
+    _show("path", facts.path)
+    _show("size", _megabytes(facts.size) if facts.exists else "empty")
+    _show("limit", _megabytes(cache_size * MEGABYTE if cache_size else DEFAULT_LIMIT))
+    _show("label embeddings", facts.texts)
+    _show("image embeddings", facts.images)
+    _show("models", facts.models)
+    _show("file fingerprints", facts.fingerprints)
+    _show("converted weights", facts.weights)
+    _show("size of converted weights", _megabytes(facts.weights_size))
 
 
 @app.command()
 def clear(cache_dir: options.CacheDirOption = None) -> None:
-    """Remove the cache."""
+    """Remove the cache, converted weights included."""
     from clipcls.cache import clear as clear_cache
     from clipcls.cache import default_folder
 
-    freed = clear_cache(cache_dir or default_folder())
-    typer.echo(f"{freed / 1e6:.1f} MB freed")
+    _show("freed", _megabytes(clear_cache(cache_dir or default_folder())))
+
+
+@app.command()
+def prune(
+    cache_dir: options.CacheDirOption = None,
+    older_than: Annotated[
+        int | None,
+        typer.Option("--older-than", metavar="DAYS", min=0, help="Also remove what wasn't used for so long."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            metavar="MB",
+            min=0,
+            envvar="CLIPCLS_CACHE_SIZE",
+            help="Remove the least recently used embeddings beyond. [default: 2048]",
+        ),
+    ] = None,
+) -> None:
+    """Forget files that are gone and what is unused, and give the space back."""
+    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
+    from clipcls.cache import prune as prune_cache
+
+    limit = DEFAULT_LIMIT if size is None else size * MEGABYTE
+    removed = prune_cache(cache_dir or default_folder(), older_than, limit)
+    _show("label embeddings", removed.texts)
+    _show("image embeddings", removed.images)
+    _show("paths", removed.paths)
+    _show("converted weights", removed.weights)
+    _show("damaged files", removed.damaged)
+    _show("freed", _megabytes(removed.freed))
+
+
+def _show(name: str, value: object) -> None:
+    typer.echo(f"{name}\t{value}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MB"

@@ -28,6 +28,16 @@ CacheDirOption = Annotated[
     Path | None,
     typer.Option("--cache-dir", envvar="CLIPCLS_CACHE_DIR", help="Where the cache lies. [default: the platform's]"),
 ]
+CacheSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-size",
+        metavar="MB",
+        min=1,
+        envvar="CLIPCLS_CACHE_SIZE",
+        help="Largest size of the cache, in MB. [default: 2048]",
+    ),
+]
 VerboseOption = Annotated[
     bool, typer.Option("-v", "--verbose", help="Say what is done, and other libraries' warnings.")
 ]
