@@ -24,9 +24,8 @@ HOPELESS = 0.8
 
 
 def new_process() -> ProcessPoolExecutor:
-    """A fresh process; what it starts itself, it forks where that is possible, which is quickest for DataLoaders."""
-    method = "fork" if "fork" in get_all_start_methods() else "spawn"
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=set_start_method, initargs=(method, True))
+    """A fresh process."""
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_fork_workers)
 
 
 def in_new_process(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -78,6 +77,12 @@ class Race:
 def measure_peak(setup: Setup, key: Key, paths: list[Path]) -> Peak:
     """The memory that one runner takes, from the start of its process to the end of a run."""
     return in_new_process(_peak, setup, key, paths)
+
+
+def _fork_workers() -> None:
+    # A process that was spawned would spawn its own, and DataLoaders would import torch in each worker.
+    if "fork" in get_all_start_methods():
+        set_start_method("fork", force=True)
 
 
 def _hopeful(first_round: dict[Key, float]) -> list[Key]:

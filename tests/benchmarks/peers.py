@@ -30,7 +30,7 @@ from pathlib import Path
 from corpora import TITLES, corpus
 from machine import describe
 from measuring import Race, in_new_process, measure_peak
-from records import ROOFS, Key, Peak, Setup, Timing
+from records import CLIPCLS, ROOFS, Key, Peak, Setup, Timing
 from report import aims, as_json, best_of_each, table
 
 Corpora = dict[str, list[Path]]
@@ -97,6 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="ViT-B-32", help="an architecture of open_clip")
     parser.add_argument("--corpus", type=corpus_names, default=list(TITLES), help=f"of {','.join(TITLES)}; all")
+    parser.add_argument("--runners", default="", help="only clipcls and those whose names hold one of these words, a,b")
     parser.add_argument("--images", type=int, default=200, help="pictures in each corpus but large")
     parser.add_argument("--large-images", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
@@ -107,11 +108,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _is_wanted(key: Key, words: list[str]) -> bool:
+    return key.runner == CLIPCLS or any(word in key.runner for word in words)
+
+
 def main() -> None:
     """Parse the command line, make the data, print the tables."""
     options = parse_arguments()
     with folder_for(options.folder) as folder:
         setup, keys, notes = in_new_process(prepare, folder, options.arch, options.device)
+        keys = [key for key in keys if _is_wanted(key, options.runners.split(","))]
         counts = {name: options.large_images if name == "large" else options.images for name in options.corpus}
         corpora = {name: in_new_process(corpus, folder, name, count) for name, count in counts.items()}
         notes += in_new_process(agreement, setup, corpora)

@@ -39,14 +39,15 @@ def table(name: str, timings: list[Timing], peaks: dict[Key, Peak]) -> list[str]
 def aims(name: str, timings: list[Timing]) -> list[str]:
     """How clipcls stands to what it is meant to reach."""
     speeds = {runner: timing.speed for runner, timing in best_of_each(timings).items()}
-    as_they_come = max((speeds[peer], peer) for peer in (TRANSFORMERS, OPEN_CLIP) if peer in speeds)
-    wanted = AIMS.get(name, (None, None, None))
-    compared = (as_they_come[::-1], (TUNED, speeds[TUNED]), (FORWARD, speeds[FORWARD]))
+    as_they_come = max(
+        (peer for peer in (TRANSFORMERS, OPEN_CLIP) if peer in speeds), key=speeds.__getitem__, default=""
+    )
     lines = []
-    for (other, speed), aim in zip(compared, wanted, strict=True):
-        reached = speeds[CLIPCLS] / speed
-        verdict = "" if aim is None else f" (aim {aim:g}: {'reached' if reached >= aim else 'missed'})"
-        lines.append(f"- {name}: {reached:.2f} times {other}{verdict}")
+    for other, aim in zip((as_they_come, TUNED, FORWARD), AIMS.get(name, (None, None, None)), strict=True):
+        if other in speeds:
+            reached = speeds[CLIPCLS] / speeds[other]
+            verdict = "" if aim is None else f" (aim {aim:g}: {'reached' if reached >= aim else 'missed'})"
+            lines.append(f"- {name}: {reached:.2f} times {other}{verdict}")
     return lines
 
 
