@@ -61,15 +61,10 @@ FROM path JOIN image ON image.content = path.content AND image.space = ?
 WHERE path.path IN ({",".join("?" * _BATCH)})
 """
 _GET_IMAGE = "SELECT crc, features, id, used FROM image WHERE content = ? AND space = ?"
-_PUT_IMAGE = """
-INSERT INTO image (content, space, used, crc, features) VALUES (?, ?, ?, ?, ?) ON CONFLICT (content, space)
-DO UPDATE SET used = excluded.used, crc = excluded.crc, features = excluded.features
-"""
+# replaced, not updated: to delete the old row SQLite needs its index entries, and notices if they are damaged
+_PUT_IMAGE = "INSERT OR REPLACE INTO image (content, space, used, crc, features) VALUES (?, ?, ?, ?, ?)"
 _GET_TEXT = "SELECT crc, features, truncated, id, used FROM text WHERE key = ?"
-_PUT_TEXT = """
-INSERT INTO text (key, used, crc, truncated, features) VALUES (?, ?, ?, ?, ?) ON CONFLICT (key)
-DO UPDATE SET used = excluded.used, crc = excluded.crc, truncated = excluded.truncated, features = excluded.features
-"""
+_PUT_TEXT = "INSERT OR REPLACE INTO text (key, used, crc, truncated, features) VALUES (?, ?, ?, ?, ?)"
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -94,9 +89,11 @@ class Cache:
         self._rebuilds = 0
         self._written = 0
         self._full = False
+        self._weights: Path | None = None
         if folder is None:
             return
         folder = Path(folder)
+        self._weights = folder / "weights"
         self._path = folder / NAME
         self._identity: Identity = None
         try:
@@ -104,6 +101,16 @@ class Cache:
             self._use(open_database(self._path))
         except (OSError, *FAILURES) as exc:
             logger.warning("cache off: %s can't be used: %s", self._path, exc)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is kept."""
+        return self._database is not None
+
+    @property
+    def weights(self) -> Path | None:
+        """Folder for copies of weights that are slow to open; None where nothing is kept."""
+        return self._weights
 
     def close(self) -> None:
         """Make room if something was written and the limit is exceeded, and let go of the file."""

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcls.cache.database import FAILURES, NAME, SCHEMA_VERSION, open_database, read_version, size_of
+from clipcls.cache.database import (
+    FAILURES,
+    NAME,
+    SCHEMA_VERSION,
+    identity,
+    is_damage,
+    open_database,
+    read_version,
+    replace_damaged,
+    size_of,
+)
 from clipcls.cache.eviction import Dropped, drop_down_to, drop_unused_since, forget_orphans, forget_paths
 from clipcls.cache.store import DEFAULT_LIMIT
 from clipcls.errors import UsageError
@@ -94,13 +104,7 @@ def prune(folder: Path, older_than: float | None = None, size: int = DEFAULT_LIM
     """
     path = folder / NAME
     before = size_of(path)
-    dropped, paths = Dropped(), 0
-    if path.is_file():
-        try:
-            with contextlib.closing(open_database(path)) as database:
-                dropped, paths = _prune_rows(database, older_than, size)
-        except (OSError, *FAILURES) as exc:
-            raise UsageError(f"{path}: {exc}") from exc
+    dropped, paths = _prune_database(path, older_than, size) if path.is_file() else (Dropped(), 0)
     moment = time.time() - (_WEIGHTS_DAYS if older_than is None else older_than) * _DAY
     weights = [file for file in _weights_files(folder) if _modified(file) < moment]
     damaged = sorted(folder.glob(f"{NAME}.damaged-*"))
@@ -108,6 +112,21 @@ def prune(folder: Path, older_than: float | None = None, size: int = DEFAULT_LIM
     after = size_of(path)
     freed = sum(map(_remove, [*weights, *damaged]))
     return Pruned(dropped.images, dropped.texts, paths, len(weights), len(damaged), max(0, before - after) + freed)
+
+
+def _prune_database(path: Path, older_than: float | None, size: int) -> tuple[Dropped, int]:
+    try:
+        opened = identity(path)
+        try:
+            with contextlib.closing(open_database(path)) as database:
+                return _prune_rows(database, older_than, size)
+        except FAILURES as exc:
+            if not is_damage(exc, path):
+                raise
+            replace_damaged(path, opened, exc).close()
+            return Dropped(), 0
+    except (OSError, *FAILURES) as exc:
+        raise UsageError(f"{path}: {exc}") from exc
 
 
 def _prune_rows(database: sqlite3.Connection, older_than: float | None, size: int) -> tuple[Dropped, int]:
