@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from clipcls.encoder.copies import Copies
 from clipcls.encoder.sources import ModelFiles
 from clipcls.errors import ModelError, first_line
 
@@ -34,26 +35,33 @@ _IGNORED = ("text_decoder.", "input_resolution", "context_length", "vocab_size",
 class Checkpoint:
     """The tensors of one weights file, read when asked for.
 
+    Args:
+        copies: where a file that is slow to open has, or gets, a copy that isn't.
+
     Raises:
         ModelError: the file isn't a readable checkpoint of plain tensors.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, copies: Copies | None = None) -> None:
         self.path = path
-        self._loaded: dict[str, Tensor] | None = None
+        self._loaded: dict[str, Tensor] = {}
         self._safetensors: Any = None
+        slow = False
         try:
             if path.suffix == ".safetensors":
                 self._safetensors = safe_open(path, framework="pt")
-                self.keys = tuple(self._safetensors.keys())
-            else:
-                self._loaded = _load_pickle(path)
-                self.keys = tuple(self._loaded)
+            elif copies is not None:
+                self._safetensors = copies.open(path)
+            if self._safetensors is None:
+                self._loaded, slow = _load_pickle(path)
+            self.keys = tuple(self._loaded if self._safetensors is None else self._safetensors.keys())
         except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as exc:
             raise ModelError(f"{path}: not a readable weights file: {first_line(exc)}") from exc
         unknown = [key for key in self.keys if _tower_of(key) is None]
         if unknown and not self.is_mobile_clip:
             raise ModelError(f"{path}: not the weights of a dual encoder; it holds, for example, {unknown[0]!r}.")
+        if slow and copies is not None:
+            copies.save(path, self._loaded)
 
     @property
     def is_mobile_clip(self) -> bool:
@@ -62,7 +70,7 @@ class Checkpoint:
 
     def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors."""
-        if self._loaded is not None:
+        if self._safetensors is None:
             return {key: self._loaded[key] for key in keys}
         return {key: self._safetensors.get_tensor(key) for key in keys}
 
@@ -143,23 +151,32 @@ def _tower_of(key: str) -> str | None:
     return None
 
 
-def _load_pickle(path: Path) -> dict[str, Tensor]:
+def _load_pickle(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a pickled checkpoint, and whether opening it is slow; see `clipcls.encoder.copies`."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded, mapped = _unpickle(path)
     except pickle.UnpicklingError as exc:
         raise ModelError(
             f"{path}: this file holds more than tensors and could run code when loaded, so it is refused. "
             "Convert it to safetensors on a machine where you trust it."
         ) from exc
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise ModelError(f"{path}: expected a dictionary of tensors, or one under `state_dict`.")
+    # beside its `state_dict` a training keeps its optimizer's, which is larger
+    slow = not mapped or (state is not loaded and len(loaded) > 1)
+    return {key.removeprefix("module."): value for key, value in state.items()}, slow
+
+
+def _unpickle(path: Path) -> tuple[Any, bool]:
+    """What a file holds, and whether it could be memory-mapped."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
     except RuntimeError as exc:
         if "mmap" not in str(exc):
             raise
         # the format before PyTorch 1.6 can't be memory-mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path}: expected a dictionary of tensors, or one under `state_dict`.")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+        return torch.load(path, map_location="cpu", weights_only=True), False
 
 
 class _Uninitialised(TorchFunctionMode):
