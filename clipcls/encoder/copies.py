@@ -49,7 +49,7 @@ class Copies:
         digest = self.sha256(source).hex()
         path = self._path(digest)
         try:
-            copy = safe_open(path, framework="pt")
+            copy: Any = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as exc:
             if path.exists():
                 logger.info("%s is damaged and will be replaced: %s", path, first_line(exc))
