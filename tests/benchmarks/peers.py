@@ -30,8 +30,8 @@ from pathlib import Path
 from corpora import TITLES, corpus
 from machine import describe
 from measuring import Race, in_new_process, measure_peak
-from records import CLIPCLS, ROOFS, Key, Peak, Setup, Timing
-from report import aims, as_json, best_of_each, table
+from records import CLIPCLS, ROOFS, Key, Peak, Results, Setup, Timing
+from report import as_json, as_text, best_of_each
 
 Corpora = dict[str, list[Path]]
 
@@ -55,15 +55,14 @@ def agreement(setup: Setup, corpora: Corpora) -> list[str]:
     return [check_agreement(setup, name, paths) for name, paths in corpora.items()]
 
 
-def speeds(setup: Setup, keys: list[Key], corpora: Corpora, rounds: int) -> dict[str, list[Timing]]:
+def speeds(race: Race, corpora: Corpora, rounds: int) -> dict[str, list[Timing]]:
     """Timings of all runners for each corpus."""
     timings = {}
-    with Race(setup, keys) as race:
-        for number, (name, paths) in enumerate(corpora.items()):
-            print(f"{name}:", file=sys.stderr)
-            # after the first corpus the models are warm; the rest is for allocators
-            race.warm_up(paths[: max(setup.batches)] if number == 0 else paths[:4])
-            timings[name] = race.run(paths, rounds)
+    for name, paths in corpora.items():
+        print(f"{name}:", file=sys.stderr)
+        # the models are warm already; this is for decoders and allocators
+        race.warm_up(paths[:4])
+        timings[name] = race.run(paths, rounds)
     return timings
 
 
@@ -112,27 +111,30 @@ def _is_wanted(key: Key, words: list[str]) -> bool:
     return key.runner == CLIPCLS or any(word in key.runner for word in words)
 
 
+def measure(options: argparse.Namespace, folder: Path) -> Results:
+    """Make the data, compare, time, and weigh."""
+    setup, keys, notes = in_new_process(prepare, folder, options.arch, options.device)
+    keys = [key for key in keys if _is_wanted(key, options.runners.split(","))]
+    counts = {name: options.large_images if name == "large" else options.images for name in options.corpus}
+    corpora = {name: in_new_process(corpus, folder, name, count) for name, count in counts.items()}
+    one_batch = in_new_process(corpus, folder, "small", max(setup.batches))
+    notes += in_new_process(agreement, setup, corpora)
+    with Race(setup, keys) as race:
+        race.warm_up(one_batch)
+        timings = speeds(race, corpora, options.rounds)
+    memory = {name: peaks(setup, timings[name], corpora[name]) if options.memory else {} for name in corpora}
+    machine = [*describe(setup.gpu), f"{options.arch}, random weights, models loaded", *notes]
+    return Results(machine, timings, memory)
+
+
 def main() -> None:
-    """Parse the command line, make the data, print the tables."""
+    """Parse the command line, measure, print the tables."""
     options = parse_arguments()
     with folder_for(options.folder) as folder:
-        setup, keys, notes = in_new_process(prepare, folder, options.arch, options.device)
-        keys = [key for key in keys if _is_wanted(key, options.runners.split(","))]
-        counts = {name: options.large_images if name == "large" else options.images for name in options.corpus}
-        corpora = {name: in_new_process(corpus, folder, name, count) for name, count in counts.items()}
-        notes += in_new_process(agreement, setup, corpora)
-        timings = speeds(setup, keys, corpora, options.rounds)
-        memory = {name: peaks(setup, timings[name], corpora[name]) if options.memory else {} for name in corpora}
-    machine = [*describe(setup.gpu), f"{options.arch}, random weights, models loaded"]
-    lines = [*machine, *notes]
-    for name in corpora:
-        lines += ["", *table(name, timings[name], memory[name])]
-    lines += ["", "clipcls, precision auto, is", *(line for name in corpora for line in aims(name, timings[name]))]
-    print("\n".join(lines))
+        results = measure(options, folder)
+    print("\n".join(as_text(results)))
     if options.json:
-        results = {name: as_json(timings[name], memory[name]) for name in corpora}
-        text = json.dumps({"machine": machine, "notes": notes, "corpora": results}, indent=1)
-        options.json.write_text(text + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(as_json(results), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

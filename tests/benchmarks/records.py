@@ -90,3 +90,18 @@ class Peak:
         if self.gpu is not None:
             parts.append(f"; GPU {self.gpu:,.0f}")
         return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that was measured.
+
+    Attributes:
+        machine: lines that say what it was measured on.
+        timings: for each corpus, of all ways of all runners.
+        peaks: for each corpus, of each runner's best way.
+    """
+
+    machine: list[str]
+    timings: dict[str, list[Timing]]
+    peaks: dict[str, dict[Key, Peak]]

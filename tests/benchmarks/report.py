@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from corpora import TITLES
-from records import CLIPCLS, FORWARD, OPEN_CLIP, ROOFS, TRANSFORMERS, TUNED, Key, Peak, Timing
+from records import CLIPCLS, FORWARD, OPEN_CLIP, ROOFS, TRANSFORMERS, TUNED, Key, Peak, Results, Timing
 
 #: How many times the better of the peers as they come, and the tuned loop, clipcls is meant to be as fast; and which
 #: part of the forward roof it is meant to reach. None: no such aim.
@@ -20,6 +20,21 @@ def best_of_each(timings: list[Timing]) -> dict[str, Timing]:
         if len(timing.seconds) == rounds and (name not in best or timing.speed > best[name].speed):
             best[name] = timing
     return dict(sorted(best.items(), key=lambda item: item[0] in ROOFS))
+
+
+def as_text(results: Results) -> list[str]:
+    """Lines of Markdown: the machine, a table for each corpus, and the aims."""
+    lines = ["  \n".join(results.machine)]
+    for name, timings in results.timings.items():
+        lines += ["", *table(name, timings, results.peaks[name])]
+    if any(results.peaks.values()):
+        lines += ["", "Peaks are of the process with the model, + those of a DataLoader's workers, which share pages."]
+    return [
+        *lines,
+        "",
+        f"{CLIPCLS}, is",
+        *(line for name, found in results.timings.items() for line in aims(name, found)),
+    ]
 
 
 def table(name: str, timings: list[Timing], peaks: dict[Key, Peak]) -> list[str]:
@@ -51,11 +66,15 @@ def aims(name: str, timings: list[Timing]) -> list[str]:
     return lines
 
 
-def as_json(timings: list[Timing], peaks: dict[Key, Peak]) -> list[dict[str, Any]]:
-    """Every single timing of a corpus."""
-    return [
-        asdict(timing.key)
-        | {"images": timing.images, "seconds": timing.seconds, "images_per_second": timing.speed}
-        | {"peak_mib": asdict(peaks[timing.key]) if timing.key in peaks else None}
-        for timing in timings
-    ]
+def as_json(results: Results) -> dict[str, Any]:
+    """Every single timing."""
+    corpora = {
+        name: [_plain(timing, results.peaks[name]) for timing in found] for name, found in results.timings.items()
+    }
+    return {"machine": results.machine, "corpora": corpora}
+
+
+def _plain(timing: Timing, peaks: dict[Key, Peak]) -> dict[str, Any]:
+    peak = {"peak_mib": asdict(peaks[timing.key])} if timing.key in peaks else {}
+    speed = {"images": timing.images, "seconds": timing.seconds, "images_per_second": timing.speed}
+    return asdict(timing.key) | speed | peak

@@ -38,8 +38,12 @@ from safetensors.torch import save_file
 from clipcls import Classifier, Execution, ModelSpec
 from clipcls.encoder import load_encoder
 from clipcls.encoder.encoder import choose_device, choose_precision
-from clipcls.images import load_pixels
 from clipcls.ranking import Scoring
+
+try:
+    from clipcls.pixels import load_pixels
+except ImportError:
+    from clipcls.images import load_pixels
 
 LABELS = ["cat", "dog", "truck"]
 TEMPLATE = "a photo of a {}"
@@ -103,14 +107,14 @@ def save_weights(folder: Path, arch: str) -> None:
 def variants(setup: Setup) -> list[Variant]:
     """All ways of all runners that can run here; nothing is loaded yet."""
     listed = [
-        Variant(Key(name, precision), partial(clipcls_runner, setup, precision))
+        Variant(Key(name, precision if name == CLIPCLS else ""), partial(clipcls_runner, setup, precision))
         for name, precision in _by_precision(setup, CLIPCLS, CLIPCLS_FP32)
     ]
     loops = [(OPEN_CLIP, Loop(workers=workers)) for workers in setup.workers]
     for size in setup.batches:
         loops += [(TUNED, Loop(setup.precision, size, workers, tuned=True)) for workers in setup.workers]
     for name, loop in loops:
-        key = Key(name, f"{loop.precision}, batch {loop.batch_size}, {loop.workers} workers", loop.workers)
+        key = Key(name, f"{loop.precision}, batch {loop.batch_size}, workers {loop.workers}", loop.workers)
         listed.append(Variant(key, partial(open_clip_runner, setup, loop)))
     if not transformers_missing(setup):
         for size in (1, 16, 32):
@@ -127,7 +131,8 @@ def roofs(setup: Setup) -> list[Variant]:
     for name, precision in _by_precision(setup, FORWARD, FORWARD_FP32):
         for size in setup.forward_batches:
             for owner, runner in (("clipcls", forward_runner), ("open_clip", open_clip_forward_runner)):
-                key = Key(name, f"{precision}, batch {size}, {owner}'s model")
+                detail = f"batch {size}, {owner}'s model"
+                key = Key(name, f"{precision}, {detail}" if name == FORWARD else detail)
                 listed.append(Variant(key, partial(runner, setup, precision, size)))
     return listed
 
