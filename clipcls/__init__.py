@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipcls.embed import Execution
     from clipcls.encoder import Encoder, load_encoder
     from clipcls.errors import ClipclsError, ImageError, ModelError, StoppedError, UsageError
     from clipcls.inputs import discover
-    from clipcls.predict import Classifier, Execution
+    from clipcls.predict import Classifier
     from clipcls.prompts import load_prompt_set, templates_set
     from clipcls.ranking import Scoring
     from clipcls.records import ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
@@ -23,7 +24,7 @@ _HOMES = {
     "Classifier": "predict",
     "ClipclsError": "errors",
     "Encoder": "encoder",
-    "Execution": "predict",
+    "Execution": "embed",
     "ImageError": "errors",
     "ImageRef": "records",
     "Label": "records",

@@ -5,6 +5,7 @@
     ├── ModelError              3   the model can't be had, or can't be trusted
     ├── ImageError              1   one image can't be read; in a run it becomes a record, not an exception
     └── StoppedError            4   the run stopped before its end: output can't be written, --on-error stop
+        └── OutOfMemoryError    4   the device's memory doesn't hold what was asked of it
 
 A message says what is wrong, where, and what to do. Errors of other libraries are translated once, at the place
 where the library is called.
@@ -42,6 +43,10 @@ class StoppedError(ClipclsError):
     """A run ended before its last image."""
 
     exit_code = 4
+
+
+class OutOfMemoryError(StoppedError):
+    """The device has no memory for a batch; smaller ones may fit."""
 
 
 def first_line(exc: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clipcls.records import Preprocessing
@@ -12,14 +14,15 @@ _MAX_RESIZED = 2**26  # in exact mode, a resized picture with more pixels is nev
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture, upright, in mode L or RGB.
+    """A decoded picture, upright, grey or RGB.
 
     Attributes:
+        image: in mode L or RGB, or (height, width, 1 or 3) uint8.
         size: width and height that the file has at its full scale.
-        extent: width and height of the part of `image` that shows the picture (draft decoding rounds up).
+        extent: width and height of the part of `image` that shows the picture (reduced decoding rounds up).
     """
 
-    image: Image.Image
+    image: Image.Image | NDArray[np.uint8]
     size: tuple[int, int]
     extent: tuple[float, float]
 
@@ -66,10 +69,18 @@ def _corner(resized: int, window: int) -> int:
     return -((window - resized) // 2) if window > resized else round((resized - window) / 2.0)
 
 
-def _resampling(preprocessing: Preprocessing) -> Image.Resampling:
+def resampling(preprocessing: Preprocessing) -> Image.Resampling:
+    """The filter to resize with."""
     # open_clip hands no interpolation on when it resizes by the shortest side to a window that isn't square
     odd = preprocessing.resize_mode == "shortest" and preprocessing.size[0] != preprocessing.size[1]
     return _RESAMPLING["bicubic" if odd else preprocessing.interpolation]
+
+
+def as_image(picture: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    """The same picture as Pillow's, in mode L or RGB."""
+    if isinstance(picture, Image.Image):
+        return picture
+    return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
 
 
 def fit_exactly(picture: Picture, preprocessing: Preprocessing) -> Image.Image | None:
@@ -82,7 +93,7 @@ def fit_exactly(picture: Picture, preprocessing: Preprocessing) -> Image.Image |
     place = placement(picture.size, preprocessing)
     if place.resized[0] * place.resized[1] > _MAX_RESIZED:
         return None
-    resized = picture.image.resize(place.resized, _resampling(preprocessing))
+    resized = as_image(picture.image).resize(place.resized, resampling(preprocessing))
     left, top = place.corner
     if resized.width < place.window[0] or resized.height < place.window[1]:
         return _padded(resized, place, preprocessing)
@@ -94,15 +105,16 @@ def fit_in_one_step(picture: Picture, preprocessing: Preprocessing) -> Image.Ima
     place = placement(picture.size, preprocessing)
     left, top = max(0, place.corner[0]), max(0, place.corner[1])
     width, height = min(place.window[0], place.resized[0]), min(place.window[1], place.resized[1])
+    image = as_image(picture.image)
     across, down = picture.extent[0] / place.resized[0], picture.extent[1] / place.resized[1]
     box = (
         left * across,
         top * down,
-        min((left + width) * across, picture.image.width),
-        min((top + height) * down, picture.image.height),
+        min((left + width) * across, image.width),
+        min((top + height) * down, image.height),
     )
     # reducing_gap: pictures over six times too large are first averaged down to three times the size
-    resized = picture.image.resize((width, height), _resampling(preprocessing), box, reducing_gap=3.0)
+    resized = image.resize((width, height), resampling(preprocessing), box, reducing_gap=3.0)
     return resized if (width, height) == place.window else _padded(resized, place, preprocessing)
 
 

@@ -3,23 +3,29 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipcls import inputs, vocabulary
 from clipcls.cache import Cache, default_folder
 from clipcls.catalog import DEFAULT_MODEL
-from clipcls.embed import ImageBatch, embed_images, embed_texts
+from clipcls.embed import (
+    Execution,
+    ImageBatch,
+    LazyEncoder,
+    embed_images,
+    embed_texts,
+    find_model,
+    truncated_message,
+)
 from clipcls.errors import UsageError
-from clipcls.images import MAX_PIXELS
 from clipcls.labels import make_label, refuse_duplicates
 from clipcls.prompts import load_prompt_set, render, templates_set
 from clipcls.ranking import LabelFeatures, Scoring, rank, scores
-from clipcls.records import Decode, ImageRef, Label, ModelSpec, Prediction, PromptSet
+from clipcls.records import ImageRef, Label, ModelFacts, ModelSpec, Prediction, PromptSet
 
 if TYPE_CHECKING:
     from clipcls.encoder import Encoder
@@ -30,34 +36,6 @@ DEFAULT_BACKGROUND = "a photo"
 
 OnePath = str | bytes | os.PathLike[str]
 Paths = OnePath | Iterable[OnePath | ImageRef]
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How a run is carried out; none of it changes what is predicted, but for `decode`.
-
-    Attributes:
-        batch_size: images a forward pass; None for 32 on a CPU, 128 on a GPU.
-        workers: threads that decode; None for one a core, at most 8.
-        max_pixels: an image with more is an error.
-        cache_dir: None for no cache.
-        strict_prompts: a prompt over the context length is an error, not a warning.
-    """
-
-    decode: Decode = "fast"
-    batch_size: int | None = None
-    workers: int | None = None
-    max_pixels: int = MAX_PIXELS
-    cache_dir: Path | None = None
-    strict_prompts: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "max_pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1.")
-        if self.decode not in get_args(Decode):
-            raise UsageError(f"Unknown decode mode {self.decode!r}. Use one of: {', '.join(get_args(Decode))}.")
 
 
 class Classifier:
@@ -98,6 +76,7 @@ class Classifier:
         self.background = background
         self.execution = execution or Execution(cache_dir=default_folder())
         self._model = ModelSpec(os.fspath(model)) if isinstance(model, str | os.PathLike) else model
+        self._found: LazyEncoder | None = None
         if len(self.labels) == 1 and self.scoring.kind == "softmax":
             logger.warning(
                 "with one label its softmax score is always 1; the scores cosine and sigmoid tell pictures apart"
@@ -117,28 +96,26 @@ class Classifier:
             UsageError: with `strict_prompts`, a prompt is over the context length.
         """
         label_features = self.label_features
-        execution = self.execution
-        on_cpu = self.encoder.device.type == "cpu"
-        batches = embed_images(
-            _references(paths),
-            self.encoder,
-            decode=execution.decode,
-            batch_size=execution.batch_size or (32 if on_cpu else 128),
-            workers=execution.workers or min(os.cpu_count() or 1, 8),
-            max_pixels=execution.max_pixels,
-        )
-        for batch in batches:
-            yield from self._rank(batch, label_features)
+        cache = self.execution.open_cache()
+        try:
+            for batch in embed_images(_references(paths), self._find(cache), cache, self.execution):
+                yield from self._rank(batch, label_features)
+        finally:
+            cache.close()
 
-    @cached_property
+    @property
     def encoder(self) -> "Encoder":
         """The model, opened at first use."""
-        if isinstance(self._model, ModelSpec):
-            # torch is imported here, so that importing clipcls stays light
-            from clipcls.encoder import load_encoder
+        cache = self.execution.open_cache()
+        try:
+            return self._find(cache).open()
+        finally:
+            cache.close()
 
-            return load_encoder(self._model)
-        return self._model() if callable(self._model) else self._model
+    def _find(self, cache: Cache) -> LazyEncoder:
+        if self._found is None:
+            self._found = find_model(self._model, cache)
+        return self._found
 
     @cached_property
     def label_features(self) -> LabelFeatures:
@@ -154,38 +131,33 @@ class Classifier:
         Raises:
             UsageError: with `strict_prompts`, a prompt is over the context length.
         """
-        encoder = self.encoder
+        cache = self.execution.open_cache()
+        try:
+            return self._embed_labels(cache, report)
+        finally:
+            cache.close()
+
+    def _embed_labels(self, cache: Cache, report: Callable[[int, int], None] | None) -> LabelFeatures:
+        model = self._find(cache)
+        facts = model.facts
         prompts = list(self._prompts_of_labels)
-        needs_background = self.scoring.kind == "sigmoid" and encoder.logit_bias is None
+        needs_background = self.scoring.kind == "sigmoid" and facts.logit_bias is None
         if needs_background:
             prompts.append((self.background if self.background is not None else DEFAULT_BACKGROUND,))
         elif self.background is not None:
-            logger.warning("the background has no effect: model %s was trained with a bias", encoder.name)
-        if self.execution.strict_prompts:
-            self._refuse_truncated(prompts, encoder)
-        cache = Cache(self.execution.cache_dir)
-        try:
-            texts = embed_texts(prompts, encoder, cache, report)
-        finally:
-            cache.close()
+            logger.warning("the background has no effect: model %s was trained with a bias", facts.name)
+        texts = embed_texts(prompts, model, cache, strict=self.execution.strict_prompts, report=report)
         cut = dict.fromkeys(prompt for text in texts for prompt in text.truncated)
         if cut:
-            logger.warning("%s", _truncated_message(list(cut), encoder.context_length))
-        self._report_unknown(encoder)
+            logger.warning("%s", truncated_message(list(cut), facts.context_length))
+        self._report_unknown(facts)
         return LabelFeatures(
             names=tuple(label.name for label in self.labels),
             features=np.stack([text.features for text in texts[: len(self.labels)]]),
-            logit_scale=encoder.logit_scale,
-            logit_bias=encoder.logit_bias,
+            logit_scale=facts.logit_scale,
+            logit_bias=facts.logit_bias,
             background=texts[-1].features if needs_background else None,
         )
-
-    def _refuse_truncated(self, prompts: Sequence[tuple[str, ...]], encoder: "Encoder") -> None:
-        flat = [prompt for label_prompts in prompts for prompt in label_prompts]
-        cut = [prompt for prompt, is_cut in zip(flat, encoder.truncated(flat), strict=True) if is_cut]
-        if cut:
-            message = _truncated_message(cut, encoder.context_length)
-            raise UsageError(f"--strict-prompts: {message}. Shorten the label or the template.")
 
     def _rank(self, batch: ImageBatch, labels: LabelFeatures) -> Iterator[Prediction]:
         cosines, label_scores = scores(batch.features, labels, self.scoring.kind)
@@ -197,8 +169,8 @@ class Classifier:
             yield rank(image.path, cosines[row], label_scores[row], labels.names, self.scoring)
             row += 1
 
-    def _report_unknown(self, encoder: "Encoder") -> None:
-        words = encoder.words
+    def _report_unknown(self, facts: ModelFacts) -> None:
+        words = None if facts.words is None else vocabulary.read_words(Path(facts.words))
         if words is None:
             return
         unknown = [
@@ -207,7 +179,7 @@ class Classifier:
         if unknown:
             logger.warning(
                 "model %s was never trained on a word of %s; its scores for %s mean nothing",
-                encoder.name,
+                facts.name,
                 ", ".join(repr(name) for name in unknown),
                 "it" if len(unknown) == 1 else "them",
             )
@@ -246,11 +218,6 @@ def _rendered(labels: Sequence[Label], prompts: PromptSet) -> list[tuple[str, ..
             raise UsageError(f"Labels {owners[rendered]!r} and {label.name!r} have the same prompts.")
         owners[rendered] = label.name
     return list(owners)
-
-
-def _truncated_message(cut: Sequence[str], context_length: int) -> str:
-    more = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
-    return f"the model sees only the first {context_length} tokens of the prompt {cut[0]!r}{more}"
 
 
 def _references(paths: Paths) -> Iterator[ImageRef]:

@@ -72,6 +72,33 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What one has to know of a model as long as it needn't compute anything.
+
+    Attributes:
+        name: as the user asked for it.
+        fingerprint: SHA-256 of all that its features depend on: weights, configuration, tokenizer files.
+        device: such as `cpu` or `cuda:1`.
+        logit_scale: in log space.
+        logit_bias: None for a model that wasn't trained with the sigmoid loss.
+        context_length: tokens a prompt may have, its start and end included.
+        embed_dim: of the features.
+        words: folder that lists what the training captions were made of; None where the model doesn't say.
+    """
+
+    name: str
+    fingerprint: bytes
+    device: str
+    precision: Precision
+    preprocess: Preprocessing
+    logit_scale: float
+    logit_bias: float | None
+    context_length: int
+    embed_dim: int
+    words: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """One input, in input order.
 

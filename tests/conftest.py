@@ -152,7 +152,7 @@ class FakeEncoder:
         self.name = "fake"
         self.device = torch.device("cpu")
         self.precision = "fp32"
-        self.words: frozenset[str] | None = None
+        self.words: str | None = None
         self.preprocess = Preprocessing((8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.context_length = 8
         self.embed_dim = 3
@@ -161,9 +161,16 @@ class FakeEncoder:
         self.texts: list[str] = []
         self.batches: list[int] = []
 
-    def encode_image(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def facts(self, cache: Any) -> Any:
+        from clipcls.records import ModelFacts
+
+        fingerprint = self.fingerprint(cache) if cache.is_on else b""
+        sizes = (self.logit_scale, self.logit_bias, self.context_length, self.embed_dim)
+        return ModelFacts(self.name, fingerprint, str(self.device), self.precision, self.preprocess, *sizes, self.words)
+
+    def encode_image(self, pixels: Any) -> np.ndarray[Any, Any]:
         self.batches.append(len(pixels))
-        return self._normalised(pixels.reshape(len(pixels), -1, 3).mean(axis=1) + 1e-3)
+        return self._normalised(np.stack(pixels).reshape(len(pixels), -1, 3).mean(axis=1) + 1e-3)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
         self.texts += texts
@@ -182,6 +189,24 @@ class FakeEncoder:
     @staticmethod
     def _normalised(features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+
+def embed_images(images: Any, encoder: Any, cache: Any = None, **settings: Any) -> Any:
+    """The batches of `clipcls.embed.embed_images` for a model that is open."""
+    from clipcls.cache import Cache
+    from clipcls.embed import Execution, embed_images, find_model
+
+    cache = cache or Cache(None)
+    return embed_images(images, find_model(encoder, cache), cache, Execution(**settings))
+
+
+def embed_texts(prompts: Any, encoder: Any, cache: Any = None, report: Any = None) -> Any:
+    """The texts of `clipcls.embed.embed_texts` for a model that is open."""
+    from clipcls.cache import Cache
+    from clipcls.embed import embed_texts, find_model
+
+    cache = cache or Cache(None)
+    return embed_texts(prompts, find_model(encoder, cache), cache, report=report)
 
 
 @pytest.fixture

@@ -10,8 +10,11 @@ PACKAGE = Path(__file__).parent.parent / "clipcls"
 # a module may import what stands in lower layers, in its own package, and above it in its own layer
 LAYERS = [
     ["errors", "records", "files"],
-    ["vocabulary", "labels", "prompts", "geometry", "images", "inputs", "catalog", "cache", "ranking", "sinks"],
-    ["encoder"],
+    [
+        *("vocabulary", "labels", "prompts", "geometry", "images", "inputs", "catalog", "cache", "recall", "ranking"),
+        "sinks",
+    ],
+    ["encoder", "pixels"],
     ["embed", "train"],
     ["predict"],
     ["cli"],

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipcls import pixels
 from clipcls.cache import Cache, CachedText, text_key
-from clipcls.embed import TEXT_BATCH, embed_images, embed_texts
+from clipcls.embed.texts import TEXT_BATCH
 from clipcls.records import ImageRef
+from conftest import embed_images, embed_texts
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,7 +63,8 @@ def test_embed_images_keeps_order_and_errors_in_place(
 ) -> None:
     batches = list(embed_images(greys, fake_encoder, batch_size=batch_size, workers=workers))
     assert [image for batch in batches for image in batch.images] == greys
-    assert all(0 < len(batch.images) <= batch_size for batch in batches)
+    assert all(len(batch.images) > 0 for batch in batches)
+    assert max(fake_encoder.batches) <= batch_size
     errors = [error for batch in batches for error in batch.errors]
     assert [i for i, error in enumerate(errors) if error is not None] == [3, 7]
     assert errors[7] == "no such file"
@@ -89,28 +92,30 @@ def test_embed_images_all_bad_needs_no_model(fake_encoder: Any) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_embed_images_reads_ahead_but_not_far(fake_encoder: Any, picture: str, batch_size: int) -> None:
-    pulled = done = 0
+def test_embed_images_decodes_ahead_but_not_far(
+    fake_encoder: Any, picture: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = done = 0
     ahead = []
-    encode = fake_encoder.encode_image
+    load, encode = pixels.load_pixels, fake_encoder.encode_image
 
-    def source() -> Iterator[ImageRef]:
-        nonlocal pulled
-        for _ in range(20 * batch_size):
-            pulled += 1
-            yield ImageRef(picture)
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return load(*args, **kwargs)
 
-    def slow(pixels: Any) -> Any:
-        time.sleep(0.02)
-        ahead.append(pulled - done)
-        return encode(pixels)
+    def slow(batch: Any) -> Any:
+        time.sleep(0.05)
+        ahead.append(decoded - done)
+        return encode(batch)
 
+    monkeypatch.setattr(pixels, "load_pixels", counting)
     fake_encoder.encode_image = slow
-    for batch in embed_images(source(), fake_encoder, batch_size=batch_size, workers=2):
-        done += len(batch.images)
+    images = (ImageRef(picture) for _ in range(20 * batch_size))
+    for answered in embed_images(images, fake_encoder, batch_size=batch_size, workers=1):
+        done += len(answered.images)
     assert done == 20 * batch_size
-    # three batches of pictures, and the name at hand
-    assert batch_size < max(ahead) <= 3 * batch_size + 1
+    assert 2 * batch_size <= max(ahead) <= 3 * batch_size
 
 
 def test_embed_images_first_batch_comes_before_the_input_ends(fake_encoder: Any, picture: str) -> None:
@@ -205,17 +210,20 @@ def test_embed_images_input_error_comes_after_the_images_before_it(fake_encoder:
 WAITING = """
 import sys
 import numpy as np
-from clipcls.embed import embed_images
+from clipcls.cache import Cache
+from clipcls.embed import Execution, embed_images, find_model
 from clipcls.inputs import discover
-from clipcls.records import Preprocessing
+from clipcls.records import ModelFacts, Preprocessing
 
 class Encoder:
     preprocess = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
-    embed_dim = 3
+    def facts(self, cache):
+        return ModelFacts("m", b"", "cpu", "fp32", self.preprocess, 1.0, None, 8, 3)
     def encode_image(self, pixels):
         return np.ones((len(pixels), 3), np.float32) / np.sqrt(3)
 
-for batch in embed_images(discover([], "-"), Encoder(), batch_size=4):
+model = find_model(Encoder(), Cache(None))
+for batch in embed_images(discover([], "-"), model, Cache(None), Execution(batch_size=4)):
     print(batch.errors)
     break
 sys.exit(4)

@@ -13,7 +13,6 @@ from PIL import Image
 from clipcls import Classifier, Execution, ModelSpec, load_encoder
 from clipcls.cache import Cache
 from clipcls.catalog import PICTOGRAM_FOLDER
-from clipcls.embed import embed_images, embed_texts
 from clipcls.encoder.encoder import Encoder, choose_device, choose_precision
 from clipcls.encoder.sources import locate
 from clipcls.encoder.weights import Checkpoint, build_tower
@@ -21,7 +20,7 @@ from clipcls.errors import ModelError, UsageError
 from clipcls.prompts import load_prompt_set, render
 from clipcls.ranking import Scoring
 from clipcls.records import ImageRef, Label
-from conftest import TINY_CONFIG, save_model
+from conftest import TINY_CONFIG, embed_images, embed_texts, save_model
 
 CLASSNAMES = ["cat", "delivery truck"]
 SIGLIP_PREPROCESS = {

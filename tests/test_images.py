@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from PIL import Image, ImageFile
 
 import pictures
 from clipcls import images
 from clipcls.errors import ImageError
-from clipcls.images import load_pixels, open_file
+from clipcls.geometry import as_image
+from clipcls.images import open_file
+from clipcls.pixels import load_pixels
 from clipcls.records import Decode, Preprocessing
 
 GOOD = pictures.good_pictures()
@@ -120,9 +122,9 @@ def test_draft_keeps_twice_the_resized_picture(
     exif = Image.Exif()
     exif[pictures.ORIENTATION] = orientation
     data = pictures.jpeg(np.zeros((size[1], size[0], 3), np.uint8), exif=exif.tobytes())
-    picture = images._decoded(io.BytesIO(data), preprocessing((96, 96), mode), "fast", images.MAX_PIXELS)
+    picture = images.decode_picture(data, preprocessing((96, 96), mode))
     turned = orientation == 6
-    assert picture.image.size == (decoded[::-1] if turned else decoded)
+    assert as_image(picture.image).size == (decoded[::-1] if turned else decoded)
     assert picture.size == (size[::-1] if turned else size)
 
 
@@ -275,7 +277,7 @@ def test_load_pixels_translates_memory_errors(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Image.Image, "convert", fail)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(ImageError, match=r"^not enough memory to decode it$"):
         load_pixels(pictures.png(pictures.scene()), preprocessing())
 

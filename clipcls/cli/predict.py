@@ -90,7 +90,12 @@ def predict(
     ] = "fast",
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", envvar="CLIPCLS_BATCH_SIZE", min=1, help="[default: 32 on a CPU, 128 on a GPU]"),
+        typer.Option(
+            "--batch-size",
+            envvar="CLIPCLS_BATCH_SIZE",
+            min=1,
+            help="Halved where memory runs out. [default: 32 on a CPU, 256 on a GPU]",
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -100,6 +105,7 @@ def predict(
         int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
     ] = None,
     cache_dir: options.CacheDirOption = None,
+    cache_size: options.CacheSizeOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     verbose: options.VerboseOption = False,
     quiet: options.QuietOption = False,
@@ -110,10 +116,11 @@ def predict(
     """
     options.set_up_logging(verbose, quiet)
     from clipcls import labels as label_sources
-    from clipcls.cache import default_folder
+    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
+    from clipcls.embed import Execution
     from clipcls.errors import UsageError
     from clipcls.images import MAX_PIXELS
-    from clipcls.predict import Classifier, Execution
+    from clipcls.predict import Classifier
     from clipcls.ranking import Scoring
     from clipcls.records import ModelSpec
 
@@ -132,6 +139,7 @@ def predict(
             workers=workers,
             max_pixels=max_pixels or MAX_PIXELS,
             cache_dir=None if no_cache else cache_dir or default_folder(),
+            cache_size=DEFAULT_LIMIT if cache_size is None else cache_size * MEGABYTE,
             strict_prompts=strict_prompts,
         ),
     )

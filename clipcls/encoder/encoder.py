@@ -1,26 +1,32 @@
 """The dual encoder as the rest of clipcls sees it: pixels or texts in, L2-normalised float32 features out."""
 
+import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from open_clip import tokenizer as open_clip_tokenizer
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from clipcls.cache import Cache
+from clipcls.encoder.attention import keep_batch_first
+from clipcls.encoder.copies import Copies
 from clipcls.encoder.padding import cut_to_length, without_padding
 from clipcls.encoder.sources import ModelFiles, locate
 from clipcls.encoder.weights import Checkpoint, Tower, build_tower
-from clipcls.errors import ModelError, UsageError
-from clipcls.records import ModelSpec, Precision, Preprocessing
+from clipcls.errors import ModelError, OutOfMemoryError, UsageError
+from clipcls.records import ModelFacts, ModelSpec, Precision, Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +37,7 @@ class Encoder:
     """A dual encoder on one device; each tower is built when it is first used.
 
     Attributes:
+        files: what it is read from.
         preprocess: how a picture becomes the pixels that `encode_image` takes.
         logit_scale: in log space, as the weights store it.
         logit_bias: None for a model that wasn't trained with the sigmoid loss.
@@ -39,9 +46,11 @@ class Encoder:
         words: what the model's training captions were made of, where the model says so.
     """
 
-    def __init__(self, files: ModelFiles, device: torch.device, precision: Precision) -> None:
-        self._files = files
-        self._checkpoint = Checkpoint(files.weights)
+    def __init__(
+        self, files: ModelFiles, device: torch.device, precision: Precision, copies: Copies | None = None
+    ) -> None:
+        self.files = files
+        self._checkpoint = Checkpoint(files.weights, copies)
         self.device = device
         self.precision = precision
         self.name = files.name
@@ -53,32 +62,41 @@ class Encoder:
         if scale is None:
             raise ModelError(f"{files.weights}: no logit_scale, so scores would rest on a made-up temperature.")
         self.logit_scale = scale
+        if device.type == "cuda" and precision == "fp32":
+            # else convolutions run in TF32, which has bf16's few digits
+            torch.backends.cudnn.allow_tf32 = False
         self.logit_bias = self._checkpoint.scalar("logit_bias")
         if self.logit_bias is None and files.config.get("init_logit_bias") is not None:
             raise ModelError(f"{files.weights}: its configuration has a logit_bias, the weights have none.")
 
-    def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_image(self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features of preprocessed pictures.
 
         Args:
-            pixels: (n_images, height, width, 3) uint8, as `clipcls.images.load_pixels` gives them.
+            pixels: (n_images, height, width, 3) uint8, or the pictures one by one, as `clipcls.pixels.load_pixels`
+                gives them.
 
         Returns:
             (n_images, embed_dim) float32, L2-normalised.
+
+        Raises:
+            OutOfMemoryError: the device doesn't hold so many at once.
         """
-        with torch.inference_mode():
-            batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # NHWC -> NCHW
-            # open_clip's own order of operations, so that fp32 inputs are equal bit for bit
-            batch = batch.to(torch.float32).div(255).sub_(self._mean).div_(self._std)
-            return self._normalised(self._visual(batch.to(_DTYPES[self.precision])))
+        with torch.inference_mode(), _out_of_memory(self.device):
+            on_cpu = self.device.type == "cpu"
+            batch = self._prepared_one_by_one(pixels) if on_cpu else self._prepared_at_once(pixels)
+            return self._normalised(self._visual(batch.permute(0, 3, 1, 2)))  # NHWC -> NCHW, in name only
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Features of prompts, cut at the context length; see `truncated`.
 
         Returns:
             (n_texts, embed_dim) float32, L2-normalised.
+
+        Raises:
+            OutOfMemoryError: the device doesn't hold so many at once.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), _out_of_memory(self.device):
             tokens = without_padding(self._text, self.tokenize(texts)).to(self.device)
             return self._normalised(functional_call(self._text, cut_to_length(self._text, tokens), (tokens,)))
 
@@ -91,26 +109,41 @@ class Encoder:
         """Which prompts have more tokens than the model can see."""
         return truncated(self._tokenizer, texts)
 
+    def facts(self, cache: Cache) -> ModelFacts:
+        """What pipelines and the cache have to know; without a cache, the fingerprint is left empty."""
+        return ModelFacts(
+            name=self.name,
+            fingerprint=self.fingerprint(cache) if cache.is_on else b"",
+            device=str(self.device),
+            precision=self.precision,
+            preprocess=self.preprocess,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+            context_length=self.context_length,
+            embed_dim=self.embed_dim,
+            words=None if self.words is None else str(self.files.weights.parent),
+        )
+
     def fingerprint(self, cache: Cache) -> bytes:
         """SHA-256 of all that features depend on: weights, configuration, tokenizer files."""
-        config = self._files.config
+        config = self.files.config
         # a folder of the hub's cache, which may be moved; the architecture it describes shows in the weights
         text_config = {key: value for key, value in config["text_cfg"].items() if key != "hf_model_name"}
         settings = json.dumps([config | {"text_cfg": text_config}, asdict(self.preprocess)], sort_keys=True)
-        digest = hashlib.sha256(settings.encode() + cache.file_sha256(self._files.weights))
-        for path in self._files.tokenizer_files():
+        digest = hashlib.sha256(settings.encode() + cache.file_sha256(self.files.weights))
+        for path in self.files.tokenizer_files():
             digest.update(path.name.encode() + cache.file_sha256(path))
         return digest.digest()
 
     @cached_property
     def _tokenizer(self) -> Any:
-        text_config = self._files.config["text_cfg"]
+        text_config = self.files.config["text_cfg"]
         options = dict(text_config.get("tokenizer_kwargs") or {})
-        if self._files.tokenizer is None:
-            return SimpleTokenizer(context_length=self.context_length, **options)
+        if self.files.tokenizer is None:
+            return _clip_tokenizer(self.context_length, options)
         try:
             return HFTokenizer(
-                str(self._files.tokenizer),
+                str(self.files.tokenizer),
                 context_length=self.context_length,
                 tokenizer_mode=text_config.get("tokenizer_mode"),
                 **options,
@@ -120,7 +153,7 @@ class Encoder:
                 f"{self.name}: its tokenizer needs the extra clipcls[siglip]: pip install transformers sentencepiece"
             ) from exc
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise ModelError(f"{self._files.tokenizer}: the tokenizer can't be loaded: {exc}") from exc
+            raise ModelError(f"{self.files.tokenizer}: the tokenizer can't be loaded: {exc}") from exc
 
     @cached_property
     def _visual(self) -> nn.Module:
@@ -131,15 +164,36 @@ class Encoder:
         return self._on_device("text")
 
     def _on_device(self, tower: Tower) -> nn.Module:
-        return build_tower(self._files, self._checkpoint, tower).to(self.device, _DTYPES[self.precision])
+        module = build_tower(self.files, self._checkpoint, tower).to(self.device, _DTYPES[self.precision])
+        return keep_batch_first(module)
+
+    def _prepared_one_by_one(self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
+        """(n, height, width, 3) in the towers' precision; picture by picture, so that each stays in the CPU's cache."""
+        height, width = self.preprocess.size
+        mean, std = self._mean_std.repeat(1, width)  # a row's, since short ones are slow to broadcast
+        batch = torch.empty((len(pixels), height, width * 3), dtype=_DTYPES[self.precision])
+        scratch = torch.empty((height, width * 3))
+        for picture, target in zip(pixels, batch, strict=True):
+            scratch.copy_(torch.from_numpy(picture).flatten(1))
+            # open_clip's own order of operations, so that fp32 inputs are equal bit for bit
+            target.copy_(scratch.div_(255).sub_(mean).div_(std))
+        return batch.view(len(pixels), height, width, 3)
+
+    def _prepared_at_once(self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
+        """The same on a GPU; from pinned memory, so that the copy doesn't wait."""
+        pinned = torch.empty((len(pixels), *self.preprocess.size, 3), dtype=torch.uint8, pin_memory=self._is_cuda)
+        np.stack(list(pixels), out=pinned.numpy())
+        batch = pinned.to(self.device, non_blocking=True).to(torch.float32)
+        mean, std = self._mean_std
+        return batch.div_(255).sub_(mean).div_(std).to(_DTYPES[self.precision])
+
+    @property
+    def _is_cuda(self) -> bool:
+        return self.device.type == "cuda"
 
     @cached_property
-    def _mean(self) -> Tensor:
-        return torch.tensor(self.preprocess.mean, device=self.device).view(1, 3, 1, 1)
-
-    @cached_property
-    def _std(self) -> Tensor:
-        return torch.tensor(self.preprocess.std, device=self.device).view(1, 3, 1, 1)
+    def _mean_std(self) -> Tensor:
+        return torch.tensor([self.preprocess.mean, self.preprocess.std], device=self.device)
 
     @staticmethod
     def _normalised(features: Tensor | tuple[Tensor, ...]) -> NDArray[np.float32]:
@@ -149,6 +203,15 @@ class Encoder:
         if not np.isfinite(array).all():
             raise ModelError("The model gave features that aren't numbers. Try --precision fp32, or other weights.")
         return array
+
+
+def _clip_tokenizer(context_length: int, options: dict[str, Any]) -> SimpleTokenizer:
+    if options:
+        return SimpleTokenizer(context_length=context_length, **options)
+    # open_clip has built one already, and its table of word pieces takes 0.1 s
+    tokenizer = copy.copy(open_clip_tokenizer._tokenizer)
+    tokenizer.context_length = context_length
+    return tokenizer
 
 
 def truncated(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
@@ -161,11 +224,30 @@ def truncated(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
     return [len(tokenizer.encode(text)) + 2 > length for text in texts]
 
 
-def load_encoder(spec: ModelSpec | str) -> Encoder:
+@contextmanager
+def _out_of_memory(device: torch.device) -> Iterator[None]:
+    """Translate what torch raises where memory runs out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as exc:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemoryError(f"{device} is out of memory. Try --batch-size 1, or another --device.") from exc
+    except RuntimeError as exc:
+        if "allocate memory" not in str(exc):  # how torch's allocator for the CPU says it
+            raise
+        raise OutOfMemoryError(f"{device} is out of memory. Try --batch-size 1.") from exc
+
+
+def load_encoder(
+    spec: ModelSpec | str, copies: Path | None = None, sha256: Callable[[Path], bytes] | None = None
+) -> Encoder:
     """Find a model and open it on the device and in the precision that `spec` asks for.
 
     Args:
         spec: or just a name as `--model` takes it.
+        copies: a folder for copies of weights that are slow to open; None for no copies.
+        sha256: of a file's content, from a memory such as `Cache.file_sha256`; None to compute it each time.
 
     Raises:
         ModelError: see `clipcls.encoder.sources.locate`.
@@ -176,7 +258,8 @@ def load_encoder(spec: ModelSpec | str) -> Encoder:
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device)
     logger.info("model %s: %s, %s, %s", spec.name, files.weights, device, precision)
-    return Encoder(files, device, precision)
+    kept = None if copies is None else Copies(copies, sha256 or Cache(None).file_sha256)
+    return Encoder(files, device, precision, kept)
 
 
 def choose_device(name: str) -> torch.device:

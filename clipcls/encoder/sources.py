@@ -51,6 +51,7 @@ class ModelFiles:
         weights: a safetensors file or a checkpoint of tensors.
         tokenizer: folder of a Hugging Face tokenizer; None for CLIP's own.
         words: what the model's captions were made of, where it says so.
+        settings: the files that `config` and `preprocess` were read from.
     """
 
     name: str
@@ -59,6 +60,11 @@ class ModelFiles:
     weights: Path
     tokenizer: Path | None = None
     words: frozenset[str] | None = None
+    settings: tuple[Path, ...] = ()
+
+    def all(self) -> list[Path]:
+        """Every file that the model is read from."""
+        return [self.weights, *self.settings, *self.tokenizer_files()]
 
     def tokenizer_files(self) -> list[Path]:
         """The files that decide how a text becomes tokens; none for CLIP's own tokenizer."""
@@ -131,13 +137,15 @@ def _from_config(
         )
     settings: dict[str, Any] = preprocess_settings(spec.preprocess) if spec.preprocess else dict(stated or {})
     needs_tokenizer = bool(model["text_cfg"].get("hf_tokenizer_name"))
+    model = _with_local_text_model(model)
     return ModelFiles(
         name=spec.name,
-        config=_with_local_text_model(model),
+        config=model,
         preprocess=parse_preprocessing(settings, model, str(config_path)),
         weights=weights,
         tokenizer=tokenizer if needs_tokenizer else None,
         words=words,
+        settings=(config_path, *_settings_files(spec, model)),
     )
 
 
@@ -159,6 +167,7 @@ def _from_file(spec: ModelSpec, path: Path) -> ModelFiles:
         preprocess=parse_preprocessing(preprocess_settings(spec.preprocess), config, "--preprocess"),
         weights=path,
         tokenizer=_fetch_tokenizer(config["text_cfg"], refresh=False),
+        settings=_settings_files(spec, config),
     )
 
 
@@ -184,7 +193,15 @@ def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
         preprocess=parse_preprocessing(stated, config, name),
         weights=hub.fetch(repo, names, refresh=refresh),
         tokenizer=_fetch_tokenizer(config["text_cfg"], refresh),
+        settings=_settings_files(spec, config),
     )
+
+
+def _settings_files(spec: ModelSpec, config: dict[str, Any]) -> tuple[Path, ...]:
+    """The file that --preprocess names, and what describes a text tower of transformers."""
+    stated = [Path(spec.preprocess)] if spec.preprocess and spec.preprocess.endswith(".json") else []
+    text_model = config["text_cfg"].get("hf_model_name")
+    return (*stated, *([Path(text_model) / "config.json"] if text_model else []))
 
 
 def _architecture(arch: str, asked: str | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipcls.cache import Cache
-from clipcls.embed import embed_images, embed_texts
+from clipcls.embed import Execution, embed_images, embed_texts, find_model
 from clipcls.encoder import Encoder, load_encoder
 from clipcls.errors import StoppedError, UsageError
 from clipcls.ranking import similarities
@@ -135,11 +135,10 @@ class Validation:
     def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[Features, Features, Right]:
         """Features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
         features, right, problems = [], [], []
+        cache = Cache(None)
+        model = find_model(encoder, cache)
         batches = embed_images(
-            [ImageRef(path) for path in data.pictures],
-            encoder,
-            batch_size=32 if encoder.device.type == "cpu" else 128,  # as in predict
-            workers=self._settings.threads,
+            [ImageRef(path) for path in data.pictures], model, cache, Execution(workers=self._settings.threads)
         )
         for batch in batches:
             features.append(batch.features)
@@ -151,7 +150,7 @@ class Validation:
         self._report(problems)
         if not right:
             raise UsageError(f"{data.setting}: no picture can be decoded; the first problem: {problems[0]}")
-        texts = embed_texts(data.texts, encoder, Cache(None))
+        texts = embed_texts(data.texts, model, cache)
         return np.concatenate(features), np.stack([text.features for text in texts]), right
 
     def _report(self, problems: Sequence[str]) -> None:

@@ -1,0 +1,21 @@
+"""Texts and pictures to features: batched, ahead of the model, cached.
+
+`texts` and `images` are the two pipelines. They take a model that `model` found and open it at the first thing that
+isn't cached, so that a run with only hits imports no torch. `ahead` reads the input of the second on a thread of its
+own, `batches` keeps batches within the device's memory, `execution` says how a run is carried out.
+"""
+
+from clipcls.embed.execution import Execution
+from clipcls.embed.images import ImageBatch, embed_images
+from clipcls.embed.model import LazyEncoder, find_model
+from clipcls.embed.texts import embed_texts, truncated_message
+
+__all__ = [
+    "Execution",
+    "ImageBatch",
+    "LazyEncoder",
+    "embed_images",
+    "embed_texts",
+    "find_model",
+    "truncated_message",
+]

@@ -1,0 +1,62 @@
+"""How a run is carried out."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from clipcls.cache import DEFAULT_LIMIT, Cache
+from clipcls.errors import UsageError
+from clipcls.images import MAX_PIXELS
+from clipcls.records import Decode
+
+_MAX_WORKERS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a run is carried out; none of it changes what is predicted, but for `decode`.
+
+    Attributes:
+        batch_size: images a forward pass; None for 32 on a CPU, 256 on a GPU. It is halved where memory runs out.
+        workers: threads that decode; None for one a core, at most 32.
+        max_pixels: an image with more is an error.
+        cache_dir: None for no cache.
+        cache_size: of the cache's file at most, in bytes.
+        strict_prompts: a prompt over the context length is an error, not a warning.
+    """
+
+    decode: Decode = "fast"
+    batch_size: int | None = None
+    workers: int | None = None
+    max_pixels: int = MAX_PIXELS
+    cache_dir: Path | None = None
+    cache_size: int = DEFAULT_LIMIT
+    strict_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "max_pixels", "cache_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1.")
+        if self.decode not in get_args(Decode):
+            raise UsageError(f"Unknown decode mode {self.decode!r}. Use one of: {', '.join(get_args(Decode))}.")
+
+    def batch_size_on(self, device: str) -> int:
+        """Images a forward pass on a device such as `cpu` or `cuda:1`."""
+        return self.batch_size or (32 if device == "cpu" else 256)
+
+    def threads(self) -> int:
+        """How many decode."""
+        return self.workers or min(_available_cores(), _MAX_WORKERS)
+
+    def open_cache(self) -> Cache:
+        """The cache, which the caller closes."""
+        return Cache(self.cache_dir, self.cache_size)
+
+
+def _available_cores() -> int:
+    """Cores that this process may use, which containers and job schedulers limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

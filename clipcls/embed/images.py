@@ -1,0 +1,238 @@
+"""Pictures to features, decoded on threads ahead of the model."""
+
+import hashlib
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
+from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcls.cache import Cache, CachedImage, file_status
+from clipcls.embed.ahead import Ahead
+from clipcls.embed.batches import Batches
+from clipcls.embed.execution import Execution
+from clipcls.embed.model import LazyEncoder
+from clipcls.errors import ImageError
+from clipcls.images import open_file, pillow_errors
+from clipcls.records import Decode, ImageRef, ModelFacts
+
+logger = logging.getLogger(__name__)
+
+# part of what cached features depend on; to be raised whenever some file's pixels come out differently
+_DECODER_VERSION = 1
+# a file up to this size is read once, hashed and decoded in memory
+_WHOLE_BYTES = 2**28
+# images that wait behind one that isn't ready, at most
+_MOST_ITEMS = 4096
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Consecutive images, in input order.
+
+    Attributes:
+        features: (n_good, embed_dim) float32, L2-normalised, of the images without an error, in order.
+        errors: for each image, why it has no features; None where it has.
+    """
+
+    images: tuple[ImageRef, ...]
+    features: Features
+    errors: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A picture's pixels, or the features that its content is known to have; and where both were found."""
+
+    pixels: NDArray[np.uint8] | None = None
+    features: Features | None = None
+    content: bytes = b""
+    status: str | None = None
+
+
+@dataclass(slots=True)
+class _Item:
+    """An image on its way: with features from the cache, or with a future of what reading it gives."""
+
+    image: ImageRef
+    features: Features | None = None
+    error: str | None = None
+    future: "Future[_Read] | None" = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.features is None and self.error is None
+
+
+def embed_images(
+    images: Iterable[ImageRef], model: LazyEncoder, cache: Cache, execution: Execution | None = None
+) -> Iterator[ImageBatch]:
+    """Features of images in input order: from the cache, or decoded on threads ahead of the model.
+
+    At most three batches of preprocessed pictures are in memory, however many images there are. An image that
+    can't be read becomes an error in its batch. The model is opened for the first picture that isn't cached.
+    """
+    pipeline = _Pipeline(model, cache, execution or Execution())
+    try:
+        with Ahead(images) as chunks:
+            for chunk in chunks:
+                pipeline.add(chunk)
+                yield from pipeline.batches(flush=chunks.stalled)
+    finally:
+        pipeline.close()
+
+
+def image_space(facts: ModelFacts, decode: Decode) -> bytes:
+    """SHA-256 of all that a picture's features depend on, besides its file."""
+    parts = (facts.precision, facts.device.split(":")[0], decode, str(_DECODER_VERSION))
+    return hashlib.sha256(facts.fingerprint + " ".join(parts).encode()).digest()
+
+
+class _Pipeline:
+    """Images between the input and their features, in order."""
+
+    def __init__(self, model: LazyEncoder, cache: Cache, execution: Execution) -> None:
+        self._model = model
+        self._facts = facts = model.facts
+        self._cache = model.usable(cache)
+        self._execution = execution
+        self._space = image_space(facts, execution.decode)
+        self._batch_size = execution.batch_size_on(facts.device)
+        self._items: deque[_Item] = deque()
+        self._unread: deque[_Item] = deque()  # those of them that no thread has been given
+        self._reading = 0
+        self._hits = self._total = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._batches: Batches[NDArray[np.uint8]] | None = None
+
+    def add(self, images: Sequence[ImageRef]) -> None:
+        """Take images in, with the features of those that are cached."""
+        paths = [image.path for image in images if image.error is None]
+        found = iter(self._cache.find_images(paths, self._space))
+        for image in images:
+            features = next(found) if image.error is None else None
+            if features is not None and features.shape != (self._facts.embed_dim,):
+                features = None
+            item = _Item(image, features, image.error)
+            self._items.append(item)
+            self._total += 1
+            if item.is_open:
+                self._unread.append(item)
+            elif features is not None:
+                self._hits += 1
+
+    def batches(self, flush: bool) -> Iterator[ImageBatch]:
+        """Whatever can be answered; with `flush` all that is there, else as long as the threads stay ahead."""
+        while self._items:
+            self._read_ahead()
+            short = len(self._unread) + self._reading <= 2 * self._batch_size and len(self._items) < _MOST_ITEMS
+            if short and not flush and self._items[0].is_open:
+                return
+            yield self._answer(self._take())
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._total:
+            logger.info("images: %d of %d from the cache", self._hits, self._total)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read_ahead(self) -> None:
+        """Keep the threads two batches ahead."""
+        while self._unread and self._reading < 2 * self._batch_size:
+            if self._pool is None:
+                self._start()
+            assert self._pool is not None
+            item = self._unread.popleft()
+            item.future = self._pool.submit(self._read, item.image)
+            self._reading += 1
+
+    def _start(self) -> None:
+        # not before something has to be read: both import torch, which a run with only hits does without
+        from clipcls.pixels import load_pixels
+
+        self._load_pixels = load_pixels
+        self._batches = Batches(self._model.open().encode_image, self._batch_size)
+        self._pool = ThreadPoolExecutor(self._execution.threads(), thread_name_prefix="decode")
+
+    def _take(self) -> list[_Item]:
+        """The next images: those that are ready, or up to a batch of others with what lies between them."""
+        taken: list[_Item] = []
+        new = 0
+        wants_new = self._items[0].is_open
+        while self._items and new < self._batch_size and len(taken) < _MOST_ITEMS:
+            if self._items[0].is_open and not wants_new:
+                break
+            item = self._items.popleft()
+            new += item.is_open
+            taken.append(item)
+        self._reading -= new
+        self._read_ahead()  # the threads go on while the model runs
+        return taken
+
+    def _read(self, image: ImageRef) -> _Read:
+        """On a thread: the pixels of an image, unless the cache knows a file of the same content."""
+        load = partial(
+            self._load_pixels,
+            preprocessing=self._facts.preprocess,
+            decode=self._execution.decode,
+            max_pixels=self._execution.max_pixels,
+        )
+        if not self._cache.is_on:
+            return _Read(load(image.path))
+        with open_file(image.path) as file:
+            with pillow_errors("file"):
+                status = file_status(os.fstat(file.fileno()))
+                source, content = _hashed(file)
+            features = self._cache.get_image(content, self._space)
+            if features is not None and features.shape == (self._facts.embed_dim,):
+                return _Read(features=features, content=content, status=status)
+            return _Read(load(source), content=content, status=status)
+
+    def _answer(self, items: Sequence[_Item]) -> ImageBatch:
+        reads: list[tuple[_Item, _Read]] = []
+        for item in items:
+            if item.future is None:
+                continue
+            try:
+                reads.append((item, item.future.result()))
+            except ImageError as exc:
+                item.error = str(exc)
+        self._encode(reads)
+        good = [item.features for item in items if item.features is not None]
+        features = np.stack(good) if good else np.empty((0, self._facts.embed_dim), dtype=np.float32)
+        return ImageBatch(tuple(item.image for item in items), features, tuple(item.error for item in items))
+
+    def _encode(self, reads: Sequence[tuple[_Item, _Read]]) -> None:
+        """Give read images their features, and keep those."""
+        pixels = [read.pixels for _, read in reads if read.pixels is not None]
+        new = iter(self._batches.encode(pixels) if self._batches and pixels else ())
+        for item, read in reads:
+            item.features = next(new) if read.pixels is not None else read.features
+            self._hits += read.pixels is None
+        if self._cache.is_on:
+            self._cache.put_images(
+                [
+                    CachedImage(item.image.path, read.status, read.content, item.features)
+                    for item, read in reads
+                    if item.features is not None
+                ],
+                self._space,
+            )
+
+
+def _hashed(file: BinaryIO) -> tuple[bytes | BinaryIO, bytes]:
+    """A file to decode from, in memory if it isn't large, and the SHA-256 of its content."""
+    if os.fstat(file.fileno()).st_size > _WHOLE_BYTES:
+        return file, hashlib.file_digest(cast("BufferedReader", file), "sha256").digest()
+    data = file.read()
+    return data, hashlib.sha256(data).digest()

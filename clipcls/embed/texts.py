@@ -1,0 +1,114 @@
+"""Prompts to the averaged embeddings of labels."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipcls.cache import Cache, CachedText, text_key
+from clipcls.embed.batches import Batches
+from clipcls.embed.model import LazyEncoder
+from clipcls.errors import UsageError
+
+if TYPE_CHECKING:
+    from clipcls.encoder import Encoder
+
+logger = logging.getLogger(__name__)
+
+TEXT_BATCH = 64
+
+
+def embed_texts(
+    prompts: Sequence[tuple[str, ...]],
+    model: LazyEncoder,
+    cache: Cache,
+    *,
+    strict: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> list[CachedText]:
+    """The averaged embedding of each label's prompts: normalised, averaged, normalised again.
+
+    The model is opened only if some embedding isn't cached. What is done is cached as it goes, so that an interrupted
+    run goes on where it was.
+
+    Args:
+        prompts: for each label, at least one.
+        strict: refuse prompts over the context length before any is embedded.
+        report: called with the number of labels done and of labels to do, as they are embedded.
+
+    Raises:
+        UsageError: with `strict`, a prompt is over the context length.
+
+    Source: prompt ensembling, Radford et al. 2021, section 3.1.4, https://arxiv.org/abs/2103.00020
+    """
+    facts, cache = model.facts, model.usable(cache)
+    keys = [text_key(facts.fingerprint, facts.precision, label_prompts) for label_prompts in prompts]
+    cached = {key: text for key, text in cache.get_texts(keys).items() if _is_sound(text, facts.embed_dim)}
+    # equal prompts, of a label and the background say, are embedded once
+    missing = {key: label_prompts for key, label_prompts in zip(keys, prompts, strict=True) if key not in cached}
+    logger.info("texts: %d of %d from the cache", len(keys) - sum(key in missing for key in keys), len(keys))
+    if strict:
+        _refuse_truncated(list(cached.values()), list(missing.values()), model)
+    if not missing:
+        return [cached[key] for key in keys]
+    encoder = model.open()
+    batches = Batches(encoder.encode_text, TEXT_BATCH)
+    done = 0
+    for group in _groups(missing):
+        new = dict(zip(group, _average_texts(list(group.values()), encoder, batches), strict=True))
+        cache.put_texts(new)
+        cached |= new
+        done += len(group)
+        if report is not None:
+            report(done, len(missing))
+    return [cached[key] for key in keys]
+
+
+def truncated_message(cut: Sequence[str], context_length: int) -> str:
+    """What is said of prompts that the model sees only the beginning of."""
+    more = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
+    return f"the model sees only the first {context_length} tokens of the prompt {cut[0]!r}{more}"
+
+
+def _refuse_truncated(cached: Sequence[CachedText], missing: Sequence[tuple[str, ...]], model: LazyEncoder) -> None:
+    cut = [prompt for text in cached for prompt in text.truncated]
+    flat = [prompt for label_prompts in missing for prompt in label_prompts]
+    if flat:
+        cut += [prompt for prompt, is_cut in zip(flat, model.open().truncated(flat), strict=True) if is_cut]
+    if cut:
+        message = truncated_message(cut, model.facts.context_length)
+        raise UsageError(f"--strict-prompts: {message}. Shorten the label or the template.")
+
+
+def _groups(prompts: dict[bytes, tuple[str, ...]]) -> Iterator[dict[bytes, tuple[str, ...]]]:
+    """The labels in groups of some TEXT_BATCH prompts or more."""
+    group: dict[bytes, tuple[str, ...]] = {}
+    count = 0
+    for key, label_prompts in prompts.items():
+        group[key] = label_prompts
+        count += len(label_prompts)
+        if count >= TEXT_BATCH:
+            yield group
+            group, count = {}, 0
+    if group:
+        yield group
+
+
+def _average_texts(prompts: Sequence[tuple[str, ...]], encoder: "Encoder", batches: Batches[str]) -> list[CachedText]:
+    flat = [prompt for label_prompts in prompts for prompt in label_prompts]
+    features = batches.encode(flat)
+    truncated = encoder.truncated(flat)
+    texts = []
+    end = 0
+    for label_prompts in prompts:
+        start, end = end, end + len(label_prompts)
+        mean = features[start:end].mean(axis=0)
+        cut = tuple(flat[i] for i in range(start, end) if truncated[i])
+        texts.append(CachedText(mean / np.linalg.norm(mean), cut))
+    return texts
+
+
+def _is_sound(text: CachedText, embed_dim: int) -> bool:
+    """A row of another length or norm is damage, or another program's."""
+    return text.features.shape == (embed_dim,) and bool(abs(np.linalg.norm(text.features) - 1.0) < 1e-3)

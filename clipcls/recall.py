@@ -1,0 +1,107 @@
+"""What is known of a model from an earlier run, so that a run with only cached features needn't open it.
+
+The facts are kept under all that was asked for and all that answers `auto`: the machine's processor and GPUs, and the
+installed torch and open_clip. They hold as long as no file that they were read from changes, appears or disappears.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clipcls import catalog
+from clipcls.cache import Cache, file_status
+from clipcls.records import ModelFacts, ModelSpec, Preprocessing
+
+# raised whenever what is kept, or how a model is read, changes
+_VERSION = 1
+# what decides where the Hugging Face Hub's files are, and which GPUs are seen
+_ENVIRONMENT = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+_GPU_ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
+
+def recall(cache: Cache, spec: ModelSpec) -> ModelFacts | None:
+    """The facts of a model that an earlier run opened; None where there was none, or anything has changed since."""
+    kept = cache.get_model(_key(spec)) if cache.is_on else None
+    if kept is None:
+        return None
+    known = json.loads(kept)
+    if any(_status(path) != status for path, status in known["files"].items()):
+        return None
+    facts: dict[str, Any] = known["facts"]
+    facts["fingerprint"] = bytes.fromhex(facts["fingerprint"])
+    preprocess: dict[str, Any] = facts["preprocess"]
+    preprocess |= {name: tuple(preprocess[name]) for name in ("size", "mean", "std")}  # JSON has no tuples
+    facts["preprocess"] = Preprocessing(**preprocess)
+    return ModelFacts(**facts)
+
+
+def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, files: Iterable[Path]) -> None:
+    """Keep the facts of an opened model.
+
+    Args:
+        files: all that the facts were read from. A file that appears beside one may be preferred to it, so that
+            their folders are watched as well.
+    """
+    if not cache.is_on:
+        return
+    paths = {str(path.absolute()) for path in files}
+    watched = paths | {str(Path(path).parent) for path in paths} | set(_hub_references(paths))
+    kept = {
+        "files": {path: _status(path) for path in sorted(watched)},
+        "facts": asdict(facts) | {"fingerprint": facts.fingerprint.hex()},
+    }
+    cache.put_model(_key(spec), json.dumps(kept))
+
+
+def _key(spec: ModelSpec) -> bytes:
+    entry = catalog.find(spec.name)
+    asked = [_absolute(entry.model if entry else spec.name), spec.arch, _absolute(spec.preprocess)]
+    here = [spec.device, spec.precision, *_machine(), *(os.environ.get(name) for name in _ENVIRONMENT)]
+    return hashlib.sha256(json.dumps([_VERSION, spec.name, *asked, *here]).encode()).digest()
+
+
+def _absolute(name: str | None) -> str | None:
+    """A path made absolute, anything else as it is."""
+    path = (name or "").removeprefix("local-dir:")
+    return os.path.abspath(path) if path and os.path.exists(path) else name  # noqa: PTH100, PTH110, names may be odd
+
+
+def _machine() -> list[str | None]:
+    """What `auto` depends on, read without torch."""
+    gpus = sorted(str(path) for pattern in ("nvidia[0-9]*", "kfd") for path in Path("/dev").glob(pattern))
+    packages = [_package_status(name) for name in ("torch", "open_clip")]
+    visible = [os.environ.get(name) for name in _GPU_ENVIRONMENT]
+    return [platform.machine(), _processor(), *packages, *visible, *gpus]
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123, one line is wanted
+            return next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""
+
+
+def _package_status(name: str) -> str | None:
+    spec = importlib.util.find_spec(name)
+    return None if spec is None or spec.origin is None else _status(str(Path(spec.origin).with_name("version.py")))
+
+
+def _hub_references(paths: Iterable[str]) -> Iterable[str]:
+    """For files of the hub's cache (`…/snapshots/COMMIT/FILE`): what says which commit is the newest."""
+    for path in map(Path, paths):
+        if path.parent.parent.name == "snapshots":
+            yield str(path.parent.parent.parent / "refs" / "main")
+
+
+def _status(path: str) -> str | None:
+    try:
+        return file_status(os.stat(path))  # noqa: PTH116
+    except OSError:
+        return None
