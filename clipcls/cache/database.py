@@ -79,7 +79,9 @@ _DAMAGE_CODES = {
 Identity = tuple[int, int] | None
 
 
-class _HeaderDamagedError(sqlite3.DatabaseError):
+class DamagedError(sqlite3.DatabaseError):
+    """Damage that SQLite doesn't see."""
+
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
@@ -154,7 +156,7 @@ def read_version(database: sqlite3.Connection) -> int:
             f"it was written by a newer clipcls (schema {version}); use --cache-dir for another one"
         )
     if (version, application) not in ((0, 0), (1, 0), (SCHEMA_VERSION, _APPLICATION_ID + SCHEMA_VERSION)):
-        raise _HeaderDamagedError("it isn't a cache of clipcls")
+        raise DamagedError("it isn't a cache of clipcls")
     return int(version)
 
 

@@ -13,6 +13,7 @@ from clipcls.cache.database import (
     FAILURES,
     NAME,
     SCHEMA_VERSION,
+    DamagedError,
     identity,
     is_damage,
     open_database,
@@ -130,6 +131,10 @@ def _prune_database(path: Path, older_than: float | None, size: int) -> tuple[Dr
 
 
 def _prune_rows(database: sqlite3.Connection, older_than: float | None, size: int) -> tuple[Dropped, int]:
+    # flipped bytes in an index make rows that can't be found, however often they are written
+    (finding,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+    if finding != b"ok":
+        raise DamagedError(finding.decode(errors="replace"))
     paths = forget_paths(database, "path", _is_gone)
     forget_paths(database, "fingerprint", _is_gone)
     dropped = Dropped()
