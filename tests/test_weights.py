@@ -48,6 +48,22 @@ def never_unpickled(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(weights, "_load_pickle", refuse)
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_the_table_of_tokens_stays_as_the_file_has_it(
+    tiny_model: Path, tmp_path: Path, state: State, stored: torch.dtype
+) -> None:
+    """And the features are those of a tower that is converted as a whole."""
+    (tmp_path / "open_clip_config.json").write_bytes((tiny_model / "open_clip_config.json").read_bytes())
+    save_file({key: value.to(stored) for key, value in state.items()}, tmp_path / "model.safetensors")
+    encoder = load_encoder(ModelSpec(str(tmp_path), device="cpu", precision="bf16"))
+    kept = encoder.encode_text(["a cat", "a dog"])
+    assert encoder._text.token_embedding.weight.dtype == stored
+    with torch.inference_mode():
+        encoder._text.to(torch.bfloat16)
+    assert encoder._text.token_embedding.weight.dtype == torch.bfloat16
+    assert (encoder.encode_text(["a cat", "a dog"]) == kept).all()
+
+
 def save_old(state: State, path: Path) -> Path:
     """In the format before PyTorch 1.6."""
     torch.save(state, path, _use_new_zipfile_serialization=False)
