@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "open_clip_torch", "transformers", "pybioclip", "pillow")
+PACKAGES = ("torch", "open_clip_torch", "transformers", "pybioclip", "pillow", "simplejpeg")
 EXTENSIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
 
 
@@ -18,6 +18,13 @@ def describe(gpu: str | None) -> list[str]:
         f"{datetime.date.today().isoformat()}; {_processor()}, {os.cpu_count()} cores; {gpu or 'no GPU used'}",
         ", ".join([python, *versions]),
     ]
+
+
+def load() -> str:
+    """How much else the machine does; models on all cores suffer from it more than in proportion."""
+    if not hasattr(os, "getloadavg"):
+        return "load before the start unknown"
+    return f"load before the start {os.getloadavg()[0]:.1f} (average of a minute; a quiet machine has less than 0.5)"
 
 
 def installed(package: str) -> str | None:

@@ -16,6 +16,8 @@ pipeline does so with each call. clipcls runs without a cache, so that nothing i
 With --memory each runner runs once more in a process of its own. Workers of a DataLoader are processes; what they
 share with the first one counts in each, so that the sum is more than what is needed. On a GPU it is torch's peak, too.
 
+--runners leaves out what isn't needed to see whether a change of clipcls pays, such as --runners roof,tuned.
+
 The packages transformers and pybioclip are left out where they aren't installed.
 """
 
@@ -28,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from corpora import TITLES, corpus
-from machine import describe
+from machine import describe, load
 from measuring import Race, in_new_process, measure_peak
 from records import CLIPCLS, ROOFS, Key, Peak, Results, Setup, Timing
 from report import as_json, as_text, best_of_each
@@ -113,6 +115,7 @@ def _is_wanted(key: Key, words: list[str]) -> bool:
 
 def measure(options: argparse.Namespace, folder: Path) -> Results:
     """Make the data, compare, time, and weigh."""
+    load_before = load()
     setup, keys, notes = in_new_process(prepare, folder, options.arch, options.device)
     keys = [key for key in keys if _is_wanted(key, options.runners.split(","))]
     counts = {name: options.large_images if name == "large" else options.images for name in options.corpus}
@@ -123,7 +126,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Results:
         race.warm_up(one_batch)
         timings = speeds(race, corpora, options.rounds)
     memory = {name: peaks(setup, timings[name], corpora[name]) if options.memory else {} for name in corpora}
-    machine = [*describe(setup.gpu), f"{options.arch}, random weights, models loaded", *notes]
+    machine = [*describe(setup.gpu), f"{options.arch}, random weights, models loaded; {load_before}", *notes]
     return Results(machine, timings, memory)
 
 

@@ -38,12 +38,8 @@ from safetensors.torch import save_file
 from clipcls import Classifier, Execution, ModelSpec
 from clipcls.encoder import load_encoder
 from clipcls.encoder.encoder import choose_device, choose_precision
+from clipcls.pixels import load_pixels
 from clipcls.ranking import Scoring
-
-try:
-    from clipcls.pixels import load_pixels
-except ImportError:
-    from clipcls.images import load_pixels
 
 LABELS = ["cat", "dog", "truck"]
 TEMPLATE = "a photo of a {}"

@@ -8,9 +8,6 @@ doesn't depend on their values.
 """
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -22,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import open_clip
-import torch
+from machine import describe, load
 from PIL import Image
-from safetensors.torch import save_file
+from runners import save_weights
 
 BARE = "`import torch, open_clip`"
 
@@ -42,12 +38,18 @@ class Run:
     command: tuple[str, ...]
     prepare: Callable[[], object] = lambda: None
 
-    def seconds(self) -> float:
-        """The time of one process."""
+    def seconds(self) -> tuple[float, float]:
+        """From the start of a process to its first line, or its end if it prints none, and to its end."""
         self.prepare()
         start = time.perf_counter()
-        subprocess.run(self.command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
+        with subprocess.Popen(self.command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            first = time.perf_counter() - start
+            process.stdout.read()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, self.command)
+        return first, time.perf_counter() - start
 
 
 def save_picture(path: Path, seed: int) -> None:
@@ -55,19 +57,6 @@ def save_picture(path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=88)
-
-
-def save_model(folder: Path, architecture: str) -> Path:
-    """Random weights as a model folder."""
-    folder.mkdir()
-    model = open_clip.create_model(architecture)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
-    config = {
-        "model_cfg": open_clip.get_model_config(architecture),
-        "preprocess_cfg": open_clip.get_model_preprocess_cfg(model),
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
 
 
 def runs(folder: Path, model: Path) -> list[Run]:
@@ -90,17 +79,9 @@ def runs(folder: Path, model: Path) -> list[Run]:
     ]
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def measure(kinds: list[Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each kind in the rounds that count."""
-    seconds: dict[str, list[float]] = {kind.name: [] for kind in kinds}
+def measure(kinds: list[Run], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """What each kind took in the rounds that count."""
+    seconds: dict[str, list[tuple[float, float]]] = {kind.name: [] for kind in kinds}
     for number in range(rounds + 1):
         for kind in kinds:
             taken = kind.seconds()
@@ -110,6 +91,22 @@ def measure(kinds: list[Run], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+def table(seconds: dict[str, list[tuple[float, float]]]) -> list[str]:
+    """Medians, and how many times the bare import's whole process they are."""
+    lines = [
+        "| process | first line, s | times the bare import | end, s | times the bare import |",
+        "|---|---|---|---|---|",
+    ]
+    bare = statistics.median(end for _, end in seconds[BARE])
+    for kind, values in seconds.items():
+        cells = [kind]
+        for times in zip(*values, strict=True):
+            middle = statistics.median(times)
+            cells += [f"{middle:.2f} ({min(times):.2f} to {max(times):.2f})", f"{middle / bare:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> None:
     """Parse the command line, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,19 +114,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder instead of random weights")
     parser.add_argument("--arch", default="ViT-B-32", help="of the random weights")
     options = parser.parse_args()
+    before = load()
     with tempfile.TemporaryDirectory() as name:
-        model = options.model or save_model(Path(name) / "model", options.arch)
-        seconds = measure(runs(Path(name), model), options.rounds)
-    bare = statistics.median(seconds[BARE])
-    print(
-        f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"open_clip {open_clip.__version__}; {options.model.name if options.model else options.arch}, "
-        f"median of {options.rounds} (lowest to highest)\n"
-    )
-    print("| process | seconds | times the bare import |\n|---|---|---|")
-    for kind, values in seconds.items():
-        middle = statistics.median(values)
-        print(f"| {kind} | {middle:.2f} ({min(values):.2f} to {max(values):.2f}) | {middle / bare:.2f} |")
+        if options.model is None:
+            save_weights(Path(name) / "model", options.arch)
+        seconds = measure(runs(Path(name), options.model or Path(name) / "model"), options.rounds)
+    weights = options.model.name if options.model else f"random weights of {options.arch}"
+    print("\n".join([*describe(gpu=None), before]))
+    print(f"{weights}; median of {options.rounds} rounds (lowest to highest)\n")
+    print("\n".join(table(seconds)))
 
 
 if __name__ == "__main__":
