@@ -15,14 +15,30 @@ from clipcls.cache.filesystem import is_remote
 logger = logging.getLogger(__name__)
 
 NAME = "clipcls.sqlite3"
+# the folder of converted weights, beside the file
+WEIGHTS = "weights"
 SCHEMA_VERSION = 2
 # "clc" and the version once more: a flipped byte in `user_version` must not look like a newer clipcls
 _APPLICATION_ID = 0x636C6300
 # seven rows of 512 features fill 91 % of such a page; pages of 4096 bytes would be half empty, and slower to read
 _PAGE_SIZE = 16384
+# new images touch pages all over their index: they are written back to it together, 64 MiB at a time
+_CHECKPOINT_PAGES = 4000
 # nothing of the cache is as large: a damaged length is an error instead of a large allocation
 _LARGEST_VALUE = 2**26
 _BUSY_SECONDS = 10.0
+_PRAGMAS = (
+    f"page_size = {_PAGE_SIZE}",
+    f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
+    "synchronous = NORMAL",
+    "secure_delete = OFF",
+    "cell_size_check = ON",
+)
+
+# Enough of two hashes to find a row, in an index half as large; whether it is the row is told by `crc`, which is over
+# all of both.
+CONTENT_BYTES = 16
+SPACE_BYTES = 8
 
 # Values are BLOBs throughout, since a flipped byte in TEXT may not even be decodable. `crc` is the CRC-32 of the key
 # and the content, because SQLite has no checksums; `used` is when the row was last read, in Unix seconds, to a day.
@@ -37,8 +53,8 @@ _SCHEMA = (
     )""",
     """CREATE TABLE image (
         id INTEGER PRIMARY KEY,
-        content BLOB NOT NULL,         -- SHA-256 of the file
-        space BLOB NOT NULL,           -- what else the features depend on: model, precision, preprocessing
+        content BLOB NOT NULL,         -- the beginning of the file's SHA-256
+        space BLOB NOT NULL,           -- the beginning of what else the features depend on: model, preprocessing
         used INTEGER NOT NULL,
         crc INTEGER NOT NULL,
         features BLOB NOT NULL,        -- float32, L2-normalised
@@ -49,7 +65,7 @@ _SCHEMA = (
     """CREATE TABLE path (
         path BLOB PRIMARY KEY,         -- absolute
         status BLOB NOT NULL,          -- size, times and inode, as they were before the file was read
-        content BLOB NOT NULL,
+        content BLOB NOT NULL,         -- SHA-256 of the file
         crc INTEGER NOT NULL
     ) WITHOUT ROWID""",
     """CREATE TABLE fingerprint (
@@ -214,7 +230,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _set_up(database: sqlite3.Connection, folder: Path) -> None:
     database.text_factory = bytes
     database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_VALUE)
-    for pragma in ("synchronous = NORMAL", "secure_delete = OFF", "cell_size_check = ON", f"page_size = {_PAGE_SIZE}"):
+    for pragma in _PRAGMAS:
         database.execute(f"PRAGMA {pragma}")
     version = read_version(database)
     if version == 1:

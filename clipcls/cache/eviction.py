@@ -4,10 +4,10 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clipcls.cache.database import transaction
+from clipcls.cache.database import CONTENT_BYTES, transaction
 
-# rows of one transaction: others wait for milliseconds
-STEP = 2000
+# rows of one transaction; the more there are, the fewer pages are written several times
+STEP = 10_000
 
 _OLDEST = """
 SELECT 'image' AS kind, id, used, length(features) FROM image
@@ -15,8 +15,8 @@ UNION ALL SELECT 'text', id, used, length(features) FROM text
 ORDER BY used LIMIT ?
 """
 _NEXT_PATHS = "SELECT path FROM {table} WHERE path > ? ORDER BY path LIMIT ?"
-_ORPHANS = """
-SELECT path, NOT EXISTS (SELECT 1 FROM image WHERE image.content = path.content)
+_ORPHANS = f"""
+SELECT path, NOT EXISTS (SELECT 1 FROM image WHERE image.content = substr(path.content, 1, {CONTENT_BYTES}))
 FROM path WHERE path > ? ORDER BY path LIMIT ?
 """
 
@@ -44,12 +44,12 @@ def used_bytes(database: sqlite3.Connection) -> int:
     return int(used)
 
 
-def drop_oldest(database: sqlite3.Connection, size: int) -> Dropped:
-    """Drop the least recently used embeddings, of `size` bytes together, but no more than one step's."""
+def drop_oldest(database: sqlite3.Connection, size: int, most: int = STEP) -> Dropped:
+    """Drop the least recently used embeddings, of `size` bytes together, but no more than `most`."""
     images: list[tuple[int]] = []
     texts: list[tuple[int]] = []
     with transaction(database):
-        for kind, row, _, length in database.execute(_OLDEST, (STEP,)).fetchall():
+        for kind, row, _, length in database.execute(_OLDEST, (most,)).fetchall():
             if size <= 0:
                 break
             (images if kind == b"image" else texts).append((row,))

@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.cache.database import (
+    CONTENT_BYTES,
     FAILURES,
     NAME,
+    SPACE_BYTES,
+    WEIGHTS,
     Failure,
     Identity,
     identity,
@@ -57,8 +60,8 @@ _MOST_REBUILDS = 2
 
 _FIND_IMAGES = f"""
 SELECT path.path, path.status, path.content, path.crc, image.crc, image.features, image.id, image.used
-FROM path JOIN image ON image.content = path.content AND image.space = ?
-WHERE path.path IN ({",".join("?" * _BATCH)})
+FROM path JOIN image ON image.content = substr(path.content, 1, {CONTENT_BYTES}) AND image.space = ?
+WHERE path.path IN ({{}})
 """
 _GET_IMAGE = "SELECT crc, features, id, used FROM image WHERE content = ? AND space = ?"
 # replaced, not updated: to delete the old row SQLite needs its index entries, and notices if they are damaged
@@ -93,7 +96,7 @@ class Cache:
         if folder is None:
             return
         folder = Path(folder)
-        self._weights = folder / "weights"
+        self._weights = folder / WEIGHTS
         self._path = folder / NAME
         self._identity: Identity = None
         try:
@@ -186,7 +189,7 @@ class Cache:
         """
 
         def read(database: sqlite3.Connection) -> Row | None:
-            row: Row | None = database.execute(_GET_IMAGE, (content, space)).fetchone()
+            row: Row | None = database.execute(_GET_IMAGE, _image_key(content, space)).fetchone()
             return row
 
         row = self._ask(read, None)
@@ -205,7 +208,7 @@ class Cache:
         rows = []
         for image in images:
             features = pack_features(image.features)
-            rows.append((image.content, space, now, seal(image.content, space, features), features))
+            rows.append((*_image_key(image.content, space), now, seal(image.content, space, features), features))
         self._write_embeddings(_PUT_IMAGE, rows, [row for image in images for row in _path_rows(image)])
 
     # ------------------------------------------------------------------------------------------- models and files
@@ -250,11 +253,13 @@ class Cache:
     # ------------------------------------------------------------------------------------------- the file
 
     def _select_images(self, keys: list[bytes], space: bytes) -> dict[bytes, Row]:
-        # always as many placeholders: the statement is prepared once
-        values = [space, *keys, *[b""] * (_BATCH - len(keys))]
+        # few numbers of placeholders: each is a statement that is prepared once
+        count = 1 << (len(keys) - 1).bit_length()
+        query = _FIND_IMAGES.format(",".join("?" * count))
+        values = [space[:SPACE_BYTES], *keys, *[b""] * (count - len(keys))]
 
         def read(database: sqlite3.Connection) -> dict[bytes, Row]:
-            return {row[0]: row[1:] for row in database.execute(_FIND_IMAGES, values)}
+            return {row[0]: row[1:] for row in database.execute(query, values)}
 
         return self._ask(read, {})
 
@@ -315,7 +320,7 @@ class Cache:
         used, left = used_bytes(database), int(self._limit * _LEFT_FULL)
         self._full = used > (left if self._full else self._limit)
         if self._full:
-            drop_oldest(database, used - left)
+            drop_oldest(database, used - left, 2 * CHECK_ROWS)
 
     def _make_room_at_the_end(self, database: sqlite3.Connection) -> None:
         dropped = False
@@ -332,6 +337,10 @@ def _key_and_status(path: str) -> tuple[bytes, bytes]:
         return path_key(path), file_status(os.stat(path)).encode()  # noqa: PTH116 - a Path takes longer than the query
     except (OSError, ValueError):
         return b"", b""
+
+
+def _image_key(content: bytes, space: bytes) -> tuple[bytes, bytes]:
+    return content[:CONTENT_BYTES], space[:SPACE_BYTES]
 
 
 def _path_rows(image: CachedImage) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from clipcls.cache.database import (
     FAILURES,
     NAME,
     SCHEMA_VERSION,
+    WEIGHTS,
     DamagedError,
     identity,
     is_damage,
@@ -25,7 +26,6 @@ from clipcls.cache.eviction import Dropped, drop_down_to, drop_unused_since, for
 from clipcls.cache.store import DEFAULT_LIMIT
 from clipcls.errors import UsageError
 
-WEIGHTS = "weights"
 # the folder may be one that the user chose, and hold weights of theirs: nothing else in it is touched
 _WEIGHTS_NAME = re.compile(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\.part")
 _DAY = 24 * 3600.0
