@@ -41,7 +41,12 @@ def prune(
     cache_dir: options.CacheDirOption = None,
     older_than: Annotated[
         int | None,
-        typer.Option("--older-than", metavar="DAYS", min=0, help="Also remove what wasn't used for so long."),
+        typer.Option(
+            "--older-than",
+            metavar="DAYS",
+            min=0,
+            help="Also remove what wasn't used for so long. [default for weights: 30]",
+        ),
     ] = None,
     size: Annotated[
         int | None,
@@ -50,11 +55,11 @@ def prune(
             metavar="MB",
             min=0,
             envvar="CLIPCLS_CACHE_SIZE",
-            help="Remove the least recently used embeddings beyond. [default: 2048]",
+            help="Largest size that is left of it, in MB. [default: 2048]",
         ),
     ] = None,
 ) -> None:
-    """Forget files that are gone and what is unused, and give the space back."""
+    """Remove what is of no use any more from the cache."""
     from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
     from clipcls.cache import prune as prune_cache
 
