@@ -29,12 +29,8 @@ def as_text(results: Results) -> list[str]:
         lines += ["", *table(name, timings, results.peaks[name])]
     if any(results.peaks.values()):
         lines += ["", "Peaks are of the process with the model, + those of a DataLoader's workers, which share pages."]
-    return [
-        *lines,
-        "",
-        f"{CLIPCLS}, is",
-        *(line for name, found in results.timings.items() for line in aims(name, found)),
-    ]
+    compared = [line for name, found in results.timings.items() for line in aims(name, found)]
+    return [*lines, *(["", f"{CLIPCLS}, is", *compared] if compared else [])]
 
 
 def table(name: str, timings: list[Timing], peaks: dict[Key, Peak]) -> list[str]:
