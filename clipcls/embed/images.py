@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,6 +58,7 @@ class _Read:
     features: Features | None = None
     content: bytes = b""
     status: str | None = None
+    seen: float | None = None  # when the status was taken, in seconds since 1970
 
 
 @dataclass(slots=True)
@@ -191,12 +193,12 @@ class _Pipeline:
             return _Read(load(image.path))
         with open_file(image.path) as file:
             with pillow_errors("file"):
-                status = file_status(os.fstat(file.fileno()))
+                seen, status = time.time(), file_status(os.fstat(file.fileno()))
                 source, content = _hashed(file)
             features = self._cache.get_image(content, self._space)
             if features is not None and features.shape == (self._facts.embed_dim,):
-                return _Read(features=features, content=content, status=status)
-            return _Read(load(source), content=content, status=status)
+                return _Read(None, features, content, status, seen)
+            return _Read(load(source), None, content, status, seen)
 
     def _answer(self, items: Sequence[_Item]) -> ImageBatch:
         reads: list[tuple[_Item, _Read]] = []
@@ -222,7 +224,7 @@ class _Pipeline:
         if self._cache.is_on:
             self._cache.put_images(
                 [
-                    CachedImage(item.image.path, read.status, read.content, item.features)
+                    CachedImage(item.image.path, read.status, read.content, item.features, read.seen)
                     for item, read in reads
                     if item.features is not None
                 ],
