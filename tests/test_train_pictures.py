@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipcls.images import load_pixels
+from clipcls.pixels import load_pixels
 from clipcls.records import Preprocessing
 from clipcls.train.pictures import Pictures, decode_picture
 from clipcls.train.rows import Row

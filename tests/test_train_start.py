@@ -18,7 +18,7 @@ from test_encoder import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
 from clipcls import Classifier
 from clipcls.encoder import load_encoder
 from clipcls.errors import ModelError, UsageError
-from clipcls.images import load_pixels
+from clipcls.pixels import load_pixels
 from clipcls.records import ModelSpec
 from clipcls.train.loop import Result, train
 from clipcls.train.objective import Objective

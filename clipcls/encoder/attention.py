@@ -8,7 +8,7 @@ sevenths of the image tower's in training. Here the batch stays in front.
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 
@@ -59,7 +59,7 @@ class SelfAttention(nn.MultiheadAttention):
         """
         own = query is key and key is value and query.ndim == 3
         # without gradients and without a mask torch's fast path is as quick, and what others compute with
-        fast = attn_mask is None and not self.training and not query.requires_grad
+        fast = attn_mask is None and not self.training and not is_grad_enabled()
         if not own or need_weights or key_padding_mask is not None or fast:
             return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, *args, **kwargs)
         n, length, width = query.shape

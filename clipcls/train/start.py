@@ -16,6 +16,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from torch import nn
 
+from clipcls.encoder.attention import keep_batch_first
 from clipcls.encoder.sources import WEIGHT_SUFFIXES, ModelFiles, locate
 from clipcls.encoder.weights import Checkpoint, Tower, build_tower
 from clipcls.errors import ModelError, UsageError, first_line
@@ -273,4 +274,4 @@ def _build(config: Config, tokenizer_files: Sequence[Path] = ()) -> tuple[Any, A
             raise UsageError(f"open_clip can't build this architecture: {first_line(exc)}") from exc
         finally:
             logging.disable(logging.NOTSET)
-    return model, tokenizer
+    return keep_batch_first(model), tokenizer
