@@ -2,8 +2,8 @@
 
 torch's `MultiheadAttention` swaps batch and sequence before it projects them, unless it can take its fast path (no
 gradients, no mask). The swapped tensor isn't contiguous, so that its linear layer is computed as one small product per
-token, each with a copy of the weights: on a CPU in bf16 (torch 2.15, ViT-B/32) half of the text tower's time, and six
-sevenths of the image tower's in training. Here the batch stays in front.
+token, each with a copy of the weights: more than half of the text tower's time on a CPU in bf16 (torch 2.15, ViT-B/32,
+AMX), a tenth of a training step's. Here the batch stays in front.
 """
 
 from typing import Any
@@ -52,7 +52,8 @@ class SelfAttention(nn.MultiheadAttention):
 
         Args:
             query: `(n, length, width)`, as are `key` and `value`, which have to be the same tensor.
-            attn_mask: added to the logits, `(length, length)`; or `(n * heads, length, length)`.
+            attn_mask: added to the logits, or True where they don't count; `(length, length)` or
+                `(n * heads, length, length)`.
 
         Returns:
             `(n, length, width)`, and None for the weights.
@@ -66,7 +67,12 @@ class SelfAttention(nn.MultiheadAttention):
         projected = linear(query, self.in_proj_weight, self.in_proj_bias)
         # n, length, 3 * width -> 3, n, heads, length, width / heads
         parts = projected.view(n, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        mask = attn_mask.view(n, -1, length, length) if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
+        mask = attn_mask
+        if mask is not None and mask.dtype == torch.bool:
+            # True hides a position here; for `scaled_dot_product_attention` it would show it
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, float("-inf"))
+        if mask is not None and mask.ndim == 3:
+            mask = mask.reshape(n, -1, length, length)
         dropout = self.dropout if self.training else 0.0
         attended = scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=mask, dropout_p=dropout)
         # n, heads, length, width / heads -> n, length, width
