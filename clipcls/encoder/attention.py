@@ -52,8 +52,7 @@ class SelfAttention(nn.MultiheadAttention):
 
         Args:
             query: `(n, length, width)`, as are `key` and `value`, which have to be the same tensor.
-            attn_mask: added to the logits, or True where they don't count; `(length, length)` or
-                `(n * heads, length, length)`.
+            attn_mask: added to the logits, `(length, length)`.
 
         Returns:
             `(n, length, width)`, and None for the weights.
@@ -61,20 +60,15 @@ class SelfAttention(nn.MultiheadAttention):
         own = query is key and key is value and query.ndim == 3
         # without gradients and without a mask torch's fast path is as quick, and what others compute with
         fast = attn_mask is None and not self.training and not is_grad_enabled()
-        if not own or need_weights or key_padding_mask is not None or fast:
+        added = attn_mask is None or (attn_mask.ndim == 2 and attn_mask.is_floating_point())
+        if not own or not added or need_weights or key_padding_mask is not None or fast:
             return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, *args, **kwargs)
         n, length, width = query.shape
         projected = linear(query, self.in_proj_weight, self.in_proj_bias)
         # n, length, 3 * width -> 3, n, heads, length, width / heads
         parts = projected.view(n, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        mask = attn_mask
-        if mask is not None and mask.dtype == torch.bool:
-            # True hides a position here; for `scaled_dot_product_attention` it would show it
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, float("-inf"))
-        if mask is not None and mask.ndim == 3:
-            mask = mask.reshape(n, -1, length, length)
         dropout = self.dropout if self.training else 0.0
-        attended = scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=mask, dropout_p=dropout)
+        attended = scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=attn_mask, dropout_p=dropout)
         # n, heads, length, width / heads -> n, length, width
         output: Tensor = self.out_proj(attended.transpose(1, 2).reshape(n, length, width))
         return output, None
