@@ -81,8 +81,9 @@ def similarities(image_features: Array, text_features: Array) -> Array:
     Returns:
         (n_images, n_labels) float32.
     """
-    cosines: Array = image_features @ text_features.T
-    return cosines
+    # in float32 the sums' last digits would depend on how many images happen to be in the batch
+    cosines = image_features.astype(np.float64) @ text_features.T.astype(np.float64)
+    return cosines.astype(np.float32)
 
 
 def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind | None) -> tuple[Array, Array]:
