@@ -243,7 +243,8 @@ def _decoded_jpeg(file: BinaryIO, image: Image.Image, preprocessing: Preprocessi
     picture: Image.Image | NDArray[np.uint8] | None = _by_simplejpeg(file, image, scale)
     if picture is None:
         if scale > 1:
-            image.draft(None, (-(-width // scale), -(-height // scale)))
+            # rounded down: Pillow takes the largest scale that leaves as much, and itself rounds up
+            image.draft(None, (width // scale, height // scale))
         image.load()
         picture = _to_eight_bits(image)
     if orientation == 1:
