@@ -30,15 +30,26 @@ def recall(cache: Cache, spec: ModelSpec) -> ModelFacts | None:
     kept = cache.get_model(_key(spec)) if cache.is_on else None
     if kept is None:
         return None
-    known = json.loads(kept)
-    if any(_status(path) != status for path, status in known["files"].items()):
+    try:
+        known = json.loads(kept)
+        if any(_status(path) != status for path, status in known["files"].items()):
+            return None
+        return _as_facts(known["facts"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # a row that `remember` didn't write; the model is opened, and the row replaced
         return None
-    facts: dict[str, Any] = known["facts"]
-    facts["fingerprint"] = bytes.fromhex(facts["fingerprint"])
-    preprocess: dict[str, Any] = facts["preprocess"]
+
+
+def _as_facts(kept: dict[str, Any]) -> ModelFacts | None:
+    """What `remember` kept; None for what can't be used."""
+    preprocess = dict(kept["preprocess"])
     preprocess |= {name: tuple(preprocess[name]) for name in ("size", "mean", "std")}  # JSON has no tuples
-    facts["preprocess"] = Preprocessing(**preprocess)
-    return ModelFacts(**facts)
+    made = {"fingerprint": bytes.fromhex(kept["fingerprint"]), "preprocess": Preprocessing(**preprocess)}
+    facts = ModelFacts(**kept | made)
+    numbers = (*facts.preprocess.size, *facts.preprocess.mean, *facts.preprocess.std, facts.context_length)
+    texts = (facts.name, facts.device, facts.precision)
+    sound = all(isinstance(value, str) for value in texts) and isinstance(facts.embed_dim, int)
+    return facts if sound and all(isinstance(value, int | float) for value in (*numbers, facts.logit_scale)) else None
 
 
 def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, files: Iterable[Path]) -> None:
