@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import clipcls
+from conftest import EXAMPLES
 
 HEAVY = ("torch", "open_clip", "numpy", "PIL", "huggingface_hub", "transformers", "rich", "yaml")
 
@@ -33,6 +36,14 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("arguments", [("models",), ("prompts", "list"), ("prompts", "show", "openai-imagenet-80")])
 def test_listing_loads_no_torch(arguments: tuple[str, ...]) -> None:
     assert not loaded_by(*arguments) & {"torch", "open_clip"}
+
+
+def test_predict_over_cached_images_and_labels_loads_no_torch(clipcls: Callable[..., Any]) -> None:
+    arguments = ("predict", str(EXAMPLES), "--model", "pictogram", "--labels", "cat,dog,truck")
+    assert clipcls(*arguments).returncode == 0
+    heavy = {"torch", "open_clip", "torchvision", "huggingface_hub", "safetensors", "transformers"}
+    assert not loaded_by(*arguments) & heavy
+    assert not loaded_by(*arguments, "--score", "cosine", "--format", "jsonl") & heavy
 
 
 def test_import_of_the_package_loads_nothing_heavy() -> None:
