@@ -20,11 +20,13 @@ class Picture:
         image: in mode L or RGB, or (height, width, 1 or 3) uint8.
         size: width and height that the file has at its full scale.
         extent: width and height of the part of `image` that shows the picture (reduced decoding rounds up).
+        origin: left and top of that part; not at 0 where what was rounded up lies there since the picture was turned.
     """
 
     image: Image.Image | NDArray[np.uint8]
     size: tuple[int, int]
     extent: tuple[float, float]
+    origin: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,8 @@ def fit_in_one_step(picture: Picture, preprocessing: Preprocessing) -> Image.Ima
     width, height = min(place.window[0], place.resized[0]), min(place.window[1], place.resized[1])
     image = as_image(picture.image)
     across, down = picture.extent[0] / place.resized[0], picture.extent[1] / place.resized[1]
-    box = (
-        left * across,
-        top * down,
-        min((left + width) * across, image.width),
-        min((top + height) * down, image.height),
-    )
+    x, y = picture.origin[0] + left * across, picture.origin[1] + top * down
+    box = (x, y, min(x + width * across, image.width), min(y + height * down, image.height))
     # reducing_gap: pictures over six times too large are first averaged down to three times the size
     resized = image.resize((width, height), resampling(preprocessing), box, reducing_gap=3.0)
     return resized if (width, height) == place.window else _padded(resized, place, preprocessing)

@@ -250,7 +250,12 @@ def _decoded_jpeg(file: BinaryIO, image: Image.Image, preprocessing: Preprocessi
     if orientation == 1:
         return Picture(picture, (width, height), (width / scale, height / scale))
     upright = _turned(as_image(picture), orientation)
-    return Picture(upright, (height, width) if turned else (width, height), upright.size)
+    size = (height, width) if turned else (width, height)
+    extent = (size[0] / scale, size[1] / scale)
+    # the stored picture's left and top may have become right and bottom
+    left = upright.width - extent[0] if orientation in (2, 3, 6, 7) else 0.0
+    top = upright.height - extent[1] if orientation in (3, 4, 7, 8) else 0.0
+    return Picture(upright, size, extent, (left, top))
 
 
 def _by_simplejpeg(file: BinaryIO, image: Image.Image, scale: int) -> NDArray[np.uint8] | None:

@@ -55,7 +55,11 @@ def load_pixels(
 def _fit_fast(picture: Picture, place: Placement, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     # array, not asarray: Pillow's can't be written to, which torch warns of
     pixels = picture.image if isinstance(picture.image, np.ndarray) else np.array(picture.image)
+    # torch resizes from the first pixel on: a picture that begins within it is turned round for that
+    reversed_axes = tuple(axis for axis, start in enumerate(picture.origin[::-1]) if start)
+    pixels = np.ascontiguousarray(np.flip(pixels, reversed_axes)) if reversed_axes else pixels
     resized = _resized(pixels, picture.extent, place.resized, resampling(preprocessing).name.lower())
+    resized = np.ascontiguousarray(np.flip(resized, reversed_axes)) if reversed_axes else resized
     (width, height), (left, top) = place.window, place.corner
     shown = resized[max(0, top) : max(0, top) + height, max(0, left) : max(0, left) + width]
     if shown.shape[:2] == (height, width):
