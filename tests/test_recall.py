@@ -236,6 +236,24 @@ def test_recall_sees_every_file_of_a_real_model(cache: Cache, tiny_model: Path, 
     assert find_model(spec, cache).facts == facts
 
 
+def test_recall_has_words_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They decide what is warned of, not what is computed."""
+    from clipcls import Classifier, Execution
+
+    folder = shutil.copytree(PICTOGRAM_FOLDER, tmp_path / "model")
+
+    def warns() -> bool:
+        caplog.clear()
+        execution = Execution(cache_dir=tmp_path / "cache")
+        _ = Classifier(["cat", "xylotomous"], model=str(folder), execution=execution).label_features
+        return "xylotomous" in caplog.text
+
+    assert warns() and warns()
+    with (folder / "words.txt").open("a") as words:
+        words.write("xylotomous\n")
+    assert not warns()
+
+
 # ------------------------------------------------------------------------------------------- the hub's cache
 
 
