@@ -40,7 +40,11 @@ def load_pixels(
     Raises:
         ImageError: whatever is wrong with the file.
     """
-    picture = decode_picture(source, preprocessing, decode, max_pixels)
+    return fit(decode_picture(source, preprocessing, decode, max_pixels), preprocessing, decode)
+
+
+def fit(picture: Picture, preprocessing: Preprocessing, decode: Decode = "fast") -> NDArray[np.uint8]:
+    """Fit a decoded picture to the model's input; see `load_pixels`."""
     place = placement(picture.size, preprocessing)
     with pillow_errors("image"):
         if decode == "exact":
@@ -63,7 +67,7 @@ def _fit_fast(picture: Picture, place: Placement, preprocessing: Preprocessing) 
     (width, height), (left, top) = place.window, place.corner
     shown = resized[max(0, top) : max(0, top) + height, max(0, left) : max(0, left) + width]
     if shown.shape[:2] == (height, width):
-        return shown
+        return np.ascontiguousarray(shown)  # which lets go of what was cut away
     fill = preprocessing.fill_color if preprocessing.resize_mode == "longest" else 0
     window = np.full((height, width, 3), fill, dtype=np.uint8)
     down, across = max(0, -top), max(0, -left)

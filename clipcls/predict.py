@@ -108,7 +108,7 @@ class Classifier:
         """The model, opened at first use."""
         cache = self.execution.open_cache()
         try:
-            return self._find(cache).open()
+            return self._find(cache).open(cache)
         finally:
             cache.close()
 

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from clipcls.records import ModelFacts, ModelSpec, Preprocessing
 _VERSION = 1
 # what decides where the Hugging Face Hub's files are, and which GPUs are seen
 _ENVIRONMENT = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
-_GPU_ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_GPU_ENVIRONMENT = (
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"),
+    *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+)
 
 
 def recall(cache: Cache, spec: ModelSpec) -> ModelFacts | None:
@@ -52,27 +55,37 @@ def _as_facts(kept: dict[str, Any]) -> ModelFacts | None:
     return facts if sound and all(isinstance(value, int | float) for value in (*numbers, facts.logit_scale)) else None
 
 
-def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, files: Iterable[Path]) -> None:
-    """Keep the facts of an opened model.
+def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, seen: dict[str, str | None]) -> None:
+    """Keep the facts of an opened model, unless they lack a fingerprint.
 
     Args:
-        files: all that the facts were read from. A file that appears beside one may be preferred to it, so that
-            their folders are watched as well.
+        seen: what `look_at` gave for its files before they were read.
     """
-    if not cache.is_on:
-        return
+    if cache.is_on and facts.fingerprint:
+        kept = {"files": seen, "facts": asdict(facts) | {"fingerprint": facts.fingerprint.hex()}}
+        cache.put_model(_key(spec), json.dumps(kept))
+
+
+def look_at(files: Iterable[Path]) -> dict[str, str | None]:
+    """What a model's files look like, and what else decides which files are its own.
+
+    A file that appears beside one of them may be preferred to it, so that their folders are looked at as well.
+    """
     paths = {str(path.absolute()) for path in files}
     watched = paths | {str(Path(path).parent) for path in paths} | set(_hub_references(paths))
-    kept = {
-        "files": {path: _status(path) for path in sorted(watched)},
-        "facts": asdict(facts) | {"fingerprint": facts.fingerprint.hex()},
-    }
-    cache.put_model(_key(spec), json.dumps(kept))
+    return {path: _status(path) for path in sorted(watched)}
+
+
+def absolute(spec: ModelSpec) -> ModelSpec:
+    """The same question, whatever the working directory."""
+    name = spec.name if catalog.find(spec.name) else _absolute(spec.name) or ""
+    return replace(spec, name=name, preprocess=_absolute(spec.preprocess))
 
 
 def _key(spec: ModelSpec) -> bytes:
+    spec = absolute(spec)
     entry = catalog.find(spec.name)
-    asked = [_absolute(entry.model if entry else spec.name), spec.arch, _absolute(spec.preprocess)]
+    asked = [entry.model if entry else "", spec.arch, spec.preprocess]
     here = [spec.device, spec.precision, *_machine(), *(os.environ.get(name) for name in _ENVIRONMENT)]
     return hashlib.sha256(json.dumps([_VERSION, spec.name, *asked, *here]).encode()).digest()
 
@@ -85,8 +98,8 @@ def _absolute(name: str | None) -> str | None:
 
 def _machine() -> list[str | None]:
     """What `auto` depends on, read without torch."""
-    gpus = sorted(str(path) for pattern in ("nvidia[0-9]*", "kfd") for path in Path("/dev").glob(pattern))
-    packages = [_package_status(name) for name in ("torch", "open_clip")]
+    gpus = sorted(str(path) for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern))
+    packages = [_package_status(name) for name in ("torch", "open_clip", "timm", "transformers")]
     visible = [os.environ.get(name) for name in _GPU_ENVIRONMENT]
     return [platform.machine(), _processor(), *packages, *visible, *gpus]
 

@@ -15,12 +15,12 @@ _MAX_WORKERS = 32
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a run is carried out; none of it changes what is predicted, but for `decode`.
+    """How a run is carried out; none of it changes what is predicted, but for `decode` and `max_pixels`.
 
     Attributes:
         batch_size: images a forward pass; None for 32 on a CPU, 256 on a GPU. It is halved where memory runs out.
         workers: threads that decode; None for one a core, at most 32.
-        max_pixels: an image with more is an error.
+        max_pixels: an image with more isn't decoded, but an error; one whose features are cached needn't be decoded.
         cache_dir: None for no cache.
         cache_size: of the cache's file at most, in bytes.
         strict_prompts: a prompt over the context length is an error, not a warning.

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from io import BufferedReader
 from typing import BinaryIO, cast
 
@@ -21,7 +20,7 @@ from clipcls.embed.batches import Batches
 from clipcls.embed.execution import Execution
 from clipcls.embed.model import LazyEncoder
 from clipcls.errors import ImageError
-from clipcls.images import open_file, pillow_errors
+from clipcls.images import Source, decode_picture, open_file, pillow_errors
 from clipcls.records import Decode, ImageRef, ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -152,19 +151,10 @@ class _Pipeline:
         """Keep the threads two batches ahead."""
         while self._unread and self._reading < 2 * self._batch_size:
             if self._pool is None:
-                self._start()
-            assert self._pool is not None
+                self._pool = ThreadPoolExecutor(self._execution.threads(), thread_name_prefix="decode")
             item = self._unread.popleft()
             item.future = self._pool.submit(self._read, item.image)
             self._reading += 1
-
-    def _start(self) -> None:
-        # not before something has to be read: both import torch, which a run with only hits does without
-        from clipcls.pixels import load_pixels
-
-        self._load_pixels = load_pixels
-        self._batches = Batches(self._model.open().encode_image, self._batch_size)
-        self._pool = ThreadPoolExecutor(self._execution.threads(), thread_name_prefix="decode")
 
     def _take(self) -> list[_Item]:
         """The next images: those that are ready, or up to a batch of others with what lies between them."""
@@ -183,14 +173,8 @@ class _Pipeline:
 
     def _read(self, image: ImageRef) -> _Read:
         """On a thread: the pixels of an image, unless the cache knows a file of the same content."""
-        load = partial(
-            self._load_pixels,
-            preprocessing=self._facts.preprocess,
-            decode=self._execution.decode,
-            max_pixels=self._execution.max_pixels,
-        )
         if not self._cache.is_on:
-            return _Read(load(image.path))
+            return _Read(self._pixels(image.path))
         with open_file(image.path) as file:
             with pillow_errors("file"):
                 seen, status = time.time(), file_status(os.fstat(file.fileno()))
@@ -198,17 +182,28 @@ class _Pipeline:
             features = self._cache.get_image(content, self._space)
             if features is not None and features.shape == (self._facts.embed_dim,):
                 return _Read(None, features, content, status, seen)
-            return _Read(load(source), None, content, status, seen)
+            return _Read(self._pixels(source), None, content, status, seen)
+
+    def _pixels(self, source: Source) -> NDArray[np.uint8]:
+        preprocessing, decode = self._facts.preprocess, self._execution.decode
+        picture = decode_picture(source, preprocessing, decode, self._execution.max_pixels)
+        # not before there is a picture: it imports torch, which a run with only hits and errors does without
+        from clipcls.pixels import fit
+
+        return fit(picture, preprocessing, decode)
 
     def _answer(self, items: Sequence[_Item]) -> ImageBatch:
         reads: list[tuple[_Item, _Read]] = []
         for item in items:
-            if item.future is None:
+            # whoever holds the future of an error holds its traceback, and with that all that is in this frame
+            future, item.future = item.future, None
+            if future is None:
                 continue
             try:
-                reads.append((item, item.future.result()))
+                reads.append((item, future.result()))
             except ImageError as exc:
                 item.error = str(exc)
+            del future
         self._encode(reads)
         good = [item.features for item in items if item.features is not None]
         features = np.stack(good) if good else np.empty((0, self._facts.embed_dim), dtype=np.float32)
@@ -217,7 +212,7 @@ class _Pipeline:
     def _encode(self, reads: Sequence[tuple[_Item, _Read]]) -> None:
         """Give read images their features, and keep those."""
         pixels = [read.pixels for _, read in reads if read.pixels is not None]
-        new = iter(self._batches.encode(pixels) if self._batches and pixels else ())
+        new = iter(self._features(pixels) if pixels else ())
         for item, read in reads:
             item.features = next(new) if read.pixels is not None else read.features
             self._hits += read.pixels is None
@@ -230,6 +225,11 @@ class _Pipeline:
                 ],
                 self._space,
             )
+
+    def _features(self, pixels: Sequence[NDArray[np.uint8]]) -> Features:
+        if self._batches is None:
+            self._batches = Batches(self._model.open(self._cache).encode_image, self._batch_size)
+        return self._batches.encode(pixels)
 
 
 def _hashed(file: BinaryIO) -> tuple[bytes | BinaryIO, bytes]:

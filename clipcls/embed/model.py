@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache as computed_once
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from clipcls.cache import Cache
-from clipcls.recall import recall, remember
+from clipcls.errors import ModelError
+from clipcls.recall import absolute, recall, remember
 from clipcls.records import ModelFacts, ModelSpec
 
 if TYPE_CHECKING:
@@ -16,19 +17,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
 class LazyEncoder:
-    """What is known of a model, and how to open it.
+    """What is known of a model, and the model itself once something has to be computed.
 
     Attributes:
-        open: gives the encoder, the same one each time.
+        facts: without a fingerprint where there was no cache to keep anything in.
     """
 
-    facts: ModelFacts
-    open: "Callable[[], Encoder]"
+    def __init__(self, facts: ModelFacts, load: "Callable[[Cache], Encoder]") -> None:
+        self.facts = facts
+        self._load = load
+        self._encoder: Encoder | None = None
+
+    def open(self, cache: Cache) -> "Encoder":
+        """The encoder, the same one each time.
+
+        Raises:
+            ModelError: it can't be had, or isn't any more what its facts say.
+        """
+        if self._encoder is None:
+            self._encoder = self._load(cache)
+        return self._encoder
 
     def usable(self, cache: Cache) -> Cache:
-        """The cache, or none where there was none as the facts were made: they lack a fingerprint to tell models by."""
+        """The cache, or none where there is no fingerprint to tell models by."""
         return cache if self.facts.fingerprint else Cache(None)
 
 
@@ -44,17 +56,16 @@ def find_model(model: "ModelSpec | Encoder | Callable[[], Encoder]", cache: Cach
     """
     if not isinstance(model, ModelSpec):
         encoder = model() if callable(model) else model
-        return LazyEncoder(encoder.facts(cache), lambda: encoder)
-    facts = recall(cache, model)
+        return LazyEncoder(encoder.facts(cache), lambda _: encoder)
+    spec = absolute(model)  # the working directory may be another one when it is opened
+    facts = recall(cache, spec)
     if facts is not None:
         logger.info("model %s: known, %s, %s", model.name, facts.device, facts.precision)
-        # what `auto` was found to be belongs to the facts
-        wanted = replace(model, device=facts.device, precision=facts.precision)
-        return LazyEncoder(facts, computed_once(lambda: _load(wanted, cache)))
-    encoder = _load(model, cache)
+        return LazyEncoder(facts, partial(_load_known, spec, facts))
+    encoder = _load(spec, cache)
     facts = encoder.facts(cache)
-    remember(cache, model, facts, encoder.files.all())
-    return LazyEncoder(facts, lambda: encoder)
+    remember(cache, spec, facts, encoder.seen)
+    return LazyEncoder(facts, lambda _: encoder)
 
 
 def _load(spec: ModelSpec, cache: Cache) -> "Encoder":
@@ -62,3 +73,13 @@ def _load(spec: ModelSpec, cache: Cache) -> "Encoder":
     from clipcls.encoder import load_encoder
 
     return load_encoder(spec, cache.weights, cache.file_sha256)
+
+
+def _load_known(spec: ModelSpec, facts: ModelFacts, cache: Cache) -> "Encoder":
+    """The model of `facts`, which may have been recalled hours ago."""
+    encoder = _load(spec, cache)
+    found = replace(encoder.facts(cache), fingerprint=encoder.fingerprint(cache))
+    if found != facts:
+        remember(cache, spec, found, encoder.seen)
+        raise ModelError(f"{spec.name}: the model, or what `auto` stands for, has changed meanwhile. Run it again.")
+    return encoder

@@ -49,10 +49,10 @@ def embed_texts(
     missing = {key: label_prompts for key, label_prompts in zip(keys, prompts, strict=True) if key not in cached}
     logger.info("texts: %d of %d from the cache", len(keys) - sum(key in missing for key in keys), len(keys))
     if strict:
-        _refuse_truncated(list(cached.values()), list(missing.values()), model)
+        _refuse_truncated(list(cached.values()), list(missing.values()), model, cache)
     if not missing:
         return [cached[key] for key in keys]
-    encoder = model.open()
+    encoder = model.open(cache)
     batches = Batches(encoder.encode_text, TEXT_BATCH)
     done = 0
     for group in _groups(missing):
@@ -71,11 +71,13 @@ def truncated_message(cut: Sequence[str], context_length: int) -> str:
     return f"the model sees only the first {context_length} tokens of the prompt {cut[0]!r}{more}"
 
 
-def _refuse_truncated(cached: Sequence[CachedText], missing: Sequence[tuple[str, ...]], model: LazyEncoder) -> None:
+def _refuse_truncated(
+    cached: Sequence[CachedText], missing: Sequence[tuple[str, ...]], model: LazyEncoder, cache: Cache
+) -> None:
     cut = [prompt for text in cached for prompt in text.truncated]
     flat = [prompt for label_prompts in missing for prompt in label_prompts]
     if flat:
-        cut += [prompt for prompt, is_cut in zip(flat, model.open().truncated(flat), strict=True) if is_cut]
+        cut += [prompt for prompt, is_cut in zip(flat, model.open(cache).truncated(flat), strict=True) if is_cut]
     if cut:
         message = truncated_message(cut, model.facts.context_length)
         raise UsageError(f"--strict-prompts: {message}. Shorten the label or the template.")

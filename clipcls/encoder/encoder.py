@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from torch.func import functional_call
 from clipcls.cache import Cache
 from clipcls.encoder.attention import keep_batch_first
 from clipcls.encoder.copies import Copies
+from clipcls.encoder.first_token import compute_first_token_only
 from clipcls.encoder.padding import cut_to_length, without_padding
 from clipcls.encoder.sources import ModelFiles, locate
 from clipcls.encoder.weights import Checkpoint, Tower, build_tower
 from clipcls.errors import ModelError, OutOfMemoryError, UsageError
+from clipcls.recall import look_at
 from clipcls.records import ModelFacts, ModelSpec, Precision, Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class Encoder:
 
     Attributes:
         files: what it is read from.
+        seen: what those looked like before they were read.
         preprocess: how a picture becomes the pixels that `encode_image` takes.
         logit_scale: in log space, as the weights store it.
         logit_bias: None for a model that wasn't trained with the sigmoid loss.
@@ -51,6 +55,7 @@ class Encoder:
         self, files: ModelFiles, device: torch.device, precision: Precision, copies: Copies | None = None
     ) -> None:
         self.files = files
+        self.seen = look_at(files.all())
         self._checkpoint = Checkpoint(files.weights, copies)
         self.device = device
         self.precision = precision
@@ -111,10 +116,14 @@ class Encoder:
         return truncated(self._tokenizer, texts)
 
     def facts(self, cache: Cache) -> ModelFacts:
-        """What pipelines and the cache have to know; without a cache, the fingerprint is left empty."""
+        """What pipelines and the cache have to know; the fingerprint is left empty where nothing can be cached."""
+        fingerprint = self.fingerprint(cache) if cache.is_on else b""
+        if fingerprint and look_at(self.files.all()) != self.seen:
+            logger.warning("model %s changes while it is read; nothing is cached in this run", self.name)
+            fingerprint = b""
         return ModelFacts(
             name=self.name,
-            fingerprint=self.fingerprint(cache) if cache.is_on else b"",
+            fingerprint=fingerprint,
             device=str(self.device),
             precision=self.precision,
             preprocess=self.preprocess,
@@ -122,17 +131,18 @@ class Encoder:
             logit_bias=self.logit_bias,
             context_length=self.context_length,
             embed_dim=self.embed_dim,
-            words=None if self.words is None else str(self.files.weights.parent),
+            words=None if self.words is None else str(self.files.weights.parent.absolute()),
         )
 
     def fingerprint(self, cache: Cache) -> bytes:
         """SHA-256 of all that features depend on: weights, configuration, tokenizer files."""
         config = self.files.config
-        # a folder of the hub's cache, which may be moved; the architecture it describes shows in the weights
+        # a folder of the hub's cache, which may be moved
         text_config = {key: value for key, value in config["text_cfg"].items() if key != "hf_model_name"}
-        settings = json.dumps([config | {"text_cfg": text_config}, asdict(self.preprocess)], sort_keys=True)
-        digest = hashlib.sha256(settings.encode() + cache.file_sha256(self.files.weights))
-        for path in self.files.tokenizer_files():
+        described = [config | {"text_cfg": text_config}, asdict(self.preprocess), _versions(config)]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+        digest.update(cache.file_sha256(self.files.weights))
+        for path in (*self.files.settings, *self.files.tokenizer_files()):
             digest.update(path.name.encode() + cache.file_sha256(path))
         return digest.digest()
 
@@ -166,7 +176,9 @@ class Encoder:
 
     def _on_device(self, tower: Tower) -> nn.Module:
         module = build_tower(self.files, self._checkpoint, tower)
-        return keep_batch_first(_converted(module, self.device, _DTYPES[self.precision]))
+        module = _converted(module, self.device, _DTYPES[self.precision])
+        compute_first_token_only(module)
+        return keep_batch_first(module)
 
     def _prepared_one_by_one(self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
         """(n, height, width, 3) in the towers' precision; picture by picture, so that each stays in the CPU's cache."""
@@ -229,6 +241,23 @@ def _clip_tokenizer(context_length: int, options: dict[str, Any]) -> SimpleToken
     tokenizer = copy.copy(open_clip_tokenizer._tokenizer)
     tokenizer.context_length = context_length
     return tokenizer
+
+
+def _versions(config: dict[str, Any]) -> list[str]:
+    """Of the packages whose code computes the features."""
+    packages = ["open_clip_torch"]
+    if "timm_model_name" in config["vision_cfg"]:
+        packages.append("timm")
+    if config["text_cfg"].get("hf_tokenizer_name") or config["text_cfg"].get("hf_model_name"):
+        packages.append("transformers")
+    return [f"{name} {_version(name)}" for name in packages]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it is asked for where it is needed
+        return ""
 
 
 def truncated(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
