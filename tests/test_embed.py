@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcls import pixels
+from clipcls import images as images_module
 from clipcls.cache import Cache, CachedText, text_key
 from clipcls.embed.texts import TEXT_BATCH
 from clipcls.records import ImageRef
@@ -97,19 +97,19 @@ def test_embed_images_decodes_ahead_but_not_far(
 ) -> None:
     decoded = done = 0
     ahead = []
-    load, encode = pixels.load_pixels, fake_encoder.encode_image
+    open_file, encode = images_module.open_file, fake_encoder.encode_image
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
+    def counting(path: Any) -> Any:
         nonlocal decoded
         decoded += 1
-        return load(*args, **kwargs)
+        return open_file(path)
 
     def slow(batch: Any) -> Any:
         time.sleep(0.05)
         ahead.append(decoded - done)
         return encode(batch)
 
-    monkeypatch.setattr(pixels, "load_pixels", counting)
+    monkeypatch.setattr(images_module, "open_file", counting)
     fake_encoder.encode_image = slow
     images = (ImageRef(picture) for _ in range(20 * batch_size))
     for answered in embed_images(images, fake_encoder, batch_size=batch_size, workers=1):

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcls import pixels
+from clipcls import images as images_module
 from clipcls.cache import Cache
 from clipcls.embed import Execution, LazyEncoder, embed_images
 from clipcls.embed import images as embed_module
@@ -50,11 +51,11 @@ class Opened:
         self.times = 0
 
     def lazily(self) -> LazyEncoder:
-        def open_it() -> Any:
+        def load(*_: object) -> Any:
             self.times += 1
             return self.encoder
 
-        return LazyEncoder(self.facts, open_it)
+        return LazyEncoder(self.facts, load)
 
 
 def refuse(*_: object, **__: object) -> Any:
@@ -100,7 +101,7 @@ def test_second_run_opens_neither_files_nor_model(
     first = run(references(paths), model.lazily(), cache)
     assert model.encoder.batches == [12] and model.times == 1
     monkeypatch.setattr(embed_module, "open_file", refuse)
-    monkeypatch.setattr(pixels, "load_pixels", refuse)
+    monkeypatch.setattr("clipcls.images._decoded", refuse)
     monkeypatch.setattr(embed_module, "ThreadPoolExecutor", refuse)
     assert run(references(paths), closed_model(), cache) == first
 
@@ -128,7 +129,7 @@ def test_same_content_elsewhere_is_read_but_not_encoded(
         other = paths[0]
         os.utime(other, (10**9, 10**9))
     with monkeypatch.context() as patched:
-        patched.setattr(pixels, "load_pixels", refuse)
+        patched.setattr("clipcls.images._decoded", refuse)
         model = Opened()
         assert run([ImageRef(str(other))], model.lazily(), cache)[1] == [expected]
         assert model.encoder.batches == []
@@ -353,14 +354,14 @@ def test_long_run_of_misses_keeps_at_most_three_batches_of_pictures(
 ) -> None:
     decoded = encoded = 0
     ahead = []
-    load = pixels.load_pixels
+    original = images_module.open_file
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
+    def counting(path: Any) -> Any:
         nonlocal decoded
         decoded += 1
-        return load(*args, **kwargs)
+        return original(path)
 
-    monkeypatch.setattr(pixels, "load_pixels", counting)
+    monkeypatch.setattr(images_module, "open_file", counting)
     model = Opened()
     encode = model.encoder.encode_image
 
@@ -395,7 +396,8 @@ def test_cache_that_fails_midway_does_not_stop_the_run(
         calls += 1
         with self._lock:
             if calls == 2 and self._database is not None:
-                self._database.close()  # whatever is asked of it from now on fails
+                # whatever is asked of it from now on fails
+                self._database.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
         return original(self, *args)
 
     monkeypatch.setattr(Cache, method, failing)
