@@ -41,7 +41,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def keep(cache: Cache, spec: ModelSpec, files: list[Path]) -> None:
-    recall.remember(cache, spec, FACTS, files)
+    recall.remember(cache, spec, FACTS, recall.look_at(files))
     assert recall.recall(cache, spec) == FACTS
 
 
@@ -58,7 +58,7 @@ def keep(cache: Cache, spec: ModelSpec, files: list[Path]) -> None:
     ],
 )
 def test_recall_gives_what_was_remembered(cache: Cache, folder: Path, facts: ModelFacts) -> None:
-    recall.remember(cache, ModelSpec(str(folder)), facts, files_of(folder))
+    recall.remember(cache, ModelSpec(str(folder)), facts, recall.look_at(files_of(folder)))
     assert recall.recall(cache, ModelSpec(str(folder))) == facts
 
 
@@ -73,7 +73,7 @@ def test_recall_in_a_later_run(folder: Path, tmp_path: Path) -> None:
 
 def test_recall_without_a_cache_knows_nothing(folder: Path) -> None:
     cache = Cache(None)
-    recall.remember(cache, ModelSpec(str(folder)), FACTS, files_of(folder))
+    recall.remember(cache, ModelSpec(str(folder)), FACTS, recall.look_at(files_of(folder)))
     assert recall.recall(cache, ModelSpec(str(folder))) is None
 
 
