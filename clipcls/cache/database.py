@@ -21,14 +21,14 @@ SCHEMA_VERSION = 2
 # "clc" and the version once more: a flipped byte in `user_version` must not look like a newer clipcls
 _APPLICATION_ID = 0x636C6300
 # seven rows of 512 features fill 91 % of such a page; pages of 4096 bytes would be half empty, and slower to read
-_PAGE_SIZE = 16384
+PAGE_SIZE = 16384
 # new images touch pages all over their index: they are written back to it together, 64 MiB at a time
 _CHECKPOINT_PAGES = 4000
 # nothing of the cache is as large: a damaged length is an error instead of a large allocation
 _LARGEST_VALUE = 2**26
 _BUSY_SECONDS = 10.0
 _PRAGMAS = (
-    f"page_size = {_PAGE_SIZE}",
+    f"page_size = {PAGE_SIZE}",
     f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
     "synchronous = NORMAL",
     "secure_delete = OFF",
@@ -42,6 +42,8 @@ SPACE_BYTES = 8
 
 # Values are BLOBs throughout, since a flipped byte in TEXT may not even be decodable. `crc` is the CRC-32 of the key
 # and the content, because SQLite has no checksums; `used` is when the row was last read, in Unix seconds, to a day.
+# A row moves to the end of its table, by a new id, when its `used` changes: the lowest ids are those to go first, and
+# pages hold rows of one age, since only whole pages make room.
 _SCHEMA = (
     """CREATE TABLE text (
         id INTEGER PRIMARY KEY,
@@ -60,8 +62,6 @@ _SCHEMA = (
         features BLOB NOT NULL,        -- float32, L2-normalised
         UNIQUE (content, space)
     )""",
-    "CREATE INDEX text_used ON text (used)",
-    "CREATE INDEX image_used ON image (used)",
     """CREATE TABLE path (
         path BLOB PRIMARY KEY,         -- absolute
         status BLOB NOT NULL,          -- size, times and inode, as they were before the file was read
@@ -156,6 +156,12 @@ def is_damage(exc: Failure, path: Path) -> bool:
     return code & 0xFF in _DAMAGE_CODES or code == sqlite3.SQLITE_READONLY_DBMOVED
 
 
+def is_locked(exc: Failure) -> bool:
+    """Whether an error says no more than that somebody else was at it for longer than is waited for."""
+    code = getattr(exc, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def read_version(database: sqlite3.Connection) -> int:
     """The schema's version; 0 is a file without one.
 
@@ -179,16 +185,23 @@ def read_version(database: sqlite3.Connection) -> int:
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
     """All or nothing; the lock is waited for at the start, since a later one may fail at once."""
-    database.execute("BEGIN IMMEDIATE")
+    # a signal may have come between the end of one and its exception's way here
+    _roll_back(database)
     try:
+        # inside, since a signal that comes while the lock is waited for is raised after the transaction has begun
+        database.execute("BEGIN IMMEDIATE")
         yield
         database.execute("COMMIT")
     except BaseException:
-        # some errors have rolled back already
-        if database.in_transaction:
-            with contextlib.suppress(*FAILURES):
-                database.execute("ROLLBACK")
+        with contextlib.suppress(*FAILURES):
+            _roll_back(database)
         raise
+
+
+def _roll_back(database: sqlite3.Connection) -> None:
+    # some errors have rolled back already
+    if database.in_transaction:
+        database.execute("ROLLBACK")
 
 
 def files_of(path: Path) -> list[Path]:

@@ -37,7 +37,8 @@ class CachedImage:
         path: as given; it is known by its absolute form. Surrogates stand for bytes that aren't UTF-8.
         status: what `file_status` gave before the file was read. None: the path isn't remembered, only the content.
         content: SHA-256 of the file's bytes.
-        features: (embed_dim,) float32, L2-normalised.
+        features: (embed_dim,) float32, L2-normalised. None: those of its content are kept already, only the path is
+            remembered.
         seen: when `status` was taken, in Unix seconds. None: now, which is less strict than it should be by the
             time that has passed since then.
     """
@@ -45,7 +46,7 @@ class CachedImage:
     path: str
     status: str | None
     content: bytes
-    features: NDArray[np.float32]
+    features: NDArray[np.float32] | None
     seen: float | None = None
 
 

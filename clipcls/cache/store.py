@@ -24,6 +24,7 @@ from clipcls.cache.database import (
     Identity,
     identity,
     is_damage,
+    is_locked,
     open_database,
     replace_damaged,
     transaction,
@@ -41,7 +42,7 @@ from clipcls.cache.entries import (
     unpack_features,
     unpack_prompts,
 )
-from clipcls.cache.eviction import drop_down_to, drop_oldest, forget_orphans, used_bytes
+from clipcls.cache.eviction import bite, drop_down_to, drop_oldest, forget_orphans, used_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ MEGABYTE = 2**20
 DEFAULT_LIMIT = 2048 * MEGABYTE
 # how full it is after rows had to go, so that they go seldom
 _LEFT_FULL = 0.9
-# embeddings written between two looks at the size
+# rows written between two looks at the size
 CHECK_ROWS = 1000
 # `used` is written no more often, so that a run that only reads writes nothing
 _USED_SECONDS = 24 * 3600
@@ -57,6 +58,8 @@ _USED_SECONDS = 24 * 3600
 _BATCH = 512
 # a disk that damages one file after the other
 _MOST_REBUILDS = 2
+# reads or writes that another process's lock outlasted, one after the other; each has cost its time-out
+_MOST_SKIPPED = 3
 
 _FIND_IMAGES = f"""
 SELECT path.path, path.status, path.content, path.crc, image.crc, image.features, image.id, image.used
@@ -64,10 +67,15 @@ FROM path JOIN image ON image.content = substr(path.content, 1, {CONTENT_BYTES})
 WHERE path.path IN ({{}})
 """
 _GET_IMAGE = "SELECT crc, features, id, used FROM image WHERE content = ? AND space = ?"
-# replaced, not updated: to delete the old row SQLite needs its index entries, and notices if they are damaged
+# replaced, not updated: the new row lies at the end, and to delete the old one SQLite needs its index entries, and
+# notices if they are damaged
 _PUT_IMAGE = "INSERT OR REPLACE INTO image (content, space, used, crc, features) VALUES (?, ?, ?, ?, ?)"
 _GET_TEXT = "SELECT crc, features, truncated, id, used FROM text WHERE key = ?"
 _PUT_TEXT = "INSERT OR REPLACE INTO text (key, used, crc, truncated, features) VALUES (?, ?, ?, ?, ?)"
+_TOUCH = "UPDATE {table} SET id = (SELECT max(id) FROM {table}) + 1, used = ? WHERE id = ?"
+
+# what a process has warned of already: a run opens the cache more than once
+_warned: set[tuple[Path, str]] = set()
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -90,6 +98,8 @@ class Cache:
         self._lock = threading.RLock()
         self._limit = limit
         self._rebuilds = 0
+        # how many were skipped in a row, of reads and of writes, which wait for different locks
+        self._skipped = {"read": 0, "write": 0}
         self._written = 0
         self._full = False
         self._weights: Path | None = None
@@ -97,18 +107,20 @@ class Cache:
             return
         folder = Path(folder)
         self._weights = folder / WEIGHTS
-        self._path = folder / NAME
+        self._path = folder.absolute() / NAME
         self._identity: Identity = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._use(open_database(self._path))
         except (OSError, *FAILURES) as exc:
-            logger.warning("cache off: %s can't be used: %s", self._path, exc)
+            self._warn_once("cache off", "cache off: %s can't be used: %s", self._path, exc)
 
     @property
     def is_on(self) -> bool:
         """Whether anything is kept."""
-        return self._database is not None
+        # for a moment there is none while a new file takes the place of a damaged one
+        with self._lock:
+            return self._database is not None
 
     @property
     def weights(self) -> Path | None:
@@ -120,7 +132,7 @@ class Cache:
         with self._lock:
             if self._written:
                 self._written = 0
-                self._ask(self._make_room_at_the_end, None)
+                self._change(self._make_room_at_the_end)
             if self._database is not None:
                 self._database.close()
                 self._database = None
@@ -163,7 +175,7 @@ class Cache:
         Returns:
             For each path, (embed_dim,) float32, L2-normalised.
         """
-        if self._database is None:
+        if not self.is_on:
             return [None] * len(paths)
         found: list[Features | None] = []
         stale: list[int] = []
@@ -207,6 +219,8 @@ class Cache:
         now = int(time.time())
         rows = []
         for image in images:
+            if image.features is None:
+                continue
             features = pack_features(image.features)
             rows.append((*_image_key(image.content, space), now, seal(image.content, space, features), features))
         self._write_embeddings(_PUT_IMAGE, rows, [row for image in images for row in _path_rows(image)])
@@ -227,7 +241,7 @@ class Cache:
         """Keep the facts of a model, JSON text that the caller made."""
         data = facts.encode()
         row = (key, data, seal(key, data))
-        self._ask(lambda database: database.execute("INSERT OR REPLACE INTO model VALUES (?, ?, ?)", row), None)
+        self._change(lambda database: database.execute("INSERT OR REPLACE INTO model VALUES (?, ?, ?)", row))
 
     def file_sha256(self, path: Path) -> bytes:
         """SHA-256 of a file's content, remembered as long as its size, times and inode stay the same."""
@@ -245,9 +259,7 @@ class Cache:
         with resolved.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
         row = (key, status, digest, seal(key, status, digest))
-        self._ask(
-            lambda database: database.execute("INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?)", row), None
-        )
+        self._change(lambda database: database.execute("INSERT OR REPLACE INTO fingerprint VALUES (?, ?, ?, ?)", row))
         return digest
 
     # ------------------------------------------------------------------------------------------- the file
@@ -267,20 +279,42 @@ class Cache:
         self._database = database
         self._identity = identity(self._path)
 
-    def _ask(self, question: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        """What the file answers, or `otherwise` where there is none; asked again if a new file was begun."""
+    def _ask(self, question: Callable[[sqlite3.Connection], T], otherwise: T, kind: str = "read") -> T:
+        """What the file answers, or `otherwise` where it can't; asked again if a new file was begun."""
         with self._lock:
             while self._database is not None:
                 try:
-                    return question(self._database)
+                    answer = question(self._database)
                 except FAILURES as exc:
+                    if self._may_skip(exc, kind):
+                        break
                     self._recover(exc)
+                else:
+                    self._skipped[kind] = 0
+                    return answer
             return otherwise
+
+    def _change(self, change: Callable[[sqlite3.Connection], object]) -> None:
+        """Write to the file, if that can be done."""
+        self._ask(change, None, "write")
+
+    def _may_skip(self, exc: Failure, kind: str) -> bool:
+        """Whether to go on without one answer, since another process's lock outlasted the time-out."""
+        if not is_locked(exc):
+            return False
+        self._skipped[kind] += 1
+        if self._skipped[kind] >= _MOST_SKIPPED:
+            return False
+        self._warn_once("locked", "%s: %s by another process; some of it isn't read or written", self._path, exc)
+        return True
 
     def _recover(self, exc: Failure) -> None:
         """Begin a new file in place of a damaged one, or turn the cache off."""
         damaged = is_damage(exc, self._path)
         if self._database is not None:
+            if self._database.in_transaction and getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+                # what can't be done within a transaction, and no fault of the file's
+                damaged = False
             self._database.close()
             self._database = None
         self._rebuilds += damaged
@@ -290,37 +324,43 @@ class Cache:
                 return
             except (OSError, *FAILURES) as second:
                 exc = second  # type: ignore[assignment]
-        logger.warning("cache off: %s: %s", self._path, exc)
+        self._warn_once("cache off", "cache off: %s: %s", self._path, exc)
+
+    def _warn_once(self, subject: str, message: str, *details: object) -> None:
+        """A process hears once of each subject for each file."""
+        known = (self._path, subject) in _warned
+        _warned.add((self._path, subject))
+        logger.log(logging.DEBUG if known else logging.WARNING, message, *details)
 
     def _write_embeddings(self, statement: str, rows: Sequence[Row], paths: Sequence[Row]) -> None:
         def write(database: sqlite3.Connection) -> None:
             with transaction(database):
                 database.executemany(statement, rows)
                 database.executemany("INSERT OR REPLACE INTO path VALUES (?, ?, ?, ?)", paths)
-            before, self._written = self._written, self._written + len(rows)
+            before, self._written = self._written, self._written + max(len(rows), len(paths))
             if before // CHECK_ROWS != self._written // CHECK_ROWS:
                 self._make_some_room(database)
 
-        if rows:
-            self._ask(write, None)
+        if rows or paths:
+            self._change(write)
 
     def _touch(self, table: str, ids: Sequence[int]) -> None:
-        """Note that rows were used."""
+        """Note that rows were used, and move them to the end of their table."""
 
         def write(database: sqlite3.Connection) -> None:
             with transaction(database):
-                database.executemany(f"UPDATE {table} SET used = ? WHERE id = ?", [(now, row) for row in ids])
+                database.executemany(_TOUCH.format(table=table), [(now, row) for row in sorted(ids)])
 
         now = int(time.time())
         if ids:
-            self._ask(write, None)
+            self._change(write)
 
     def _make_some_room(self, database: sqlite3.Connection) -> None:
         """One step, since this is in the middle of a run; it goes on at the next look while there is too much."""
         used, left = used_bytes(database), int(self._limit * _LEFT_FULL)
         self._full = used > (left if self._full else self._limit)
         if self._full:
-            drop_oldest(database, used - left, 2 * CHECK_ROWS)
+            drop_oldest(database, bite(used - left), 2 * CHECK_ROWS)
 
     def _make_room_at_the_end(self, database: sqlite3.Connection) -> None:
         dropped = False

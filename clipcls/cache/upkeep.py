@@ -15,14 +15,16 @@ from clipcls.cache.database import (
     SCHEMA_VERSION,
     WEIGHTS,
     DamagedError,
+    Failure,
     identity,
     is_damage,
+    is_locked,
     open_database,
     read_version,
     replace_damaged,
     size_of,
 )
-from clipcls.cache.eviction import Dropped, drop_down_to, drop_unused_since, forget_orphans, forget_paths
+from clipcls.cache.eviction import Dropped, drop_to_fit, drop_unused_since, forget_paths
 from clipcls.cache.store import DEFAULT_LIMIT
 from clipcls.errors import UsageError
 
@@ -63,7 +65,7 @@ def info(folder: Path) -> CacheInfo:
     """What is in the cache, without creating it.
 
     Raises:
-        UsageError: the file is there but isn't a cache of this version.
+        UsageError: the file is there but can't be read, or isn't a cache of this version.
     """
     path = folder / NAME
     weights = _weights_files(folder)
@@ -74,7 +76,7 @@ def info(folder: Path) -> CacheInfo:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             counts = _counts(database)
     except FAILURES as exc:
-        raise UsageError(f"{path}: {exc}. `clipcls cache clear` removes it.") from exc
+        raise UsageError(f"{path}: {exc}{_advice(exc, path)}") from exc
     return CacheInfo(path, True, size_of(path), **counts, weights=len(sizes), weights_size=sum(sizes))
 
 
@@ -140,11 +142,9 @@ def _prune_rows(database: sqlite3.Connection, older_than: float | None, size: in
     dropped = Dropped()
     if older_than is not None:
         dropped += drop_unused_since(database, time.time() - older_than * _DAY)
-    dropped += drop_down_to(database, size)
-    paths += forget_orphans(database)
-    database.execute("VACUUM")
+    step, orphans = drop_to_fit(database, size)
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return dropped, paths
+    return dropped + step, paths + orphans
 
 
 def _is_gone(path: bytes) -> bool:
@@ -156,6 +156,16 @@ def _is_gone(path: bytes) -> bool:
     except OSError:
         return False
     return False
+
+
+def _advice(exc: Failure, path: Path) -> str:
+    """What to do about a file that can't be read."""
+    if is_locked(exc):
+        return " by another process. Try again when that is done."
+    # it was opened to be read only, which isn't the file's fault
+    if is_damage(exc, path) and getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_READONLY:
+        return ". `clipcls cache clear` removes it."
+    return ""
 
 
 def _counts(database: sqlite3.Connection) -> dict[str, int]:

@@ -10,12 +10,13 @@ Opening the weights of ViT-B/32 (605 MB, in the page cache, 2 cores) took:
 So the first two are used as they are, and the others are copied. A copy is named for the SHA-256 of its source; its
 modification time says when it was last used. Safetensors checks that header and size agree, and a copy says whose it
 is. Its content isn't checked any more than that of a model's own weights: a checksum of 605 MB took 0.4 s, more than
-the copy saves.
+the copy saves. Copies are as large as their sources, so few are kept: a training writes a checkpoint each epoch.
 """
 
 import contextlib
 import logging
 import os
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +28,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipcls.cache import file_status
 from clipcls.errors import first_line
 
 logger = logging.getLogger(__name__)
+
+# those most recently used
+_MOST_KEPT = 3
+# a user may have chosen the folder, and keep weights of their own there
+_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A weights file as it was when it was identified.
+
+    Attributes:
+        digest: SHA-256 of its content, in hexadecimal digits.
+        status: what `file_status` gave before the content was read.
+    """
+
+    path: Path
+    digest: str
+    status: str
+
+    def is_unchanged(self) -> bool:
+        """Whether what has been read since then is the content of that digest."""
+        return file_status(self.path.stat()) == self.status
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +69,64 @@ class Copies:
     folder: Path
     sha256: Callable[[Path], bytes]
 
-    def open(self, source: Path) -> Any:
+    def identify(self, path: Path) -> Source:
+        """What a copy of a weights file is known by; to be asked before the file is loaded."""
+        status = file_status(path.stat())
+        return Source(path, self.sha256(path).hex(), status)
+
+    def open(self, source: Source) -> Any:
         """The copy of a weights file, opened as `safe_open` does; None where there is no sound one."""
-        digest = self.sha256(source).hex()
-        path = self._path(digest)
+        path = self._path(source)
         try:
             copy: Any = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as exc:
             if path.exists():
                 logger.info("%s is damaged and will be replaced: %s", path, first_line(exc))
             return None
-        if (copy.metadata() or {}).get("source") != digest:
-            logger.info("%s isn't a copy of %s and will be replaced", path, source)
+        if (copy.metadata() or {}).get("source") != source.digest:
+            logger.info("%s isn't a copy of %s and will be replaced", path, source.path)
             return None
         # a folder that can't be written can be read
         with contextlib.suppress(OSError):
             os.utime(path)
         return copy
 
-    def save(self, source: Path, state: dict[str, Tensor]) -> None:
-        """Keep a copy, whole or not at all; a failure is a warning."""
-        digest = self.sha256(source).hex()
+    def save(self, source: Source, state: dict[str, Tensor]) -> None:
+        """Keep a copy, whole or not at all, and few others; a failure is a warning.
+
+        Nothing is kept of a file that has changed since it was identified: `state` may be of either content.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(self._path(digest), _separate(state), {"source": digest})
+            self._write(source, _separate(state))
         except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as exc:
-            logger.warning("no safetensors copy of %s in %s: %s", source, self.folder, first_line(exc))
+            logger.warning("no safetensors copy of %s in %s: %s", source.path, self.folder, first_line(exc))
 
-    def _path(self, digest: str) -> Path:
-        return self.folder / f"{digest}.safetensors"
+    def _path(self, source: Source) -> Path:
+        return self.folder / f"{source.digest}.safetensors"
 
-    def _write(self, path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def _remove_others(self, newest: Path) -> None:
+        """Remove all copies but the `newest` and the most recently used."""
+        # another process may be removing them, or have them open where that can't be done
+        with contextlib.suppress(OSError):
+            others = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path != newest]
+            others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+            for path in others[_MOST_KEPT - 1 :]:
+                path.unlink(missing_ok=True)
+
+    def _write(self, source: Source, state: dict[str, Tensor]) -> None:
         # several processes may be at it, each with a draft of its own; all write the same
         draft = self.folder / f".{secrets.token_hex(32)}.safetensors.part"
         try:
-            save_file(state, draft, metadata=metadata)
+            save_file(state, draft, metadata={"source": source.digest})
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
-            draft.replace(path)
+            # only now, since tensors that are memory-mapped are read while they are saved
+            if source.is_unchanged():
+                draft.replace(self._path(source))
+                self._remove_others(self._path(source))
+            else:
+                logger.info("%s has changed while it was read, so it isn't copied", source.path)
         finally:
             draft.unlink(missing_ok=True)
 

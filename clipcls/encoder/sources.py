@@ -28,8 +28,7 @@ _WEIGHT_NAMES = (
     "pytorch_model.pth",
     "model.pth",
 )
-_TOKENIZER_FILES = (
-    "tokenizer_config.json",
+_VOCABULARY_FILES = (
     "tokenizer.json",
     "special_tokens_map.json",
     "spiece.model",
@@ -39,6 +38,8 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+# all that `AutoTokenizer` reads; a model's config.json says which class its tokenizer is of, where nothing else does
+_TOKENIZER_FILES = ("tokenizer_config.json", *_VOCABULARY_FILES, "added_tokens.json", "config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,8 @@ def _fetch_tokenizer(text_config: dict[str, Any], refresh: bool) -> Path | None:
     if not repo:
         return None
     folder = hub.fetch(repo, ["tokenizer_config.json"], refresh=refresh).parent
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES[1:]):
+    # a config.json may be there for a text tower of transformers, without any file of the tokenizer
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
         for name in _TOKENIZER_FILES[1:]:
             try:
                 hub.fetch(repo, [name], refresh=refresh)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from clipcls.encoder.copies import Copies
+from clipcls.encoder.copies import Copies, Source
 from clipcls.encoder.sources import ModelFiles
 from clipcls.errors import ModelError, first_line
 
@@ -46,12 +46,14 @@ class Checkpoint:
         self.path = path
         self._loaded: dict[str, Tensor] = {}
         self._safetensors: Any = None
+        source: Source | None = None
         slow = False
         try:
             if path.suffix == ".safetensors":
                 self._safetensors = safe_open(path, framework="pt")
             elif copies is not None:
-                self._safetensors = copies.open(path)
+                source = copies.identify(path)
+                self._safetensors = copies.open(source)
             if self._safetensors is None:
                 self._loaded, slow = _load_pickle(path)
             self.keys = tuple(self._loaded if self._safetensors is None else self._safetensors.keys())
@@ -60,8 +62,8 @@ class Checkpoint:
         unknown = [key for key in self.keys if _tower_of(key) is None]
         if unknown and not self.is_mobile_clip:
             raise ModelError(f"{path}: not the weights of a dual encoder; it holds, for example, {unknown[0]!r}.")
-        if slow and copies is not None:
-            copies.save(path, self._loaded)
+        if slow and copies is not None and source is not None:
+            copies.save(source, self._loaded)
 
     @property
     def is_mobile_clip(self) -> bool:
