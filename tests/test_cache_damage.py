@@ -7,13 +7,16 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from test_cache import KEY, NAME, text, warnings_in, works
 
-from clipcls.cache import SCHEMA_VERSION, Cache, CachedImage, CachedText, file_status, info, prune
+from clipcls.cache import SCHEMA_VERSION, Cache, CachedImage, CachedText, file_status, info, prune, store
+from clipcls.cache.database import transaction
 from clipcls.cache.filesystem import is_remote
 
 APPLICATION_ID = 0x636C6300
@@ -156,6 +159,161 @@ def test_cache_folder_where_the_file_should_be_turns_it_off(tmp_path: Path, capl
     cache = Cache(tmp_path)
     assert cache.get_texts([KEY]) == {}
     assert len(warnings_in(caplog)) == 1
+
+
+def test_cache_off_is_said_once_for_each_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("in the way")
+    for name in ("one", "two", "one", "two"):
+        Cache(tmp_path / name).close()
+    assert [
+        str(tmp_path / name / NAME) in warning
+        for name, warning in zip(("one", "two"), warnings_in(caplog), strict=True)
+    ] == [True] * 2
+
+
+# ------------------------------------------------------------------------------------------- locks and signals
+
+
+class Locked:
+    """Another connection that holds the write lock, or in the mode of remote disks, every lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = sqlite3.connect(folder / NAME, isolation_level=None)
+
+    def __enter__(self) -> None:
+        self.database.execute("BEGIN EXCLUSIVE")
+
+    def __exit__(self, *_: object) -> None:
+        self.database.execute("COMMIT")
+
+    def close(self) -> None:
+        self.database.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipcls.cache.database._BUSY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_cache_locked_for_long_skips_what_it_must(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert works(tmp_path)
+    cache, locked = Cache(tmp_path), Locked(tmp_path)
+    # never three in a row; reading needs no lock, and doesn't count as writing
+    for key in (b"a", b"b"):
+        with locked:
+            for _ in range(2):
+                cache.put_texts({key: text()})
+                assert set(cache.get_texts([KEY, key])) == {KEY}
+        cache.put_texts({key * 2: text()})
+    assert set(cache.get_texts([b"a", b"aa", b"b", b"bb"])) == {b"aa", b"bb"}
+    cache.close()
+    locked.close()
+    (warning,) = warnings_in(caplog)
+    assert "locked by another process" in warning and str(tmp_path / NAME) in warning
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_cache_locked_while_reading_reads_on_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipcls.cache.database.is_remote", lambda folder: True)
+    assert works(tmp_path)
+    cache, locked = Cache(tmp_path), Locked(tmp_path)
+    with locked:
+        assert cache.get_texts([KEY]) == {} and cache.get_image(b"x", SPACE) is None
+    assert set(cache.get_texts([KEY])) == {KEY}
+    cache.close()
+    locked.close()
+    assert len(warnings_in(caplog)) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_cache_locked_for_good_is_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert works(tmp_path)
+    cache, locked = Cache(tmp_path), Locked(tmp_path)
+    with locked:
+        for still_on in (True, True, False, False):
+            cache.put_texts({b"a": text()})
+            assert cache.is_on == still_on
+    cache.close()
+    locked.close()
+    assert [warning.startswith("cache off") for warning in warnings_in(caplog)] == [False, True]
+    assert works(tmp_path)
+
+
+class Interrupted:
+    """A connection during whose first BEGIN a signal comes, which Python raises once that is done."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.database.in_transaction
+
+    def execute(self, statement: str) -> object:
+        done = self.database.execute(statement)
+        if statement.startswith("BEGIN"):
+            raise KeyboardInterrupt
+        return done
+
+
+def test_transaction_that_a_signal_meets_at_its_beginning_is_rolled_back(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / NAME, isolation_level=None)
+    with pytest.raises(KeyboardInterrupt), transaction(cast("sqlite3.Connection", Interrupted(database))):
+        pass
+    assert not database.in_transaction
+    database.close()
+
+
+def test_transaction_left_open_costs_the_cache_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert works(tmp_path)
+    cache = Cache(tmp_path)
+    assert cache._database is not None
+    cache._database.execute("BEGIN IMMEDIATE")
+    cache.put_texts({b"a": text()})
+    assert set(cache.get_texts([KEY, b"a"])) == {KEY, b"a"}
+    cache.close()
+    assert warnings_in(caplog) == []
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+
+
+def test_what_a_transaction_forbids_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert works(tmp_path)
+    cache = Cache(tmp_path)
+    assert cache._database is not None
+    cache._database.execute("BEGIN")
+    cache._change(lambda database: database.execute("BEGIN"))
+    assert not cache.is_on
+    cache.close()
+    (warning,) = warnings_in(caplog)
+    assert warning.startswith("cache off")
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+
+
+def test_cache_is_on_while_a_damaged_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert works(tmp_path)
+    cache = Cache(tmp_path)
+    overwrite(tmp_path / NAME)
+    asked, answers = threading.Event(), []
+    thread = threading.Thread(target=lambda: (asked.set(), answers.append(cache.is_on)))
+    replace = store.replace_damaged
+
+    def slowly(*args: Any) -> sqlite3.Connection:
+        thread.start()
+        asked.wait()
+        # it has to wait until there is an answer
+        assert answers == []
+        return replace(*args)
+
+    monkeypatch.setattr(store, "replace_damaged", slowly)
+    assert cache.get_texts([KEY]) == {}
+    thread.join()
+    assert answers == [True]
+    cache.close()
 
 
 # ------------------------------------------------------------------------------------------- flipped and missing bytes

@@ -15,6 +15,7 @@ import pytest
 from test_cache import NAME, text, warnings_in
 
 from clipcls.cache import MEGABYTE, Cache, CachedImage, file_status, info
+from clipcls.cache.eviction import used_bytes
 
 SPACE = b"s" * 32
 DAY = 24 * 3600
@@ -187,6 +188,26 @@ def test_images_with_an_old_time_but_a_new_inode_are_young(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("settled")
+def test_images_without_features_are_paths_to_those_of_their_content(tmp_path: Path) -> None:
+    one, two = written(tmp_path / "files", 2)
+    two.write_bytes(one.read_bytes())
+    known, other = image(one), image(two)
+    cache = Cache(tmp_path / "cache")
+    cache.put_images([known], SPACE)
+    before = sql(tmp_path / "cache", "SELECT id, used FROM image")
+    cache.put_images([CachedImage(other.path, other.status, other.content, None)], SPACE)
+    (features,) = cache.find_images([str(two)], SPACE)
+    np.testing.assert_array_equal(features, known.features)
+    assert sql(tmp_path / "cache", "SELECT id, used FROM image") == before
+    # of a content that isn't known there is nothing to be found
+    two.write_bytes(b"new")
+    other = image(two)
+    cache.put_images([CachedImage(other.path, other.status, other.content, None)], SPACE)
+    assert finds(cache, one) and not finds(cache, two)
+    cache.close()
+
+
+@pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("status", [None, "", "nonsense", "1 2 3"])
 def test_images_without_a_status_are_kept_without_their_path(tmp_path: Path, status: str | None) -> None:
     (file,) = written(tmp_path / "files", 1)
@@ -252,6 +273,49 @@ def test_limit_forgets_paths_of_what_went(tmp_path: Path) -> None:
     cache.close()
     facts = info(tmp_path / "cache")
     assert (facts.images, facts.texts, sql(tmp_path / "cache", "SELECT * FROM path")) == (0, 0, [])
+
+
+def test_limit_frees_no_more_than_it_has_to(tmp_path: Path, clock: Callable[[float], None]) -> None:
+    images = [unnamed(i) for i in range(3000)]
+    clock(10**9)
+    cache = Cache(tmp_path)
+    cache.put_images(images, SPACE)
+    clock(10**9 + 40 * DAY)
+    # one of each page's few
+    recent = {image.content for image in images[::2]}
+    assert all(cache.get_image(content, SPACE) is not None for content in recent)
+    cache.close()
+    database = sqlite3.connect(tmp_path / NAME)
+    limit = used_bytes(database) - 1
+    database.close()
+    cache = Cache(tmp_path, limit)
+    cache.put_texts({b"k": text()})
+    cache.close()
+    database = sqlite3.connect(tmp_path / NAME)
+    assert 0.88 * limit < used_bytes(database) <= 0.9 * limit
+    left = {bytes(row[0]) for row in database.execute("SELECT content FROM image")}
+    database.close()
+    assert {content[:16] for content in recent} <= left
+    assert len(left) > 1500
+
+
+def test_rows_lie_in_the_order_of_their_use(tmp_path: Path, clock: Callable[[float], None]) -> None:
+    images = [unnamed(i, 8) for i in range(5)]
+    order = "SELECT id, substr(content, 1, 16) FROM image ORDER BY id"
+    clock(10**9)
+    cache = Cache(tmp_path)
+    cache.put_images(images, SPACE)
+    cache.put_texts({b"%d" % i: text() for i in range(3)})
+    clock(10**9 + 2 * DAY)
+    # read again, then kept again
+    assert cache.get_image(images[1].content, SPACE) is not None
+    cache.put_images([images[0]], SPACE)
+    assert set(cache.get_texts([b"1", b"0"])) == {b"0", b"1"}
+    cache.close()
+    places = {content: place for place, (_, content) in enumerate(sql(tmp_path, order))}
+    assert [places[image.content[:16]] for image in images] == [4, 3, 0, 1, 2]
+    assert sql(tmp_path, "SELECT key FROM text ORDER BY id") == [(b"2",), (b"0",), (b"1",)]
+    assert sql(tmp_path, "SELECT max(id) - min(id) FROM image") == [(6 - 2,)]
 
 
 @pytest.mark.usefixtures("settled")

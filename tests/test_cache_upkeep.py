@@ -65,6 +65,33 @@ def test_info_of_a_damaged_file_says_how_to_remove_it(tmp_path: Path) -> None:
         info(tmp_path)
 
 
+def test_info_of_a_locked_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipcls.cache.database.is_remote", lambda folder: True)
+    assert works(tmp_path)
+    other = sqlite3.connect(tmp_path / NAME, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **options | {"timeout": 0.01}))
+    with pytest.raises(UsageError, match="locked by another process") as caught:
+        info(tmp_path)
+    assert "cache clear" not in str(caught.value)
+    other.close()
+    assert info(tmp_path).texts == 1
+
+
+def test_info_of_what_is_no_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert works(tmp_path)
+
+    def fail(*_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    monkeypatch.setattr("clipcls.cache.upkeep._counts", fail)
+    with pytest.raises(UsageError, match=f"{NAME}: disk I/O error$"):
+        info(tmp_path)
+
+
 def test_clear_removes_the_cache_alone(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("stays")
     assert works(tmp_path)
@@ -192,6 +219,30 @@ def test_prune_makes_the_file_smaller(tmp_path: Path) -> None:
     assert after <= MEGABYTE
     assert removed.images == 1500 - info(tmp_path).images > 1000
     assert removed.freed == before - after
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+@pytest.mark.parametrize("paths", [False, True])
+def test_prune_lands_just_under_its_size(tmp_path: Path, share: float, paths: bool) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    status = file_status(file.stat()) if paths else None
+    features = np.ones(512, np.float32)
+    cache = Cache(tmp_path)
+    for start in range(0, 3000, 100):
+        names = [hashlib.sha256(b"%d" % i).digest() for i in range(start, start + 100)]
+        # one file by many names
+        places = [f"{tmp_path}/{'./' * 20}{name.hex()}" for name in names]
+        cache.put_images(
+            [CachedImage(p, status, n, features, seen=4e9) for p, n in zip(places, names, strict=True)], SPACE
+        )
+    cache.close()
+    size = int((tmp_path / NAME).stat().st_size * share)
+    removed = prune(tmp_path, size=size)
+    after = (tmp_path / NAME).stat().st_size
+    assert 0.95 * size < after <= size
+    assert removed.images == 3000 - info(tmp_path).images
+    assert prune(tmp_path, size=size).images == 0
 
 
 def test_prune_beside_a_run_disturbs_neither(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

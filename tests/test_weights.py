@@ -173,6 +173,62 @@ def test_a_changed_original_gets_a_copy_of_its_own(tmp_path: Path, state: State,
     assert len(list(copies.folder.iterdir())) == 2
 
 
+@pytest.mark.parametrize("kind", ["new file", "same file"])
+def test_an_original_that_changes_while_it_is_read_is_not_copied(
+    tmp_path: Path, state: State, copies: Copies, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = save_old(state | {"logit_scale": torch.tensor(1.0)}, tmp_path / "weights.bin")
+    later = save_old(state | {"logit_scale": torch.tensor(2.0)}, tmp_path / "later.bin")
+    load = weights._load_pickle
+
+    def load_then_change(path: Path) -> Any:
+        loaded = load(path)
+        if kind == "new file":
+            later.replace(path)
+        else:
+            path.write_bytes(later.read_bytes())
+            os.utime(path, (1, 1))
+        return loaded
+
+    monkeypatch.setattr(weights, "_load_pickle", load_then_change)
+    assert Checkpoint(path, copies).scalar("logit_scale") == 1.0
+    assert list(copies.folder.iterdir()) == []
+    monkeypatch.undo()
+    assert [Checkpoint(path, copies).scalar("logit_scale") for _ in range(2)] == [2.0, 2.0]
+    assert the_copy(copies).name == f"{sha256(path).hex()}.safetensors"
+
+
+def test_a_copy_is_of_what_was_identified_first(tmp_path: Path, state: State) -> None:
+    path = save_old(state, tmp_path / "weights.bin")
+    hashed: list[Path] = []
+
+    def hash_once(path: Path) -> bytes:
+        hashed.append(path)
+        return sha256(path)
+
+    Checkpoint(path, Copies(tmp_path / "weights", hash_once))
+    assert hashed == [path]
+
+
+def test_few_copies_are_kept(tmp_path: Path, state: State, copies: Copies) -> None:
+    path = tmp_path / "weights.bin"
+    copies.folder.mkdir(parents=True)
+    others = [copies.folder / name for name in ("model.safetensors", "0" * 64 + ".bin", "A" * 64 + ".safetensors")]
+    for other in others:
+        other.write_bytes(b"the user's")
+        os.utime(other, (0, 0))
+    made = []
+    for i in range(5):
+        save_old(state | {"logit_scale": torch.tensor(float(i))}, path)
+        Checkpoint(path, copies)
+        made.append(copies.folder / f"{sha256(path).hex()}.safetensors")
+        # the first one is used all the time
+        for age, copy in enumerate([made[0], *reversed(made[1:])]):
+            if copy.exists():
+                os.utime(copy, (10**9 - age, 10**9 - age))
+    assert set(copies.folder.iterdir()) == {*others, made[0], made[3], made[4]}
+
+
 def test_use_sets_the_time_of_a_copy(tmp_path: Path, state: State, copies: Copies) -> None:
     path = save_old(state, tmp_path / "weights.bin")
     Checkpoint(path, copies)
