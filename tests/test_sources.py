@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from huggingface_hub import constants
 
 from clipcls.catalog import PICTOGRAM_FOLDER
-from clipcls.encoder import hub, load_encoder, locate
+from clipcls.encoder import hub, load_encoder, locate, sources
 from clipcls.encoder.sources import WEIGHT_SUFFIXES
 from clipcls.errors import ModelError, UsageError
 from clipcls.records import ModelSpec
@@ -189,6 +190,39 @@ def test_a_hub_that_swallows_connections_is_given_up_quickly(hub_cache: Path, mo
         with pytest.raises(ModelError, match="can't be reached"):
             locate(ModelSpec("photo"))
         assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"), [((), True), (("config.json", "added_tokens.json"), True), (("spiece.model",), False)]
+)
+def test_a_tokenizer_is_fetched_unless_its_vocabulary_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], asked: bool
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(repo: str, candidates: Any, *, refresh: bool = False) -> Path:
+        (name,) = candidates
+        fetched.append(name)
+        if name not in ("tokenizer_config.json", "vocab.txt"):
+            raise ModelError(f"{repo} has no {name}.")
+        (tmp_path / name).touch()
+        return tmp_path / name
+
+    for name in there:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(hub, "fetch", fetch)
+    assert sources._fetch_tokenizer({"hf_tokenizer_name": "someone/words"}, refresh=False) == tmp_path
+    assert ({"vocab.txt", "added_tokens.json", "config.json"} <= set(fetched)) == asked
+    assert (tmp_path / "vocab.txt").exists() == asked
+
+
+def test_tokenizer_files_are_all_that_the_tokenizer_is_made_of(tmp_path: Path) -> None:
+    names = {"tokenizer_config.json", "vocab.txt", "added_tokens.json", "config.json"}
+    for name in {*names, "README.md", "model.safetensors"}:
+        (tmp_path / name).touch()
+    files = locate(ModelSpec("pictogram"))
+    assert files.tokenizer_files() == []
+    assert {path.name for path in replace(files, tokenizer=tmp_path).tokenizer_files()} == names
 
 
 def test_every_tag_of_open_clip_has_a_hub_address_and_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
