@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,8 @@ _warned: set[tuple[Path, str]] = set()
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+# what waits for different locks: in WAL mode reading goes on while another process writes
+Kind = Literal["read", "write"]
 Features = NDArray[np.float32]
 
 
@@ -98,8 +100,8 @@ class Cache:
         self._lock = threading.RLock()
         self._limit = limit
         self._rebuilds = 0
-        # how many were skipped in a row, of reads and of writes, which wait for different locks
-        self._skipped = {"read": 0, "write": 0}
+        # how many were skipped in a row
+        self._skipped: dict[Kind, int] = {"read": 0, "write": 0}
         self._written = 0
         self._full = False
         self._weights: Path | None = None
@@ -279,7 +281,7 @@ class Cache:
         self._database = database
         self._identity = identity(self._path)
 
-    def _ask(self, question: Callable[[sqlite3.Connection], T], otherwise: T, kind: str = "read") -> T:
+    def _ask(self, question: Callable[[sqlite3.Connection], T], otherwise: T, kind: Kind = "read") -> T:
         """What the file answers, or `otherwise` where it can't; asked again if a new file was begun."""
         with self._lock:
             while self._database is not None:
@@ -298,7 +300,7 @@ class Cache:
         """Write to the file, if that can be done."""
         self._ask(change, None, "write")
 
-    def _may_skip(self, exc: Failure, kind: str) -> bool:
+    def _may_skip(self, exc: Failure, kind: Kind) -> bool:
         """Whether to go on without one answer, since another process's lock outlasted the time-out."""
         if not is_locked(exc):
             return False
@@ -312,9 +314,9 @@ class Cache:
         """Begin a new file in place of a damaged one, or turn the cache off."""
         damaged = is_damage(exc, self._path)
         if self._database is not None:
-            if self._database.in_transaction and getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
-                # what can't be done within a transaction, and no fault of the file's
-                damaged = False
+            # what can't be done within a transaction isn't the file's fault
+            forbidden = getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR and self._database.in_transaction
+            damaged = damaged and not forbidden
             self._database.close()
             self._database = None
         self._rebuilds += damaged
