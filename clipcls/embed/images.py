@@ -219,7 +219,14 @@ class _Pipeline:
         if self._cache.is_on:
             self._cache.put_images(
                 [
-                    CachedImage(item.image.path, read.status, read.content, item.features, read.seen)
+                    # of what is known by its content, only the path is new
+                    CachedImage(
+                        item.image.path,
+                        read.status,
+                        read.content,
+                        None if read.pixels is None else item.features,
+                        read.seen,
+                    )
                     for item, read in reads
                     if item.features is not None
                 ],
