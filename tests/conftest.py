@@ -160,6 +160,7 @@ class FakeEncoder:
         self.logit_bias = logit_bias
         self.texts: list[str] = []
         self.batches: list[int] = []
+        self.streams = 1
 
     def facts(self, cache: Any) -> Any:
         from clipcls.records import ModelFacts
@@ -167,6 +168,12 @@ class FakeEncoder:
         fingerprint = self.fingerprint(cache) if cache.is_on else b""
         sizes = (self.logit_scale, self.logit_bias, self.context_length, self.embed_dim)
         return ModelFacts(self.name, fingerprint, str(self.device), self.precision, self.preprocess, *sizes, self.words)
+
+    def build_image_tower(self) -> None:
+        pass
+
+    def enter_stream(self) -> None:
+        pass
 
     def encode_image(self, pixels: Any) -> np.ndarray[Any, Any]:
         self.batches.append(len(pixels))

@@ -1,13 +1,18 @@
 """A model that is known before it is opened: what happens where it changes meanwhile."""
 
 import gc
+import itertools
 import shutil
+import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipcls import Classifier, Execution, ModelSpec, load_encoder
 from clipcls.cache import Cache, entries
@@ -113,10 +118,12 @@ def test_model_isnt_opened_for_files_that_cant_be_read_or_are_known_by_content(
     model = find_model(ModelSpec(str(folder), device="cpu", precision="fp32"), cache)
     model._load = lambda _: pytest.fail("opened")
     images = [ImageRef(str(path)) for path in (tmp_path / "bad.png", tmp_path / "copy.png", *pictures)]
-    (batch,) = embed_images(images, model, cache)
+    batches = list(embed_images(images, model, cache))
     cache.close()
-    assert [error is None for error in batch.errors] == [False, True, True, True, True, True]
-    np.testing.assert_array_equal(batch.features[0], batch.features[1])
+    errors = [error for batch in batches for error in batch.errors]
+    assert [error is None for error in errors] == [False, True, True, True, True, True]
+    features = np.concatenate([batch.features for batch in batches])
+    np.testing.assert_array_equal(features[0], features[1])
 
 
 def test_embed_images_lets_go_of_a_batch_that_has_an_error(fake_encoder: Any, tmp_path: Path) -> None:
@@ -140,6 +147,49 @@ def test_embed_images_lets_go_of_a_batch_that_has_an_error(fake_encoder: Any, tm
     finally:
         gc.enable()
     assert len(kept) == 5
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_embed_images_keeps_order_over_streams(
+    fake_encoder: Any, tmp_path: Path, streams: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_encoder.streams = streams
+    encode, entered = fake_encoder.encode_image, []
+    delays = itertools.cycle([0.02, 0.0, 0.01])
+
+    def uneven(pixels: Any) -> Any:
+        time.sleep(next(delays))
+        return encode(pixels)
+
+    monkeypatch.setattr(fake_encoder, "encode_image", uneven)
+    monkeypatch.setattr(fake_encoder, "enter_stream", lambda: entered.append(threading.get_ident()))
+    images = []
+    for i in range(23):
+        Image.new("RGB", (20, 10), (10 * i, 100, 100)).save(tmp_path / f"{i:02}.png")
+        images.append(ImageRef(str(tmp_path / f"{i:02}.png")))
+    (tmp_path / "07.png").write_bytes(b"no picture")
+    cache = Cache(None)
+    model = find_model(fake_encoder, cache)
+    batches = list(embed_images(images, model, cache, Execution(batch_size=batch_size, workers=2)))
+    assert [image for batch in batches for image in batch.images] == images
+    features = np.concatenate([batch.features for batch in batches])
+    assert len(features) == 22 and (np.diff(features[:, 0] / features[:, 1]) > 0).all()
+    assert 1 <= len(set(entered)) <= streams
+
+
+def test_encoder_streams_share_the_cores_and_leave_the_rest_as_it_was(tiny_model: Path) -> None:
+    import torch
+
+    torch.set_num_threads(4)  # the fixture sets it back
+    encoder = load_encoder(ModelSpec(str(tiny_model), device="cpu", precision="fp32"))
+    encoder.build_image_tower()
+    encoder.streams = 2
+    with ThreadPoolExecutor(2, initializer=encoder.enter_stream) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+        with ThreadPoolExecutor(1) as others:
+            assert others.submit(torch.get_num_threads).result() == 4
+    assert torch.get_num_threads() == 4
 
 
 @pytest.mark.parametrize(

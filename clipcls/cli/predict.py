@@ -94,7 +94,7 @@ def predict(
             "--batch-size",
             envvar="CLIPCLS_BATCH_SIZE",
             min=1,
-            help="Halved where memory runs out. [default: 32 on a CPU, 256 on a GPU]",
+            help="Halved where memory runs out. [default: 16 on a CPU, 256 on a GPU]",
         ),
     ] = None,
     workers: Annotated[

@@ -18,7 +18,7 @@ class Execution:
     """How a run is carried out; none of it changes what is predicted, but for `decode` and `max_pixels`.
 
     Attributes:
-        batch_size: images a forward pass; None for 32 on a CPU, 256 on a GPU. It is halved where memory runs out.
+        batch_size: images a forward pass; None for 16 on a CPU, 256 on a GPU. It is halved where memory runs out.
         workers: threads that decode; None for one a core, at most 32.
         max_pixels: an image with more isn't decoded, but an error; one whose features are cached needn't be decoded.
         cache_dir: None for no cache.
@@ -44,7 +44,7 @@ class Execution:
 
     def batch_size_on(self, device: str) -> int:
         """Images a forward pass on a device such as `cpu` or `cuda:1`."""
-        return self.batch_size or (32 if device == "cpu" else 256)
+        return self.batch_size or (16 if device == "cpu" else 256)
 
     def threads(self) -> int:
         """How many decode."""

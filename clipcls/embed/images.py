@@ -79,8 +79,9 @@ def embed_images(
 ) -> Iterator[ImageBatch]:
     """Features of images in input order: from the cache, or decoded on threads ahead of the model.
 
-    At most three batches of preprocessed pictures are in memory, however many images there are. An image that
-    can't be read becomes an error in its batch. The model is opened for the first picture that isn't cached.
+    A few batches of preprocessed pictures are in memory, however many images there are: two that are decoded ahead, or
+    one for each batch that the model takes at once, and those. An image that can't be read becomes an error in its
+    batch. The model is opened for the first picture that isn't cached.
     """
     pipeline = _Pipeline(model, cache, execution or Execution())
     try:
@@ -111,8 +112,11 @@ class _Pipeline:
         self._items: deque[_Item] = deque()
         self._unread: deque[_Item] = deque()  # those of them that no thread has been given
         self._reading = 0
+        self._running: deque[tuple[list[_Item], Future[list[CachedImage]]]] = deque()
         self._hits = self._total = 0
-        self._pool: ThreadPoolExecutor | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._encoders: ThreadPoolExecutor | None = None
+        self._streams = 1
         self._batches: Batches[NDArray[np.uint8]] | None = None
 
     def add(self, images: Sequence[ImageRef]) -> None:
@@ -133,35 +137,46 @@ class _Pipeline:
 
     def batches(self, flush: bool) -> Iterator[ImageBatch]:
         """Whatever can be answered; with `flush` all that is there, else as long as the threads stay ahead."""
-        while self._items:
+        while self._items or self._running:
             self._read_ahead()
-            short = len(self._unread) + self._reading <= 2 * self._batch_size and len(self._items) < _MOST_ITEMS
-            if short and not flush and self._items[0].is_open:
+            if self._items and len(self._running) < self._streams and (flush or self._may_go_on()):
+                self._run(self._take(flush))
+            elif self._running and (flush or len(self._running) == self._streams or self._running[0][1].done()):
+                yield self._answer(*self._running.popleft())
+            else:
                 return
-            yield self._answer(self._take())
 
     def close(self) -> None:
         """End the threads."""
         if self._total:
             logger.info("images: %d of %d from the cache", self._hits, self._total)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._readers, self._encoders):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _may_go_on(self) -> bool:
+        """Whether the next images are ready, or there are enough to keep the threads busy behind them."""
+        enough = len(self._unread) + self._reading > 2 * self._batch_size or len(self._items) >= _MOST_ITEMS
+        return enough or not self._items[0].is_open
 
     def _read_ahead(self) -> None:
-        """Keep the threads two batches ahead."""
-        while self._unread and self._reading < 2 * self._batch_size:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._execution.threads(), thread_name_prefix="decode")
+        """Keep the threads two batches ahead, or one for each that the model takes at once."""
+        while self._unread and self._reading < max(2, self._streams) * self._batch_size:
+            if self._readers is None:
+                self._readers = ThreadPoolExecutor(self._execution.threads(), thread_name_prefix="decode")
             item = self._unread.popleft()
-            item.future = self._pool.submit(self._read, item.image)
+            item.future = self._readers.submit(self._read, item.image)
             self._reading += 1
 
-    def _take(self) -> list[_Item]:
+    def _take(self, flush: bool) -> list[_Item]:
         """The next images: those that are ready, or up to a batch of others with what lies between them."""
         taken: list[_Item] = []
         new = 0
         wants_new = self._items[0].is_open
-        while self._items and new < self._batch_size and len(taken) < _MOST_ITEMS:
+        left = len(self._unread) + self._reading
+        # the last ones are shared among the streams
+        most = min(self._batch_size, -(-left // self._streams)) if flush and wants_new else self._batch_size
+        while self._items and new < most and len(taken) < _MOST_ITEMS:
             if self._items[0].is_open and not wants_new:
                 break
             item = self._items.popleft()
@@ -170,6 +185,29 @@ class _Pipeline:
         self._reading -= new
         self._read_ahead()  # the threads go on while the model runs
         return taken
+
+    def _run(self, items: list[_Item]) -> None:
+        """Have images get their features, on a thread once there is something to compute."""
+        if self._encoders is None and any(_has_pixels(item.future) for item in items):
+            self._encoders = self._open_model()
+        if self._encoders is not None and any(item.future is not None for item in items):
+            self._running.append((items, self._encoders.submit(self._encode, items)))
+        else:
+            done: Future[list[CachedImage]] = Future()
+            done.set_result(self._encode(items))
+            self._running.append((items, done))
+
+    def _open_model(self) -> ThreadPoolExecutor:
+        encoder = self._model.open(self._cache)
+        encoder.build_image_tower()
+        self._streams = encoder.streams
+        self._batches = Batches(encoder.encode_image, self._batch_size)
+        encoders = ThreadPoolExecutor(encoder.streams, "encode", initializer=encoder.enter_stream)
+        if self._readers is not None and self._facts.device == "cpu" and encoder.streams == self._execution.threads():
+            # the same threads read and encode, so that there aren't more of them than cores: a tenth faster on two
+            self._readers.shutdown(wait=False)
+            self._readers = encoders
+        return encoders
 
     def _read(self, image: ImageRef) -> _Read:
         """On a thread: the pixels of an image, unless the cache knows a file of the same content."""
@@ -192,7 +230,8 @@ class _Pipeline:
 
         return fit(picture, preprocessing, decode)
 
-    def _answer(self, items: Sequence[_Item]) -> ImageBatch:
+    def _encode(self, items: Sequence[_Item]) -> list[CachedImage]:
+        """On a thread: give images their features, or their errors; returns what is new to the cache."""
         reads: list[tuple[_Item, _Read]] = []
         for item in items:
             # whoever holds the future of an error holds its traceback, and with that all that is in this frame
@@ -204,39 +243,29 @@ class _Pipeline:
             except ImageError as exc:
                 item.error = str(exc)
             del future
-        self._encode(reads)
+        pixels = [read.pixels for _, read in reads if read.pixels is not None]
+        new = iter(self._batches.encode(pixels) if self._batches and pixels else ())
+        entries = []
+        for item, read in reads:
+            item.features = read.features if read.pixels is None else next(new)
+            # of what is known by its content, only the path is new
+            features = None if read.pixels is None else item.features
+            entries.append(CachedImage(item.image.path, read.status, read.content, features, read.seen))
+        return entries
+
+    def _answer(self, items: Sequence[_Item], running: "Future[list[CachedImage]]") -> ImageBatch:
+        entries = running.result()
+        self._hits += sum(entry.features is None for entry in entries)
+        if self._cache.is_on:
+            self._cache.put_images([entry for entry in entries if entry.content], self._space)
         good = [item.features for item in items if item.features is not None]
         features = np.stack(good) if good else np.empty((0, self._facts.embed_dim), dtype=np.float32)
         return ImageBatch(tuple(item.image for item in items), features, tuple(item.error for item in items))
 
-    def _encode(self, reads: Sequence[tuple[_Item, _Read]]) -> None:
-        """Give read images their features, and keep those."""
-        pixels = [read.pixels for _, read in reads if read.pixels is not None]
-        new = iter(self._features(pixels) if pixels else ())
-        for item, read in reads:
-            item.features = next(new) if read.pixels is not None else read.features
-            self._hits += read.pixels is None
-        if self._cache.is_on:
-            self._cache.put_images(
-                [
-                    # of what is known by its content, only the path is new
-                    CachedImage(
-                        item.image.path,
-                        read.status,
-                        read.content,
-                        None if read.pixels is None else item.features,
-                        read.seen,
-                    )
-                    for item, read in reads
-                    if item.features is not None
-                ],
-                self._space,
-            )
 
-    def _features(self, pixels: Sequence[NDArray[np.uint8]]) -> Features:
-        if self._batches is None:
-            self._batches = Batches(self._model.open(self._cache).encode_image, self._batch_size)
-        return self._batches.encode(pixels)
+def _has_pixels(future: "Future[_Read] | None") -> bool:
+    """Waits for the image to be read."""
+    return future is not None and future.exception() is None and future.result().pixels is not None
 
 
 def _hashed(file: BinaryIO) -> tuple[bytes | BinaryIO, bytes]:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,6 +35,7 @@ from clipcls.records import ModelFacts, ModelSpec, Precision, Preprocessing
 
 logger = logging.getLogger(__name__)
 
+_MOST_STREAMS = 8  # more would wait for Python's lock
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -93,6 +95,34 @@ class Encoder:
             batch = self._prepared_one_by_one(pixels) if on_cpu else self._prepared_at_once(pixels)
             return self._normalised(self._visual(batch.permute(0, 3, 1, 2)))  # NHWC -> NCHW, in name only
 
+    @cached_property
+    def streams(self) -> int:
+        """How many batches of pictures are best encoded at once, each on a thread that calls `enter_stream`.
+
+        On a CPU, threads that each have their share of the cores don't wait for one another after every product; 2
+        cores were 6 to 14 % faster. On CUDA, one batch is copied while the other is computed.
+        """
+        if self.device.type == "cpu":
+            return min(self._cores, _MOST_STREAMS)
+        return 2 if self._is_cuda else 1
+
+    def build_image_tower(self) -> None:
+        """Build what several threads are about to use."""
+        _ = self._visual, self._mean_std, self.streams
+        if self._is_cuda:
+            torch.cuda.synchronize(self.device)
+
+    def enter_stream(self) -> None:
+        """Give the calling thread its share of the device."""
+        if self._is_cuda:
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        elif self.streams > 1:
+            torch.set_num_threads(self._cores // self.streams)
+            # which holds for this thread, and for those that are new to torch; they get what they would have had
+            others = threading.Thread(target=torch.set_num_threads, args=(self._cores,))
+            others.start()
+            others.join()
+
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Features of prompts, cut at the context length; see `truncated`.
 
@@ -145,6 +175,10 @@ class Encoder:
         for path in (*self.files.settings, *self.files.tokenizer_files()):
             digest.update(path.name.encode() + cache.file_sha256(path))
         return digest.digest()
+
+    @cached_property
+    def _cores(self) -> int:
+        return torch.get_num_threads()
 
     @cached_property
     def _tokenizer(self) -> Any:

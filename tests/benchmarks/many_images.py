@@ -67,9 +67,8 @@ def measure(scratch: Path, model: str, counts: Sequence[int], large: int) -> Non
     for count in (large // 4, large) if large else ():
         seconds, peak = predict(make_folder(scratch / f"large-{count}", count, LARGE), scratch / "l", model, "cat,dog")
         report(f"{count} of 12 megapixels, nothing cached", seconds, peak, count)
-    print(
-        f"\nwith nothing cached, {counts[-1]:,} images take {peaks[-1] / peaks[0]:.2f} times the memory of {counts[0]:,}"
-    )
+    times = peaks[-1] / peaks[0]
+    print(f"\nwith nothing cached, {counts[-1]:,} images take {times:.2f} times the memory of {counts[0]:,}")
 
 
 def main() -> None:
