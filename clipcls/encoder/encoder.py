@@ -117,6 +117,7 @@ class Encoder:
         if self._is_cuda:
             torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         elif self.streams > 1:
+            torch.get_num_threads()  # a thread's first question sets its number, to what was set last
             torch.set_num_threads(self._cores // self.streams)
             # which holds for this thread, and for those that are new to torch; they get what they would have had
             others = threading.Thread(target=torch.set_num_threads, args=(self._cores,))
