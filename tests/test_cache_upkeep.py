@@ -240,7 +240,7 @@ def test_prune_lands_just_under_its_size(tmp_path: Path, share: float, paths: bo
     size = int((tmp_path / NAME).stat().st_size * share)
     removed = prune(tmp_path, size=size)
     after = (tmp_path / NAME).stat().st_size
-    assert 0.95 * size < after <= size
+    assert 0.9 * size < after <= size  # how rows fill pages depends on how long the paths are
     assert removed.images == 3000 - info(tmp_path).images
     assert prune(tmp_path, size=size).images == 0
 
