@@ -28,6 +28,7 @@ def test_every_option_named_in_prose_exists() -> None:
     prose = re.sub(r"```text.*?```", "", README, flags=re.DOTALL)
     helps = "".join(re.findall(r"```text.*?```", README, re.DOTALL))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose))
-    # options of pip, git, torchrun, a benchmark and cog, and of `clipcls models`
+    # options of pip, git, torchrun, benchmarks and cog, and of `clipcls models` and `clipcls cache`
     elsewhere = {"--more-words", "--nproc-per-node", "--index-url", "--all", "--help", "--strict", "--check"}
+    elsewhere |= {"--older-than", "--size", "--corpus", "--images", "--runners", "--rounds", "--large-images"}
     assert named - elsewhere <= set(re.findall(r"--[a-z][a-z-]+", helps))
