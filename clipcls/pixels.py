@@ -34,8 +34,7 @@ def load_pixels(
         max_pixels: a picture with more is refused before it is decoded.
 
     Returns:
-        (height, width, 3) uint8 RGB, to be divided by 255 and normalised with the preprocessing's mean, std; perhaps
-        a window on a larger array.
+        (height, width, 3) uint8 RGB, to be divided by 255 and normalised with the preprocessing's mean, std.
 
     Raises:
         ImageError: whatever is wrong with the file.

@@ -3,7 +3,7 @@
 torch's `MultiheadAttention` swaps batch and sequence before it projects them, unless it can take its fast path (no
 gradients, no mask). The swapped tensor isn't contiguous, so that its linear layer is computed as one small product per
 token, each with a copy of the weights: more than half of the text tower's time on a CPU in bf16 (torch 2.15, ViT-B/32,
-AMX), a tenth of a training step's. Here the batch stays in front.
+AMX), some 8 % of a training step's. Here the batch stays in front.
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
 """The last block of an image tower, computed for the one token that is asked for.
 
 In CLIP's vision transformers the features are the class token's. In the last block the other tokens are needed as keys
-and values only: leaving out what else would be computed for them saves a twelfth of ViT-B/32, and changes nothing.
+and values only: leaving out what else would be computed for them saves most of one of ViT-B/32's twelve blocks, and
+changes nothing.
 """
 
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
