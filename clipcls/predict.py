@@ -82,11 +82,14 @@ class Classifier:
                 "with one label its softmax score is always 1; the scores cosine and sigmoid tell pictures apart"
             )
 
-    def predict(self, paths: Paths) -> Iterator[Prediction]:
+    def predict(self, paths: Paths, stop: Callable[[], bool] = lambda: False) -> Iterator[Prediction]:
         """Classify images, in input order; results come as batches are done.
 
         Args:
-            paths: files, directories and globs, or the references that `clipcls.inputs.discover` gives.
+            paths: files, directories and globs, or the references that `clipcls.inputs.discover` gives. A generator
+                is iterated over on a thread of its own.
+            stop: asked after every batch, and while the input stalls. Once it says yes, the images that the model is
+                at come to their end, and no more.
 
         Yields:
             One prediction for each image; an image that can't be read has its `error` set.
@@ -98,7 +101,7 @@ class Classifier:
         label_features = self.label_features
         cache = self.execution.open_cache()
         try:
-            for batch in embed_images(_references(paths), self._find(cache), cache, self.execution):
+            for batch in embed_images(_references(paths), self._find(cache), cache, self.execution, stop):
                 yield from self._rank(batch, label_features)
         finally:
             cache.close()

@@ -6,7 +6,7 @@ from typing import Literal
 Precision = Literal["fp32", "bf16", "fp16"]
 Decode = Literal["fast", "exact"]
 ScoreKind = Literal["softmax", "sigmoid", "cosine"]
-Format = Literal["table", "tsv", "jsonl", "csv"]
+Format = Literal["table", "tsv", "jsonl", "csv", "parquet"]
 OnError = Literal["skip", "stop"]
 
 
@@ -99,16 +99,46 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A picture inside a larger file that isn't compressed, such as a tar shard.
+
+    Attributes:
+        file: path of the larger file.
+        offset: of the picture's first byte.
+        size: in bytes.
+        status: what `clipcls.cache.file_status` gave for the larger file when it was listed.
+    """
+
+    file: str
+    offset: int
+    size: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A picture on the web, which may be fetched.
+
+    Attributes:
+        url: `http://…` or `https://…`.
+    """
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """One input, in input order.
 
     Attributes:
-        path: as found; bytes that aren't UTF-8 are kept as surrogates (`os.fsdecode`).
+        path: as found, and what results call it; bytes that aren't UTF-8 are kept as surrogates (`os.fsdecode`).
         error: why it can't be opened, where that is known before opening (a name that doesn't exist).
+        content: where the picture is, or the bytes of its file; None for the file at `path`.
     """
 
     path: str
     error: str | None = None
+    content: "bytes | Span | Address | None" = None
 
 
 @dataclass(frozen=True, slots=True)

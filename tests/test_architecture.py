@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "clipcls"
 LAYERS = [
     ["errors", "records", "files"],
     [
-        *("vocabulary", "labels", "prompts", "geometry", "images", "inputs", "catalog", "cache", "recall", "ranking"),
+        *("vocabulary", "labels", "prompts", "geometry", "images", "inputs", "catalog", "cache", "web", "contents", "recall"),
+        "ranking",
         "sinks",
     ],
     ["encoder", "pixels"],

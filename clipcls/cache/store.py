@@ -168,21 +168,25 @@ class Cache:
 
     # ------------------------------------------------------------------------------------------- images
 
-    def find_images(self, paths: Sequence[str], space: bytes) -> list[Features | None]:
+    def find_images(
+        self, paths: Sequence[str], space: bytes, statuses: Sequence[str | None] | None = None
+    ) -> list[Features | None]:
         """Features of files that are unchanged since they were read, None for the others; no file is opened.
 
         Args:
             space: what the features depend on besides the file's content.
+            statuses: for each path, of which None is to be looked at; an empty one finds nothing.
 
         Returns:
             For each path, (embed_dim,) float32, L2-normalised.
         """
         if not self.is_on:
             return [None] * len(paths)
+        known = list(zip(paths, statuses or [None] * len(paths), strict=True))
         found: list[Features | None] = []
         stale: list[int] = []
         for start in range(0, len(paths), _BATCH):
-            files = [_key_and_status(path) for path in paths[start : start + _BATCH]]
+            files = [_key_and_status(path, status) for path, status in known[start : start + _BATCH]]
             rows = self._select_images([key for key, _ in files], space)
             for key, status in files:
                 row = rows.get(key)
@@ -373,9 +377,11 @@ class Cache:
             self._full = False
 
 
-def _key_and_status(path: str) -> tuple[bytes, bytes]:
+def _key_and_status(path: str, status: str | None) -> tuple[bytes, bytes]:
     """A path's key in the index, and what the file looks like now; an empty status finds nothing."""
     try:
+        if status is not None:
+            return path_key(path), status.encode()
         return path_key(path), file_status(os.stat(path)).encode()  # noqa: PTH116 - a Path takes longer than the query
     except (OSError, ValueError):
         return b"", b""

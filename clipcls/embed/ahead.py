@@ -2,13 +2,15 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 #: items that are handed over at once
 CHUNK = 512
+# what these may weigh together (the last one may exceed it), in bytes of memory
+_CHUNK_BYTES = 2**25
 # an input that stalls this long (a slow pipe) has what is there handed over
 STALL_SECONDS = 0.1
 
@@ -18,13 +20,18 @@ class Ahead(Generic[T]):
 
     A context manager, which ends its thread; one that is blocked in reading ends with the process.
 
+    Args:
+        weigh: bytes that an item holds in memory; lists of heavy ones are shorter.
+
     Attributes:
         stalled: whether the last list was cut short because no more was there, or was the last.
     """
 
-    def __init__(self, items: Iterable[T]) -> None:
+    def __init__(self, items: Iterable[T], weigh: Callable[[T], int] = lambda _: 0) -> None:
         self._items = items
+        self._weigh = weigh
         self._ready: deque[T] = deque()
+        self._bytes = 0  # that these weigh
         self._changed = threading.Condition()
         self._ended = False
         self._stopped = False
@@ -46,26 +53,42 @@ class Ahead(Generic[T]):
         """
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._ended or len(self._ready) >= CHUNK, STALL_SECONDS)
-                chunk = [self._ready.popleft() for _ in range(min(CHUNK, len(self._ready)))]
+                self._changed.wait_for(lambda: self._ended or self._has(1), STALL_SECONDS)
+                whole = self._has(1)
+                chunk = self._take()
                 last = self._ended and not self._ready
                 self._changed.notify_all()
-            self.stalled = last or len(chunk) < CHUNK
+            self.stalled = last or not whole
             yield chunk
             if last:
                 if self._error is not None:
                     raise self._error
                 return
 
+    def _has(self, chunks: int) -> bool:
+        """Whether as much is ready as that many lists hold at most."""
+        return len(self._ready) >= chunks * CHUNK or self._bytes >= chunks * _CHUNK_BYTES
+
+    def _take(self) -> list[T]:
+        chunk: list[T] = []
+        weight = 0
+        while self._ready and len(chunk) < CHUNK and weight < _CHUNK_BYTES:
+            item = self._ready.popleft()
+            chunk.append(item)
+            weight += self._weigh(item)
+        self._bytes -= weight
+        return chunk
+
     def _read(self) -> None:
         try:
             for item in self._items:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or len(self._ready) < 2 * CHUNK)
+                    self._changed.wait_for(lambda: self._stopped or not self._has(2))
                     if self._stopped:
                         return
                     self._ready.append(item)
-                    if len(self._ready) >= CHUNK:
+                    self._bytes += self._weigh(item)
+                    if self._has(1):
                         self._changed.notify_all()
         except BaseException as exc:  # noqa: BLE001 - raised again where the items are read
             self._error = exc

@@ -6,21 +6,25 @@ from pathlib import Path
 from typing import get_args
 
 from clipcls.cache import DEFAULT_LIMIT, Cache
+from clipcls.contents import MAX_BYTES
 from clipcls.errors import UsageError
 from clipcls.images import MAX_PIXELS
 from clipcls.records import Decode
+from clipcls.web import Web
 
 _MAX_WORKERS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a run is carried out; none of it changes what is predicted, but for `decode` and `max_pixels`.
+    """How a run is carried out; none of it changes what is predicted, but for `decode` and the limits.
 
     Attributes:
         batch_size: images a forward pass; None for 16 on a CPU, 256 on a GPU. It is halved where memory runs out.
         workers: threads that decode; None for one a core, at most 32.
         max_pixels: an image with more isn't decoded, but an error; one whose features are cached needn't be decoded.
+        max_bytes: a file with more isn't read, but an error.
+        web: fetches pictures from addresses; None refuses them.
         cache_dir: None for no cache.
         cache_size: of the cache's file at most, in bytes.
         strict_prompts: a prompt over the context length is an error, not a warning.
@@ -30,12 +34,14 @@ class Execution:
     batch_size: int | None = None
     workers: int | None = None
     max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
+    web: Web | None = None
     cache_dir: Path | None = None
     cache_size: int = DEFAULT_LIMIT
     strict_prompts: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "max_pixels", "cache_size"):
+        for name in ("batch_size", "workers", "max_pixels", "max_bytes", "cache_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1.")

@@ -3,9 +3,8 @@
 import hashlib
 import logging
 import os
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
@@ -14,13 +13,14 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.cache import Cache, CachedImage, file_status
+from clipcls.cache import Cache, CachedImage
+from clipcls.contents import known_status, open_content
 from clipcls.embed.ahead import Ahead
 from clipcls.embed.batches import Batches
 from clipcls.embed.execution import Execution
 from clipcls.embed.model import LazyEncoder
 from clipcls.errors import ImageError
-from clipcls.images import Source, decode_picture, open_file, pillow_errors
+from clipcls.images import Source, decode_picture, pillow_errors
 from clipcls.records import Decode, ImageRef, ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -75,20 +75,35 @@ class _Item:
 
 
 def embed_images(
-    images: Iterable[ImageRef], model: LazyEncoder, cache: Cache, execution: Execution | None = None
+    images: Iterable[ImageRef],
+    model: LazyEncoder,
+    cache: Cache,
+    execution: Execution | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[ImageBatch]:
     """Features of images in input order: from the cache, or decoded on threads ahead of the model.
 
     A few batches of preprocessed pictures are in memory, however many images there are: two that are decoded ahead, or
     one for each batch that the model takes at once, and those. An image that can't be read becomes an error in its
     batch. The model is opened for the first picture that isn't cached.
+
+    Args:
+        images: iterated over on a thread of its own.
+        stop: asked after every batch, and while the input stalls. Once it says yes, what the model is at comes to
+            its end, and nothing more.
     """
     pipeline = _Pipeline(model, cache, execution or Execution())
     try:
-        with Ahead(images) as chunks:
+        with Ahead(images, _held_bytes) as chunks:
             for chunk in chunks:
                 pipeline.add(chunk)
-                yield from pipeline.batches(flush=chunks.stalled)
+                for batch in pipeline.batches(flush=chunks.stalled):
+                    yield batch
+                    if stop():
+                        break
+                if stop():
+                    yield from pipeline.running()
+                    return
     finally:
         pipeline.close()
 
@@ -121,8 +136,9 @@ class _Pipeline:
 
     def add(self, images: Sequence[ImageRef]) -> None:
         """Take images in, with the features of those that are cached."""
-        paths = [image.path for image in images if image.error is None]
-        found = iter(self._cache.find_images(paths, self._space))
+        sought = [image for image in images if image.error is None]
+        statuses = [known_status(image) for image in sought]
+        found = iter(self._cache.find_images([image.path for image in sought], self._space, statuses))
         for image in images:
             features = next(found) if image.error is None else None
             if features is not None and features.shape != (self._facts.embed_dim,):
@@ -145,6 +161,11 @@ class _Pipeline:
                 yield self._answer(*self._running.popleft())
             else:
                 return
+
+    def running(self) -> Iterator[ImageBatch]:
+        """What the model has begun with."""
+        while self._running:
+            yield self._answer(*self._running.popleft())
 
     def close(self) -> None:
         """End the threads."""
@@ -211,16 +232,15 @@ class _Pipeline:
 
     def _read(self, image: ImageRef) -> _Read:
         """On a thread: the pixels of an image, unless the cache knows a file of the same content."""
-        if not self._cache.is_on:
-            return _Read(self._pixels(image.path))
-        with open_file(image.path) as file:
+        with open_content(image, self._execution.max_bytes, self._execution.web) as opened:
+            if not self._cache.is_on:
+                return _Read(self._pixels(opened.file))
             with pillow_errors("file"):
-                seen, status = time.time(), file_status(os.fstat(file.fileno()))
-                source, content = _hashed(file)
+                source, content = _hashed(opened.file)
             features = self._cache.get_image(content, self._space)
             if features is not None and features.shape == (self._facts.embed_dim,):
-                return _Read(None, features, content, status, seen)
-            return _Read(self._pixels(source), None, content, status, seen)
+                return _Read(None, features, content, opened.status, opened.seen)
+            return _Read(self._pixels(source), None, content, opened.status, opened.seen)
 
     def _pixels(self, source: Source) -> NDArray[np.uint8]:
         preprocessing, decode = self._facts.preprocess, self._execution.decode
@@ -268,9 +288,15 @@ def _has_pixels(future: "Future[_Read] | None") -> bool:
     return future is not None and future.exception() is None and future.result().pixels is not None
 
 
+def _held_bytes(image: ImageRef) -> int:
+    return len(image.content) if isinstance(image.content, bytes) else 0
+
+
 def _hashed(file: BinaryIO) -> tuple[bytes | BinaryIO, bytes]:
     """A file to decode from, in memory if it isn't large, and the SHA-256 of its content."""
-    if os.fstat(file.fileno()).st_size > _WHOLE_BYTES:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size > _WHOLE_BYTES:
         return file, hashlib.file_digest(cast("BufferedReader", file), "sha256").digest()
     data = file.read()
     return data, hashlib.sha256(data).digest()
