@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,6 +105,34 @@ class Classifier:
                 yield from self._rank(batch, label_features)
         finally:
             cache.close()
+
+    def settings(self) -> dict[str, Any]:
+        """All that predictions depend on besides the images, by the names of the options, as JSON's types.
+
+        Raises:
+            ModelError: the model can't be had.
+        """
+        cache = self.execution.open_cache()
+        try:
+            model = self._find(cache)
+            fingerprint = model.fingerprint(cache)
+        finally:
+            cache.close()
+        return {
+            "--model": fingerprint.hex(),
+            "--labels": [[label.name, *label.texts, *label.prompts] for label in self.labels],
+            "--prompts": list(self.prompts.templates),
+            "--background": self.background,
+            "--score": self.scoring.kind,
+            "--multi-label": self.scoring.multi_label,
+            "--top-k": self.scoring.top_k,
+            "--threshold": self.scoring.threshold,
+            "--min-margin": self.scoring.min_margin,
+            "--precision": model.facts.precision,
+            "--decode": self.execution.decode,
+            "--max-pixels": self.execution.max_pixels,
+            "--max-bytes": self.execution.max_bytes,
+        }
 
     @property
     def encoder(self) -> "Encoder":

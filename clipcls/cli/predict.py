@@ -9,11 +9,11 @@ import typer
 
 from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
-from clipcls.cli.progress import Progress
+from clipcls.cli.labelling import ErrorLimit, Labelling, Sources
 from clipcls.records import Decode, Format, OnError, ScoreKind
 
 if TYPE_CHECKING:
-    from clipcls.predict import Classifier
+    from clipcls.outputs import Target
     from clipcls.records import PromptSet
 
 
@@ -78,12 +78,45 @@ def predict(
         typer.Option("--files-from", help="Read paths from a file, one per line; - is standard input."),
     ] = None,
     null: Annotated[bool, typer.Option("-0", "--null", help="Listed paths end with NUL, not newline.")] = False,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", help="Column of paths or images in inputs that are .parquet, .csv, .tsv or .jsonl."),
+    ] = None,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")] = False,
+    allow_private_urls: Annotated[
+        bool, typer.Option("--allow-private-urls", help="Also from private and link-local addresses.")
+    ] = False,
     format: Annotated[
         Format | None,
         typer.Option("--format", help="[default: by the output's extension; table on a terminal, else tsv]"),
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-",
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="Folder for part files, each there once it is whole.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="With --resume: run the images again that failed.")
+    ] = False,
+    # what may go wrong
     on_error: Annotated[OnError, typer.Option("--on-error", help="What a bad image does to the run.")] = "skip",
+    max_errors: Annotated[
+        str | None, typer.Option("--max-errors", metavar="N|P%", help="More bad images than that stop the run.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option("--max-bytes", min=1, help="Larger files are errors. [default: 1073741824]")
+    ] = None,
+    url_timeout: Annotated[
+        float, typer.Option("--url-timeout", metavar="SECONDS", min=0.1, help="Time to fetch an image in.")
+    ] = 30.0,
+    url_retries: Annotated[
+        int, typer.Option("--url-retries", min=0, help="How often a fetch that failed is tried again.")
+    ] = 2,
     # how to run
     decode: Annotated[
         Decode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels, bit for bit.")
@@ -101,9 +134,6 @@ def predict(
         int | None,
         typer.Option("--workers", envvar="CLIPCLS_WORKERS", min=1, help="Decoding threads. [default: one a core]"),
     ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
-    ] = None,
     cache_dir: options.CacheDirOption = None,
     cache_size: options.CacheSizeOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
@@ -117,16 +147,23 @@ def predict(
     options.set_up_logging(verbose, quiet)
     from clipcls import labels as label_sources
     from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
+    from clipcls.contents import MAX_BYTES
     from clipcls.embed import Execution
     from clipcls.errors import UsageError
     from clipcls.images import MAX_PIXELS
+    from clipcls.outputs import Target
     from clipcls.predict import Classifier
     from clipcls.ranking import Scoring
     from clipcls.records import ModelSpec
+    from clipcls.web import Web
 
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
-    _check_output(output, format, [*(inputs or ()), files_from, labels_file, prompts, model])
+    target = Target(output, output_dir, format, resume, retry_errors)
+    _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model])
+    limit = ErrorLimit.parse(max_errors, on_error)
+    if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
+        raise UsageError("Options for addresses need --allow-urls.")
     classifier = Classifier(
         labels=label_sources.parse_labels(labels, label or (), labels_file),
         model=ModelSpec(model, arch, preprocess, device, precision),
@@ -138,79 +175,36 @@ def predict(
             batch_size=batch_size,
             workers=workers,
             max_pixels=max_pixels or MAX_PIXELS,
+            max_bytes=max_bytes or MAX_BYTES,
+            web=Web(url_timeout, url_retries, allow_private_urls) if allow_urls else None,
             cache_dir=None if no_cache else cache_dir or default_folder(),
             cache_size=DEFAULT_LIMIT if cache_size is None else cache_size * MEGABYTE,
             strict_prompts=strict_prompts,
         ),
     )
-    done, failed = _run(
-        classifier, inputs or [], files_from, null, output=output, kind=format, on_error=on_error, quiet=quiet
-    )
-    if not done:
-        raise UsageError("No images found in what was given.")
-    if failed:
-        if not quiet:
-            typer.echo(f"clipcls: {failed} of {done} images could not be read", err=True)
-        raise typer.Exit(1)
+    sources = Sources(inputs or [], files_from, null, column, allow_urls)
+    Labelling(classifier, sources, target, limit, quiet).run()
 
 
-def _run(
-    classifier: "Classifier",
-    sources: list[str],
-    files_from: str | None,
-    null: bool,
-    *,
-    output: str,
-    kind: Format | None,
-    on_error: OnError,
-    quiet: bool,
-) -> tuple[int, int]:
-    """Classify and write; returns how many images there were, and how many of them could not be read."""
-    from clipcls.errors import StoppedError
-    from clipcls.inputs import discover
-    from clipcls.sinks import open_sink
-
-    images = discover(sources, files_from, null)
-    countable = files_from is None and "-" not in sources
-    names = tuple(label.name for label in classifier.labels)
-    done = failed = 0
-    with Progress(not quiet, output) as progress:
-        # all that can go wrong with model and labels does so before the output is touched
-        classifier.label_features = classifier.embed_labels(progress.update_labels)
-        with open_sink(output, kind, labels=names) as sink:
-            progress.start((lambda: sum(1 for _ in discover(sources))) if countable else None)
-            for prediction in classifier.predict(images):
-                sink.write(prediction)
-                done += 1
-                if prediction.error is not None:
-                    failed += 1
-                    progress.print_error(prediction.path, prediction.error)
-                    if on_error == "stop":
-                        raise StoppedError(f"stopped at the first bad image (--on-error stop), {done} done.")
-                progress.update(done, failed)
-    return done, failed
-
-
-def _check_output(output: str, kind: Format | None, sources: Sequence[str | Path | None]) -> None:
+def _check_target(target: "Target", sources: Sequence[str | Path | None]) -> None:
     """Refuse an output that can't be written, or that would replace a picture or what the results are made from."""
     from clipcls.errors import StoppedError, UsageError
     from clipcls.inputs import EXTENSIONS
-    from clipcls.sinks import format_for
+    from clipcls.outputs import check_target
 
-    if output == "-":
+    check_target(target)
+    if target.folder is not None or target.output == "-":
         return
-    path = Path(output)
-    if not output or path.suffix.lower() in EXTENSIONS:
-        raise UsageError(f"--output {output!r}: not a name for results.")
-    if kind is None:
-        format_for(path)
+    path = Path(target.output)
+    if path.suffix.lower() in EXTENSIONS:
+        raise UsageError(f"--output {target.output!r}: not a name for results.")
     if path.is_dir() or not path.absolute().parent.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
         raise StoppedError(
-            f"{output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
+            f"{target.output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
         )
     for source in sources:
         if source and os.path.exists(source) and path.exists() and path.samefile(source):  # noqa: PTH110, globs may be long
-            raise UsageError(f"--output {output!r} is one of the inputs, which it would overwrite.")
+            raise UsageError(f"--output {target.output!r} is one of the inputs, which it would overwrite.")
 
 
 def _prompt_set(prompts: str, templates: list[str] | None) -> "PromptSet":

@@ -47,18 +47,23 @@ class Progress:
         if self._bar is None:
             return
         if not self._bar.task_ids:
-            self._bar.add_task("labels", total=total, failures="")
+            self._bar.add_task("labels", total=total, failures="", already=0)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done)
 
-    def start(self, count: Callable[[], int] | None) -> None:
-        """Show the bar; `count` gives the number of images, and may take long: it runs on a thread of its own."""
+    def start(self, count: Callable[[], int] | None, already: int = 0) -> None:
+        """Show the bar.
+
+        Args:
+            count: gives the number of images, and may take long: it runs on a thread of its own.
+            already: images that an earlier run has done.
+        """
         bar = self._bar
         if bar is None:
             return
         for labels in bar.task_ids:
             bar.remove_task(labels)
-        task = bar.add_task("images", total=None, failures="")
+        task = bar.add_task("images", total=None, completed=already, failures="", already=already)
         bar.start()
         if count is not None:
             threading.Thread(target=_set_total, args=(bar, task, count), daemon=True).start()
@@ -95,14 +100,15 @@ def _make_bar() -> "Bar":
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
             # rich's own speed is that of the last updates, which come a batch at a time
-            speed = task.completed / task.elapsed if task.elapsed else 0.0
+            speed = (task.completed - task.fields["already"]) / task.elapsed if task.elapsed else 0.0
             return Text(f"{speed:.0f} {task.description}/s" if speed else "")
 
     class TimeLeft(ProgressColumn):
         def render(self, task: Task) -> Text:
-            if not task.completed or task.total is None or task.elapsed is None:
+            done = task.completed - task.fields["already"]
+            if not done or task.total is None or task.elapsed is None:
                 return Text("")
-            seconds = round(task.elapsed * (task.total - task.completed) / task.completed)
+            seconds = round(task.elapsed * (task.total - task.completed) / done)
             return Text(f"{timedelta(seconds=max(seconds, 0))} left")
 
     return RichProgress(

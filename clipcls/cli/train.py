@@ -1,17 +1,15 @@
 """`clipcls train`: train a dual encoder on pictures and captions."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from clipcls.cli import options
+from clipcls.cli.signals import StopSignals, is_first_process
 from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +136,7 @@ def train(
     except UsageError as exc:
         exc.told = not is_first_process()
         raise
-    with progress_report(quiet) as report, StopSignals() as signals:
+    with progress_report(quiet) as report, StopSignals("saving after this step") as signals:
         result = run(settings, report, resume=resume is not None, asked_to_stop=signals.received)
     if not is_first_process():
         raise typer.Exit(signals.exit_code)
@@ -156,50 +154,6 @@ def train(
     if result.best is not None:
         typer.echo(f"the best model in the validations: {result.best}", err=True)
     typer.echo(result.model)
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun has started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-class StopSignals:
-    """SIGINT and SIGTERM, as a wish to stop after the current step; a second one ends the process at once.
-
-    Attributes:
-        exit_code: 128 and the signal's number; 0 before any.
-    """
-
-    def __init__(self) -> None:
-        self.exit_code = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._let_through()
-
-    def received(self) -> bool:
-        """Whether there was one; signals are caught from the first time that this is asked, after the first step."""
-        if not self._before:
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self.exit_code != 0
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        # torchrun passes a signal on to processes that may have had it from the terminal already, so that a second
-        # one means nothing; it ends them itself after a while
-        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        if self.exit_code == 0 and is_first_process():
-            end = "" if under_torchrun else "; a second signal ends the run at once"
-            typer.echo(f"clipcls: saving after this step{end}", err=True)
-        self.exit_code = 128 + number
-        if not under_torchrun:
-            self._let_through()
-
-    def _let_through(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

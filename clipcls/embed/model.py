@@ -39,6 +39,14 @@ class LazyEncoder:
             self._encoder = self._load(cache)
         return self._encoder
 
+    def fingerprint(self, cache: Cache) -> bytes:
+        """SHA-256 of all that features depend on, computed if it isn't known.
+
+        Raises:
+            ModelError: the model can't be had.
+        """
+        return self.facts.fingerprint or self.open(cache).fingerprint(cache)
+
     def usable(self, cache: Cache) -> Cache:
         """The cache, or none where there is no fingerprint to tell models by."""
         return cache if self.facts.fingerprint else Cache(None)

@@ -1,0 +1,167 @@
+"""The run of `clipcls predict`: from inputs to an output, with all that can happen on the way."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from clipcls.cli.progress import Progress
+from clipcls.cli.signals import StopSignals
+from clipcls.errors import StoppedError, UsageError
+from clipcls.records import OnError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clipcls.outputs import Done, Output, Target
+    from clipcls.predict import Classifier
+    from clipcls.records import ImageRef, Prediction
+
+# before so many are done, a share of failures says little
+_FEWEST_FOR_SHARE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the pictures are listed in; see `clipcls.inputs.discover`."""
+
+    inputs: list[str]
+    files_from: str | None
+    null: bool
+    column: str | None
+    allow_urls: bool
+
+    def images(self) -> "Iterator[ImageRef]":
+        """One reference a picture."""
+        from clipcls.inputs import discover
+
+        return discover(
+            self.inputs, self.files_from, self.null, column=self.column, allow_urls=self.allow_urls
+        )
+
+    def count(self) -> int:
+        """How many there are, by listing them."""
+        return sum(1 for _ in self.images())
+
+    @property
+    def can_be_listed_twice(self) -> bool:
+        """Whether listing them takes nothing away."""
+        return self.files_from is None and "-" not in self.inputs
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorLimit:
+    """How many images may fail.
+
+    Attributes:
+        count: None for any number.
+        share: of the images that are done, in percent; judged from the hundredth image on. None for any.
+    """
+
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str | None, on_error: OnError) -> "ErrorLimit":
+        """What `--max-errors` says: `N` or `P%`.
+
+        Raises:
+            UsageError: it says neither.
+        """
+        if on_error == "stop":
+            if text is not None:
+                raise UsageError("--on-error stop ends the run at the first bad image; leave --max-errors out.")
+            return cls(count=0)
+        if text is None:
+            return cls()
+        if re.fullmatch(r"[0-9]{1,15}", text):
+            return cls(count=int(text))
+        if re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?%", text) and float(text[:-1]) <= 100:
+            return cls(share=float(text[:-1]))
+        raise UsageError(f"--max-errors {text!r}: use a number of images such as 100, or a share such as 5%.")
+
+    def is_exceeded(self, failed: int, done: int) -> bool:
+        """Whether so many failures are too many."""
+        too_many = self.count is not None and failed > self.count
+        return too_many or (self.share is not None and done >= _FEWEST_FOR_SHARE and 100 * failed > self.share * done)
+
+    def __str__(self) -> str:
+        if self.count == 0:
+            return "stopped at the first bad image"
+        limit = f"{self.share:g} %" if self.count is None else f"{self.count:,}"
+        return f"stopped: more than {limit} of the images could not be read"
+
+
+class Labelling:
+    """One run.
+
+    Args:
+        limit: stops a run gone wrong.
+        quiet: without progress and lines for bad images.
+    """
+
+    def __init__(self, classifier: "Classifier", sources: Sources, target: "Target", limit: ErrorLimit, quiet: bool):
+        self._classifier = classifier
+        self._sources = sources
+        self._target = target
+        self._limit = limit
+        self._quiet = quiet
+        self._done = self._failed = 0
+
+    def run(self) -> None:
+        """Classify and write.
+
+        Raises:
+            StoppedError: the output can't be written, or too many images failed.
+            UsageError: there are no images, or the output can't be gone on with.
+            typer.Exit: some images failed, or there was a signal.
+        """
+        from clipcls.outputs import open_output
+
+        classifier = self._classifier
+        labels = tuple(label.name for label in classifier.labels)
+        shown = self._target.output if self._target.folder is None else ""
+        with Progress(not self._quiet, shown) as progress, StopSignals("finishing the batch at hand") as signals:
+            # all that can go wrong with model and labels does so before the output is touched
+            classifier.label_features = classifier.embed_labels(progress.update_labels)
+            with open_output(self._target, labels, classifier.settings) as output:
+                before = output.done
+                self._report_resumed(before)
+                progress.start(self._sources.count if self._sources.can_be_listed_twice else None, before.count)
+                images = before.remaining(self._sources.images())
+                exceeded = self._write(classifier.predict(images, signals.received), output, progress)
+        self._report(before, output.can_resume, signals.exit_code, exceeded)
+
+    def _write(self, predictions: "Iterator[Prediction]", output: "Output", progress: Progress) -> bool:
+        """Write rows; returns whether too many images failed."""
+        before = output.done
+        for prediction in predictions:
+            output.write(prediction)
+            self._done += 1
+            if prediction.error is not None:
+                self._failed += 1
+                progress.print_error(prediction.path, prediction.error)
+                if self._limit.is_exceeded(self._failed, self._done):
+                    return True
+            progress.update(before.count + self._done, before.failed + self._failed)
+        return False
+
+    def _report_resumed(self, before: "Done") -> None:
+        if before.count and not self._quiet:
+            typer.echo(f"clipcls: {self._target.name}: going on after {before.count:,} images", err=True)
+
+    def _report(self, before: "Done", can_resume: bool, exit_code: int, exceeded: bool) -> None:
+        done, failed = before.count + self._done, before.failed + self._failed
+        go_on = "; the same command with --resume goes on" if can_resume else ""
+        if exceeded:
+            raise StoppedError(f"{self._limit}; {done:,} done{go_on}.")
+        if exit_code:
+            typer.echo(f"clipcls: {done:,} images done{go_on}", err=True)
+            raise typer.Exit(exit_code)
+        if not done:
+            raise UsageError("No images found in what was given.")
+        if failed:
+            if not self._quiet:
+                typer.echo(f"clipcls: {failed:,} of {done:,} images could not be read", err=True)
+            raise typer.Exit(1)

@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM in commands that would rather come to an orderly end."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any, Self
+
+import typer
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class StopSignals:
+    """SIGINT and SIGTERM, as a wish to stop after what is at hand; a second one ends the process at once.
+
+    Args:
+        message: what is said at the first one, such as `saving after this step`.
+
+    Attributes:
+        exit_code: 128 and the signal's number; 0 before any.
+    """
+
+    def __init__(self, message: str) -> None:
+        self.exit_code = 0
+        self._message = message
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_through()
+
+    def received(self) -> bool:
+        """Whether there was one; signals are caught from the first time that this is asked, once work has begun."""
+        if not self._before:
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self.exit_code != 0
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        # torchrun passes a signal on to processes that may have had it from the terminal already, so that a second
+        # one means nothing; it ends them itself after a while
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        if self.exit_code == 0 and is_first_process():
+            end = "" if under_torchrun else "; a second signal ends the run at once"
+            typer.echo(f"clipcls: {self._message}{end}", err=True)
+        self.exit_code = 128 + number
+        if not under_torchrun:
+            self._let_through()
+
+    def _let_through(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
