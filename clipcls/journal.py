@@ -33,7 +33,8 @@ class Journal:
         whole: the size that the output had at its orderly end; None where there was none.
 
     Raises:
-        StoppedError: it can't be written, or another run holds it.
+        OSError: it can't be opened.
+        StoppedError: another run holds it.
         UsageError: what is there isn't a journal.
     """
 
@@ -43,10 +44,7 @@ class Journal:
         self.settings: dict[str, Any] | None = None
         self.failed: list[Prediction] = []
         self.whole: int | None = None
-        try:
-            self._file = cast("BinaryIO", path.open("ab+", buffering=0))
-        except OSError as exc:
-            raise StoppedError(f"{path}: can't be written: {exc.strerror}.") from exc
+        self._file = cast("BinaryIO", path.open("ab+", buffering=0))
         try:
             _lock(self._file, output)
             self._read()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -16,6 +17,8 @@ from clipcls.parquet import read_parquet, require_pyarrow
 from clipcls.records import Format, ImageRef, Prediction
 from clipcls.results import StoredPrediction, read_stored
 from clipcls.sinks import Parts, Sink, format_for, open_sink, published, text_sink
+
+logger = logging.getLogger(__name__)
 
 _PART = re.compile(r"part-(\d{6,})\.(?:jsonl|csv|parquet)")
 
@@ -172,9 +175,16 @@ def _open_text(
     target: Target, path: Path, kind: Format, labels: tuple[str, ...], settings: Settings
 ) -> Iterator[Output]:
     with contextlib.ExitStack() as stack:
-        with _can_write(target.output):
+        try:
             journal = stack.enter_context(Journal(journal_path(path), target.output))
-            goes_on = target.resume and path.exists() and path.stat().st_size > 0
+        except OSError as exc:
+            if target.resume:
+                raise StoppedError(f"{journal_path(path)}: can't be written: {exc.strerror}.") from exc
+            logger.warning("%s: can't be written (%s), so that this run can't be resumed", journal_path(path), exc.strerror)
+            yield Output(stack.enter_context(open_sink(target.output, kind, labels=labels)))
+            return
+        with _can_write(target.output):
+            goes_on = target.resume and path.exists() and bool(path.stat().st_size or journal.failed)
             done = _go_on(target, path, kind, journal, settings) if goes_on else Done()
             stream = cast("BinaryIO", stack.enter_context(path.open("rb+" if goes_on else "wb", buffering=0)))
             if not goes_on:

@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "clipcls"
 LAYERS = [
     ["errors", "records", "files"],
     [
-        *("vocabulary", "labels", "prompts", "geometry", "images", "inputs", "catalog", "cache", "web", "contents", "recall"),
+        *("vocabulary", "labels", "prompts", "geometry", "images", "catalog", "cache", "shards", "tables", "inputs"),
+        *("web", "contents", "recall"),
         "ranking",
-        "sinks",
+        *("rows", "parquet", "results", "sinks", "journal", "outputs"),
     ],
     ["encoder", "pixels"],
     ["embed", "train"],

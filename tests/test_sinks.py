@@ -15,7 +15,8 @@ from rich.cells import cell_len
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.records import Prediction, ScoredLabel
-from clipcls.sinks import COLUMNS, Sink, csv_row, jsonl_row, open_sink, record, table_row, tsv_row
+from clipcls.rows import COLUMNS, csv_row, jsonl_row, record, table_row, tsv_row
+from clipcls.sinks import TextSink, open_sink
 
 ODD_NAMES = [
     "a.png",
@@ -81,7 +82,7 @@ def test_tsv_leaves_out_images_with_an_error() -> None:
 
 def test_tsv_keeps_a_names_bytes() -> None:
     stream = io.BytesIO()
-    Sink(stream, tsv_row).write(prediction(UNDECODABLE))
+    TextSink(stream, tsv_row).write(prediction(UNDECODABLE))
     assert stream.getvalue() == b"caf\xe9\xff.png\tcat\t0.750000\n"
 
 
@@ -130,7 +131,7 @@ def test_record_gives_the_bytes_of_an_undecodable_name() -> None:
 def test_jsonl_error_with_an_undecodable_name_is_valid_utf8() -> None:
     row = jsonl_row(Prediction(UNDECODABLE, None, None, None, error=f"{UNDECODABLE}: gone"))
     stream = io.BytesIO()
-    Sink(stream, lambda _: row).write(FAILED)
+    TextSink(stream, lambda _: row).write(FAILED)
     assert json.loads(stream.getvalue().decode("utf-8"))["error"].endswith("gone")
 
 
@@ -296,7 +297,7 @@ class SmallDisk(io.BytesIO):
 @pytest.mark.parametrize("capacity", [0, 5, 19, 20, 21, 39, 59])
 def test_sink_full_disk_keeps_whole_rows(capacity: int) -> None:
     stream = SmallDisk(capacity)
-    sink = Sink(stream, tsv_row, name="out.tsv")
+    sink = TextSink(stream, tsv_row, name="out.tsv")
     row = tsv_row(prediction()).encode()
     whole = capacity // len(row)
     for _ in range(whole):
@@ -333,7 +334,7 @@ def test_sink_closed_pipe_is_the_callers_to_end() -> None:
     read, write = os.pipe()
     os.close(read)
     with open(write, "wb", buffering=0) as stream, pytest.raises(BrokenPipeError):  # noqa: PTH123
-        Sink(stream, tsv_row).write(prediction())
+        TextSink(stream, tsv_row).write(prediction())
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.json", "out.tsv.gz"])

@@ -1,0 +1,86 @@
+"""Jobs that are killed at random moments and gone on with, and what has to be true of their output."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from clipcls.records import Prediction
+from clipcls.results import read_predictions
+
+
+class Process(Protocol):
+    """A run of `clipcls predict`, as `subprocess` and `multiprocessing` have it."""
+
+    def kill(self) -> None: ...
+
+
+Start = Callable[[], Any]
+
+
+def rows_in(output: Path) -> list[Prediction]:
+    """The predictions in a file, or in the part files of a folder."""
+    files = sorted(output.glob("part-*")) if output.is_dir() else [output]
+    found: list[Prediction] = []
+    for path in files:
+        kind: Any = path.suffix[1:]
+        with path.open("rb") as file:
+            found += read_predictions(file, kind, str(path))
+    return found
+
+
+def bytes_in(output: Path) -> int:
+    """How far a job is, as its files show it, drafts included."""
+    if output.is_dir():
+        return sum(_size(path) for path in output.glob("*part-*"))
+    return _size(output)
+
+
+def kill_at_random(start: Start, is_running: Callable[[Any], bool], output: Path, whole: int, rng: random.Random) -> bool:
+    """Start a job and kill it once a random share of its bytes is written, or a moment later.
+
+    Args:
+        whole: bytes of the finished output.
+
+    Returns:
+        Whether it was still running.
+    """
+    before = bytes_in(output)
+    goal = rng.uniform(before, whole)
+    process = start()
+    while is_running(process) and bytes_in(output) <= goal:
+        time.sleep(0.0005)
+    time.sleep(rng.uniform(0, 0.02))
+    was_running = is_running(process)
+    process.kill()
+    return was_running
+
+
+def check_equal(found: list[Prediction], expected: list[Prediction], tolerance: float, margin: float = 0.0) -> None:
+    """The same images in the same order with the same errors and answers.
+
+    Args:
+        tolerance: of similarities.
+        margin: where the best two similarities are nearer than this, either label will do.
+
+    Raises:
+        AssertionError: they aren't.
+    """
+    assert [row.path for row in found] == [row.path for row in expected]
+    assert [row.error for row in found] == [row.error for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        if other.similarity is None or one.similarity is None:
+            assert one.similarity == other.similarity
+            continue
+        assert abs(one.similarity - other.similarity) <= tolerance, (one, other)
+        similarities = [entry.similarity for entry in other.top]
+        near = len(similarities) > 1 and similarities[0] - similarities[1] <= margin
+        assert one.label == other.label or near, (one, other)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

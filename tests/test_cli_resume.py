@@ -1,0 +1,209 @@
+"""Jobs that are stopped, killed, out of disk, and gone on with; through the real command line."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT, _run_main, save_pictures
+from killing import check_equal, kill_at_random, rows_in
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def job(tiny_model: Path, tmp_path: Path) -> list[str]:
+    """A job of 160 images with 10 bad ones, which keeps nothing but its output."""
+    save_pictures(tmp_path / "pictures", 160)
+    for number in range(0, 160, 16):
+        sorted((tmp_path / "pictures").iterdir())[number].write_bytes(b"no picture")
+    common = ("--labels", "cat,dog,truck", "--top-k", "2", "--no-cache", "--precision", "fp32", "--batch-size", "4")
+    return ["predict", "pictures", *common, "--workers", "1", "--model", str(tiny_model), "-q"]
+
+
+@pytest.fixture
+def start(forks: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Begin a run as a process of its own."""
+    (tmp_path / "streams").mkdir()
+    (tmp_path / "streams" / "stdin").touch()
+
+    def begin(arguments: list[str]) -> Any:
+        process = forks.Process(target=_run_main, args=(arguments, tmp_path / "streams", dict(os.environ)))
+        process.start()
+        return process
+
+    return begin
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_job_killed_at_random_is_gone_on_with(
+    clipcls: Run, start: Callable[..., Any], job: list[str], tmp_path: Path, kind: str
+) -> None:
+    def target(name: str) -> list[str]:
+        return ["--output-dir", name] if kind == "parquet" else ["--output", f"{name}.{kind}"]
+
+    assert clipcls(*job, *target("whole")).returncode == 1
+    whole, broken = (tmp_path / (name if kind == "parquet" else f"{name}.{kind}") for name in ("whole", "broken"))
+    size = sum(path.stat().st_size for path in (whole.glob("part-*") if whole.is_dir() else [whole]))
+    rng = random.Random(kind)
+
+    def begin() -> Any:
+        return start([*job, *target("broken"), "--resume"])
+
+    for _ in range(4):
+        kill_at_random(begin, lambda process: process.is_alive(), broken, size, rng)
+    last = clipcls(*job, *target("broken"), "--resume")
+    assert last.returncode == 1, last.stderr
+    check_equal(rows_in(broken), rows_in(whole), 1e-5)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_the_batch_and_says_how_to_go_on(
+    tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    pictures = save_pictures(tmp_path / "pictures", 3)
+    command = [sys.executable, "-m", "clipcls", "predict", "-", "--labels", "cat,dog", "--model", str(tiny_model)]
+    process = subprocess.Popen(
+        [*command, "-o", "out.tsv"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in pictures))
+    process.stdin.flush()
+    limit = time.monotonic() + 60
+    while not (tmp_path / "out.tsv").exists() or (tmp_path / "out.tsv").read_bytes().count(b"\n") < 3:
+        assert time.monotonic() < limit, "no rows were written"
+        time.sleep(0.02)
+    time.sleep(0.3)  # it waits for the pipe
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert b"3 images done; the same command with --resume goes on" in stderr
+    assert b"Traceback" not in stderr
+
+
+def test_two_signals_end_a_run_at_once(job: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clipcls", *job[:1], "-", *job[2:]]
+    process = subprocess.Popen(
+        [*command, "-o", "out.jsonl"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    for _ in range(2):
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode in (143, -signal.SIGTERM)  # before Python is there, nobody catches it
+    assert b"Traceback" not in stderr
+
+
+@pytest.mark.parametrize("limit", ["5", "4%"])
+def test_max_errors_stops_a_job_gone_wrong(clipcls: Run, job: list[str], tmp_path: Path, limit: str) -> None:
+    done = clipcls(*job[:-1], "--max-errors", limit, "-o", "out.csv")
+    assert done.returncode == 4
+    assert b"could not be read" in done.stderr and b"--resume goes on" in done.stderr
+    rows = rows_in(tmp_path / "out.csv")
+    failures = sum(row.error is not None for row in rows)
+    assert failures == 6 if limit == "5" else (len(rows) >= 100 and failures > 0.04 * len(rows))
+    rest = clipcls(*job, "-o", "out.csv", "--resume")
+    assert rest.returncode == 1
+    assert len(rows_in(tmp_path / "out.csv")) == 160
+
+
+@pytest.mark.parametrize("limit", ["10", "100%", "7%"])
+def test_max_errors_that_isnt_reached_changes_nothing(clipcls: Run, job: list[str], limit: str) -> None:
+    assert clipcls(*job, "--max-errors", limit).returncode == 1
+
+
+@pytest.mark.parametrize("limit", ["-1", "x", "101%", "5 %", "", "%"])
+def test_max_errors_refuses_what_is_no_number(clipcls: Run, job: list[str], limit: str) -> None:
+    done = clipcls(*job, f"--max-errors={limit}")
+    assert (done.returncode, b"--max-errors" in done.stderr) == (2, True)
+
+
+def test_resume_with_other_settings_names_them(clipcls: Run, job: list[str]) -> None:
+    assert clipcls(*job, "-o", "out.jsonl").returncode == 1
+    other = [part.replace("cat,dog,truck", "cat,dog") for part in job]
+    done = clipcls(*other, "--decode", "exact", "--resume", "-o", "out.jsonl")
+    assert done.returncode == 2
+    assert b"--labels" in done.stderr and b"--decode (fast then, exact now)" in done.stderr
+    assert b"--model" not in done.stderr
+
+
+def test_resume_tells_models_apart_by_their_weights(clipcls: Run, job: list[str], tmp_path: Path) -> None:
+    from conftest import TINY_CONFIG, save_model
+
+    assert clipcls(*job, "-o", "out.jsonl").returncode == 1
+    other = save_model(tmp_path / "other", TINY_CONFIG, seed=1)
+    done = clipcls(*job, "--model", other, "--resume", "-o", "out.jsonl")
+    assert (done.returncode, b"--model" in done.stderr) == (2, True)
+    same = save_model(tmp_path / "same", TINY_CONFIG)
+    assert clipcls(*job, "--model", same, "--resume", "-o", "out.jsonl").returncode == 1
+
+
+def test_retry_errors_gives_mended_images_their_rows(clipcls: Run, job: list[str], tmp_path: Path) -> None:
+    assert clipcls(*job, "-o", "out.tsv").returncode == 1
+    assert len({row.path for row in rows_in(tmp_path / "out.tsv")}) == 150
+    good = (tmp_path / "pictures" / rows_in(tmp_path / "out.tsv")[0].path.rpartition("/")[2]).read_bytes()
+    for path in (tmp_path / "pictures").iterdir():
+        if path.read_bytes() == b"no picture":
+            path.write_bytes(good)
+    assert clipcls(*job, "-o", "out.tsv", "--resume").returncode == 1
+    assert clipcls(*job, "-o", "out.tsv", "--resume", "--retry-errors").returncode == 0
+    assert len({row.path for row in rows_in(tmp_path / "out.tsv")}) == 160
+
+
+def with_limit(size: int, *args: str, folder: Path) -> "subprocess.CompletedProcess[bytes]":
+    """A run of which no file may become larger."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    command = [sys.executable, "-m", "clipcls", *args]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, timeout=120, preexec_fn=limited, check=False
+    )
+
+
+def test_full_disk_keeps_whole_rows_and_the_run_goes_on_later(clipcls: Run, job: list[str], tmp_path: Path) -> None:
+    cached = [part for part in job if part not in ("--no-cache", "-q")]
+    done = with_limit(9000, *cached, "-o", "out.jsonl", folder=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert b"out.jsonl: can't be written" in done.stderr and b"Traceback" not in done.stderr
+    assert 8000 < (tmp_path / "out.jsonl").stat().st_size <= 9000
+    assert (tmp_path / "out.jsonl").read_bytes().endswith(b"}\n")
+    assert clipcls(*cached, "-o", "out.jsonl", "--resume").returncode == 1
+    assert len(rows_in(tmp_path / "out.jsonl")) == 160
+
+
+def test_full_disk_of_the_cache_alone_doesnt_stop_a_job(job: list[str], tmp_path: Path) -> None:
+    cached = [part for part in job if part not in ("--no-cache", "-q", "--top-k", "2")]
+    done = with_limit(40_000, *cached, "-o", "out.tsv", folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert b"cache off" in done.stderr and b"Traceback" not in done.stderr
+    assert len(rows_in(tmp_path / "out.tsv")) == 150
+
+
+def test_resumed_run_shows_how_much_is_done(clipcls: Run, job: list[str], tmp_path: Path) -> None:
+    assert clipcls(*job, "-o", "out.jsonl").returncode == 1
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_bytes(b"".join(lines[:100]))
+    done = clipcls(*job[:-1], "-o", "out.jsonl", "--resume")
+    assert b"going on after 100 images" in done.stderr
+    assert b"10 of 160 images could not be read" in done.stderr
+    assert [json.loads(line)["path"] for line in lines] == [row.path for row in rows_in(tmp_path / "out.jsonl")]
