@@ -7,7 +7,8 @@ an animation or a multi-page file, the first frame counts. What a file is follow
 from its name.
 
 Pillow reads every file's header and decodes most formats. Plain JPEGs are handed to simplejpeg, which calls the same
-libjpeg-turbo without Pillow's copies (a fifth to a third quicker); whatever it finds odd goes back to Pillow.
+libjpeg-turbo without Pillow's copies (a fifth to a third quicker); whatever it finds odd goes back to Pillow. HEIC is
+read by pillow-heif, where that is installed: the primary image, as the file itself turns it.
 
 Whatever is wrong with a file ends as an `ImageError` that doesn't name it: the caller knows its path.
 """
@@ -219,7 +220,8 @@ def _said(exc: Exception) -> str:
         return "a text or a colour profile in it is too large when unpacked"
     if type(exc) not in _SPEAKING or _UNSPEAKABLE.search(text):
         return _NO_SENSE
-    text = " ".join(re.sub(r"\bb(['\"])(.*?)\1", r"\2", text).split())  # bytes as Python writes them
+    text = re.sub(r"\bb(['\"])(.*?)\1", r"\2", text).split(": ")[0]  # bytes as Python writes them; the file's content
+    text = " ".join(text.split())
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:200] or _NO_SENSE
 
 

@@ -570,12 +570,16 @@ def heics() -> dict[str, Picture]:
     rgba = Image.fromarray(np.dstack([scene(), alpha()]))
     black = Image.new("RGB", rgb.size)
     plain = heic(rgb)
+    lying = bytearray(heic_turned(1))
+    entry = struct.pack(">HHIH", pictures.ORIENTATION, 3, 1, 1)
+    lying[lying.index(entry) + len(entry) - 1] = 6
     shared = plain.replace(b"ftypheic", b"ftypmif1", 1)
     return {
         **{f"heic_orientation_{turn}": Picture(heic_turned(turn), scene(), 6) for turn in range(1, 9)},
         "heic_grey": Picture(heic(grey), as_rgb(grey_scene()), 6),
         "heic_alpha": Picture(heic(rgba), on_white(scene(), alpha()), 6),
         "heic_named_mif1": Picture(shared, scene(), 6),
+        "heic_exif_orientation_is_a_note": Picture(bytes(lying), scene(), 6),
         "heic_second_is_primary": Picture(heic(black, [rgb], primary_index=1), scene(), 6),
         "heic_first_is_primary": Picture(heic(rgb, [black]), scene(), 6),
     }
