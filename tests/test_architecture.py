@@ -15,6 +15,7 @@ LAYERS = [
         *("web", "contents", "recall"),
         "ranking",
         *("rows", "parquet", "results", "sinks", "journal", "outputs"),
+        *("placing", "naming", "ledger", "unsorting", "sorting"),
     ],
     ["encoder", "pixels"],
     ["embed", "train"],

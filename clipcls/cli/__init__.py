@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clipcls.cli import cache, models, predict, prompts, train
+from clipcls.cli import cache, models, predict, prompts, sort, train
 from clipcls.errors import ClipclsError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(predict.predict)
+app.command()(sort.sort)
 app.command()(train.train)
 app.add_typer(models.app, name="models")
 app.add_typer(prompts.app, name="prompts")
