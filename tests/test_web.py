@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from pathlib import Path
@@ -105,6 +106,12 @@ class Site:
     def paths(self) -> list[str]:
         return [path for path, _ in self.requests]
 
+    def sees_all_connections_end(self) -> bool:
+        until = time.monotonic() + 2
+        while not 0 < self.ended == self.opened and time.monotonic() < until:
+            time.sleep(0.01)
+        return 0 < self.ended == self.opened
+
 
 def reply(body: bytes = PICTURE, status: int = 200, **headers: str) -> Answer:
     """An answer with a length of its own, unless the headers (`_` for `-`) hold one."""
@@ -155,6 +162,7 @@ class Internet:
         connected: the addresses that were connected to, whether they answered or not.
         refusing: addresses that refuse connections.
         silent: addresses that never answer.
+        slow: addresses that answer after so many seconds.
     """
 
     names: dict[str, Callable[[], Sequence[str]]]
@@ -162,6 +170,7 @@ class Internet:
     connected: list[str]
     refusing: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
+    slow: dict[str, float] = field(default_factory=dict)
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +201,7 @@ def internet(monkeypatch: pytest.MonkeyPatch) -> Internet:
         if host in web.silent:
             time.sleep(timeout)
             raise TimeoutError("timed out")
+        time.sleep(web.slow.get(host, 0))
         assert host in (PUBLIC, SECOND, SIXTH, "127.0.0.1"), f"a connection to {host}"
         return connect(("127.0.0.1", port), timeout)
 
@@ -326,10 +336,7 @@ def test_web_ends_its_connections_when_it_is_no_longer_used(site: Site) -> None:
 
     use()
     gc.collect()
-    until = time.monotonic() + 2
-    while site.ended < site.opened and time.monotonic() < until:
-        time.sleep(0.01)
-    assert site.ended == site.opened >= 1
+    assert site.sees_all_connections_end()
 
 
 def test_web_loads_its_client_at_the_first_address() -> None:
@@ -722,9 +729,38 @@ def test_fetch_says_how_long_it_waited(site: Site, open_web: Callable[..., Web])
     assert problem(open_web(timeout=0.2, retries=0), f"{site.url}/slow") == "no complete answer within 0.2 s"
 
 
+def test_fetch_ends_in_time_where_a_server_falls_silent_late(site: Site, open_web: Callable[..., Web]) -> None:
+    def late(handler: Handler) -> None:
+        raw(HEAD, b"x", pause=0.35)(handler)
+        handler.wfile.write(b"x")
+        silent(handler)
+
+    site.answers["/late"] = [late]
+    with Stopwatch() as watch:
+        message = problem(open_web(timeout=0.8, retries=1), f"{site.url}/late")
+    assert message == "no complete answer within 0.8 s"
+    assert watch.seconds < 1
+
+
 def test_fetch_tries_again_where_a_server_falls_silent(site: Site, open_web: Callable[..., Web]) -> None:
     site.answers["/slow"] = [silent, reply()]
     assert open_web(timeout=0.8).fetch(f"{site.url}/slow", LIMIT) == PICTURE
+
+
+def test_fetch_waits_no_longer_than_said_for_a_connection(open_web: Callable[..., Web], internet: Internet) -> None:
+    internet.silent = (PUBLIC,)
+    with Stopwatch() as watch:
+        assert problem(open_web(timeout=0.2, retries=0), f"http://{NAME}/") == "no complete answer within 0.2 s"
+    assert watch.seconds < 0.7
+
+
+def test_fetch_ends_a_connection_that_came_too_late(
+    site: Site, open_web: Callable[..., Web], internet: Internet
+) -> None:
+    internet.slow[PUBLIC] = 0.25
+    url = f"https://{NAME}:{site.port}/"
+    assert problem(open_web(timeout=0.2, retries=0), url) == "no complete answer within 0.2 s"
+    assert site.sees_all_connections_end()
 
 
 def test_fetch_waits_no_longer_than_said_for_a_name(open_web: Callable[..., Web], internet: Internet) -> None:
@@ -789,8 +825,15 @@ def test_fetch_unpacks_what_comes_packed_unasked(site: Site, open_web: Callable[
 
 
 def test_fetch_refuses_what_is_too_large_unpacked(site: Site, open_web: Callable[..., Web]) -> None:
-    site.answers["/bomb"] = [reply(gzip.compress(bytes(20_000_000), 1), Content_Encoding="gzip")]
-    assert problem(open_web(), f"{site.url}/bomb") == "more than the limit of 1,000,000 bytes"
+    site.answers["/bomb"] = [reply(gzip.compress(bytes(20 * LIMIT), 1), Content_Encoding="gzip")]
+    web = open_web()
+    web.fetch(f"{site.url}/a.png", LIMIT)  # loads what it needs
+    tracemalloc.start()
+    try:
+        assert problem(web, f"{site.url}/bomb") == "more than the limit of 1,000,000 bytes"
+        assert tracemalloc.get_traced_memory()[1] < 5 * LIMIT
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def is_public(address: IP) -> bool:
         if address not in _UNICAST:
             return False
     special = any(address in network for network in _SPECIAL)
-    return address.is_global and not address.is_multicast and not address.is_reserved and not special
+    return address.is_global and not address.is_multicast and not special
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:
