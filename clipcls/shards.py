@@ -29,6 +29,8 @@ _COMPRESSIONS = {
     rb"\xfd7zXZ\0": ("lzma", "LZMAError"),
     rb"\x28\xb5\x2f\xfd": ("compression.zstd", "ZstdError"),
 }
+# a header of a file with all numbers in digits and no part of its name elsewhere
+_PLAIN = re.compile(rb"[^\0].{123}[0-7]{11}[\0 ].{12}[0-7]{6}[\0 ]{2}0\0.{187}\0.{166}", re.DOTALL)
 _CHUNK = 2**16
 _MOST_BYTES = 2**30  # of a picture that has to be read into memory here
 _MOST_HEADER_BYTES = 2**24  # of a header's extensions, such as a long name
@@ -141,10 +143,22 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """See `tarfile.TarInfo`."""
-        header = super().frombuf(buf, encoding, errors)
+        header = cls._of_file(buf, encoding, errors) or super().frombuf(buf, encoding, errors)
         if header.type in _EXTENSIONS_OF_HEADERS and not 0 <= header.size <= _MOST_HEADER_BYTES:
             # it would be read as a whole
             raise tarfile.ReadError(f"a header that is said to have {header.size:,} bytes")
+        return header
+
+    @classmethod
+    def _of_file(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self | None:
+        """A file's name and size, if its header is as plain as most are; its owner and times aren't needed.
+
+        It takes a quarter of the time of a whole header, which counts beside small pictures.
+        """
+        if not _PLAIN.match(buf) or int(buf[148:154], 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
+            return None
+        header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+        header.size = int(buf[124:135], 8)
         return header
 
     @classmethod
@@ -218,9 +232,8 @@ def _pictures(shard: str, file: BinaryIO, extensions: Set[str]) -> Iterator[Imag
 
 def _is_picture(header: tarfile.TarInfo, extensions: Set[str]) -> bool:
     name = header.name
-    if os.path.splitext(name)[1].lower() not in extensions or header.isdir():  # noqa: PTH122, it is no path
-        return False
-    return not RESERVED.match(name) and not _is_hidden(name)
+    _, dot, ending = name.rpartition(".")
+    return dot + ending.lower() in extensions and not (header.isdir() or RESERVED.match(name) or _is_hidden(name))
 
 
 def _is_hidden(name: str) -> bool:

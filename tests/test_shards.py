@@ -101,6 +101,28 @@ def test_read_pictures_keeps_names_of_any_length_in_any_bytes(tmp_path: Path, fo
     assert shown(path) == {name: str(number).encode() for number, name in enumerate(names)}
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_reads_what_tarfile_itself_reads(tmp_path: Path, form: int) -> None:
+    names = ["a.jpg", "x" * 99, "x" * 100, "p" * 90 + "/" + "n" * 90, "é.jpg", os.fsdecode(b"\xff"), "a//b", "f.jpg/"]
+    kinds = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
+    headers = [
+        member(name, type=kind, linkname="target" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "", uid=uid)
+        for name in names
+        for kind in kinds
+        for uid in (0, 7)
+    ]
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=form) as archive:
+        for number, header in enumerate(headers):
+            header.size = number * 37 if header.isreg() and not header.name.endswith("/") else 0
+            archive.addfile(header, io.BytesIO(bytes(header.size)))
+    fields = ("name", "size", "type", "linkname", "offset", "offset_data", "sparse")
+    with path.open("rb") as file, tarfile.open(path) as archive:
+        found = [[getattr(each.header, field) for field in fields] for each in members(file)]
+        assert found == [[getattr(header, field) for field in fields] for header in archive]
+    assert len(found) == len(headers)
+
+
 def test_read_pictures_reads_headers_that_hold_for_several(tmp_path: Path) -> None:
     with tarfile.open(
         tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 900}
