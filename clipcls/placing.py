@@ -151,7 +151,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def is_placeholder(status: os.stat_result) -> bool:
-    """Whether it is an empty file of the kind that `copy` and `move` make for a moment where there are no hard links."""
+    """Whether it is the empty file that `copy` and `move` make for a moment where there are no hard links."""
     return stat.S_ISREG(status.st_mode) and status.st_size == 0 and stat.S_IMODE(status.st_mode) == 0
 
 

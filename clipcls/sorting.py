@@ -1,8 +1,8 @@
-"""Pictures into one folder for each label: what goes where, doing it, and taking it back.
+"""Pictures into one folder for each label: what goes where, and putting it there.
 
-`plan` only looks; `carry_out` does what a plan says, and `undo` takes back what the folder's record (`clipcls.ledger`)
-says was done. A process that is killed leaves at most one file half done: the next one that works on the folder first
-clears that up.
+`plan` only looks; `carry_out` does what a plan says and records it in the folder (`clipcls.ledger`), so that
+`clipcls.unsorting` can take it back. A process that is killed leaves at most one file half done: the next one that
+works on the folder first clears that up.
 """
 
 import errno

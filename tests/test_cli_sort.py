@@ -37,17 +37,15 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(clipcls: Run) -> Run:
     """`clipcls sort` in `tmp_path`, with nothing on standard input unless there is some."""
+    return lambda *args, input=b"": clipcls("sort", *args, input=input)
 
-    def run(*args: str | Path, input: bytes = b"", **options: Any) -> Done:
-        command = [sys.executable, "-m", "clipcls", "sort", *map(str, args)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            command, input=input, cwd=tmp_path, timeout=60, capture_output=True, env=environment, **options
-        )
 
-    return run
+def start(folder: Path, *args: str, **options: Any) -> "subprocess.Popen[bytes]":
+    """`clipcls sort` in `folder`, as a process that can be spoken to."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-m", "clipcls", "sort", *args], cwd=folder, env=environment, **options)
 
 
 def predictions() -> list[Prediction]:
@@ -75,7 +73,10 @@ def write(path: Path, rows: Sequence[Prediction]) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    """All files below a folder but the record, and the streams of what ran there."""
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and path.name != NAME and ".streams" not in path.parts
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -103,6 +104,23 @@ def test_sort_reads_all_that_predict_writes(run: Run, photos: Path, tmp_path: Pa
     ]
     assert contents(tmp_path / "sorted") == SORTED
     assert contents(photos) == before
+
+
+def test_sort_reads_a_folder_of_part_files(run: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "part-000000.jsonl", predictions()[:3])
+    write(tmp_path / "parts" / "part-000001.csv", predictions()[3:])
+    done = run("parts", "--into", "sorted")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "sorted") == SORTED
+
+
+def test_sort_says_where_to_run_it_when_it_finds_nothing(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", predictions())
+    done = run("p.jsonl", "--into", "sorted")
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"clipcls: 4 rows left out; run it in the folder that predict was run in\n")
+    assert not (tmp_path / "sorted").exists()
 
 
 def test_sort_reads_standard_input(run: Run, photos: Path, tmp_path: Path) -> None:
@@ -138,7 +156,7 @@ def test_sort_refuses_what_breaks_off_before_it_touches_anything(run: Run, photo
         (("p.jsonl",), "Give predictions and --into DIR"),
         (("p.jsonl", "--undo", "sorted"), "--undo DIR goes alone"),
         (("nosuch.jsonl", "--into", "sorted"), "nosuch.jsonl: can't be read: No such file"),
-        (("photos", "--into", "sorted", "--format", "csv"), "photos: can't be read: Is a directory"),
+        (("photos", "--into", "sorted"), "photos: there are no part files in it"),
         (("p.jsonl", "--into", "p.jsonl"), "p.jsonl isn't a folder"),
         (("p.jsonl", "--into", "no/such"), "isn't there"),
         (("p.jsonl", "--into", "sorted", "--format", "table"), "can't be read back from table"),
@@ -200,7 +218,7 @@ def test_sort_undo_restores_and_says_so(run: Run, photos: Path, tmp_path: Path) 
     assert done.returncode == 1
     assert done.stderr.decode().splitlines() == [
         f"clipcls: {tmp_path}/sorted/cat/a.jpg: something else is at {tmp_path}/photos/a.jpg now",
-        "clipcls: 3 files taken back from sorted/; 1 file stay where they are",
+        "clipcls: 3 files taken back from sorted/; 1 file left there",
     ]
     (photos / "a.jpg").unlink()
     assert run("--undo", "sorted").returncode == 0
@@ -211,11 +229,8 @@ def test_sort_undo_restores_and_says_so(run: Run, photos: Path, tmp_path: Path) 
 def asked(tmp_path: Path, reply: bytes) -> tuple[int, bytes]:
     """Move on a terminal, and say something when asked; the exit code and all that was shown."""
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "clipcls", "sort", "p.jsonl", "--into", "sorted", "--by", "move"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
-    process = subprocess.Popen(
-        command, stdin=follower, stdout=follower, stderr=follower, cwd=tmp_path, env=environment, start_new_session=True
-    )
+    streams = {"stdin": follower, "stdout": follower, "stderr": follower}
+    process = start(tmp_path, "p.jsonl", "--into", "sorted", "--by", "move", start_new_session=True, **streams)
     os.close(follower)
     shown = b""
     replied = False
@@ -243,54 +258,60 @@ def test_sort_asks_before_it_moves(photos: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "sorted") == SORTED
 
 
-def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(run: Run, photos: Path, tmp_path: Path) -> None:
+def limited(folder: Path, size: int, *args: str) -> tuple[int, bytes]:
+    """The exit code and the messages of a run that can't write files of more bytes."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    process = start(folder, *args, stderr=subprocess.PIPE, preexec_fn=limit)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(photos: Path, tmp_path: Path) -> None:
     (photos / "b.jpg").write_bytes(b"x" * 100_000)
     write(tmp_path / "p.jsonl", predictions())
     before = contents(tmp_path)
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    done = run("p.jsonl", "--into", "sorted", preexec_fn=limit)
-    assert done.returncode == 4
-    assert done.stderr.decode().splitlines() == [
+    code, errors = limited(tmp_path, 50_000, "p.jsonl", "--into", "sorted")
+    assert code == 4
+    assert errors.decode().splitlines() == [
         "clipcls: error: sorted/hot dog/b.jpg: can't be written: file too large. 1 of 4 files are done: the same "
         "command goes on, `clipcls sort --undo sorted` takes them back."
     ]
     assert contents(tmp_path / "sorted") == {"cat/a.jpg": b"0" * 100}
-    assert run("--undo", "sorted").returncode == 0
+    # taking back needs no space
+    assert limited(tmp_path, 0, "--undo", "sorted") == (0, b"clipcls: 1 file taken back from sorted/\n")
     assert contents(tmp_path) == before
     assert not (tmp_path / "sorted").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("by", ["copy", "move"])
+@pytest.mark.parametrize(("by", "number"), [("copy", signal.SIGINT), ("move", signal.SIGTERM)])
 def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: str, number: signal.Signals) -> None:
     (tmp_path / "photos").mkdir()
-    names = [f"photos/{index:04d}.jpg" for index in range(3000)]
+    names = [f"photos/{index:04d}.jpg" for index in range(1500)]
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
     write(tmp_path / "p.jsonl", [Prediction(name, "cat", 0.5, 0.5) for name in names])
     before = contents(tmp_path)
-    command = [sys.executable, "-m", "clipcls", "sort", "p.jsonl", "--into", "sorted", "--by", by, "--yes"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    process = start(tmp_path, "p.jsonl", "--into", "sorted", "--by", by, "--yes", stderr=subprocess.PIPE)
     while not (tmp_path / "sorted/cat/0000.jpg").exists() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
-    assert b"of 3,000 files are done: the same command goes on" in errors
+    assert b"of 1,500 files are done: the same command goes on" in errors
     assert b"Traceback" not in errors
     record = (tmp_path / "sorted" / NAME).read_bytes()
     assert json.loads(record.splitlines()[-1]) == {"end": True}
     some = contents(tmp_path / "sorted")
-    assert 0 < len(some) < 3000
+    assert 0 < len(some) < 1500
     assert all(f"photos/{Path(name).name}".encode() == content for name, content in some.items())
     done = run("p.jsonl", "--into", "sorted", "--by", by, "--yes")
     assert done.returncode == 0, done.stderr
     assert f"clipcls: {len(some):,} file".encode() in done.stderr
-    assert len(contents(tmp_path / "sorted")) == 3000
+    assert len(contents(tmp_path / "sorted")) == 1500
     assert run("--undo", "sorted").returncode == run("--undo", "sorted").returncode == 0
     assert contents(tmp_path) == before
 

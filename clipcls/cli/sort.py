@@ -73,8 +73,7 @@ def sort(
         raise UsageError("--by move asks first, and there is nobody to ask: give --yes. --dry-run shows what it does.")
     from clipcls.sorting import plan
 
-    with _opened(predictions, format) as rows:
-        planned = plan(rows, into, by)
+    planned = plan(_read(predictions, format), into, by)
     if not (planned.actions or planned.left_out or planned.already_there):
         raise UsageError(f"{predictions}: no predictions in it.")
     if dry_run:
@@ -87,24 +86,32 @@ def _is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-@contextmanager
-def _opened(source: str, kind: Format | None) -> "Iterator[Iterator[Prediction]]":
-    """The predictions in a file, or on standard input."""
+def _read(source: str, kind: Format | None) -> "Iterator[Prediction]":
+    """The predictions in a file, in the part files of a folder, or on standard input."""
     from clipcls.results import read_predictions
     from clipcls.sinks import format_for
 
     if source == "-":
         with _standard_input() as file:
-            yield read_predictions(file, kind or "jsonl", "standard input")
+            yield from read_predictions(file, kind or "jsonl", "standard input")
         return
-    kind = kind or format_for(Path(source))
     try:
-        file = cast("BinaryIO", Path(source).open("rb"))  # noqa: SIM115, closed below
+        for path in _files_in(Path(source)):
+            with path.open("rb") as file:
+                yield from read_predictions(file, kind or format_for(path), str(path))
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise UsageError(f"{source}: can't be read: {reason}.") from exc
-    with file:
-        yield read_predictions(file, kind, source)
+
+
+def _files_in(source: Path) -> list[Path]:
+    """What `predict --output` or `--output-dir` wrote."""
+    if not source.is_dir():
+        return [source]
+    parts = sorted(path for path in source.glob("part-*") if path.suffix in (".parquet", ".jsonl", ".csv"))
+    if not parts:
+        raise UsageError(f"{source}: there are no part files in it that `clipcls predict --output-dir` writes.")
+    return parts
 
 
 @contextmanager
@@ -131,12 +138,14 @@ def _show(planned: "Plan", quiet: bool) -> None:
     if not quiet:
         there = f", {planned.already_there:,} are there already" if planned.already_there else ""
         typer.echo(f"clipcls: {_files(len(planned.actions))} would be {_VERBS[planned.by]}{there}", err=True)
-    _exit_if_left_out(len(planned.left_out), quiet)
+    _exit_if_left_out(planned, len(planned.left_out), quiet)
 
 
 def _print_pair(first: str, second: str) -> None:
     from clipcls.rows import escaped
 
+    if sys.stdout is None:
+        raise StoppedError("standard output is closed.")
     line = f"{escaped(first)}\t{escaped(second)}\n"
     sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
 
@@ -174,7 +183,7 @@ def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
     if signals.exit_code:
         typer.echo(f"clipcls: {_how_to_go_on(planned, counts.total())}", err=True)
         raise typer.Exit(signals.exit_code)
-    _exit_if_left_out(left_out, quiet)
+    _exit_if_left_out(planned, left_out, quiet)
 
 
 def _agreed(planned: "Plan") -> bool:
@@ -202,11 +211,13 @@ def _report(planned: "Plan", counts: Counter[str]) -> None:
         typer.echo(f"clipcls: {_files(planned.already_there)} there already", err=True)
 
 
-def _exit_if_left_out(count: int, quiet: bool) -> None:
+def _exit_if_left_out(planned: "Plan", count: int, quiet: bool) -> None:
     if not count:
         return
     if not quiet:
-        typer.echo(f"clipcls: {count:,} {'row' if count == 1 else 'rows'} left out", err=True)
+        found_none = not planned.actions and not planned.already_there
+        hint = "; run it in the folder that predict was run in" if found_none else ""
+        typer.echo(f"clipcls: {count:,} {'row' if count == 1 else 'rows'} left out{hint}", err=True)
     raise typer.Exit(1)
 
 
@@ -236,7 +247,7 @@ def _undo(into: Path, verbose: bool, quiet: bool) -> None:
                     _print_pair(os.fspath(file.target), os.fspath(file.source))
             progress.update(done, kept)
     if not quiet:
-        stay = f"; {_files(kept)} stay where they are" if kept else ""
+        stay = f"; {_files(kept)} left there" if kept else ""
         typer.echo(f"clipcls: {_files(done)} taken back from {into}/{stay}", err=True)
     if signals.exit_code:
         typer.echo("clipcls: the same command goes on", err=True)
