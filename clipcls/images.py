@@ -67,6 +67,9 @@ _SHARED_BRANDS = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))
 # A tile of a TIFF is unpacked whole, however little of it the picture shows; up to here that is no matter.
 _USUAL_TILE = 4096**2
 
+# Of the largest picture; smaller ones may have more. Encoders make ten, or a few more.
+_MOST_SCANS = 16
+
 # The markers of a JPEG that a frame, with its bits a colour, begins with.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -195,7 +198,7 @@ def pillow_errors(kind: str) -> Iterator[None]:
         # Broad on purpose: on damaged files the plugins raise OSError, SyntaxError, ValueError, struct.error,
         # zlib.error, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError and more.
         # One bad file must not end a run.
-        if isinstance(exc, RuntimeError) and "alloc" in str(exc).lower():  # torch's, and libheif's
+        if isinstance(exc, RuntimeError) and re.search("alloc(?!.*Security limit)", str(exc)):  # torch's, libheif's
             raise ImageError("not enough memory to decode it") from exc
         if isinstance(exc, OSError) and exc.errno:  # the disk's, not Pillow's
             raise ImageError(f"can't be read: {(exc.strerror or str(exc)).lower()}") from exc
@@ -218,10 +221,12 @@ def _said(exc: Exception) -> str:
     text = str(exc)
     if "MAX_TEXT" in text:
         return "a text or a colour profile in it is too large when unpacked"
+    if "Security limit" in text:  # libheif's
+        return "it asks for more than any picture needs"
     if type(exc) not in _SPEAKING or _UNSPEAKABLE.search(text):
         return _NO_SENSE
-    text = re.sub(r"\bb(['\"])(.*?)\1", r"\2", text).split(": ")[0]  # bytes as Python writes them; the file's content
-    text = " ".join(text.split())
+    text = re.sub(r" \(chunk .*|: .*", "", text, flags=re.DOTALL)  # what is in the file instead
+    text = " ".join(re.sub(r"\bb'(\w*)'", r"\1", text).split())
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:200] or _NO_SENSE
 
 
@@ -257,8 +262,10 @@ def _decoded(
         image = _header(file, kind, max_pixels)
     with pillow_errors(image.format or "image"):
         _require_fitting(image, max_pixels)
-        if decode == "fast" and image.format in ("JPEG", "MPO"):
-            return _decoded_jpeg(file, image, preprocessing)
+        if image.format in ("JPEG", "MPO"):
+            _require_few_scans(file, image, max_pixels)
+            if decode == "fast":
+                return _decoded_jpeg(file, image, preprocessing)
         _fit_transparent_colour(image)
         image.load()
         _require_fitting(image, max_pixels)  # what an ICNS file holds may be larger than what it says
@@ -345,6 +352,23 @@ def _require_fitting(image: Image.Image, max_pixels: int) -> None:
     across, down = tags.get(322), tags.get(323)
     if isinstance(across, int) and isinstance(down, int) and across * down > max(max_pixels, _USUAL_TILE):
         raise ImageError(f"tiles of {across:,} × {down:,} pixels, more than the limit of {max_pixels:,}")
+
+
+def _require_few_scans(file: BinaryIO, image: Image.Image, max_pixels: int) -> None:
+    """Every scan of a JPEG, of a dozen bytes perhaps, costs the time of going through all of its pixels.
+
+    Args:
+        file: where Pillow left it, behind the header of the first scan.
+    """
+    layers = getattr(image, "layers", 0)
+    whole = bytes((0xFF, 0xDA, 0, 6 + 2 * layers, layers))  # a scan of all layers: in a plain JPEG the only one
+    file.seek(max(0, file.tell() - 8 - 2 * layers))
+    if file.read(len(whole)) == whole and not image.info.get("progressive"):
+        return
+    file.seek(0)
+    scans, (width, height) = file.read().count(b"\xff\xda"), image.size
+    if scans * width * height > _MOST_SCANS * max(max_pixels, MAX_PIXELS):
+        raise ImageError(f"{scans:,} scans of {width:,} × {height:,} pixels, more than any picture needs")
 
 
 def _require_fitting_icons(file: BinaryIO, max_pixels: int) -> None:
@@ -499,7 +523,8 @@ def _from_range(image: Image.Image) -> Image.Image:
     from its own smallest to its own largest value. Infinities count as the ends of that range, NaN as its lower
     end.
     """
-    values = np.array(image, np.float64)
+    with np.errstate(invalid="ignore"):  # there are NaNs that even a conversion complains of
+        values = np.array(image, np.float64)
     finite = np.isfinite(values)
     if not finite.any():
         raise ImageError("no pixel holds a finite number")

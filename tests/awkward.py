@@ -254,6 +254,21 @@ def _jpegs() -> dict[str, Picture]:
     return {"jpeg_arithmetic": arithmetic} | {name: Picture(data, scene(), 4) for name, data in files.items()}
 
 
+def scan_bomb(scans: int) -> bytes:
+    """A progressive JPEG of 100 megapixels, whose last scan comes again and again."""
+    data = bytearray(jpeg(scene(), progressive=True))
+    struct.pack_into(">HH", data, data.index(b"\xff\xc2\0\x11\x08") + 5, 10_000, 10_000)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return bytes(data[:-2] + last * scans + data[-2:])
+
+
+def _scans_of_one_colour(scans: int) -> bytes:
+    """A plain JPEG of 100 megapixels, each scan of which has one colour."""
+    data = with_frame(jpeg(scene()), width=10_000, height=10_000)
+    start = data.index(b"\xff\xda")
+    return data[:start] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * scans + b"\xff\xd9"
+
+
 def _bad_jpegs() -> dict[str, tuple[bytes, str]]:
     plain = jpeg(scene())
     lines = segment(0xDC, struct.pack(">H", HEIGHT))  # DNL: the height, told behind the picture
@@ -266,6 +281,8 @@ def _bad_jpegs() -> dict[str, tuple[bytes, str]]:
         "jpeg_only_a_thumbnail": (b"\xff\xd8" + exif_segment([], plain) + b"\xff\xd9", "^damaged JPEG"),
         "jpeg_two_starts": (plain[:2] + plain, "^damaged JPEG"),
         "jpeg_bomb": (with_frame(plain, width=65_500, height=65_500), "^4,290,250,000 pixels, more than the limit"),
+        "jpeg_bomb_of_scans": (scan_bomb(50), "^60 scans of 10,000 × 10,000 pixels, more than any picture needs$"),
+        "jpeg_bomb_of_plain_scans": (_scans_of_one_colour(40), "^40 scans of 10,000 × 10,000 pixels, more than any"),
         "jpeg_segment_longer_than_file": (plain[:2] + b"\xff\xe1\xff\xff" + plain[2:300], "^(truncated|damaged) JPEG"),
         "jpeg_no_tables": (plain[:2] + plain[frame_of(plain) :], "^damaged JPEG"),
     }
@@ -354,7 +371,13 @@ def _tiffs() -> dict[str, Picture]:
         "tiff_trailing_garbage": encoded(rgb, "TIFF") + b"garbage" * 99,
     }
     lossless = {name: Picture(data, scene()) for name, data in files.items()}
+    floats = {256: WIDTH, 257: HEIGHT, 258: 32, 259: 1, 262: 1, 273: _BODY, 277: 1, 279: 4 * HEIGHT * WIDTH, 339: 3}
+    # the first value is a NaN of the kind that even a conversion complains of
+    values = b"\1\0\x80\x7f" + (grey_scene() / np.float32(255)).astype("<f4").tobytes()[4:]
+    darkened = grey_scene().copy()
+    darkened[0, 0] = 0
     return lossless | {
+        "tiff_signalling_nan": Picture(tiff_file(floats, values), as_rgb(darkened)),
         "tiff_jpeg": Picture(encoded(rgb, "TIFF", compression="jpeg", quality=98), scene(), 6),
         "tiff_fax": Picture(
             encoded(one_bit, "TIFF", compression="group4"), as_rgb(((grey_scene() > 128) * 255).astype(np.uint8))
