@@ -119,7 +119,8 @@ def _remains(run: Run, entry: Entry) -> _Remains:
 def _was_put(by: Method, entry: Entry, target: os.stat_result) -> bool:
     """Whether a file without a mark is in place."""
     if by == "copy":
-        return identical(entry.source, entry.target)
+        is_whole = _looks_like_source(entry, target) and not is_placeholder(target)
+        return is_whole and identical(entry.source, entry.target)
     if by == "move":
         return status_of(entry.source) is None and _looks_like_source(entry, target)
     return _is_link_to_source(by, entry, target)

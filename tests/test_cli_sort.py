@@ -316,6 +316,17 @@ def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: st
     assert contents(tmp_path) == before
 
 
+def test_sort_says_so_when_standard_output_is_closed(photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", predictions())
+    process = start(
+        tmp_path, "p.jsonl", "--into", "sorted", "--dry-run", stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1)
+    )
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert b"standard output is closed" in errors
+    assert b"Traceback" not in errors
+
+
 def test_sort_loads_neither_torch_nor_numpy(photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", predictions())
     code = (

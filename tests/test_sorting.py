@@ -495,6 +495,24 @@ def test_carry_out_leaves_out_a_source_that_cannot_be_read(
     assert sorted(path.name for path in (tmp_path / "sorted").rglob("*.jpg")) == ["a.jpg", "c.jpg"]
 
 
+def test_carry_out_leaves_out_a_source_that_changes_meanwhile(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = placing.shutil.copystat
+
+    def copystat(source: Path, target: Path) -> None:
+        real(source, target)
+        if source == photos / "b.jpg":
+            source.write_bytes(b"edited")
+
+    monkeypatch.setattr(placing.shutil, "copystat", copystat)
+    refuse_links(monkeypatch, errno.EXDEV, all_of_them=False)
+    assert sort(three(photos), tmp_path / "sorted", "move") == ["it changed while it was copied"]
+    assert [path.name for path in photos.iterdir()] == ["b.jpg"]
+    assert (photos / "b.jpg").read_bytes() == b"edited"
+    assert not list((tmp_path / "sorted" / "dog").iterdir())
+
+
 def test_carry_out_refuses_a_second_process(photos: Path, tmp_path: Path) -> None:
     into = tmp_path / "sorted"
     sort(three(photos)[:1], into)
@@ -569,6 +587,37 @@ def test_undo_goes_on_to_the_run_before_when_the_rest_cannot_be_undone(photos: P
     assert sorted(path.name for path in photos.iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
     assert [run.tried for run in read_runs(into)] == [True]
     assert (into / "cat" / "c.jpg").read_bytes() == b"c.jpg"
+
+
+def test_undo_takes_back_run_after_run(photos: Path, tmp_path: Path) -> None:
+    into = tmp_path / "sorted"
+    states = [tree(tmp_path)]
+    sort(three(photos), into, "move")
+    states.append({name: facts for name, facts in tree(tmp_path).items() if not name.endswith(NAME)})
+    sort([answer(into / "cat" / name, "dog") for name in ("a.jpg", "c.jpg")], into, "move")
+    assert sorted(path.name for path in (into / "dog").iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert len(list(undo(into))) == 2
+    assert {name: facts for name, facts in tree(tmp_path).items() if not name.endswith(NAME)} == states[1]
+    assert len(list(undo(into))) == 3
+    assert tree(tmp_path) == states[0]
+
+
+def test_undo_notices_what_comes_at_the_last_moment(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = tmp_path / "sorted"
+    sort(three(photos), into, "move")
+    real = os.link
+
+    def link(source: Any, target: Any, **options: Any) -> None:
+        if Path(target) == photos / "b.jpg":
+            save(Path(target), b"new")
+        real(source, target, **options)
+
+    monkeypatch.setattr(placing.os, "link", link)
+    assert [entry.source.name for entry in undo(into) if entry.error is not None] == ["b.jpg"]
+    assert (photos / "b.jpg").read_bytes() == b"new"
+    assert (into / "dog" / "b.jpg").read_bytes() == b"b.jpg"
 
 
 def edit(path: Path) -> None:
@@ -699,7 +748,7 @@ def corpus(folder: Path) -> tuple[list[Prediction], Path]:
     """Two pictures, one of them empty, and a link to the first; and where to sort them to."""
     photos = folder / "photos"
     save(photos / "a.jpg", b"a" * 10)
-    save(photos / "b.jpg", b"")
+    save(photos / "b.jpg", b"", time.time_ns())
     (photos / "l.jpg").symlink_to("a.jpg")
     rows = [answer(photos / "l.jpg", "cat"), answer(photos / "a.jpg", "cat"), answer(photos / "b.jpg", "dog")]
     return rows, folder / "sorted"
@@ -714,8 +763,10 @@ SCENES: list[tuple[Method, str]] = [
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Iterator[Path]:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """New folders."""
+    # what a killed process has written is the system's; the disk only matters where that dies too
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     return (path for number in itertools.count() if not (path := tmp_path / str(number)).mkdir())
 
 
@@ -768,6 +819,9 @@ def test_sorting_goes_on_wherever_it_was_killed(
         found = {str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()}
         del found[NAME]
         assert found == {"cat/a.jpg": b"a" * 10, "cat/l.jpg": b"a" * 10, "dog/b.jpg": b""}, f"killed at step {step}"
+        for path, source in ((into / name, folder / "photos" / Path(name).name) for name in found if by == "copy"):
+            copied, original = path.stat(), source.stat()
+            assert (copied.st_mode, copied.st_mtime_ns) == (original.st_mode, original.st_mtime_ns), f"step {step}"
         undo_all(into)
         assert restored(folder) == before, f"killed at step {step}"
         if ended:
