@@ -226,7 +226,7 @@ def _said(exc: Exception) -> str:
     if type(exc) not in _SPEAKING or _UNSPEAKABLE.search(text):
         return _NO_SENSE
     text = re.sub(r" \(chunk .*|: .*", "", text, flags=re.DOTALL)  # what is in the file instead
-    text = " ".join(re.sub(r"\bb'(\w*)'", r"\1", text).split())
+    text = " ".join(re.sub(r"\bb['\"]|['\"]", "", text).split())
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:200] or _NO_SENSE
 
 
@@ -260,7 +260,7 @@ def _decoded(
     kind = _kind(head)
     with pillow_errors(kind or "image"):
         image = _header(file, kind, max_pixels)
-    with pillow_errors(image.format or "image"):
+    with pillow_errors(kind or image.format or "image"):
         _require_fitting(image, max_pixels)
         if image.format in ("JPEG", "MPO"):
             _require_few_scans(file, image, max_pixels)

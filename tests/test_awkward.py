@@ -97,8 +97,8 @@ def test_load_pixels_refuses_a_large_icon_before_decoding_it() -> None:
 
 def test_load_pixels_bounds_the_tiles_of_a_tiff_by_the_limit() -> None:
     data = awkward.tile_bomb()
-    with pytest.raises(ImageError, match=r"^tiles of 20,000 × 20,000 pixels, more than the limit of 300,000,000$"):
-        load_pixels(data, SMALL, max_pixels=300_000_000)
+    with pytest.raises(ImageError, match=r"^tiles of 20,000 × 20,000 pixels, more than the limit of 100,000,000$"):
+        load_pixels(data, SMALL, max_pixels=100_000_000)
     usual = GOOD["tiff_tile_larger_than_picture"]
     assert load_pixels(usual.data, SMALL, max_pixels=48 * 32).shape == (64, 64, 3)
 
@@ -144,7 +144,7 @@ def test_load_pixels_shows_what_is_in_a_heic_file(heics: dict[str, pictures.Pict
 def test_load_pixels_says_what_is_wrong_with_a_heic_file(heics: dict[str, pictures.Picture]) -> None:
     data = heics["heic_grey"].data
     for end in (20, 60, len(data) // 2, len(data) - 9):
-        with pytest.raises(ImageError, match=r"^(truncated|damaged) HEI[CF]") as caught:
+        with pytest.raises(ImageError, match=r"^(truncated|damaged) HEIC") as caught:
             load_pixels(data[:end], SMALL)
         assert not awkward.INTERNALS.search(str(caught.value))
 
