@@ -316,6 +316,18 @@ def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: st
     assert contents(tmp_path) == before
 
 
+def test_sort_goes_on_when_nobody_reads_what_it_says(photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", [*predictions(), Prediction("photos/gone.jpg", "cat", 0.5, 0.25)])
+    for arguments, code in ((("p.jsonl", "--into", "sorted"), 1), (("--undo", "sorted"), 0)):
+        process = start(tmp_path, *arguments, "-v", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert b"clipcls: 4 files " in errors
+        assert (tmp_path / "sorted").exists() == (code == 1)
+
+
 def test_sort_says_so_when_standard_output_is_closed(photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", predictions())
     process = start(

@@ -1,5 +1,6 @@
 """`clipcls sort`: pictures into one folder for each label, by what predict wrote."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -150,6 +151,18 @@ def _print_pair(first: str, second: str) -> None:
     sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
 
 
+def _print_done(first: str, second: str) -> bool:
+    """Print what was done; False where nobody reads it any more, which is no reason to stop half-way."""
+    try:
+        _print_pair(first, second)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is in the buffer has to go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
 def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
     from clipcls.sorting import carry_out
 
@@ -173,8 +186,7 @@ def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
                     progress.print_error(outcome.action.source, outcome.error)
                 else:
                     counts[outcome.action.folder] += 1
-                    if verbose:
-                        _print_pair(outcome.action.source, planned.target(outcome.action))
+                    verbose = verbose and _print_done(outcome.action.source, planned.target(outcome.action))
                 progress.update(counts.total(), left_out - len(planned.left_out))
         except StoppedError as exc:
             raise StoppedError(f"{exc} {_how_to_go_on(planned, counts.total())}") from exc
@@ -226,8 +238,6 @@ def _files(count: int) -> str:
 
 
 def _undo(into: Path, verbose: bool, quiet: bool) -> None:
-    import os
-
     from clipcls.unsorting import undo
 
     done = kept = 0
@@ -243,8 +253,7 @@ def _undo(into: Path, verbose: bool, quiet: bool) -> None:
                 progress.print_error(os.fspath(file.target), file.error)
             else:
                 done += 1
-                if verbose:
-                    _print_pair(os.fspath(file.target), os.fspath(file.source))
+                verbose = verbose and _print_done(os.fspath(file.target), os.fspath(file.source))
             progress.update(done, kept)
     if not quiet:
         stay = f"; {_files(kept)} left there" if kept else ""
