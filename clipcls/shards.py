@@ -172,10 +172,25 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(exc)) from exc
 
 
+class _Ending:
+    """A stream that tells its end: tarfile goes on asking, at a wrong size in a header as good as for ever."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        """Some bytes, or an error where there are none."""
+        data: bytes = self._stream.read(size)
+        if not data:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+
 def _opened(file: Any, mode: Mode) -> tarfile.TarFile:
     """An archive whose first header is read."""
+    source = file if mode == "r:" else _Ending(file)
     try:
-        return tarfile.open(fileobj=file, mode=mode, tarinfo=_Header)
+        return tarfile.open(fileobj=source, mode=mode, tarinfo=_Header)
     except tarfile.ReadError as exc:
         raise NotTarError(f"not a tar file ({exc})") from exc
 

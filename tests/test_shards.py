@@ -312,7 +312,7 @@ def test_read_pictures_tells_a_wrong_checksum_at_the_very_end(tmp_path: Path) ->
         (b"no tar at all" * 100, "not a tar file (invalid header)"),
         (b"x", "not a tar file (truncated header)"),
         (gzip.compress(b"no tar at all" * 100), "not a tar file (invalid header)"),
-        (gzip.compress(b""), "not a tar file (empty header)"),
+        (gzip.compress(b""), "not a tar file (unexpected end of data)"),
     ],
 )
 def test_read_pictures_says_what_is_no_tar(tmp_path: Path, data: bytes, error: str) -> None:
@@ -350,6 +350,17 @@ def test_read_pictures_ends_at_a_size_below_zero(tmp_path: Path) -> None:
     pax = write_tar(tmp_path / "b.tar", [(member("1.jpg", pax_headers={"size": "-4096"}), b"x")], tarfile.PAX_FORMAT)
     (image,) = read(pax)
     assert image.error is not None and image.path == str(pax)
+
+
+@pytest.mark.parametrize("kind", ["", "gz"])
+def test_read_pictures_ends_at_a_size_beyond_all_bounds(tmp_path: Path, kind: str) -> None:
+    header = bytearray(member("1.txt").tobuf())
+    header[124:136] = (2**95 | 2**80).to_bytes(12, "big")
+    data = member("0.jpg").tobuf() + checked(header) + bytes(2 * BLOCK)
+    path = tmp_path / "a.tar"
+    path.write_bytes(gzip.compress(data) if kind else data)
+    broken = "broken here, and nothing behind it is read: unexpected end of data"
+    assert shown(path) == {"0.jpg": b"", str(path): broken}
 
 
 def test_read_pictures_refuses_to_read_a_header_of_gigabytes(tmp_path: Path) -> None:
