@@ -188,7 +188,7 @@ class _Ending:
 
 def _opened(file: Any, mode: Mode) -> tarfile.TarFile:
     """An archive whose first header is read."""
-    source = file if mode == "r:" else _Ending(file)
+    source: Any = file if mode == "r:" else _Ending(file)
     try:
         return tarfile.open(fileobj=source, mode=mode, tarinfo=_Header)
     except tarfile.ReadError as exc:
