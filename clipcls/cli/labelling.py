@@ -36,9 +36,7 @@ class Sources:
         """One reference a picture."""
         from clipcls.inputs import discover
 
-        return discover(
-            self.inputs, self.files_from, self.null, column=self.column, allow_urls=self.allow_urls
-        )
+        return discover(self.inputs, self.files_from, self.null, column=self.column, allow_urls=self.allow_urls)
 
     def count(self) -> int:
         """How many there are, by listing them."""

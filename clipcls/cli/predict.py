@@ -94,9 +94,7 @@ def predict(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Folder for part files, each there once it is whole.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")] = False,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="With --resume: run the images again that failed.")
     ] = False,
