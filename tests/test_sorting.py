@@ -480,6 +480,20 @@ def test_carry_out_stops_where_a_source_cannot_be_taken_away(
     assert len(list(photos.iterdir())) == 3
 
 
+def test_carry_out_says_whose_folder_does_not_let_go(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", os.fspath(self), None, os.fspath(target))
+
+    refuse_links(monkeypatch, errno.EPERM, all_of_them=True)
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(StoppedError, match=r"photos/a\.jpg: can't be taken from its place: permission denied"):
+        sort(three(photos), tmp_path / "sorted", "move")
+    assert not list((tmp_path / "sorted" / "cat").iterdir())
+    assert len(list(photos.iterdir())) == 3
+
+
 def test_carry_out_leaves_out_a_source_that_cannot_be_read(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
