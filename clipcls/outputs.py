@@ -254,15 +254,15 @@ def _require_same(target: Target, journal: Journal, settings: Settings) -> None:
     """Refuse rows that other settings made."""
     if journal.settings is None:
         raise UsageError(
-            f"--resume: {target.name} isn't empty, and nothing says how it was made ({journal.path} is missing or empty). "
-            "Choose another output, or remove it."
+            f"--resume: {target.name} isn't empty, and nothing says how it was made ({journal.path} is missing or "
+            "empty). Choose another output, or remove it."
         )
     # through JSON, as they were kept
     differing = list(differences(journal.settings, json.loads(json.dumps(settings))))
     if differing:
         raise UsageError(
-            f"--resume: {target.name} was begun with other settings: {', '.join(differing)}. Give those again, or choose "
-            "another output."
+            f"--resume: {target.name} was begun with other settings: {', '.join(differing)}. Give those again, "
+            "or choose another output."
         )
 
 
