@@ -314,6 +314,7 @@ def test_read_pictures_tells_a_wrong_checksum_at_the_very_end(tmp_path: Path) ->
         (gzip.compress(b"no tar at all" * 100), "not a tar file (invalid header)"),
         (gzip.compress(b""), "not a tar file (unexpected end of data)"),
     ],
+    ids=["empty", "text", "byte", "compressed text", "compressed nothing"],
 )
 def test_read_pictures_says_what_is_no_tar(tmp_path: Path, data: bytes, error: str) -> None:
     path = tmp_path / "a.tar"
