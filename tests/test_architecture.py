@@ -15,7 +15,7 @@ LAYERS = [
         *("web", "contents", "recall"),
         "ranking",
         *("rows", "parquet", "results", "sinks", "journal", "outputs"),
-        *("placing", "naming", "ledger", "unsorting", "sorting"),
+        "sort",
     ],
     ["encoder", "pixels"],
     ["embed", "train"],

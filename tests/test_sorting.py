@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from clipcls import ledger, placing
 from clipcls.errors import StoppedError, UsageError
-from clipcls.ledger import NAME, Method, locked, read_runs
-from clipcls.naming import FAILED, UNKNOWN, FileNames, FolderNames, folder_name, numbered
 from clipcls.records import Prediction
-from clipcls.sorting import Plan, carry_out, plan
-from clipcls.unsorting import undo
+from clipcls.sort import ledger, placing
+from clipcls.sort.ledger import NAME, Method, locked, read_runs
+from clipcls.sort.naming import FAILED, UNKNOWN, FileNames, FolderNames, folder_name, numbered
+from clipcls.sort.sorting import Plan, carry_out, plan
+from clipcls.sort.unsorting import undo
 
 METHODS: list[Method] = ["copy", "hardlink", "symlink", "move"]
 NASTY = [
