@@ -67,8 +67,8 @@ _SHARED_BRANDS = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))
 # A tile of a TIFF is unpacked whole, however little of it the picture shows; up to here that is no matter.
 _USUAL_TILE = 4096**2
 
-# Of the largest picture; smaller ones may have more. Encoders make ten, or a few more.
-_MOST_SCANS = 16
+# Of the largest picture; smaller ones may have more. Encoders make ten of them.
+_MOST_SCANS = 12
 
 # The markers of a JPEG that a frame, with its bits a colour, begins with.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
