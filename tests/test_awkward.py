@@ -25,7 +25,7 @@ import conftest
 import pictures
 from clipcls import images
 from clipcls.errors import ImageError
-from clipcls.images import decode_picture
+from clipcls.images import decode_picture, formats
 from clipcls.pixels import load_pixels
 from clipcls.records import Decode, Preprocessing
 
@@ -184,7 +184,7 @@ def test_load_pixels_reads_heic_on_threads_without_telling_pillow(heics: dict[st
 @pytest.mark.parametrize("brands", [b"heic", b"heix", b"mif1\0\0\0\0heic", b"mif1\0\0\0\0miaf", b"msf1\0\0\0\0hevc"])
 def test_load_pixels_names_the_extra_that_reads_heic(monkeypatch: pytest.MonkeyPatch, brands: bytes) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    images._heic_opener.cache_clear()
+    formats._heic_opener.cache_clear()
     box = b"ftyp" + brands.ljust(8, b"\0")
     data = (4 + len(box)).to_bytes(4, "big") + box + bytes(99)
     with pytest.raises(ImageError, match=r"^HEIC needs the package pillow-heif: pip install 'clipcls\[heic\]'$"):
@@ -194,7 +194,7 @@ def test_load_pixels_names_the_extra_that_reads_heic(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("brands", [b"avif", b"mif1\0\0\0\0avif", b"avis\0\0\0\0heic"])
 def test_load_pixels_leaves_avif_to_pillow(monkeypatch: pytest.MonkeyPatch, brands: bytes) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    images._heic_opener.cache_clear()
+    formats._heic_opener.cache_clear()
     box = b"ftyp" + brands.ljust(8, b"\0")
     with pytest.raises(ImageError, match=r"^damaged AVIF"):
         load_pixels((4 + len(box)).to_bytes(4, "big") + box + bytes(99), SMALL)

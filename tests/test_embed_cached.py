@@ -101,7 +101,7 @@ def test_second_run_opens_neither_files_nor_model(
     first = run(references(paths), model.lazily(), cache)
     assert model.encoder.batches == [12] and model.times == 1
     monkeypatch.setattr(contents, "open_file", refuse)
-    monkeypatch.setattr("clipcls.images._decoded", refuse)
+    monkeypatch.setattr("clipcls.images.decoding._decoded", refuse)
     monkeypatch.setattr(embed_module, "ThreadPoolExecutor", refuse)
     assert run(references(paths), closed_model(), cache) == first
 
@@ -129,7 +129,7 @@ def test_same_content_elsewhere_is_read_but_not_encoded(
         other = paths[0]
         os.utime(other, (10**9, 10**9))
     with monkeypatch.context() as patched:
-        patched.setattr("clipcls.images._decoded", refuse)
+        patched.setattr("clipcls.images.decoding._decoded", refuse)
         model = Opened()
         assert run([ImageRef(str(other))], model.lazily(), cache)[1] == [expected]
         assert model.encoder.batches == []
