@@ -13,8 +13,8 @@ from clipcls.parquet import read_parquet
 from clipcls.records import Format, Prediction, ScoredLabel
 from clipcls.rows import COLUMNS, prediction_of, unescaped
 
-# a cell may hold the scores of many thousand labels
-csv.field_size_limit(2**31 - 1)
+# in bytes: a cell may hold the scores of many thousand labels
+_LONGEST_CELL = 2**31 - 1
 
 T = TypeVar("T")
 
@@ -123,6 +123,7 @@ def _read_csv(file: Iterable[bytes], name: str) -> Iterator[StoredPrediction]:
             end += len(line)
             yield line.decode("utf-8", "surrogateescape")
 
+    csv.field_size_limit(_LONGEST_CELL)
     # strict, so that a file that ends within quotes is seen to do so
     reader = csv.reader(lines(), strict=True)
     header = next(reader, None)

@@ -54,7 +54,7 @@ def misbehave(data: bytes, mode: str) -> "np.ndarray[Any, Any]":
 def test_fuzz_sees_every_offence_and_goes_on(fuzz: ModuleType) -> None:
     words = ["good", "crash", "hang", "slow", "print", "raise", "tell", "refuse", "fill", "shape", "good"]
     mutants = iter([("png", i, word.encode()) for i, word in enumerate(words)])
-    tallies, offenders = fuzz.fuzz(mutants, 1, fuzz.Limits(0.2, 2.0, 256), misbehave)
+    tallies, offenders = fuzz.fuzz(mutants, 1, fuzz.Limits(0.2, 6.0, 256), misbehave)
     found = {offender.data.decode(): " ".join(offender.offences) for offender in offenders}
     expected = {
         "crash": f"ends the process with {-signal.SIGSEGV}",
