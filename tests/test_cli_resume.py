@@ -207,3 +207,26 @@ def test_resumed_run_shows_how_much_is_done(clipcls: Run, job: list[str], tmp_pa
     assert b"going on after 100 images" in done.stderr
     assert b"10 of 160 images could not be read" in done.stderr
     assert [json.loads(line)["path"] for line in lines] == [row.path for row in rows_in(tmp_path / "out.jsonl")]
+
+
+@pytest.mark.parametrize("source", [("--files-from", "gone.txt"), ("empty",)])
+def test_run_without_pictures_leaves_the_output_as_it_was(
+    clipcls: Run, job: list[str], tmp_path: Path, source: tuple[str, ...]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out.jsonl").write_text("rows of an earlier run\n")
+    assert clipcls("predict", *source, *job[2:], "-o", "out.jsonl").returncode == 2
+    assert (tmp_path / "out.jsonl").read_text() == "rows of an earlier run\n"
+
+
+@pytest.mark.parametrize("stderr", ["a reader that is gone", "a full disk"])
+def test_run_goes_on_when_its_messages_are_lost(job: list[str], tmp_path: Path, stderr: str) -> None:
+    reader, writer = os.pipe() if stderr == "a reader that is gone" else (None, os.open("/dev/full", os.O_WRONLY))
+    if reader is not None:
+        os.close(reader)
+    command = [sys.executable, "-m", "clipcls", *job[:-1], "-o", "out.jsonl"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=writer, timeout=120, check=False)
+    os.close(writer)
+    assert done.returncode == 1
+    assert len(rows_in(tmp_path / "out.jsonl")) == 160

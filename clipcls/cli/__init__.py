@@ -5,16 +5,20 @@ Nothing heavy is imported here or at the top of a command's file, so that `--hel
 
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from clipcls.cli import cache, models, predict, prompts, sort, train
 from clipcls.errors import ClipclsError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 app = typer.Typer(
     name="clipcls",
@@ -57,6 +61,13 @@ def main() -> None:
     if sys.stderr is None:
         # closed by whoever started us; messages are lost, results need not be
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    else:
+        sys.stderr = io.TextIOWrapper(
+            _Messages(sys.stderr.fileno(), "w", closefd=False),
+            sys.stderr.encoding,
+            sys.stderr.errors,
+            line_buffering=True,
+        )
     try:
         code = app(prog_name="clipcls", standalone_mode=False)
         if sys.stdout is not None:
@@ -87,6 +98,19 @@ def main() -> None:
         # taking apart torch and what it loads takes a second; training has processes to wait for
         _quit_at_once(code or 0)
     sys.exit(code)
+
+
+class _Messages(io.FileIO):
+    """Standard error; that nobody reads it any more, or that a log's disk is full, is no reason to end a job."""
+
+    def write(self, data: "ReadableBuffer") -> int:
+        rest = memoryview(data)
+        length = rest.nbytes
+        with contextlib.suppress(OSError):
+            # of what would have to wait, nothing is written
+            while rest and (written := super().write(rest)):
+                rest = rest[written:]
+        return length
 
 
 class _TerminatedError(BaseException):

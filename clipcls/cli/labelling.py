@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import typer
@@ -130,15 +131,29 @@ class Labelling:
         labels = tuple(label.name for label in classifier.labels)
         shown = self._target.output if self._target.folder is None else ""
         with Progress(not self._quiet, shown) as progress, StopSignals("finishing the batch at hand") as signals:
-            # all that can go wrong with model and labels does so before the output is touched
+            # all that can go wrong with model, labels and sources does so before the output is touched
             classifier.label_features = classifier.embed_labels(progress.update_labels)
+            images = self._images()
             with open_output(self._target, labels, classifier.settings) as output:
                 before = output.done
                 self._report_resumed(before)
                 progress.start(self._sources.count if self._sources.are_countable else None, before.count)
-                images = before.remaining(self._sources.images())
-                exceeded = self._write(classifier.predict(images, signals.received), output, progress)
+                predictions = classifier.predict(before.remaining(images), signals.received)
+                exceeded = self._write(predictions, output, progress)
         self._report(before, output.can_resume, signals.exit_code, exceeded)
+
+    def _images(self) -> "Iterator[ImageRef]":
+        """The images that there are; that there are none is no reason to empty an output."""
+        images = self._sources.images()
+        if self._target.resume:
+            return images
+        first = next(images, None)
+        if first is None:
+            raise self._none_found()
+        return chain([first], images)
+
+    def _none_found(self) -> UsageError:
+        return UsageError(f"No images found in what was given.{self._sources.hint()}")
 
     def _write(self, predictions: "Iterator[Prediction]", output: "Output", progress: Progress) -> bool:
         """Write rows; returns whether too many images failed."""
@@ -167,7 +182,7 @@ class Labelling:
             typer.echo(f"clipcls: {done:,} images done{go_on}", err=True)
             raise typer.Exit(exit_code)
         if not done:
-            raise UsageError(f"No images found in what was given.{self._sources.hint()}")
+            raise self._none_found()
         if failed:
             if not self._quiet:
                 typer.echo(f"clipcls: {failed:,} of {done:,} images could not be read", err=True)
