@@ -21,3 +21,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def lock(file: BinaryIO) -> bool:
+    """Keep other processes from locking a file until it is closed; False where one of them was first."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

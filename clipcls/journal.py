@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from clipcls.errors import StoppedError, UsageError
+from clipcls.files import lock
 from clipcls.records import Prediction
 from clipcls.rows import prediction_of, record
 
@@ -46,7 +47,10 @@ class Journal:
         self.whole: int | None = None
         self._file = cast("BinaryIO", path.open("ab+", buffering=0))
         try:
-            _lock(self._file, output)
+            if not lock(self._file):
+                raise StoppedError(
+                    f"{output}: another run is writing to it. Wait for its end, or choose another output."
+                )
             self._read()
         except BaseException:
             self._file.close()
@@ -63,6 +67,8 @@ class Journal:
         self._file.truncate(0)
         self.settings, self.failed, self.whole = dict(settings), [], None
         self._append({"settings": self.settings})
+        # without it, no row could be gone on with after a power failure
+        os.fsync(self._file.fileno())
 
     def add_failure(self, prediction: Prediction) -> None:
         """Keep an image that the output has no row for."""
@@ -129,18 +135,3 @@ def differences(before: Settings, now: Settings) -> Iterator[str]:
 
 def _shown(value: object) -> str:
     return "not given" if value is None else str(value)
-
-
-def _lock(file: BinaryIO, output: str) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        raise StoppedError(
-            f"{output}: another run is writing to it. Wait for its end, or choose another output."
-        ) from exc
-    except OSError:  # a file system without locks
-        return

@@ -159,7 +159,9 @@ def open_output(target: Target, labels: tuple[str, ...], settings: Callable[[], 
         with _open_folder(target, target.folder, settings()) as output:
             yield output
     elif _is_resumable(target, kind):
-        with _open_text(target, Path(target.output), cast("Format", kind), labels, settings()) as output:
+        # what a link leads to: two names of a file have one journal
+        path = Path(os.path.realpath(target.output))
+        with _open_text(target, path, cast("Format", kind), labels, settings()) as output:
             yield output
     else:
         with open_sink(target.output, kind, labels=labels) as sink:

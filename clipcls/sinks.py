@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast, get_args
 
 from clipcls.errors import StoppedError, UsageError
+from clipcls.files import lock
 from clipcls.parquet import ParquetSink
 from clipcls.records import Format, Prediction
 from clipcls.rows import COLUMNS, Row, csv_line, csv_row, jsonl_row, table_row, tsv_row
@@ -153,27 +154,43 @@ def published(path: Path, kind: str, *, early: bool) -> Iterator[Sink]:
         with _opened(path, kind, (), str(path)) as sink:
             yield sink
         return
-    path = path.resolve()  # a link stays one
+    path = Path(os.path.realpath(path))  # a link stays one
     draft = path.with_name(f".{path.name}.part")
-    try:
-        with contextlib.ExitStack() as stack:
-            sink = stack.enter_context(_opened(draft, kind, (), str(path)))
-            try:
-                yield sink
-            except BaseException:
-                if early:
-                    stack.close()
-                    _publish(draft, path)
-                raise
-        _publish(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with _held(draft, str(path)):
+        try:
+            with contextlib.ExitStack() as stack:
+                sink = stack.enter_context(_opened(draft, kind, (), str(path)))
+                try:
+                    yield sink
+                except BaseException:
+                    if early:
+                        stack.close()
+                        _publish(draft, path)
+                    raise
+            _publish(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(draft: Path, name: str) -> Iterator[None]:
+    """Keep other runs from writing to the same draft."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(draft.open("ab"))
+        except OSError as exc:
+            raise StoppedError(f"{name}: can't be written: {exc.strerror}.") from exc
+        if not lock(file):
+            raise StoppedError(f"{name}: another run is writing to it. Wait for its end, or choose another output.")
+        yield
 
 
 def _publish(draft: Path, path: Path) -> None:
     try:
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, draft)
         draft.replace(path)
     except OSError as exc:
         raise StoppedError(f"{path}: can't be written: {exc.strerror}.") from exc

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,44 @@ def test_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
         with pytest.raises(StoppedError, match="another run"):
             write(target(tmp_path / "out.jsonl"), [answer("a", 0.5)])
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_second_run_on_the_same_file_is_refused_by_any_name(tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"link.{kind}").symlink_to(f"out.{kind}")
+    with open_output(target(tmp_path / f"out.{kind}"), (), lambda: SETTINGS) as output:
+        output.write(answer("a", 0.5))
+        for name in ("out", "link"):
+            with pytest.raises(StoppedError, match="another run"):
+                write(target(tmp_path / f"{name}.{kind}"), [answer("b", 0.5)])
+    with (tmp_path / f"out.{kind}").open("rb") as file:
+        assert [row.path for row in read_predictions(file, kind, "out")] == ["a"]  # type: ignore[arg-type]
+
+
+def test_link_as_the_output_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    real = tmp_path / "disk" / "out.jsonl"
+    link = tmp_path / "link.jsonl"
+    link.symlink_to("disk/out.jsonl")
+    write(target(link), [answer("a", 0.5), failed("b")])
+    real.chmod(0o600)
+    write(target(link, resume=True, retry_errors=True), [answer("a", 0.5), answer("b", 0.5)])
+    assert link.is_symlink() and [json.loads(line)["error"] for line in real.read_text().splitlines()] == [None, None]
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link.jsonl"]
+
+
+def test_link_to_itself_as_the_output_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").symlink_to("out.jsonl")
+    with pytest.raises(StoppedError, match=r"out\.jsonl: can't be written"):
+        write(target(tmp_path / "out.jsonl"), [answer("a", 0.5)])
+
+
+def test_settings_are_on_the_disk_before_the_first_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with open_output(target(tmp_path / "out.tsv"), (), lambda: SETTINGS):
+        assert synced == [journal_path(tmp_path / "out.tsv").stat().st_size]
 
 
 @pytest.mark.parametrize(
