@@ -104,7 +104,7 @@ class Journal:
                     self.whole = size
                 case _:
                     raise ValueError("no such entry")
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise UsageError(
                 f"{self.path}: not the record of a run; {self._output} can't be gone on with. Remove both, or choose "
                 "another output."

@@ -280,8 +280,11 @@ def test_journal_cut_anywhere_is_read_up_to_there(tmp_path: Path) -> None:
     assert counts == sorted(counts) and counts[-1] == 3
 
 
-def test_journal_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "journal").write_text("{}\n")
+@pytest.mark.parametrize(
+    "content", ["{}\n", "\n", "null\n", '{"settings": null}\n', "[" * 100_000 + "\n", "\0" * 9 + "\n"]
+)
+def test_journal_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "journal").write_text(content)
     with pytest.raises(UsageError, match="not the record of a run"):
         Journal(tmp_path / "journal", "out")
 

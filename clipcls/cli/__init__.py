@@ -18,6 +18,8 @@ from clipcls.cli import cache, models, predict, prompts, sort, train
 from clipcls.errors import ClipclsError
 
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
     from _typeshed import ReadableBuffer
 
 app = typer.Typer(
@@ -56,6 +58,7 @@ def _options(
 def main() -> None:
     """Run the command line; the exit codes are those of `clipcls.errors`, and 128 + N for signal N."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _report_unraisable
     # what imports make stays; looking for garbage in it took a sixth of the time until torch and open_clip are there
     gc.set_threshold(100_000, 20, 50)
     if sys.stderr is None:
@@ -119,6 +122,12 @@ class _TerminatedError(BaseException):
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _TerminatedError
+
+
+def _report_unraisable(unraisable: "UnraisableHookArgs") -> None:
+    # a signal that comes while an object is taken apart; `StopSignals` has kept it
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt | _TerminatedError):
+        sys.__unraisablehook__(unraisable)
 
 
 def _quit_at_once(code: int) -> NoReturn:

@@ -27,18 +27,30 @@ class StopSignals:
         self.exit_code = 0
         self._message = message
         self._before: dict[int, Any] = {}
+        self._has_begun = False
 
     def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive_early)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._let_through()
 
     def received(self) -> bool:
-        """Whether there was one; signals are caught from the first time that this is asked, once work has begun."""
-        if not self._before:
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Whether there was one; until this is first asked, once work has begun, a signal ends what is at hand."""
+        if not self._has_begun:
+            self._has_begun = True
+            for number in self._before:
+                signal.signal(number, self._receive)
         return self.exit_code != 0
+
+    def _receive_early(self, number: int, frame: FrameType | None) -> None:
+        # what is imported meanwhile may swallow the exception that the handler before raises; the wish is kept
+        self.exit_code = 128 + number
+        before = self._before[number]
+        if callable(before):
+            before(number, frame)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         # torchrun passes a signal on to processes that may have had it from the terminal already, so that a second
