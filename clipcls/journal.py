@@ -1,7 +1,8 @@
 """The file beside an output that says what it was begun with, so that a run can go on with it.
 
-Lines of JSON, appended whole: `settings` first; `failed` for an image that the output has no row for (TSV); `retry`,
-which makes all failures before it void; `whole` for an orderly end, with the output's size in bytes.
+Lines of JSON, appended whole: `settings` first, and again where failures were taken out; `failed` for an image that the
+output has no row for (TSV); `retry`, which makes all failures before it void; `whole` for an orderly end, with the
+output's size in bytes.
 """
 
 import contextlib
@@ -69,6 +70,11 @@ class Journal:
         self._append({"settings": self.settings})
         # without it, no row could be gone on with after a power failure
         os.fsync(self._file.fileno())
+
+    def restate(self, settings: Settings) -> None:
+        """Note what the output holds for from now on."""
+        self.settings = dict(settings)
+        self._append({"settings": self.settings})
 
     def add_failure(self, prediction: Prediction) -> None:
         """Keep an image that the output has no row for."""

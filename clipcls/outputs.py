@@ -20,6 +20,8 @@ from clipcls.sinks import Parts, Sink, format_for, open_sink, published, text_si
 
 logger = logging.getLogger(__name__)
 
+#: settings that errors depend on, and nothing else
+_LIMITS = ("--max-pixels", "--max-bytes")
 _PART = re.compile(r"part-(\d{6,})\.(?:jsonl|csv|parquet)")
 
 
@@ -206,6 +208,7 @@ def _go_on(target: Target, path: Path, kind: Format, journal: Journal, settings:
         journal.retry()
         if kind != "tsv":
             _take_out_errors(path, kind)
+        journal.restate(settings)
     done = Done()
     for failed in journal.failed:
         done.add(failed)
@@ -260,12 +263,20 @@ def _require_same(target: Target, journal: Journal, settings: Settings) -> None:
             "empty). Choose another output, or remove it."
         )
     # through JSON, as they were kept
-    differing = list(differences(journal.settings, json.loads(json.dumps(settings))))
+    now = json.loads(json.dumps(settings))
+    raised = {name: now[name] for name in _LIMITS if target.retry_errors and _is_raised(journal.settings, now, name)}
+    differing = list(differences({**journal.settings, **raised}, now))
     if differing:
         raise UsageError(
             f"--resume: {target.name} was begun with other settings: {', '.join(differing)}. Give those again, "
             "or choose another output."
         )
+
+
+def _is_raised(before: Settings, now: Settings, limit: str) -> bool:
+    """Whether a limit is higher than it was, so that it holds for all rows without an error."""
+    old, new = before.get(limit), now.get(limit)
+    return isinstance(old, int) and isinstance(new, int) and old < new
 
 
 @contextlib.contextmanager
@@ -312,10 +323,17 @@ def _go_on_in(folder: Path, parts: dict[int, Path], target: Target, journal: Jou
         raise UsageError(f"--output-dir {folder}: there are results in it. Give --resume to go on, or another folder.")
     _require_same(target, journal, settings)
     done = Done()
-    for path in parts.values():
+    for number, path in list(parts.items()):
         kind = format_for(path)
         if target.retry_errors and any(row.error is not None for row in _predictions_in(path, kind)):
             _take_out_errors(path, kind)
+            # else each run that retries in vain would leave an empty file
+            if next(_predictions_in(path, kind), None) is None:
+                path.unlink()
+                del parts[number]
+                continue
         for prediction in _predictions_in(path, kind):
             done.add(prediction)
+    if target.retry_errors:
+        journal.restate(settings)
     return done

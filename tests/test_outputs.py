@@ -234,6 +234,32 @@ def test_retry_errors_in_parts(tmp_path: Path, small_parts: None) -> None:
     assert [row.path for row in in_parts(folder)] == ["b", "c", "d", "e", "a"]
 
 
+def test_retry_errors_in_vain_leaves_no_empty_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    for _ in range(3):
+        write(Target(folder=folder, resume=True, retry_errors=True), [answer("a", 0.5), failed("b")])
+    assert [row.path for row in in_parts(folder)] == ["a", "b"]
+    assert len(list(folder.glob("part-*"))) == 2
+
+
+@pytest.mark.parametrize("name", ["out.tsv", "out.csv", "parts"])
+def test_retry_errors_takes_higher_limits(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    options: Any = {"folder": path} if name == "parts" else {"output": str(path)}
+    limits = SETTINGS | {"--max-bytes": 10, "--max-pixels": 5}
+    write(Target(**options), [answer("a", 0.5), failed("b")], limits)
+    rows = [answer("a", 0.5), answer("b", 0.5)]
+    higher = limits | {"--max-bytes": 20}
+    with pytest.raises(UsageError, match=r"--max-bytes \(10 then, 20 now\)"):
+        write(Target(**options, resume=True), rows, higher)
+    for wrong in ({"--max-pixels": 4}, {"--threshold": 0.1}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            write(Target(**options, resume=True, retry_errors=True), rows, higher | wrong)
+    write(Target(**options, resume=True, retry_errors=True), rows, higher)
+    with open_output(Target(**options, resume=True), (), lambda: higher) as output:
+        assert (output.done.count, output.done.failed) == (2, 0)
+
+
 def test_folder_with_results_is_not_written_to_without_resume(tmp_path: Path) -> None:
     write(Target(folder=tmp_path / "out"), [answer("a", 0.5)])
     with pytest.raises(UsageError, match="--resume"):
