@@ -7,11 +7,15 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace a file by what `write` writes, once all of it is on the disk; a device or a pipe is written to."""
+    """Replace a file by what `write` writes, once all of it is on the disk; a device or a pipe is written to.
+
+    A link stays one: what it leads to is replaced.
+    """
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
             write(file)
         return
+    path = Path(os.path.realpath(path))  # unlike Path.resolve, it bears a link that leads to itself
     draft = path.with_name(f".{path.name}.part")
     try:
         with draft.open("wb") as file:
