@@ -195,8 +195,8 @@ def _open_text(
             stream = cast("BinaryIO", stack.enter_context(path.open("rb+" if goes_on else "wb", buffering=0)))
             if not goes_on:
                 journal.begin(settings)
-            stream.seek(0, os.SEEK_END)
-        yield Output(text_sink(kind, stream, labels, target.output), journal, done, kind)
+            begins = not stream.seek(0, os.SEEK_END)
+        yield Output(text_sink(kind, stream, labels, target.output, begins=begins), journal, done, kind)
         with contextlib.suppress(StoppedError):  # it spares the next run one image
             journal.finish(stream.tell())
 

@@ -1,8 +1,10 @@
 """Where predictions are written: standard output, a file, or part files in a folder. One row at a time."""
 
 import contextlib
+import io
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,9 +37,10 @@ class TextSink:
     """Writes predictions row by row, each at once.
 
     Args:
-        stream: binary, so that names in any bytes come out as they are; at its end.
+        stream: binary, so that names in any bytes come out as they are; at its end, and best without a buffer, whose
+            rest nobody could take back from a full disk.
         row: turns a prediction into text with its line ends; may be empty.
-        header: written where nothing is yet.
+        header: written first.
         name: of the output, for messages.
     """
 
@@ -45,32 +48,32 @@ class TextSink:
         self._stream = stream
         self._row = row
         self._name = name
-        # standard output may be appended to a file that others wrote before
-        self._may_cut = stream is not getattr(sys.stdout, "buffer", None) and stream.seekable()
-        self._whole = stream.tell() if self._may_cut else 0
-        if not self._whole:
-            self._write(header)
+        self._write(header)
 
     def write(self, prediction: Prediction) -> None:
         """See `Sink`."""
         self._write(self._row(prediction))
 
     def _write(self, text: str) -> None:
-        data = text.encode("utf-8", "surrogateescape")
-        length = len(data)
+        data = rest = text.encode("utf-8", "surrogateescape")
         try:
-            while data:
+            while rest:
                 # a file without a buffer may take a part only
-                data = data[self._stream.write(data) :]
+                rest = rest[self._stream.write(rest) :]
             self._stream.flush()
         except BrokenPipeError:
             raise
         except OSError as exc:
-            if self._may_cut:
-                with contextlib.suppress(OSError):
-                    self._stream.truncate(self._whole)
+            self._take_back(len(data) - len(rest))
             raise StoppedError(f"{self._name}: can't be written: {exc.strerror}.") from exc
-        self._whole += length
+
+    def _take_back(self, length: int) -> None:
+        """Cut off a part of a row, unless others have written to the same file behind it."""
+        with contextlib.suppress(OSError):
+            if length and self._stream.seekable():
+                end = self._stream.tell()
+                if end == self._stream.seek(0, os.SEEK_END):
+                    self._stream.truncate(end - length)
 
 
 class Parts:
@@ -131,7 +134,7 @@ def open_sink(output: str, kind: str | None, *, labels: tuple[str, ...]) -> Iter
         if sys.stdout is None:
             raise StoppedError("standard output is closed. Give --output FILE.")
         kind = kind or ("table" if sys.stdout.isatty() else "tsv")
-        yield text_sink(kind, sys.stdout.buffer, labels, "standard output")
+        yield text_sink(kind, _standard_output(), labels, "standard output")
         return
     path = Path(output)
     kind = kind or format_for(path)
@@ -210,8 +213,19 @@ def _opened(path: Path, kind: str, labels: tuple[str, ...], name: str) -> Iterat
         yield text_sink(kind, stream, labels, name)
 
 
-def text_sink(kind: str, stream: BinaryIO, labels: tuple[str, ...], name: str) -> TextSink:
+def _standard_output() -> BinaryIO:
+    """Its buffer; of a file, what is below that."""
+    buffer: Any = sys.stdout.buffer
+    sys.stdout.flush()
+    is_file = isinstance(buffer, io.BufferedWriter) and stat.S_ISREG(os.fstat(buffer.fileno()).st_mode)
+    return cast("BinaryIO", buffer.raw if is_file else buffer)
+
+
+def text_sink(kind: str, stream: BinaryIO, labels: tuple[str, ...], name: str, *, begins: bool = True) -> TextSink:
     """The sink of a format that is text, at the end of a stream.
+
+    Args:
+        begins: False where there are rows already, which have a header if the format has one.
 
     Raises:
         UsageError: there is no such format.
@@ -224,7 +238,7 @@ def text_sink(kind: str, stream: BinaryIO, labels: tuple[str, ...], name: str) -
         case "jsonl":
             return TextSink(stream, jsonl_row, name=name)
         case "csv":
-            return TextSink(stream, csv_row, header=csv_line(COLUMNS), name=name)
+            return TextSink(stream, csv_row, header=csv_line(COLUMNS) if begins else "", name=name)
     raise UsageError(f"Unknown format {kind!r}. Use one of: {', '.join(FORMATS)}.")
 
 

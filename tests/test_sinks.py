@@ -323,6 +323,47 @@ def test_open_sink_file_size_limit_keeps_whole_rows(tmp_path: Path) -> None:
     assert file.read_text() == jsonl_row(prediction()) * written
 
 
+@pytest.mark.parametrize("mode", ["w", "a"])
+def test_open_sink_standard_output_in_a_file_keeps_whole_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = tmp_path / "log"
+    file.write_text("before\n")
+    written = 0
+    with file.open(mode) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        print("title")
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+            with pytest.raises(StoppedError, match="standard output"), open_sink("-", "csv", labels=("cat",)) as sink:
+                for _ in range(100):
+                    sink.write(prediction())
+                    written += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        monkeypatch.undo()
+    lines = file.read_text().splitlines(keepends=True)
+    assert 0 < written < 100
+    assert lines[-written - 2] == "title\n" and lines[-written - 1].startswith("path,label")
+    assert lines[-written:] == [csv_row(prediction())] * written
+
+
+def test_sink_full_disk_leaves_what_others_wrote_behind_it(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("ab", buffering=0) as stream:
+
+        class Shared(io.FileIO):
+            def write(self, data: bytes) -> int:  # type: ignore[override]
+                if self.tell():
+                    stream.write(b"another's\n")
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return super().write(data[:7])
+
+        with Shared(tmp_path / "log", "ab") as shared, pytest.raises(StoppedError):
+            TextSink(shared, tsv_row).write(prediction())  # type: ignore[arg-type]
+    assert (tmp_path / "log").read_bytes().endswith(b"another's\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
 @pytest.mark.parametrize("kind", ["tsv", "jsonl", "csv", "table"])
 def test_open_sink_full_device_is_a_stopped_run(kind: str) -> None:
