@@ -30,6 +30,16 @@ BAD = pictures.bad_files()
 DECODES: tuple[Decode, ...] = ("fast", "exact")
 
 
+def in_both_ways(files: dict[str, bytes]) -> list[tuple[str, Decode]]:
+    """Only JPEGs are decoded in two ways."""
+    return [(name, decode) for name, data in files.items() for decode in DECODES[: 2 if data[:2] == b"\xff\xd8" else 1]]
+
+
+# PNG and WebP differ from JPEG in where the orientation stands: two turns show that it is found.
+SHOWN = in_both_ways({n: GOOD[n].data for n in GOOD if not re.fullmatch("exif_(png|webp)_[134578]", n)})
+REFUSED = in_both_ways({name: data for name, (data, _) in BAD.items()})
+
+
 def preprocessing(size: tuple[int, int] = (64, 64), mode: str = "shortest", **options: object) -> Preprocessing:
     return Preprocessing(size, (0.0,) * 3, (1.0,) * 3, resize_mode=mode, **options)  # type: ignore[arg-type]
 
@@ -66,9 +76,18 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("size", [(64, 64), (48, 64), (72, 40), (33, 31)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "interpolation"),
+    [
+        ((64, 64), "bicubic"),
+        ((64, 64), "bilinear"),
+        ((48, 64), "bilinear"),
+        ((72, 40), "bicubic"),
+        ((33, 31), "bicubic"),
+    ],
+    ids=str,
+)
 def test_load_pixels_exact_equals_open_clip(size: tuple[int, int], mode: str, interpolation: str) -> None:
     wanted = preprocessing(size, mode, interpolation=interpolation, fill_color=127)
     for width, height in SIZES:
@@ -84,9 +103,8 @@ def test_load_pixels_exact_equals_open_clip(size: tuple[int, int], mode: str, in
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("size", [(64, 64), (48, 64), (33, 31)], ids=str)
-def test_load_pixels_fast_is_near_exact(size: tuple[int, int], mode: str) -> None:
-    wanted = preprocessing(size, mode, fill_color=127)
+def test_load_pixels_fast_is_near_exact(mode: str) -> None:
+    wanted = preprocessing((48, 64), mode, fill_color=127)
     for width, height in [(64, 64), (96, 72), (72, 97), (333, 250), (500, 375), (20, 15)]:
         data = pictures.png(smooth(width, height))
         difference = np.abs(load_pixels(data, wanted).astype(int) - load_pixels(data, wanted, "exact"))
@@ -95,25 +113,24 @@ def test_load_pixels_fast_is_near_exact(size: tuple[int, int], mode: str) -> Non
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("size", [(1600, 1200), (1201, 1599), (2003, 900)], ids=str)
-def test_load_pixels_fast_drafts_large_jpegs_near_exact(size: tuple[int, int], mode: str) -> None:
-    data = pictures.jpeg(smooth(*size))
+def test_load_pixels_fast_drafts_large_jpegs_near_exact(mode: str) -> None:
+    data = pictures.jpeg(smooth(2003, 900))
     wanted = preprocessing((96, 96), mode)
     difference = np.abs(load_pixels(data, wanted).astype(int) - load_pixels(data, wanted, "exact"))
     assert difference.max() <= 6
     assert difference.mean() < 0.6
 
 
-@pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize(
-    ("size", "mode", "decoded"),
+    ("size", "mode", "decoded", "orientation"),
     [
-        ((1600, 1200), "shortest", (400, 300)),  # a shortest side of 96 wants 192 or more
-        ((1535, 1535), "shortest", (384, 384)),
-        ((1536, 1536), "shortest", (192, 192)),
-        ((1600, 100), "shortest", (1600, 100)),
-        ((1600, 100), "longest", (200, 13)),
-        ((1600, 800), "squash", (400, 200)),
+        ((1600, 1200), "shortest", (400, 300), 1),  # a shortest side of 96 wants 192 or more
+        ((1535, 1535), "shortest", (384, 384), 1),
+        ((1536, 1536), "shortest", (192, 192), 1),
+        ((1600, 100), "shortest", (1600, 100), 1),
+        ((1600, 100), "longest", (200, 13), 1),
+        ((1600, 100), "longest", (200, 13), 6),
+        ((1600, 800), "squash", (400, 200), 6),
     ],
     ids=str,
 )
@@ -131,7 +148,7 @@ def test_draft_keeps_twice_the_resized_picture(
 
 @pytest.mark.parametrize("decode", DECODES)
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 30_000)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (5000, 1), (2, 30_000)], ids=str)
 def test_load_pixels_bounds_extreme_shapes(size: tuple[int, int], mode: str, decode: Decode) -> None:
     data = pictures.png(np.full((size[1], size[0], 3), 77, np.uint8))
     got = load_pixels(data, preprocessing((224, 224), mode, fill_color=77), decode)
@@ -142,8 +159,7 @@ def test_load_pixels_bounds_extreme_shapes(size: tuple[int, int], mode: str, dec
 # ------------------------------------------------------------------------------------------- the corpus
 
 
-@pytest.mark.parametrize("decode", DECODES)
-@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize(("name", "decode"), SHOWN)
 def test_load_pixels_shows_the_scene(name: str, decode: Decode) -> None:
     picture = GOOD[name]
     wanted = preprocessing(picture.expected.shape[:2], "squash")  # its own size: nothing is resized
@@ -152,8 +168,7 @@ def test_load_pixels_shows_the_scene(name: str, decode: Decode) -> None:
     assert np.abs(got.astype(int) - picture.expected).max() <= picture.tolerance
 
 
-@pytest.mark.parametrize("decode", DECODES)
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(("name", "decode"), REFUSED)
 def test_load_pixels_refuses(name: str, decode: Decode) -> None:
     data, message = BAD[name]
     with pytest.raises(ImageError, match=message):
