@@ -46,8 +46,12 @@ class StopSignals:
         return self.exit_code != 0
 
     def _receive_early(self, number: int, frame: FrameType | None) -> None:
-        # what is imported meanwhile may swallow the exception that the handler before raises; the wish is kept
         self.exit_code = 128 + number
+        if _is_importing(frame):
+            # nothing has begun, and an exception that met C++ code on its way, as torch's, would make Python abort
+            typer.echo("clipcls: interrupted", err=True)
+            os._exit(self.exit_code)
+        # what is at hand may swallow the exception that the handler before raises; the wish is kept
         before = self._before[number]
         if callable(before):
             before(number, frame)
@@ -66,3 +70,11 @@ class StopSignals:
     def _let_through(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
