@@ -226,3 +226,14 @@ def test_run_goes_on_when_its_messages_are_lost(job: list[str], tmp_path: Path, 
     os.close(writer)
     assert done.returncode == 1
     assert len(rows_in(tmp_path / "out.jsonl")) == 160
+
+
+def test_output_named_as_standard_output_is_appended_as_that(job: list[str], tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("before\n")
+    command = [sys.executable, "-m", "clipcls", *job, "-o", "/dev/stdout"]
+    with (tmp_path / "log").open("ab") as log:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        assert subprocess.run(command, cwd=tmp_path, env=environment, stdout=log, check=False).returncode == 1
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "before" and len(lines) == 301
+    assert sorted(path.name for path in tmp_path.glob(".*.run")) == []

@@ -157,6 +157,8 @@ def predict(
 
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
+    # opened by its name, what it was redirected to would be emptied
+    output = "-" if output in ("/dev/stdout", "/dev/fd/1") else output
     target = Target(output, output_dir, format, resume, retry_errors)
     _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model])
     limit = ErrorLimit.parse(max_errors, on_error)
