@@ -43,7 +43,8 @@ class Classifier:
 
     Args:
         labels: names, or `Label` records.
-        model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, or a function that gives one.
+        model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, a function that gives one, or what
+            `find_model` found, which several classifiers may share.
         prompts: the name of a set, a file, templates, or a `PromptSet`.
         background: what a label is compared with for sigmoid scores of a model without a logit_bias; None for
             "a photo".
@@ -56,7 +57,7 @@ class Classifier:
     def __init__(
         self,
         labels: Iterable[str | Label],
-        model: "str | os.PathLike[str] | ModelSpec | Encoder | Callable[[], Encoder]" = DEFAULT_MODEL,
+        model: "str | os.PathLike[str] | ModelSpec | LazyEncoder | Encoder | Callable[[], Encoder]" = DEFAULT_MODEL,
         prompts: str | os.PathLike[str] | Sequence[str] | PromptSet = "default",
         scoring: Scoring | None = None,
         background: str | None = None,
@@ -145,7 +146,7 @@ class Classifier:
 
     def _find(self, cache: Cache) -> LazyEncoder:
         if self._found is None:
-            self._found = find_model(self._model, cache)
+            self._found = self._model if isinstance(self._model, LazyEncoder) else find_model(self._model, cache)
         return self._found
 
     @cached_property
