@@ -349,7 +349,9 @@ def _check_scale(located: Located) -> Iterator[Finding]:
     elif bias is not None and not math.isfinite(bias):
         yield error("bias", ModelError(f"{path}: logit_bias is {bias}."))
     elif bias is not None:
-        yield ok("bias", f"{bias:.3f}: --multi-label has scores for each label by itself")
+        yield ok("bias", f"{bias:.3f}, as of a model trained with the sigmoid loss")
+    else:
+        yield ok("bias", "none, so that --multi-label compares each label with a background")
 
 
 def _judged_scale(scale: float) -> Finding:
@@ -409,7 +411,7 @@ def _suggest(spec: ModelSpec, weights: Path, cache: Cache) -> Iterator[Finding]:
         yield error("weights", exc)
         return
     yield note("weights", f"{weights}: {weights_sizes(checkpoint)}, by the shapes of its tensors")
-    for origin in origins:
+    for origin in origins[:1]:
         yield note("weights", f"these are the weights of {origin}: {origin.evidence}", f"Use --model {origin}.")
     if (config := weights.with_name(CONFIG_NAME)).is_file():
         yield note("weights", f"beside them is {config}", f"Use --model {weights.parent}, if they belong together.")
@@ -421,17 +423,20 @@ def _suggest(spec: ModelSpec, weights: Path, cache: Cache) -> Iterator[Finding]:
     if len(quick) == 1:
         fitting = [arch for arch in fitting if arch.endswith("-quickgelu") == (True in quick)] or fitting
     yield note("weights", f"open_clip's architectures that they fit: {', '.join(fitting)}")
-    yield note("weights", *_command(spec, weights, fitting, "logit_bias" in checkpoint.keys))
+    yield note("weights", *_command(weights, fitting, "logit_bias" in checkpoint.keys))
 
 
-def _command(spec: ModelSpec, weights: Path, fitting: Sequence[str], has_bias: bool) -> tuple[str, str]:
+def _command(weights: Path, fitting: Sequence[str], has_bias: bool) -> tuple[str, str]:
     """What remains to be decided, and the command for it."""
     stated = {preset_name(preprocess) for arch in fitting for preprocess in stated_preprocessings(arch)}
-    presets = sorted(name for name in stated if name) or (["siglip"] if has_bias else ["openai"])
-    open_questions = ["the activation"] * any(f"{arch}-quickgelu" in fitting for arch in fitting)
-    open_questions += ["the architecture"] * (len(fitting) > 1 and not open_questions)
-    open_questions += ["the preprocessing"] * (len(presets) > 1 or None in stated or not stated)
-    arch = spec.arch if spec.arch in fitting else "|".join(fitting)
-    preprocess = spec.preprocess or "|".join([*presets, *(["FILE.json"] if None in stated else [])])
-    said = f"tensors can't tell {' and '.join(open_questions)}; model cards do" if open_questions else "all is told"
-    return said, f"Use --model {weights} --arch {arch} --preprocess {preprocess}"
+    choices = sorted(name or "FILE.json" for name in stated) or [
+        "siglip" if has_bias else "openai|imagenet",
+        "FILE.json",
+    ]
+    is_open = any(f"{arch}-quickgelu" in fitting for arch in fitting)
+    questions = ["activation"] if is_open else ["architecture"] if len(fitting) > 1 else []
+    own = f"; open_clip's own weights of these architectures have {' or '.join(choices)}" if stated else ""
+    return (
+        f"tensors can't tell {' and '.join([*questions, 'preprocessing'])}; their model card does{own}",
+        f"Use --model {weights} --arch {'|'.join(fitting)} --preprocess {'|'.join(choices)}",
+    )

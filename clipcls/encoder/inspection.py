@@ -249,7 +249,9 @@ def is_unreadable(tokenizer: Any, text: str) -> bool:
     if not hasattr(tokenizer, "tokenizer"):
         return not tokenizer.encode(text)
     ids = tokenizer.tokenizer(tokenizer.clean_fn(text), add_special_tokens=False)["input_ids"]
-    return all(token == tokenizer.tokenizer.unk_token_id for token in ids)
+    tokens = tokenizer.tokenizer.convert_ids_to_tokens(ids)
+    # the sign for a word's beginning may be a token by itself
+    return not any(token != tokenizer.tokenizer.unk_token and token.strip("▁Ġ ") for token in tokens)
 
 
 class _Tensors:
