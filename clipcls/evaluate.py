@@ -69,11 +69,13 @@ class Watch:
 
     Attributes:
         labels: called with the numbers of labels embedded and to be embedded.
+        begin: called with the number of images, of all models, before the first.
         images: called with the numbers of images done, of all models, and of those that failed.
         failed: called with path and error of an image that can't be read.
     """
 
     labels: Callable[[int, int], None] = lambda done, total: None
+    begin: Callable[[int], None] = lambda total: None
     images: Callable[[int, int], None] = lambda done, failed: None
     failed: Callable[[str, str], None] = lambda path, error: None
 
@@ -97,6 +99,7 @@ def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
         models = [find_model(model, cache) for model in plan.models]
         # all that can go wrong with models and prompts does so before the first picture
         sides = [[run.embed_labels(model, prompts) for prompts in plan.prompts] for model in models]
+        run.begin(len(models))
         tallies = [tally for model, own in zip(models, sides, strict=True) for tally in run.answer(model, own)]
     finally:
         cache.close()
@@ -167,9 +170,14 @@ class _Run:
         return good
 
     def embed_labels(self, model: LazyEncoder, prompts: PromptSet) -> LabelFeatures:
+        """The labels in one prompt set."""
         plan = self._plan
         classifier = Classifier(plan.labels, model, prompts, plan.scoring, plan.background, plan.execution)
         return classifier.embed_labels(self._watch.labels)
+
+    def begin(self, models: int) -> None:
+        """All is ready for the pictures."""
+        self._watch.begin(models * len(self._truth.examples))
 
     def answer(self, model: LazyEncoder, sides: Sequence[LabelFeatures]) -> "list[_Tally | _LabelTally]":
         """One model's answers with each prompt set."""

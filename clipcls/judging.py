@@ -1,15 +1,18 @@
 """From answers and truth to the figures of an evaluation, and to which of several results is the best."""
 
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
-from clipcls import metrics
+from clipcls import metrics, rows
 from clipcls.confusion import Confusion, most_confused
 from clipcls.errors import UsageError
 from clipcls.metrics import Answers, ClassFigures, Estimate, Flags, LabelAnswers, LabelLevel, Level, Statistic
-from clipcls.records import Label
+from clipcls.records import Label, Prediction
 from clipcls.truth import Truth, label_indices, repeated_paths
 
 ACCURACY = "accuracy@1"
@@ -236,6 +239,80 @@ def outcome(truth: Truth, classes: Classes, multi_label: bool, results: Sequence
     images = len(truth.examples)
     measured = images - len(left_out.failed) - len(left_out.missing)
     return Outcome(images, measured, classes, multi_label, told, tuple(results), best, comparisons)
+
+
+def record(outcome: Outcome) -> dict[str, Any]:
+    """An evaluation as JSON's types; what has no meaning, such as the recall of a class without images, is None."""
+    told = outcome.left_out
+    return {
+        "images": outcome.images,
+        "measured": outcome.measured,
+        "multi_label": outcome.multi_label,
+        "labels": list(outcome.classes.names[: outcome.classes.n_labels]),
+        "failed": [_failure(path, error) for path, error in told.failed],
+        "missing": [_printable(path) for path in told.missing],
+        "unasked": [_printable(path) for path in told.unasked],
+        "unknown": told.unknown,
+        "outside": dict(told.outside),
+        "unseen": list(told.unseen),
+        "repeated": [_printable(message) for message in told.repeated],
+        "problems": [_printable(message) for message in told.problems],
+        "results": [
+            _result_record(result, outcome.classes) | _comparison_record(comparison)
+            for result, comparison in zip(outcome.results, outcome.comparisons, strict=True)
+        ],
+        "best": outcome.best,
+    }
+
+
+def _result_record(result: Result, classes: Classes) -> dict[str, Any]:
+    return {
+        "model": result.model,
+        "prompts": result.prompts,
+        "figures": {name: _estimate_record(estimate) for name, estimate in result.figures.items()},
+        "omitted": dict(result.omitted),
+        "accuracy_within_labels": _number(result.within),
+        "classes": [
+            {"class": name} | _fields(figures) for name, figures in zip(classes.names, result.classes, strict=False)
+        ],
+        "levels": [_fields(level) for level in result.levels],
+        "confusion": None if result.confusion is None else _confusion_record(result.confusion),
+    }
+
+
+def _confusion_record(confusion: Confusion) -> dict[str, Any]:
+    return {
+        "classes": list(confusion.names),
+        "answers": [*confusion.names, None],
+        "counts": confusion.counts.tolist(),
+        "pairs": [_fields(pair) | {"paths": [_printable(path) for path in pair.paths]} for pair in confusion.pairs],
+    }
+
+
+def _comparison_record(comparison: Comparison) -> dict[str, Any]:
+    return {"difference_to_best": _estimate_record(comparison.difference), "mcnemar_p": comparison.p}
+
+
+def _estimate_record(estimate: Estimate) -> dict[str, float | None]:
+    return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
+
+
+def _fields(figures: Any) -> dict[str, Any]:
+    named = {entry.name: getattr(figures, entry.name) for entry in fields(figures)}
+    return {name: _number(value) if isinstance(value, float) else value for name, value in named.items()}
+
+
+def _failure(path: str, error: str) -> dict[str, Any]:
+    row = rows.record(Prediction(path, None, None, None, error=error))
+    return {name: row[name] for name in ("path", "error", "path_b64") if name in row}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _printable(text: str) -> str:
+    return os.fsencode(text).decode("utf-8", "replace")
 
 
 def _estimated(statistics: Mapping[str, Statistic], omitted: Mapping[str, str], count: int) -> dict[str, Estimate]:

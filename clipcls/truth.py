@@ -55,6 +55,24 @@ class Truth:
     templates_file: str | None = None
 
 
+def read_truth(data: Sequence[str]) -> Truth:
+    """Read labelled pictures: a folder of class folders, or a table.
+
+    Raises:
+        UsageError: it is neither, or can't be read.
+    """
+    if len(data) != 1:
+        raise UsageError("Give one folder of class folders or one table.")
+    path = Path(data[0])
+    if path.is_dir():
+        return read_class_folders(path)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder.")
+    if path.suffix.lower() not in TABLES:
+        raise UsageError(f"{path}: neither a folder of class folders nor a table ({', '.join(TABLES)}).")
+    return read_table(path)
+
+
 def read_class_folders(folder: Path) -> Truth:
     """Read a folder that holds a folder for each class, with pictures in it or below it.
 
@@ -164,6 +182,10 @@ def _example(row: Mapping[str, Any], folder: Path, multi_label: bool) -> Example
     path = row.get("path")
     if not isinstance(path, str) or not path.strip():
         return "no path"
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # JSON can hold what no name is made of
+        return "no possible file name"
     labels = _labels(row.get("labels")) if multi_label else _label(row.get("label"))
     if isinstance(labels, str):
         return labels

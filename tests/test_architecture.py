@@ -14,11 +14,12 @@ LAYERS = [
         *("vocabulary", "labels", "prompts", "geometry", "images", "catalog", "cache", "shards", "tables", "inputs"),
         *("web", "contents", "recall"),
         "ranking",
-        *("rows", "parquet", "results", "sinks", "journal", "outputs"),
+        *("rows", "parquet", "results", "sinks", "journal", "outputs", "findings", "wording"),
+        *("truth", "metrics", "confusion", "judging"),
     ],
     ["encoder", "pixels"],
     ["embed", "train"],
-    ["predict"],
+    ["predict", "evaluate", "soundness", "preflight"],
     ["cli"],
 ]
 OPEN_CLIP_HOMES = {"encoder", "train", "cli/models"}

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clipcls.cli import cache, check, models, predict, prompts, train
+from clipcls.cli.eval import evaluate
 from clipcls.errors import ClipclsError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(predict.predict)
 app.command()(train.train)
 app.command()(check.check)
+app.command("eval")(evaluate)
 app.add_typer(models.app, name="models")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(cache.app, name="cache")
