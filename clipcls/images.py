@@ -7,24 +7,28 @@ an animation or a multi-page file, the first frame counts. What a file is follow
 from its name.
 
 Pillow reads every file's header and decodes most formats. Plain JPEGs are handed to simplejpeg, which calls the same
-libjpeg-turbo without Pillow's copies (a fifth to a third quicker); whatever it finds odd goes back to Pillow.
+libjpeg-turbo without Pillow's copies (a fifth to a third quicker); whatever it finds odd goes back to Pillow. HEIC is
+read by pillow-heif, where that is installed: the primary image, as the file itself turns it.
 
 Whatever is wrong with a file ends as an `ImageError` that doesn't name it: the caller knows its path.
 """
 
+import contextlib
+import ctypes
 import io
 import logging
 import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, _imaging, features
 
 from clipcls.errors import ImageError
 from clipcls.geometry import Picture, as_image, placement
@@ -50,8 +54,24 @@ _SIGNATURES = {
     rb"\x89PNG\r\n\x1a\n": "PNG",
     rb"GIF8": "GIF",
     rb"RIFF....WEBP": "WEBP",
-    rb"II\*\0|MM\0\*": "TIFF",
+    rb"II[*+]\0|MM\0[*+]": "TIFF",
+    rb"\x00\x00\x01\x00": "ICO",
 }
+_HEAD_BYTES = 256
+
+# The container of HEIC and of AVIF files names its content in a list of brands, of which some fit both.
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_SHARED_BRANDS = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))
+
+# A tile of a TIFF is unpacked whole, however little of it the picture shows; up to here that is no matter.
+_USUAL_TILE = 4096**2
+
+# Of the largest picture; smaller ones may have more. Encoders make ten, or a few more.
+_MOST_SCANS = 16
+
+# The markers of a JPEG that a frame, with its bits a colour, begins with.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -165,7 +185,7 @@ def pillow_errors(kind: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError as exc:
         message = "not an image in a format Pillow reads"
-        if kind in _SIGNATURES.values():
+        if kind not in ("file", "image"):
             message = f"damaged {kind}: its header can't be read"
         raise ImageError(message) from exc
     except Image.DecompressionBombError as exc:
@@ -178,12 +198,36 @@ def pillow_errors(kind: str) -> Iterator[None]:
         # Broad on purpose: on damaged files the plugins raise OSError, SyntaxError, ValueError, struct.error,
         # zlib.error, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError and more.
         # One bad file must not end a run.
+        if isinstance(exc, RuntimeError) and re.search("alloc(?!.*Security limit)", str(exc)):  # torch's, libheif's
+            raise ImageError("not enough memory to decode it") from exc
         if isinstance(exc, OSError) and exc.errno:  # the disk's, not Pillow's
             raise ImageError(f"can't be read: {(exc.strerror or str(exc)).lower()}") from exc
-        text = str(exc) or type(exc).__name__
-        if isinstance(exc, EOFError) or "truncated" in text.lower():
+        if isinstance(exc, EOFError) or "truncated" in str(exc).lower():
             raise ImageError(f"truncated {kind}: the file ends before the picture does") from exc
-        raise ImageError(f"damaged {kind}: {text}") from exc
+        raise ImageError(f"damaged {kind}: {_said(exc)}") from exc
+
+
+# Of these types Pillow's own errors are. Others, and some of these, come from Python and speak of its objects, or
+# say no more than that a decoder failed.
+_SPEAKING = (OSError, SyntaxError, ValueError, RuntimeError)
+_UNSPEAKABLE = re.compile(
+    r"\b(?:object|argument|unpack|tuple|list|dict|range|literal|codec|decoder|int|str|PIL|math)\b"
+)
+_NO_SENSE = "what it holds makes no sense"
+
+
+def _said(exc: Exception) -> str:
+    """What Pillow has to say of a damaged file, on one line."""
+    text = str(exc)
+    if "MAX_TEXT" in text:
+        return "a text or a colour profile in it is too large when unpacked"
+    if "Security limit" in text:  # libheif's
+        return "it asks for more than any picture needs"
+    if type(exc) not in _SPEAKING or _UNSPEAKABLE.search(text):
+        return _NO_SENSE
+    text = re.sub(r" \(chunk .*|: .*", "", text, flags=re.DOTALL)  # what is in the file instead
+    text = " ".join(re.sub(r"\bb['\"]|['\"]", "", text).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200] or _NO_SENSE
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -210,22 +254,137 @@ def _decoded(
     _prepare_pillow(max_pixels)
     with pillow_errors("file"):
         file.seek(0)
-        head = file.read(16)
+        head = file.read(_HEAD_BYTES)
     if not head:
         raise ImageError("empty file")
-    kind = next((name for start, name in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
+    kind = _kind(head)
     with pillow_errors(kind or "image"):
-        image = Image.open(file, formats=(kind,) if kind else _available_formats())
-    with pillow_errors(image.format or "image"):
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")
-        if decode == "fast" and image.format in ("JPEG", "MPO"):
-            return _decoded_jpeg(file, image, preprocessing)
+        image = _header(file, kind, max_pixels)
+    with pillow_errors(kind or image.format or "image"):
+        _require_fitting(image, max_pixels)
+        if image.format in ("JPEG", "MPO"):
+            _require_few_scans(file, image, max_pixels)
+            if decode == "fast":
+                return _decoded_jpeg(file, image, preprocessing)
+        _fit_transparent_colour(image)
         image.load()
+        _require_fitting(image, max_pixels)  # what an ICNS file holds may be larger than what it says
         orientation = _orientation(image)
         upright = _turned(_to_eight_bits(image, transparency), orientation)
     return Picture(upright, upright.size, upright.size)
+
+
+def _kind(head: bytes) -> str | None:
+    """The format, where a file's first bytes leave no doubt."""
+    if head[4:8] != b"ftyp":
+        return next((name for start, name in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = (head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4)))  # the first one counts most
+    for brand in brands:
+        if brand in _HEIC_BRANDS or brand in _AVIF_BRANDS:
+            return "HEIC" if brand in _HEIC_BRANDS else "AVIF"
+    return "HEIC" if brands[0] in _SHARED_BRANDS else None
+
+
+def _header(file: BinaryIO, kind: str | None, max_pixels: int) -> ImageFile.ImageFile:
+    """The picture before it is decoded."""
+    if kind == "HEIC":
+        file.seek(0)
+        return _heic_opener()(file)
+    if kind == "AVIF" and not features.check("avif"):
+        raise ImageError("AVIF needs Pillow 11.3 or newer, built with it: pip install --upgrade pillow")
+    if kind == "TIFF":
+        _silence_libtiff()
+    if kind == "ICO":
+        _require_fitting_icons(file, max_pixels)
+    try:
+        return Image.open(file, formats=(kind,) if kind else _available_formats())
+    except UnidentifiedImageError as exc:
+        bits = _jpeg_bits(file) if kind == "JPEG" else 8
+        if bits == 8:
+            raise
+        raise ImageError(f"a JPEG of {bits} bits a colour, which Pillow doesn't read") from exc
+
+
+@cache
+def _heic_opener() -> Callable[[BinaryIO], ImageFile.ImageFile]:
+    try:
+        import pillow_heif
+    except ImportError as exc:
+        raise ImageError("HEIC needs the package pillow-heif: pip install 'clipcls[heic]'") from exc
+    # Not registered with Pillow, which would change what a host's Image.open does. Pictures are decoded on
+    # threads as it is, so none are started for a picture's tiles.
+    options = pillow_heif.options
+    options.DECODE_THREADS, options.THUMBNAILS, options.DEPTH_IMAGES, options.AUX_IMAGES = 0, False, False, False
+    opener: Callable[[BinaryIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile
+    return opener
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from printing on the process's standard error what Pillow also raises as an exception."""
+    # On Windows libtiff is inside Pillow's own library, and can't be reached.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler  # in a library that Pillow's is linked to
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
+
+
+def _jpeg_bits(file: BinaryIO) -> int:
+    """Bits a colour by the header of a JPEG; 8 where it isn't found."""
+    file.seek(2)
+    while len(segment := file.read(4)) == 4 and segment[0] == 0xFF:
+        if segment[1] in _JPEG_FRAMES:
+            return (file.read(1) or b"\x08")[0]
+        file.seek(int.from_bytes(segment[2:], "big") - 2, os.SEEK_CUR)
+    return 8
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Limits
+
+
+def _require_fitting(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")
+    tags = getattr(image, "tag_v2", {})
+    across, down = tags.get(322), tags.get(323)
+    if isinstance(across, int) and isinstance(down, int) and across * down > max(max_pixels, _USUAL_TILE):
+        raise ImageError(f"tiles of {across:,} × {down:,} pixels, more than the limit of {max_pixels:,}")
+
+
+def _require_few_scans(file: BinaryIO, image: Image.Image, max_pixels: int) -> None:
+    """Every scan of a JPEG, of a dozen bytes perhaps, costs the time of going through all of its pixels.
+
+    Args:
+        file: where Pillow left it, behind the header of the first scan.
+    """
+    layers = getattr(image, "layers", 0)
+    whole = bytes((0xFF, 0xDA, 0, 6 + 2 * layers, layers))  # a scan of all layers: in a plain JPEG the only one
+    file.seek(max(0, file.tell() - 8 - 2 * layers))
+    if file.read(len(whole)) == whole and not image.info.get("progressive"):
+        return
+    file.seek(0)
+    scans, (width, height) = file.read().count(b"\xff\xda"), image.size
+    if scans * width * height > _MOST_SCANS * max(max_pixels, MAX_PIXELS):
+        raise ImageError(f"{scans:,} scans of {width:,} × {height:,} pixels, more than any picture needs")
+
+
+def _require_fitting_icons(file: BinaryIO, max_pixels: int) -> None:
+    """Look at the sizes of the pictures in an icon, of which Pillow decodes one as soon as it opens the file."""
+    file.seek(4)
+    directory = file.read(16 * int.from_bytes(file.read(2), "little"))
+    for entry in range(0, len(directory) - 15, 16):
+        file.seek(int.from_bytes(directory[entry + 12 : entry + 16], "little"))
+        head = file.read(24)
+        if head.startswith(b"\x89PNG"):
+            width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+        else:  # a bitmap, and as many rows of its mask
+            width = int.from_bytes(head[4:8], "little", signed=True)
+            height = int.from_bytes(head[8:12], "little", signed=True) // 2
+        if abs(width * height) > max_pixels:
+            raise ImageError(f"{abs(width):,} × {abs(height):,} pixels, more than the limit of {max_pixels:,}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -291,6 +450,8 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) to 8; 1 where there is none that can be read."""
+    if image.format == "HEIF":
+        return 1  # a HEIC file has its own, which libheif applies; what its EXIF says is no more than a note
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:  # noqa: BLE001
@@ -310,22 +471,31 @@ def _to_eight_bits(image: Image.Image, transparency: bool = False) -> Image.Imag
     if image.mode in ("I", "F"):
         return _from_range(image)
     if image.has_transparency_data:
-        return _with_alpha(image) if transparency else _on_white(image)
+        return image.convert("RGBA") if transparency else _on_white(image)
     if image.mode in ("L", "RGB"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _with_alpha(image: Image.Image) -> Image.Image:
-    key = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-        # A 16-bit PNG: Pillow keeps the high byte of the pixels, and the whole of the transparent colour.
-        image.info["transparency"] = tuple(value >> 8 for value in key)
-    return image.convert("RGBA")
+def _fit_transparent_colour(image: ImageFile.ImageFile) -> None:
+    """Bring the colour that a PNG declares transparent to the depth that Pillow gives its pixels, 8 bits mostly.
+
+    Source: PNG specification, third edition, 11.3.1.1: of a colour's two bytes as many bits count as a sample has.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or not image.tile or isinstance(colour, bytes):
+        return
+    samples = image.tile[0][3]  # as they are in the file
+    if isinstance(colour, tuple):
+        wide = samples == "RGB;16B"  # of which Pillow keeps the high byte
+        image.info["transparency"] = tuple(value >> 8 if wide else value & 255 for value in colour)
+    elif isinstance(colour, int) and samples in ("L", "L;2", "L;4"):
+        most = {"L": 255, "L;2": 3, "L;4": 15}[samples]
+        image.info["transparency"] = (colour & most) * (255 // most)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    rgba = _with_alpha(image)
+    rgba = image.convert("RGBA")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(rgba, mask=rgba)
     return white
@@ -353,7 +523,8 @@ def _from_range(image: Image.Image) -> Image.Image:
     from its own smallest to its own largest value. Infinities count as the ends of that range, NaN as its lower
     end.
     """
-    values = np.array(image, np.float64)
+    with np.errstate(invalid="ignore"):  # there are NaNs that even a conversion complains of
+        values = np.array(image, np.float64)
     finite = np.isfinite(values)
     if not finite.any():
         raise ImageError("no pixel holds a finite number")

@@ -1,6 +1,7 @@
 """From the files, folders, patterns and lists that a user names to one `ImageRef` a picture, in a fixed order.
 
-Nothing is read ahead but the names in the folder at hand, so a list may be endless and a tree of any size.
+Nothing is read ahead but the names in the folder at hand, so a list may be endless and a tree, a shard or a table of
+any size.
 """
 
 import os
@@ -8,11 +9,14 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from typing import BinaryIO
 
-from clipcls.errors import UsageError
-from clipcls.records import ImageRef
+from clipcls.errors import ImageError, UsageError
+from clipcls.records import Address, ImageRef
+from clipcls.shards import expand_braces, is_shard, read_pictures
+from clipcls.tables import Cell, check_column, is_table, read_column
 
 #: What is taken for a picture inside a folder; a file that is named itself is tried whatever its extension.
 EXTENSIONS = frozenset(
@@ -23,6 +27,22 @@ EXTENSIONS = frozenset(
 
 _CHUNK = 1 << 16
 _LONGEST = 1 << 20  # bytes in one path of a list; a list with longer ones is no list, or has another separator
+_NO_COLUMN = "a table; --column says which of its columns holds the pictures"
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """How inputs are taken.
+
+    Attributes:
+        column: of the pictures, in tables; None where tables aren't read.
+        allow_urls: whether addresses may be fetched.
+        in_table: whether it is a table's cell that names the input.
+    """
+
+    column: str | None
+    allow_urls: bool
+    in_table: bool = False
 
 
 def discover(
@@ -30,62 +50,145 @@ def discover(
     files_from: str | None = None,
     null_separated: bool = False,
     stdin: BinaryIO | None = None,
+    *,
+    column: str | None = None,
+    allow_urls: bool = False,
 ) -> Iterator[ImageRef]:
     """List the pictures that the inputs name, in their order, lazily.
 
     - A file is taken whatever its extension.
     - A folder gives the pictures in it and below it, chosen by extension, sorted by name, no hidden files
       or folders. Links to folders are followed; one that leads back to a folder it lies in is left out.
+    - A tar shard (`.tar`, `.tar.gz`, `.tgz`, `.tar.bz2`, `.tar.xz`, `.tar.zst`) gives the pictures in it as
+      `shard.tar/name`, chosen by extension, in its order. Folders aren't searched for shards.
+    - A table (`.parquet`, `.csv`, `.tsv`, `.jsonl`) gives what is in one of its columns. Relative paths are taken from
+      the table's folder, as in the tables that `clipcls train` reads. Pictures that a Parquet file holds itself are
+      called `table.parquet/ROW`, counted from 0. Folders aren't searched for tables.
     - A pattern (`*`, `?`, `[…]`, `**` for any number of folders) that isn't itself a file's name gives what a
       shell would: all that matches, sorted, hidden names only if the pattern's part begins with a dot. Folders
       in it are gone through, unless the pattern holds a `**`, which has gone through them already.
-    - `-`, and `files_from`, are lists of paths, which are taken as they are: no patterns, no `-`.
+    - In a shard's name, braces stand for several names: `{000..009}.tar`, `{train,test}.tar`.
+    - `http://…` and `https://…` are addresses of single pictures.
+    - `-`, and `files_from`, are lists of paths and addresses, which are taken as they are: no patterns, no braces, no
+      `-`.
 
-    A path that leads nowhere is an `ImageRef` with an error, not an exception.
+    A path that leads nowhere, a broken shard or table is an `ImageRef` with an error, not an exception.
 
     Args:
         files_from: a file with a list of further paths, or `-`; read after `inputs`.
         null_separated: paths in lists end with NUL instead of a newline.
         stdin: what `-` reads; the process's own standard input by default.
+        column: of the pictures, in tables.
+        allow_urls: whether addresses may be fetched; each is an error else.
 
     Returns:
-        An iterator; nothing but `files_from` is opened before its first element is asked for.
+        An iterator; nothing but `files_from` and the tables among `inputs` is opened before its first element is
+        asked for.
 
     Raises:
-        UsageError: `files_from` can't be opened (at once), or a list breaks off (while iterating).
+        UsageError: `files_from` can't be opened, or a table among `inputs` has no such column, can't be read for want
+            of pyarrow, or comes without `column` (at once); or a list breaks off (while iterating).
     """
     # text would be taken letter by letter, and a `/` among them for the whole disk
     names = [inputs] if isinstance(inputs, str) else [os.fspath(path) for path in inputs]
+    for name in names:
+        _check_table(name, column)
     listing = _open_listing(files_from, stdin) if files_from is not None else None
-    return _discover(names, listing, null_separated, stdin)
+    taken = _Taken(column, allow_urls)
+    return _discover(names, taken, _Lists(listing, null_separated, stdin))
 
 
-def _discover(
-    inputs: Sequence[str], listing: BinaryIO | None, null_separated: bool, stdin: BinaryIO | None
-) -> Iterator[ImageRef]:
+def hint(inputs: str | Sequence[str | os.PathLike[str]]) -> str | None:
+    """What to try where inputs gave no picture at all: shards that lie in folders, where they aren't looked for."""
+    for name in [inputs] if isinstance(inputs, str) else [os.fspath(path) for path in inputs]:
+        is_pattern = _has_magic(name) and not os.path.lexists(name)
+        for place in _matches_of(name) if is_pattern else [ImageRef(name)]:
+            shard = _first_shard(place.path) if os.path.isdir(place.path) else None  # noqa: PTH112
+            if shard is not None:
+                return f"{place.path} holds shards such as {shard}; name them to have them read"
+    return None
+
+
+def are_countable(inputs: Sequence[str]) -> bool:
+    """Whether counting the pictures costs little beside classifying them: no lists, tables or compressed shards."""
+    return not any(
+        name == "-" or is_table(name) or (is_shard(name) and not name.lower().endswith(".tar")) for name in inputs
+    )
+
+
+def _first_shard(folder: str) -> str | None:
+    return next((ref.path for ref, is_folder in _walk(folder) if not is_folder and is_shard(ref.path)), None)
+
+
+def _check_table(name: str, column: str | None) -> None:
+    """Refuse a table that is named and can't be used, before anything is done."""
+    if not is_table(name) or not os.path.isfile(name):  # noqa: PTH113
+        return
+    if column is None:
+        raise UsageError(f"{name}: {_NO_COLUMN}")
+    check_column(name, column)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """Where lists of paths are read from, and what ends a path in them."""
+
+    listing: BinaryIO | None
+    null_separated: bool
+    stdin: BinaryIO | None
+
+
+def _discover(inputs: Sequence[str], taken: _Taken, lists: _Lists) -> Iterator[ImageRef]:
+    listing = lists.listing
     try:
         for entry in inputs:
             if entry == "-":
-                yield from _from_list(_standard_input(stdin), null_separated)
-            elif _has_magic(entry) and not os.path.lexists(entry):
-                yield from _from_pattern(entry)
+                yield from _from_list(_standard_input(lists.stdin), lists.null_separated, taken)
             else:
-                yield from _from_path(entry)
+                yield from _from_argument(entry, taken)
         if listing is not None:
-            yield from _from_list(listing, null_separated)
+            yield from _from_list(listing, lists.null_separated, taken)
     finally:
-        if listing is not None and listing is not stdin and listing is not getattr(sys.stdin, "buffer", None):
+        if listing is not None and listing is not lists.stdin and listing is not getattr(sys.stdin, "buffer", None):
             listing.close()
 
 
-def _from_path(path: str) -> Iterator[ImageRef]:
+def _from_argument(entry: str, taken: _Taken) -> Iterator[ImageRef]:
+    if os.path.lexists(entry) or _is_address(entry):
+        yield from _from_path(entry, taken)
+    elif "{" in entry and is_shard(entry):
+        yield from _from_braces(entry, taken)
+    elif _has_magic(entry):
+        yield from _from_pattern(entry, taken)
+    else:
+        yield from _from_path(entry, taken)
+
+
+def _from_braces(entry: str, taken: _Taken) -> Iterator[ImageRef]:
     try:
-        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116, the name stays as given
-    except (OSError, ValueError) as exc:
-        yield ImageRef(path, _reason(path, exc))
+        names = expand_braces(entry)
+    except UsageError as exc:
+        yield ImageRef(entry, str(exc).removeprefix(f"{entry}: "))
         return
-    if is_folder:
+    for name in names:
+        if _has_magic(name) and not os.path.lexists(name):
+            yield from _from_pattern(name, taken)
+        else:
+            yield from _from_path(name, taken)
+
+
+def _from_path(path: str, taken: _Taken) -> Iterator[ImageRef]:
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116, the name stays as given
+    except (OSError, ValueError) as exc:
+        yield _from_address(path, taken) if _is_address(path) else ImageRef(path, _reason(path, exc))
+        return
+    if stat.S_ISDIR(mode):
         yield from _from_folder(path)
+    elif stat.S_ISREG(mode) and is_shard(path):
+        yield from read_pictures(path, EXTENSIONS)
+    elif stat.S_ISREG(mode) and is_table(path):
+        yield from _from_table(path, taken)
     else:
         yield ImageRef(path)
 
@@ -97,6 +200,54 @@ def _reason(path: str, exc: OSError | ValueError) -> str:
     if isinstance(exc, FileNotFoundError) and os.path.lexists(path):
         return "dangling link: no such file or directory"
     return (exc.strerror or str(exc)).lower()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Addresses
+
+
+def _is_address(text: str) -> bool:
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
+def _from_address(url: str, taken: _Taken) -> ImageRef:
+    place = re.split("[?#]", url, maxsplit=1)[0]
+    if is_shard(place) or is_table(place):
+        return ImageRef(
+            url, f"a {'shard' if is_shard(place) else 'table'} on the web, which has to be downloaded first"
+        )
+    if not taken.allow_urls:
+        return ImageRef(url, "an address; --allow-urls has it fetched")
+    return ImageRef(url, content=Address(url))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def _from_table(table: str, taken: _Taken) -> Iterator[ImageRef]:
+    if taken.in_table or taken.column is None:
+        yield ImageRef(table, "a table in a table" if taken.in_table else _NO_COLUMN)
+        return
+    try:
+        for cell in read_column(table, taken.column):
+            yield from _from_cell(table, cell, replace(taken, in_table=True))
+    except UsageError as exc:
+        yield ImageRef(table, str(exc).removeprefix(f"{table}: "))
+    except ImageError as exc:
+        yield ImageRef(table, f"the table can't be read, or not to its end: {exc}")
+
+
+def _from_cell(table: str, cell: Cell, taken: _Taken) -> Iterator[ImageRef]:
+    name = f"{table}/{cell.row}"
+    if cell.value is None:
+        yield ImageRef(name, cell.error)
+    elif isinstance(cell.value, bytes):
+        yield ImageRef(name, content=cell.value)
+    elif _is_address(cell.value):
+        yield _from_address(cell.value, taken)
+    else:
+        yield from _from_path(os.path.join(os.path.dirname(table), cell.value), taken)  # noqa: PTH118, PTH120
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -173,21 +324,25 @@ def _has_magic(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
-def _from_pattern(pattern: str) -> Iterator[ImageRef]:
-    parts = [part for part in pattern.split("/") if part]
+def _from_pattern(pattern: str, taken: _Taken) -> Iterator[ImageRef]:
+    gone_through = "**" in pattern.split("/")
     found = False
-    for ref in _matches("/" if pattern.startswith("/") else "", parts):
+    for ref in _matches_of(pattern):
         if ref.error is not None:
             yield ref
-        elif "**" not in parts:
-            yield from _from_path(ref.path)
-        elif not os.path.isdir(ref.path):  # noqa: PTH112
+        elif gone_through and os.path.isdir(ref.path):  # noqa: PTH112
+            continue
+        elif gone_through and not is_shard(ref.path) and not is_table(ref.path):
             yield ref
         else:
-            continue
+            yield from _from_path(ref.path, taken)
         found = True
     if not found:
         yield ImageRef(pattern, "no file matches this pattern")
+
+
+def _matches_of(pattern: str) -> Iterator[ImageRef]:
+    yield from _matches("/" if pattern.startswith("/") else "", [part for part in pattern.split("/") if part])
 
 
 def _matches(base: str, parts: Sequence[str]) -> Iterator[ImageRef]:
@@ -246,7 +401,7 @@ def _open_listing(files_from: str, stdin: BinaryIO | None) -> BinaryIO:
         raise UsageError(f"--files-from {files_from}: can't be read: {reason}") from exc
 
 
-def _from_list(listing: BinaryIO, null_separated: bool) -> Iterator[ImageRef]:
+def _from_list(listing: BinaryIO, null_separated: bool, taken: _Taken) -> Iterator[ImageRef]:
     records = _null_separated(listing) if null_separated else _lines(listing)
     while True:
         try:
@@ -256,7 +411,7 @@ def _from_list(listing: BinaryIO, null_separated: bool) -> Iterator[ImageRef]:
         if record is None:
             return
         if record:
-            yield from _from_path(os.fsdecode(record))
+            yield from _from_path(os.fsdecode(record), taken)
 
 
 def _lines(listing: BinaryIO) -> Iterator[bytes]:

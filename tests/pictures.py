@@ -108,7 +108,8 @@ def with_orientation(orientation: int, kind: str) -> bytes:
     stored = image if undo is None else image.transpose(Image.Transpose(undo))
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    options = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
+    options = ({"JPEG": {"quality": 98, "subsampling": 0}} | lossless).get(kind, {})
     return encoded(stored, kind, exif=exif, **options)
 
 

@@ -111,3 +111,78 @@ def test_ahead_ends_its_thread_when_its_user_fails() -> None:
         running = [thread for thread in input_threads() if thread not in before]
         raise RuntimeError("user")
     assert ends(running)
+
+
+def heavy(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr("clipcls.embed.ahead._CHUNK_BYTES", limit)
+
+
+@pytest.mark.parametrize(("weight", "most"), [(1, 100), (10, 10), (30, 4), (99, 2)])
+def test_ahead_gives_shorter_lists_of_heavy_items(weight: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy(monkeypatch, 100)
+    with Ahead(range(503), weigh=lambda _: weight) as chunks:
+        seen = list(chunks)
+    assert [item for chunk in seen for item in chunk] == list(range(503))
+    assert max(map(len, seen)) == most
+
+
+@pytest.mark.parametrize("weight", [100, 101, 200, 100_000])
+def test_ahead_gives_items_over_the_limit_one_by_one(weight: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy(monkeypatch, 100)
+    with Ahead(range(50), weigh=lambda _: weight) as chunks:
+        seen = list(chunks)
+    assert [chunk for chunk in seen if chunk] == [[item] for item in range(50)]
+
+
+def test_ahead_gives_lists_that_only_their_last_item_takes_over_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy(monkeypatch, 100)
+    weights = [1, 500, 60, 60, 60, 2, 99, 300, 300, 1, *[0] * 40, 98, 1, 1, 700]
+    with Ahead(weights, weigh=lambda weight: weight) as chunks:
+        seen = list(chunks)
+    assert [weight for chunk in seen for weight in chunk] == weights
+    assert all(sum(chunk[:-1]) < 100 for chunk in seen)
+
+
+def test_ahead_gives_full_lists_again_after_heavy_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy(monkeypatch, 100)
+    with Ahead(range(20 + 3 * CHUNK), weigh=lambda item: 150 if item < 20 else 0) as chunks:
+        lengths = [len(chunk) for chunk in chunks]
+    assert lengths[:20] == [1] * 20
+    assert lengths[20:23] == [CHUNK] * 3
+
+
+def test_ahead_reads_no_more_than_two_lists_of_heavy_items_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy(monkeypatch, 100)
+    pulled = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield pulled
+
+    with Ahead(endless(), weigh=lambda _: 25) as chunks:
+        taken = len(next(iter(chunks)))
+        assert taken == 4
+        for _ in range(300):
+            time.sleep(0.01)
+            if pulled > taken + 8:
+                break
+        assert pulled == taken + 8 + 1  # the last one waits for room
+
+
+def test_ahead_hands_over_heavy_items_before_a_stall_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy(monkeypatch, 100)
+    go_on = threading.Event()
+
+    def stalling() -> Iterator[int]:
+        yield from (0, 1, 2)
+        go_on.wait(10)
+        yield 3
+
+    with Ahead(stalling(), weigh=lambda _: 60) as chunks:
+        iterator = iter(chunks)
+        assert next(iterator) == [0, 1] and not chunks.stalled
+        assert next(iterator) == [2] and chunks.stalled
+        go_on.set()
+        assert [item for chunk in iterator for item in chunk] == [3]

@@ -15,6 +15,7 @@ LAYERS = [
         *("web", "contents", "recall"),
         "ranking",
         *("rows", "parquet", "results", "sinks", "journal", "outputs", "findings", "wording"),
+        *("placing", "naming", "ledger", "unsorting", "sorting"),
         *("truth", "metrics", "confusion", "judging"),
     ],
     ["encoder", "pixels"],

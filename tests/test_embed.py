@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcls import images as images_module
+from clipcls import contents
 from clipcls.cache import Cache, CachedText, text_key
 from clipcls.embed.texts import TEXT_BATCH
 from clipcls.records import ImageRef
@@ -97,7 +97,7 @@ def test_embed_images_decodes_ahead_but_not_far(
 ) -> None:
     decoded = done = 0
     ahead = []
-    open_file, encode = images_module.open_file, fake_encoder.encode_image
+    open_file, encode = contents.open_file, fake_encoder.encode_image
 
     def counting(path: Any) -> Any:
         nonlocal decoded
@@ -109,7 +109,7 @@ def test_embed_images_decodes_ahead_but_not_far(
         ahead.append(decoded - done)
         return encode(batch)
 
-    monkeypatch.setattr(images_module, "open_file", counting)
+    monkeypatch.setattr(contents, "open_file", counting)
     fake_encoder.encode_image = slow
     images = (ImageRef(picture) for _ in range(20 * batch_size))
     for answered in embed_images(images, fake_encoder, batch_size=batch_size, workers=1):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcls import images as images_module
+from clipcls import contents
 from clipcls.cache import Cache
 from clipcls.embed import Execution, LazyEncoder, embed_images
 from clipcls.embed import images as embed_module
@@ -354,14 +354,14 @@ def test_long_run_of_misses_keeps_at_most_three_batches_of_pictures(
 ) -> None:
     decoded = encoded = 0
     ahead = []
-    original = images_module.open_file
+    original = contents.open_file
 
     def counting(path: Any) -> Any:
         nonlocal decoded
         decoded += 1
         return original(path)
 
-    monkeypatch.setattr(images_module, "open_file", counting)
+    monkeypatch.setattr(contents, "open_file", counting)
     model = Opened()
     encode = model.encoder.encode_image
 

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from PIL import Image
 import pictures
 from clipcls import images
 from clipcls.errors import UsageError
-from clipcls.inputs import EXTENSIONS, discover
-from clipcls.records import ImageRef
+from clipcls.inputs import EXTENSIONS, are_countable, discover, hint
+from clipcls.records import Address, ImageRef, Span
 
 
 @pytest.fixture(autouse=True)
@@ -285,6 +286,187 @@ def test_discover_says_when_a_list_breaks_off() -> None:
 
     with pytest.raises(UsageError, match="the list of paths breaks off"):
         found(["-"], stdin=Broken())
+
+
+# ------------------------------------------------------------------------------------------- addresses
+
+URL = "https://example.org/a[1]*.jpg?size=large"
+
+
+@pytest.mark.parametrize("url", [URL, "HTTP://example.org/x", "http://" + "x" * 5000])
+def test_discover_takes_addresses_that_are_allowed(url: str) -> None:
+    expected = [ImageRef(url, content=Address(url))]
+    assert list(discover([url], allow_urls=True)) == expected
+    assert list(discover(["-"], stdin=io.BytesIO(f"{url}\r\n".encode()), allow_urls=True)) == expected
+    refused = [ImageRef(url, "an address; --allow-urls has it fetched")]
+    assert list(discover([url])) == list(discover(["-"], stdin=io.BytesIO(url.encode()))) == refused
+
+
+def test_discover_prefers_a_file_to_an_address() -> None:
+    path = Path("http:/example.org/a.jpg")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert list(discover(["http://example.org/a.jpg"], allow_urls=True)) == [ImageRef("http://example.org/a.jpg")]
+
+
+@pytest.mark.parametrize("name", ["{000..009}.tar", "a.tar?x=1", "a.TGZ#x", "a.parquet", "a.csv?x=a.jpg"])
+def test_discover_reads_no_shards_or_tables_from_the_web(name: str) -> None:
+    (image,) = discover([f"https://example.org/{name}"], allow_urls=True)
+    assert image.path == f"https://example.org/{name}" and image.content is None
+    assert image.error is not None and image.error.endswith("on the web, which has to be downloaded first")
+
+
+# ------------------------------------------------------------------------------------------- shards
+
+
+def write_shard(path: str, *names: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+
+
+@pytest.fixture
+def shards() -> list[str]:
+    """What is found in two shards, one of them in a folder with a picture."""
+    write_shard("shards/0.tar", "b.jpg", "b.txt", "a.jpg")
+    write_shard("shards/sub/1.tar", "c.jpg")
+    Path("shards/sub/d.jpg").touch()
+    return ["shards/0.tar/b.jpg", "shards/0.tar/a.jpg", "shards/sub/1.tar/c.jpg"]
+
+
+def test_discover_gives_what_is_in_a_shard(shards: list[str]) -> None:
+    assert found(["images/b.jpg", "shards/0.tar", "shards/sub/1.tar"]) == ["images/b.jpg", *shards]
+    assert found(["-"], stdin=io.BytesIO(b"shards/0.tar\nshards/sub/1.tar\n")) == shards
+    assert all(isinstance(image.content, Span) for image in discover(["shards/0.tar"]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("shards/*.tar", slice(0, 2)),
+        ("shards/**/*.tar", slice(0, 3)),
+        ("shards/{0,sub/1}.tar", slice(0, 3)),
+        ("s[h]ards/{0..0}.tar", slice(0, 2)),
+    ],
+)
+def test_discover_expands_patterns_of_shards(shards: list[str], pattern: str, expected: slice) -> None:
+    assert found([pattern]) == shards[expected]
+
+
+def test_discover_goes_on_where_a_shard_of_a_pattern_is_missing(shards: list[str]) -> None:
+    Path("shards/2.tar").write_bytes(b"")
+    missing = "shards/1.tar: no such file or directory"
+    assert found(["shards/{0..2}.tar"]) == [*shards[:2], missing, "shards/2.tar: empty file"]
+    assert found(["shards/{0.tar"]) == ["shards/{0.tar: Unbalanced braces: 'shards/{0.tar'"]
+
+
+def test_discover_prefers_a_file_of_that_name_to_braces(shards: list[str]) -> None:
+    Path("shards/0.tar").rename("shards/{0,1}.tar")
+    assert found(["shards/{0,1}.tar"]) == ["shards/{0,1}.tar/b.jpg", "shards/{0,1}.tar/a.jpg"]
+    assert found(["{a,b}.jpg"]) == ["{a,b}.jpg: no such file or directory"]
+
+
+def test_discover_does_not_look_into_shards_in_folders(shards: list[str]) -> None:
+    assert found(["shards"]) == ["shards/sub/d.jpg"]
+    assert found(["shards/**"]) == [*shards, "shards/sub/d.jpg"]
+
+
+def test_discover_opens_no_pipe_that_is_called_a_shard_or_a_table() -> None:
+    for name in ("pipe.tar", "pipe.csv"):
+        os.mkfifo(name)
+    assert found(["pipe.tar", "pipe.csv"], column="image") == ["pipe.tar", "pipe.csv"]
+
+
+def test_discover_takes_a_folder_that_is_called_a_shard_for_a_folder() -> None:
+    Path("folder.tar").mkdir()
+    Path("folder.tar/a.jpg").touch()
+    Path("folder.csv").mkdir()
+    assert found(["folder.tar", "folder.csv"]) == found(["**/folder.*/*.jpg"]) == ["folder.tar/a.jpg"]
+    assert found(["**/folder.*"]) == ["**/folder.*: no file matches this pattern"]
+
+
+@pytest.mark.usefixtures("shards")
+def test_hint_names_shards_in_folders() -> None:
+    expected = "shards holds shards such as shards/0.tar; name them to have them read"
+    assert hint(["images", "nope", "-", "http://a/*", "shards"]) == hint("shards") == hint(["sh*"]) == expected
+    assert hint(["images", "shards/0.tar", "**/nope"]) is None
+
+
+@pytest.mark.parametrize("name", ["-", "a.parquet", "a.csv", "shards/*.tar.gz", "a.TGZ"])
+def test_are_countable_excepts_what_would_be_read_twice(name: str) -> None:
+    assert are_countable(["images", "*.jpg", "a.tar", "{0..9}.TAR"])
+    assert not are_countable(["images", name])
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def write_table(path: str, *lines: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("\n".join(["image,text", *lines]))
+
+
+def test_discover_takes_the_paths_of_a_table_from_its_folder(tree: Path) -> None:
+    write_shard("images/0.tar", "in.jpg")
+    write_table("images/t.csv", "b.jpg,x", f"{tree}/images/a.PNG,x", "sub/deep,x", "0.tar,x", "*.jpg,x", ",x")
+    expected = [
+        *("images/b.jpg", f"{tree}/images/a.PNG", "images/sub/deep/y.gif", "images/0.tar/in.jpg"),
+        *("images/*.jpg: no such file or directory", "images/t.csv/5: nothing in the column image"),
+    ]
+    assert found(["images/t.csv"], column="image") == expected
+    assert found(["-"], stdin=io.BytesIO(b"images/t.csv\n"), column="image") == expected
+    assert found(["images/t.*"], column="image") == found(["images/**/t.csv"], column="image") == expected
+
+
+def test_discover_takes_addresses_from_a_table() -> None:
+    write_table("t.csv", f"{URL},x")
+    assert list(discover(["t.csv"], column="image", allow_urls=True)) == [ImageRef(URL, content=Address(URL))]
+    assert list(discover(["t.csv"], column="image")) == list(discover([URL]))
+
+
+def test_discover_takes_pictures_from_a_table() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"bytes": b"one", "path": "b.jpg"}, None, {"bytes": None, "path": "images/b.jpg"}, {"bytes": b"three"}]
+    parquet.write_table(pyarrow.table({"image": rows}), "t.parquet")
+    assert list(discover(["t.parquet"], column="image")) == [
+        ImageRef("t.parquet/0", content=b"one"),
+        ImageRef("t.parquet/1", "nothing in the column image"),
+        ImageRef("images/b.jpg"),
+        ImageRef("t.parquet/3", content=b"three"),
+    ]
+
+
+def test_discover_ends_tables_in_tables() -> None:
+    write_table("t.csv", "t.csv,x", "images/b.jpg,x")
+    assert found(["t.csv"], column="image") == ["t.csv: a table in a table", "images/b.jpg"]
+
+
+def test_discover_refuses_a_table_at_once() -> None:
+    write_table("t.csv", "images/b.jpg,x")
+    with pytest.raises(UsageError, match=r"^t\.csv: a table; --column says which"):
+        discover(["images", "t.csv"])
+    with pytest.raises(UsageError, match=r"^t\.csv: no column picture; there are: image, text$"):
+        discover(["images", "t.csv"], column="picture")
+
+
+def test_discover_goes_on_after_a_table_of_a_list_or_a_pattern() -> None:
+    write_table("t.csv", "images/b.jpg,x")
+    no_column = "t.csv: a table; --column says which of its columns holds the pictures"
+    other = "t.csv: no column picture; there are: image, text"
+    for column, expected in ((None, no_column), ("picture", other)):
+        listing = io.BytesIO(b"t.csv\nimages/b.jpg\n")
+        assert found(["*.csv", "-"], stdin=listing, column=column) == [expected, expected, "images/b.jpg"]
+
+
+def test_discover_reports_a_broken_table() -> None:
+    Path("t.parquet").write_bytes(b"no parquet at all")
+    pytest.importorskip("pyarrow")
+    (image,) = discover(["t.parquet"], column="image")
+    assert image.path == "t.parquet"
+    assert image.error is not None and image.error.startswith("the table can't be read, or not to its end: ")
+    assert found(["nope.csv"]) == ["nope.csv: no such file or directory"]
 
 
 def test_inputs_imports_neither_pillow_nor_numpy() -> None:

@@ -337,7 +337,7 @@ def test_sink_closed_pipe_is_the_callers_to_end() -> None:
         TextSink(stream, tsv_row).write(prediction())
 
 
-@pytest.mark.parametrize("name", ["out.parquet", "out.json", "out.tsv.gz"])
+@pytest.mark.parametrize("name", ["out.xml", "out.json", "out.tsv.gz"])
 def test_open_sink_refuses_an_extension_it_does_not_write(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="--format"), open_sink(str(tmp_path / name), None, labels=("cat",)):
         pass

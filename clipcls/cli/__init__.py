@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clipcls.cli import cache, check, models, predict, prompts, train
+from clipcls.cli import cache, check, models, predict, prompts, sort, train
 from clipcls.cli.eval import evaluate
 from clipcls.errors import ClipclsError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(predict.predict)
+app.command()(sort.sort)
 app.command()(train.train)
 app.command()(check.check)
 app.command("eval")(evaluate)

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import random
-import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +21,7 @@ from typing import Any
 
 from clipcls.errors import UsageError, first_line
 from clipcls.inputs import EXTENSIONS, discover
+from clipcls.shards import DAMAGE, RESERVED, expand_braces, members
 from clipcls.train.rows import Row, Share
 from clipcls.train.table import listed_captions
 from clipcls.vocabulary import caption_words
@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 # Rows that each process shuffles among; they are in memory, their pictures as the shards hold them.
 SHUFFLED = 1000
 REMOTE = ("pipe:", "http://", "https://")
-# names that WebDataset keeps for itself
-RESERVED = re.compile(r"__[^/]*__($|/)")
 
 # of a sample or a shard, what is wrong with it
 Report = Callable[[str, str], None]
@@ -67,7 +65,7 @@ def read_shards(name: str, samples: int = 0) -> "Shards":
         raise UsageError(
             f"{name}: these shards can't be counted beforehand; say how many rows an epoch has, as in samples: 100000"
         )
-    return Shards(name, _expand_braces(name), samples)
+    return Shards(name, expand_braces(name), samples)
 
 
 class Shards:
@@ -272,48 +270,22 @@ def _captions(sample: dict[str, Any]) -> tuple[str, ...] | str:
     return tuple(dict.fromkeys([text, *listed] if text else listed)) or "no caption"
 
 
-class _Header(tarfile.TarInfo):
-    """The header of a file in a shard; `tarfile` itself takes a broken one for the end, which hides damage."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
-        """See `tarfile.TarInfo`."""
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.HeaderError as exc:
-            if isinstance(exc, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-                raise
-            raise tarfile.ReadError(str(exc)) from exc
-
-
 def _until_damage(shard: str, report: Report, pictures: bool) -> Iterator[dict[str, Any]]:
     """The files of a shard as webdataset's functions take them, up to where it is broken."""
     try:
         with _opened(shard) as stream:
-            yield from _members(shard, stream, pictures)
-    except (OSError, ValueError, EOFError, tarfile.TarError) as exc:
+            yield from _files(shard, stream, pictures)
+    except DAMAGE as exc:
         report(shard, f"can't be read to its end: {first_line(exc)}")
 
 
-def _members(shard: str, stream: Any, pictures: bool) -> Iterator[dict[str, Any]]:
-    """The files of a shard; webdataset's own iterator can't pass over pictures, and doesn't tell some damage.
-
-    Raises:
-        tarfile.ReadError: the shard is broken here.
-    """
-    mode = "r|*" if is_remote(shard) else "r:"
-    size = None if is_remote(shard) else os.fstat(stream.fileno()).st_size
-    with tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as archive:  # type: ignore[call-overload]
-        while (member := archive.next()) is not None:
-            archive.members = []  # it would keep all of them
-            if size is not None and archive.offset > size:  # what isn't read wouldn't be missed
-                raise tarfile.ReadError("unexpected end of data")
-            if not member.isreg() or RESERVED.match(member.name):
-                continue
-            content = None
-            if pictures or member.name.lower().endswith((".txt", ".json")):
-                content = archive.extractfile(member).read()
-            yield {"fname": member.name, "data": content, "__url__": shard}
+def _files(shard: str, stream: Any, pictures: bool) -> Iterator[dict[str, Any]]:
+    """The files of a shard; webdataset's own iterator can't pass over pictures, and doesn't tell some damage."""
+    for member in members(stream, "r|*" if is_remote(shard) else "r:"):
+        name = member.header.name
+        if member.header.isreg() and not RESERVED.match(name):
+            is_read = pictures or name.lower().endswith((".txt", ".json"))
+            yield {"fname": name, "data": member.read() if is_read else None, "__url__": shard}
 
 
 def _opened(shard: str) -> AbstractContextManager[Any]:
@@ -355,7 +327,7 @@ def _local(name: str) -> list[str]:
     """The paths that a name stands for, sorted, so that the same shards have the same order however they are named."""
     if os.path.isdir(name):  # noqa: PTH112
         return _shards_in(Path(name))
-    names = [name] if os.path.lexists(name) else _expand_braces(name)
+    names = [name] if os.path.lexists(name) else expand_braces(name)
     # one that isn't there is kept, to be reported
     return sorted({path for name in names for path in glob.glob(name, recursive=True) or [name]})  # noqa: PTH207
 
@@ -368,15 +340,6 @@ def _has_classes(folder: Path) -> bool:
     """Whether a folder in this one holds a picture."""
     below = [os.fspath(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return any(image.error is None for image in discover(below))
-
-
-def _expand_braces(name: str) -> list[str]:
-    from braceexpand import braceexpand
-
-    try:
-        return list(braceexpand(name))
-    except ValueError as exc:  # unbalanced ones
-        raise UsageError(f"{name}: {exc}") from exc
 
 
 def _require_webdataset() -> None:

@@ -1,0 +1,265 @@
+"""`clipcls sort`: pictures into one folder for each label, by what predict wrote."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
+
+import typer
+
+from clipcls.cli import options
+from clipcls.cli.progress import Progress
+from clipcls.cli.signals import StopSignals
+from clipcls.errors import StoppedError, UsageError
+from clipcls.records import Format
+
+if TYPE_CHECKING:
+    from clipcls.records import Prediction
+    from clipcls.sorting import Plan
+
+Method = Literal["copy", "hardlink", "symlink", "move"]
+
+_IN_MEMORY = 1 << 24  # bytes of standard input; more goes to a temporary file
+_VERBS: dict[Method, str] = {"copy": "copied", "hardlink": "linked", "symlink": "linked", "move": "moved"}
+
+
+def sort(
+    predictions: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PREDICTIONS",
+            help="What predict wrote: .jsonl, .csv, .tsv or .parquet; - is standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into", metavar="DIR", help="Where each label has its folder; made if need be.", show_default=False
+        ),
+    ] = None,
+    by: Annotated[Method, typer.Option("--by", help="How a picture gets there.")] = "copy",
+    format: Annotated[
+        Format | None,
+        typer.Option("--format", help="Of the predictions. [default: by the extension; jsonl on standard input]"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print where each picture would go, and touch nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Move without asking.")] = False,
+    undo: Annotated[
+        Path | None,
+        typer.Option("--undo", metavar="DIR", help="Take back the last run into this folder.", show_default=False),
+    ] = None,
+    verbose: options.VerboseOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Put pictures into one folder for each label, by what predict wrote.
+
+    Example: clipcls sort predictions.jsonl --into sorted/
+    """
+    options.set_up_logging(verbose, quiet)
+    if undo is not None:
+        if predictions is not None or into is not None or dry_run:
+            raise UsageError("--undo DIR goes alone: no predictions, no --into, no --dry-run.")
+        _undo(undo, verbose, quiet)
+        return
+    if predictions is None or into is None:
+        raise UsageError("Give predictions and --into DIR, or --undo DIR.")
+    asks = by == "move" and not yes and not dry_run
+    if asks and (predictions == "-" or not _is_terminal()):
+        raise UsageError("--by move asks first, and there is nobody to ask: give --yes. --dry-run shows what it does.")
+    from clipcls.sorting import plan
+
+    planned = plan(_read(predictions, format), into, by)
+    if not (planned.actions or planned.left_out or planned.already_there):
+        raise UsageError(f"{predictions}: no predictions in it.")
+    if dry_run:
+        _show(planned, quiet)
+    else:
+        _sort(planned, asks, verbose, quiet)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _read(source: str, kind: Format | None) -> "Iterator[Prediction]":
+    """The predictions in a file, in the part files of a folder, or on standard input."""
+    from clipcls.results import read_predictions
+    from clipcls.sinks import format_for
+
+    if source == "-":
+        with _standard_input() as file:
+            yield from read_predictions(file, kind or "jsonl", "standard input")
+        return
+    try:
+        for path in _files_in(Path(source)):
+            with path.open("rb") as file:
+                yield from read_predictions(file, kind or format_for(path), str(path))
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+        raise UsageError(f"{source}: can't be read: {reason}.") from exc
+
+
+def _files_in(source: Path) -> list[Path]:
+    """What `predict --output` or `--output-dir` wrote."""
+    if not source.is_dir():
+        return [source]
+    parts = sorted(path for path in source.glob("part-*") if path.suffix in (".parquet", ".jsonl", ".csv"))
+    if not parts:
+        raise UsageError(f"{source}: there are no part files in it that `clipcls predict --output-dir` writes.")
+    return parts
+
+
+@contextmanager
+def _standard_input() -> Iterator[BinaryIO]:
+    """All of it, so that its end is seen, and Parquet can be read from it."""
+    import shutil
+    import tempfile
+
+    if sys.stdin is None:
+        raise UsageError("Standard input is closed, so no predictions can be read from it.")
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.seek(0)
+        yield cast("BinaryIO", file)
+
+
+def _show(planned: "Plan", quiet: bool) -> None:
+    """What would be done: `source<TAB>target`, escaped as in TSV."""
+    with Progress(not quiet, "-") as progress:
+        for left in planned.left_out:
+            progress.print_error(left.path, left.reason)
+    for action in planned.actions:
+        _print_pair(action.source, planned.target(action))
+    if not quiet:
+        there = f", {planned.already_there:,} are there already" if planned.already_there else ""
+        typer.echo(f"clipcls: {_files(len(planned.actions))} would be {_VERBS[planned.by]}{there}", err=True)
+    _exit_if_left_out(planned, len(planned.left_out), quiet)
+
+
+def _print_pair(first: str, second: str) -> None:
+    from clipcls.rows import escaped
+
+    if sys.stdout is None:
+        raise StoppedError("standard output is closed.")
+    line = f"{escaped(first)}\t{escaped(second)}\n"
+    sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
+
+
+def _print_done(first: str, second: str) -> bool:
+    """Print what was done; False where nobody reads it any more, which is no reason to stop half-way."""
+    try:
+        _print_pair(first, second)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is in the buffer has to go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
+    from clipcls.sorting import carry_out
+
+    if asks and planned.actions and not _agreed(planned):
+        typer.echo("clipcls: nothing was moved", err=True)
+        raise typer.Exit(1)
+    counts: Counter[str] = Counter()
+    left_out = len(planned.left_out)
+    with (
+        Progress(not quiet, "-" if verbose else "") as progress,
+        StopSignals("finishing the file at hand") as signals,
+        closing(carry_out(planned)) as outcomes,
+    ):
+        for left in planned.left_out:
+            progress.print_error(left.path, left.reason)
+        progress.start(lambda: len(planned.actions))
+        try:
+            while not signals.received() and (outcome := next(outcomes, None)) is not None:
+                if outcome.error is not None:
+                    left_out += 1
+                    progress.print_error(outcome.action.source, outcome.error)
+                else:
+                    counts[outcome.action.folder] += 1
+                    verbose = verbose and _print_done(outcome.action.source, planned.target(outcome.action))
+                progress.update(counts.total(), left_out - len(planned.left_out))
+        except StoppedError as exc:
+            raise StoppedError(f"{exc} {_how_to_go_on(planned, counts.total())}") from exc
+    if not quiet:
+        _report(planned, counts)
+    if signals.exit_code:
+        typer.echo(f"clipcls: {_how_to_go_on(planned, counts.total())}", err=True)
+        raise typer.Exit(signals.exit_code)
+    _exit_if_left_out(planned, left_out, quiet)
+
+
+def _agreed(planned: "Plan") -> bool:
+    # not typer.confirm, which writes to standard output too
+    typer.echo(f"Move {_files(len(planned.actions))} into {planned.into}/? [y/N] ", nl=False, err=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _how_to_go_on(planned: "Plan", done: int) -> str:
+    if not done:
+        return "Nothing was done."
+    return (
+        f"{done:,} of {_files(len(planned.actions))} are done: the same command goes on, "
+        f"`clipcls sort --undo {planned.into}` takes them back."
+    )
+
+
+def _report(planned: "Plan", counts: Counter[str]) -> None:
+    """How many went where."""
+    typer.echo(f"clipcls: {_files(counts.total())} {_VERBS[planned.by]} into {planned.into}/", err=True)
+    width = max((len(f"{count:,}") for count in counts.values()), default=0)
+    for folder in sorted(counts):
+        typer.echo(f"clipcls:   {counts[folder]:>{width},}  {folder}", err=True)
+    if planned.already_there:
+        typer.echo(f"clipcls: {_files(planned.already_there)} there already", err=True)
+
+
+def _exit_if_left_out(planned: "Plan", count: int, quiet: bool) -> None:
+    if not count:
+        return
+    if not quiet:
+        found_none = not planned.actions and not planned.already_there
+        hint = "; run it in the folder that predict was run in" if found_none else ""
+        typer.echo(f"clipcls: {count:,} {'row' if count == 1 else 'rows'} left out{hint}", err=True)
+    raise typer.Exit(1)
+
+
+def _files(count: int) -> str:
+    return f"{count:,} {'file' if count == 1 else 'files'}"
+
+
+def _undo(into: Path, verbose: bool, quiet: bool) -> None:
+    from clipcls.unsorting import undo
+
+    done = kept = 0
+    with (
+        Progress(not quiet, "-" if verbose else "") as progress,
+        StopSignals("finishing the file at hand") as signals,
+        closing(undo(into)) as files,
+    ):
+        progress.start(None)
+        while not signals.received() and (file := next(files, None)) is not None:
+            if file.error is not None:
+                kept += 1
+                progress.print_error(os.fspath(file.target), file.error)
+            else:
+                done += 1
+                verbose = verbose and _print_done(os.fspath(file.target), os.fspath(file.source))
+            progress.update(done, kept)
+    if not quiet:
+        stay = f"; {_files(kept)} left there" if kept else ""
+        typer.echo(f"clipcls: {_files(done)} taken back from {into}/{stay}", err=True)
+    if signals.exit_code:
+        typer.echo("clipcls: the same command goes on", err=True)
+        raise typer.Exit(signals.exit_code)
+    if kept:
+        raise typer.Exit(1)
