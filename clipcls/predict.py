@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from clipcls.embed import (
     truncated_message,
 )
 from clipcls.errors import UsageError
+from clipcls.explanation import Explainer
 from clipcls.labels import make_label, refuse_duplicates
 from clipcls.prompts import load_prompt_set, render, templates_set
 from clipcls.ranking import LabelFeatures, Scoring, rank, scores
@@ -50,6 +52,9 @@ class Classifier:
             "a photo".
         execution: the default caches in the platform's cache directory.
 
+    Attributes:
+        explain: whether predictions say which prompts they rest on; to be set before `predict`.
+
     Raises:
         UsageError: labels, prompts or settings that can't be used. Errors of the model are raised at first use.
     """
@@ -68,6 +73,7 @@ class Classifier:
         self.prompts = _prompt_set(prompts)
         self._prompts_of_labels = _rendered(self.labels, self.prompts)
         self.scoring = scoring or Scoring()
+        self.explain = False
         if background is not None and self.scoring.kind != "sigmoid":
             raise UsageError(
                 "a background is compared with for sigmoid scores only; leave it out, or score by sigmoid."
@@ -99,11 +105,13 @@ class Classifier:
             ModelError: the model can't be had.
             UsageError: with `strict_prompts`, a prompt is over the context length.
         """
-        label_features = self.label_features
+        labels = self.label_features
         cache = self.execution.open_cache()
         try:
-            for batch in embed_images(_references(paths), self._find(cache), cache, self.execution, stop):
-                yield from self._rank(batch, label_features)
+            model = self._find(cache)
+            explainer = Explainer(labels, self._prompts_of_labels, self.scoring, model, cache) if self.explain else None
+            for batch in embed_images(_references(paths), model, cache, self.execution, stop):
+                yield from self._rank(batch, labels, explainer)
         finally:
             cache.close()
 
@@ -133,7 +141,7 @@ class Classifier:
             "--decode": self.execution.decode,
             "--max-pixels": self.execution.max_pixels,
             "--max-bytes": self.execution.max_bytes,
-        }
+        } | ({"--explain": True} if self.explain else {})
 
     @property
     def encoder(self) -> "Encoder":
@@ -191,14 +199,18 @@ class Classifier:
             background=texts[-1].features if needs_background else None,
         )
 
-    def _rank(self, batch: ImageBatch, labels: LabelFeatures) -> Iterator[Prediction]:
+    def _rank(self, batch: ImageBatch, labels: LabelFeatures, explainer: Explainer | None) -> Iterator[Prediction]:
         cosines, label_scores = scores(batch.features, labels, self.scoring.kind)
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:
                 yield Prediction(image.path, None, None, None, error=error)
                 continue
-            yield rank(image.path, cosines[row], label_scores[row], labels.names, self.scoring)
+            prediction = rank(image.path, cosines[row], label_scores[row], labels.names, self.scoring)
+            if explainer is not None:
+                explanation = explainer.explain(batch.features[row], cosines[row], label_scores[row])
+                prediction = replace(prediction, explanation=explanation)
+            yield prediction
             row += 1
 
     def _report_unknown(self, facts: ModelFacts) -> None:

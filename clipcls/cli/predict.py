@@ -1,6 +1,7 @@
 """`clipcls predict`."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,6 +73,10 @@ def predict(
     min_margin: Annotated[
         float | None, typer.Option("--min-margin", help="Lowest distance of the best score to the second.")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also the similarity of each prompt of the two best labels, and the margin."),
+    ] = False,
     # in and out
     files_from: Annotated[
         str | None,
@@ -94,9 +99,7 @@ def predict(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Folder for part files, each there once it is whole.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")] = False,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="With --resume: run the images again that failed.")
     ] = False,
@@ -160,6 +163,8 @@ def predict(
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
     target = Target(output, output_dir, format, resume, retry_errors)
+    if explain:
+        _check_format_of_explanations(target)
     _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model])
     limit = ErrorLimit.parse(max_errors, on_error)
     if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
@@ -182,6 +187,7 @@ def predict(
             strict_prompts=strict_prompts,
         ),
     )
+    classifier.explain = explain
     sources = Sources(inputs or [], files_from, null, column, allow_urls)
     Labelling(classifier, sources, target, limit, quiet).run()
 
@@ -205,6 +211,19 @@ def _check_target(target: "Target", sources: Sequence[str | Path | None]) -> Non
     for source in sources:
         if source and os.path.exists(source) and path.exists() and path.samefile(source):  # noqa: PTH110, globs may be long
             raise UsageError(f"--output {target.output!r} is one of the inputs, which it would overwrite.")
+
+
+def _check_format_of_explanations(target: "Target") -> None:
+    from clipcls.errors import UsageError
+    from clipcls.sinks import format_for
+
+    kind = target.kind or ("parquet" if target.folder is not None else None)
+    if kind is None and target.output != "-":
+        kind = format_for(Path(target.output))
+    if kind is None:
+        kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "tsv"
+    if kind not in ("jsonl", "table"):
+        raise UsageError(f"--explain: {kind} has no room for explanations. Use --format jsonl, or table to read them.")
 
 
 def _prompt_set(prompts: str, templates: list[str] | None) -> "PromptSet":
