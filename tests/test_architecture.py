@@ -20,7 +20,7 @@ LAYERS = [
     ],
     ["encoder", "pixels"],
     ["embed", "train"],
-    ["predict", "evaluate", "soundness", "preflight"],
+    ["explanation", "predict", "evaluate", "soundness", "preflight"],
     ["cli"],
 ]
 OPEN_CLIP_HOMES = {"encoder", "train", "cli/models"}
