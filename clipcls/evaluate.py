@@ -208,8 +208,9 @@ class _Run:
 
 
 def right_labels(truth: Truth, classes: Classes) -> Indices:
-    """The place of each picture's class among `classes.names`, (n,) int64."""
-    return np.array([classes.indices[example.labels[0]] for example in truth.examples], dtype=np.int64)
+    """The place of each picture's class among `classes.names`, (n,) int64; any for what has none and can't be read."""
+    names = [example.labels[0] if example.labels else None for example in truth.examples]
+    return np.array([0 if name is None else classes.indices[name] for name in names], dtype=np.int64)
 
 
 def right_flags(truth: Truth, classes: Classes) -> Flags:

@@ -1,14 +1,19 @@
-"""Labelled pictures read from folders and tables, and their classes found among labels."""
+"""Labelled pictures read from folders, tables and shards, and their classes found among labels."""
 
+import gzip
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from clipcls.contents import open_content
 from clipcls.errors import UsageError
 from clipcls.labels import make_label
 from clipcls.records import ImageRef
 from clipcls.truth import Example, Truth, label_indices, read_truth, repeated_paths
+from labelled import NAMES, PICTURE, write_shards, write_tar
 
 
 @pytest.fixture
@@ -182,3 +187,90 @@ def test_repeated_paths_tells_whether_labels_differ(tmp_path: Path) -> None:
     rows = [("a", "cat"), ("b", "cat"), (str(Path.cwd() / "a"), "cat"), ("./b", "dog"), ("c", "cat")]
     messages = repeated_paths([Example(ImageRef(path), (label,)) for path, label in rows])
     assert [message.rpartition("/")[2] for message in messages] == ["a: 2 times", "b: 2 times, with different labels"]
+
+
+# ------------------------------------------------------------------------------------------- shards
+
+
+def asked(folder: Path, *names: str) -> list[str]:
+    return [str(folder / name) for name in names]
+
+
+@pytest.mark.parametrize("names", [[""], ["test"], ["test/{0..1}.tar"], ["test/*.tar"], ["test/0.tar", "test/1.tar"]])
+def test_read_truth_takes_shards_of_clip_benchmark(tmp_path: Path, names: list[str]) -> None:
+    folder = write_shards(tmp_path / "data")
+    truth = read_truth(asked(folder, *names))
+    assert [example.labels for example in truth.examples] == [(NAMES[number % 3],) for number in range(12)]
+    assert truth.examples[7].image.path == str(folder / "test/1.tar/s0000007.jpg")
+    assert truth.classnames == tuple(NAMES)
+    assert truth.templates_file == str(folder / "zeroshot_classification_templates.txt")
+    assert truth.classnames_file == str(folder / "classnames.txt")
+    with open_content(truth.examples[7].image) as content:
+        assert content.file.read() == PICTURE
+
+
+def test_read_truth_takes_shards_that_nothing_counts_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (2, 10, 1):
+        write_tar(tmp_path / f"{number}.tar", {"a.png": PICTURE, "a.cls": b"0"})
+    truth = read_truth([str(tmp_path)], ["cat"])
+    assert [Path(example.image.path).parent.name for example in truth.examples] == ["1.tar", "2.tar", "10.tar"]
+
+
+def test_read_truth_takes_numbers_for_the_labels_where_no_file_names_them(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path)
+    (folder / "classnames.txt").unlink()
+    truth = read_truth([str(folder)], ["a", "b", "c"])
+    assert [example.labels for example in truth.examples[:3]] == [("a",), ("b",), ("c",)]
+    with pytest.raises(UsageError, match=r"no classnames\.txt.*Give --labels"):
+        read_truth([str(folder)])
+    with pytest.raises(UsageError, match="class 2, but there are 2 names"):
+        read_truth([str(folder)], ["a", "b"])
+
+
+def test_read_truth_takes_shards_with_several_labels(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for number, flags in enumerate([[1, 0, 1], [0, 0, 0]]):
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(flags))
+        members |= {f"{number}.npy": buffer.getvalue(), f"{number}.webp": PICTURE}
+    folder = write_shards(tmp_path, ())
+    write_tar(folder / "test/0.tar", members)
+    (folder / "dataset_type.txt").write_text("multilabel\n")
+    truth = read_truth([str(folder)])
+    assert truth.multi_label
+    assert [example.labels for example in truth.examples] == [("cat", "truck"), ()]
+
+
+def test_read_truth_tells_of_broken_and_missing_shards_and_of_pictures_without_a_class(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path)
+    (folder / "test/nshards.txt").write_text("3")
+    whole = (folder / "test/1.tar").read_bytes()
+    (folder / "test/1.tar").write_bytes(whole[: whole.index(b"s0000008.jpg") + 700])
+    write_tar(folder / "test/0.tar", {"a.jpg": PICTURE, "b.cls": b"1", "b.jpg": PICTURE, "c/b.jpg": PICTURE})
+    truth = read_truth([str(folder)])
+    good = [example for example in truth.examples if example.image.error is None]
+    assert [Path(example.image.path).name for example in good] == ["b.jpg", "s0000006.jpg", "s0000007.jpg"]
+    assert [problem.partition(": ")[2] for problem in truth.problems] == ["no class", "no class"]
+    bad = {Path(example.image.path).name: example for example in truth.examples if example.image.error is not None}
+    assert bad.keys() == {"1.tar", "2.tar"}
+    assert all(not example.labels for example in bad.values())
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.jpg": PICTURE, "a.txt": b"a cat"}, "no picture with a class"),
+        ({"a.jpg": PICTURE, "a.cls": b"cat"}, "isn't a number: b'cat'"),
+        ({}, "no picture with a class"),
+    ],
+)
+def test_read_truth_refuses_shards_without_classes(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_truth([str(write_tar(tmp_path / "a.tar", members))], ["cat"])
+
+
+def test_read_truth_refuses_compressed_shards(tmp_path: Path) -> None:
+    plain = write_tar(tmp_path / "a.tar", {"a.jpg": PICTURE, "a.cls": b"0"})
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(UsageError, match="decompress it first"):
+        read_truth([str(tmp_path / "a.tar.gz")], ["cat"])

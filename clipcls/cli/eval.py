@@ -204,7 +204,7 @@ def _truth(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: b
 
     from clipcls.truth import read_truth
 
-    truth = read_truth(data)
+    truth = read_truth(data, None if labels is None else [label.name for label in labels])
     return replace(truth, multi_label=True) if multi_label else truth
 
 

@@ -205,7 +205,7 @@ def report(outcome: "Outcome", command: str | None) -> str:
         parts.append(_confused(best))
     parts.append(_notes(outcome, best))
     if command is not None:
-        parts.append(f"To label pictures so:\n{command}\n")
+        parts.append(f"To label pictures so:\n{_plain(command)}\n")
     return "\n".join(part for part in parts if part)
 
 
