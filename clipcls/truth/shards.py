@@ -102,7 +102,8 @@ class _Beside:
     """The files that say what shards hold: in their folder, or else in the one above."""
 
     def __init__(self, folder: Path) -> None:
-        above = folder.absolute().parent
+        # as it was given, where that can be told from its name
+        above = folder.parent if folder.name not in ("", "..") else folder.absolute().parent
         self.folder = folder if (folder / _CLASSNAMES).is_file() or not (above / _CLASSNAMES).is_file() else above
 
     def path_of(self, name: str) -> str | None:
