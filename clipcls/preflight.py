@@ -3,7 +3,7 @@
 `predict` ends at the first thing that is wrong; here all findings come in one run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,13 +33,19 @@ from clipcls.wording import (
 # labels that a template is tried on
 _SAMPLE = 8
 
+Texts = tuple[Sequence[Label], PromptSet]
+Report = Callable[[int, int], None]
 
-def preflight(spec: ModelSpec, wording: Wording, execution: Execution) -> Iterator[Finding]:
+
+def preflight(
+    spec: ModelSpec, wording: Wording, execution: Execution, report: Report | None = None
+) -> Iterator[Finding]:
     """Check a model, and the labels and prompts if there are any.
 
     Args:
         execution: its cache takes the texts' features, for `predict` to find; `strict_prompts` makes errors of prompts
             over the context length.
+        report: called with the numbers of labels done and to do, as they are embedded.
 
     Yields:
         Findings, as they are made.
@@ -47,30 +53,33 @@ def preflight(spec: ModelSpec, wording: Wording, execution: Execution) -> Iterat
     cache = execution.open_cache()
     try:
         model = yield from check_model(spec, cache)
-        yield from _check_wording(wording, model, cache, execution.strict_prompts)
+        texts = yield from _check_wording(wording, model, execution.strict_prompts)
+        if texts is not None and model is not None and model.encoder is not None:
+            yield from _check_features(*texts, find_model(model.encoder, cache), cache, report)
     finally:
         cache.close()
 
 
-def _check_wording(wording: Wording, model: SoundModel | None, cache: Cache, strict: bool) -> Iterator[Finding]:
+def _check_wording(wording: Wording, model: SoundModel | None, strict: bool) -> Generator[Finding, None, Texts | None]:
+    """The labels and templates that can be used."""
     prompts, findings = read_prompt_options(wording)
     if not wording.has_labels:
         yield from findings
         yield note("labels", "none were given, so that only the model was checked", "Give --labels as to predict.")
-        return
+        return None
     labels, label_findings = read_label_options(wording)
     yield from [*label_findings, *findings]
     yield from check_labels(labels)
     if not labels or prompts is None:
-        return
+        return None
     yield summary(labels, prompts)
     yield from check_templates(labels, prompts)
     if model is None:
         yield note("prompts", "the model isn't there to read them, so nothing more was checked of them")
-        return
+        return None
     yield from _check_known_words(labels, model)
     yield from _check_lengths(labels, prompts, model, strict)
-    yield from _check_text_features(labels, prompts, model, cache)
+    return labels, prompts
 
 
 def _check_known_words(labels: Sequence[Label], model: SoundModel) -> Iterator[Finding]:
@@ -112,16 +121,13 @@ def _check_lengths(labels: Sequence[Label], prompts: PromptSet, model: SoundMode
     )
 
 
-def _check_text_features(
-    labels: Sequence[Label], prompts: PromptSet, model: SoundModel, cache: Cache
+def _check_features(
+    labels: Sequence[Label], prompts: PromptSet, model: LazyEncoder, cache: Cache, report: Report | None
 ) -> Iterator[Finding]:
-    if model.encoder is None:
-        return
     try:
-        found = find_model(model.encoder, cache)
-        texts = embed_texts([render(label, prompts) for label in labels], found, cache)
+        texts = embed_texts([render(label, prompts) for label in labels], model, cache, report=report)
         yield from check_nearness([label.name for label in labels], np.stack([text.features for text in texts]))
-        yield from _check_effects(labels, prompts, found, cache)
+        yield from _check_effects(labels, prompts, model, cache)
     except ClipclsError as exc:
         yield error("prompts", exc)
 

@@ -6,30 +6,25 @@ All that is wrong is told, not the first thing only; what can't be told isn't cl
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.cache import Cache
+from clipcls.claims import Located, check_activation, check_preprocessing, suggest
 from clipcls.encoder import Encoder, ModelFiles
 from clipcls.encoder.encoder import choose_device, choose_precision, context_length_of, load_tokenizer
 from clipcls.encoder.inspection import (
-    Origin,
     architecture_names,
     config_sizes,
     fitting_architectures,
-    is_openai_archive,
-    is_same,
     known_origins,
-    preset_name,
-    stated_preprocessings,
     token_ids,
     tower_values,
     weights_sizes,
 )
-from clipcls.encoder.sources import CONFIG_NAME, bare_weights, locate_despite
+from clipcls.encoder.sources import bare_weights, locate_despite
 from clipcls.encoder.weights import Checkpoint, Tower, build_tower
 from clipcls.errors import ClipclsError, ModelError, UsageError
 from clipcls.findings import Finding, error, listed, note, ok, warning
@@ -41,7 +36,6 @@ _USUAL_SCALES = (2.0, 200.0)
 _FIRST_SCALES = (math.log(1 / 0.07), math.log(10.0))
 # share of biases and norms that are as they were before any training; trained models have next to none
 _UNTRAINED = 0.5
-_HALF = (0.5, 0.5, 0.5)
 _BUILT_IN_TEXTS = ("a photo of a cat", "a red truck on a road", "the sea at night")
 
 
@@ -57,15 +51,6 @@ class SoundModel:
     files: ModelFiles
     tokenizer: Any
     encoder: Encoder | None
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A model's files, and what their weights are known to be."""
-
-    files: ModelFiles
-    checkpoint: Checkpoint
-    origins: tuple[Origin, ...]
 
 
 def check_model(spec: ModelSpec, cache: Cache) -> Generator[Finding, None, SoundModel | None]:
@@ -86,12 +71,12 @@ def check_model(spec: ModelSpec, cache: Cache) -> Generator[Finding, None, Sound
     yield from device_findings
     if files is None:
         if (weights := bare_weights(spec)) is not None and weights.is_file():
-            yield from _suggest(spec, weights, cache)
+            yield from suggest(spec, weights, cache)
         return None
     located = yield from _open(files, cache)
     yield from _check_architecture(files)
-    yield from _check_activation(files, located)
-    yield from _check_preprocessing(files, located)
+    yield from check_activation(files, located)
+    yield from check_preprocessing(files, located)
     tokenizer = yield from _check_tokenizer(files)
     encoder = None
     if located is not None and (yield from _check_weights(located)) and encoder_options is not None:
@@ -129,130 +114,6 @@ def _check_architecture(files: ModelFiles) -> Iterator[Finding]:
     named = f"that of {listed(names)}: " if names else ""
     timm = files.config["vision_cfg"].get("timm_model_name")
     yield ok("architecture", f"{named}{config_sizes(files.config)}{f', {timm}' if timm else ''}")
-
-
-def _check_activation(files: ModelFiles, located: Located | None) -> Iterator[Finding]:
-    quick = bool(files.config.get("quick_gelu"))
-    name = _activation(quick)
-    stated_by = _stated_by(files)
-    if located is None:
-        yield note("activation", f"{name}, says {stated_by}; the weights that it belongs to aren't there")
-        return
-    expected = {origin.quick_gelu for origin in located.origins}
-    evidence = f"these are the weights of {located.origins[0]}: {located.origins[0].evidence}" if expected else ""
-    if not expected and is_openai_archive(located.checkpoint):
-        expected = {True}
-        evidence = "the weights carry input_resolution, context_length and vocab_size, as OpenAI's own archives do"
-    if expected == {not quick}:
-        yield error(
-            "activation",
-            ModelError(
-                f"{stated_by} says {name}, but {evidence}, and those were trained with {_activation(not quick)}"
-            ),
-            _activation_remedy(files, not quick),
-        )
-    elif expected == {quick}:
-        yield ok("activation", f"{name}, says {stated_by}; {evidence}")
-    elif not quick and _is_called_quickgelu(files.weights):
-        yield warning(
-            "activation",
-            f"{name}, says {stated_by}, but the file is called {files.weights.name}",
-            _activation_remedy(files, True),
-        )
-    else:
-        yield _unproven_activation(files, name, stated_by)
-
-
-def _is_called_quickgelu(weights: Path) -> bool:
-    return "quickgelu" in weights.name.lower().replace("-", "").replace("_", "")
-
-
-def _unproven_activation(files: ModelFiles, name: str, stated_by: str) -> Finding:
-    message = f"{name}, says {stated_by}; tensors can't tell"
-    if stated_by != "--arch":
-        return ok("activation", message)
-    return note(
-        "activation",
-        message,
-        "Ask its model card, or whoever trained it. With labelled pictures, try both: the wrong one names fewer right.",
-    )
-
-
-def _activation(quick: bool) -> str:
-    return "QuickGELU" if quick else "GELU"
-
-
-def _activation_remedy(files: ModelFiles, quick: bool) -> str:
-    if _stated_by(files) == "--arch":
-        names = [name for name in architecture_names(files.config) if name.endswith("-quickgelu") == quick]
-        return f"Use --arch {names[0]}." if names else "Use an architecture with the other activation."
-    return f'Write "quick_gelu": {str(quick).lower()} into model_cfg of the configuration.'
-
-
-def _stated_by(files: ModelFiles) -> str:
-    """Where the configuration comes from."""
-    config = next((path for path in files.settings if path.name == CONFIG_NAME), None)
-    if config is not None:
-        said = "" if "quick_gelu" in files.config else " by saying nothing of it"
-        return f"{config}{said}"
-    return "--arch" if bare_weights(ModelSpec(files.name)) is not None else "open_clip's entry of the tag"
-
-
-def _check_preprocessing(files: ModelFiles, located: Located | None) -> Iterator[Finding]:
-    preprocess = files.preprocess
-    described = _described(preprocess)
-    origins = located.origins if located is not None else ()
-    names = architecture_names(files.config)
-    stated = [origin.preprocess for origin in origins] or [
-        found for arch in names for found in stated_preprocessings(arch)
-    ]
-    whose = f"the weights of {origins[0]}" if origins else f"weights of {listed(names)}"
-    if stated and any(is_same(preprocess, other) for other in stated):
-        yield ok("preprocessing", f"{described}; as open_clip states it for {whose}")
-    elif stated:
-        yield warning(
-            "preprocessing",
-            f"{described}; but open_clip states for {whose}: {'; or '.join(map(_described, dict.fromkeys(stated)))}",
-            _preprocessing_remedy(stated[0]),
-        )
-    else:
-        yield from _compare_with_bias(files, located, described)
-
-
-def _compare_with_bias(files: ModelFiles, located: Located | None, described: str) -> Iterator[Finding]:
-    """What a bias tells of the preprocessing of an architecture that isn't known."""
-    preprocess = files.preprocess
-    has_bias = files.config.get("init_logit_bias") is not None
-    has_bias |= located is not None and "logit_bias" in located.checkpoint.keys
-    is_siglip = preprocess.mean == _HALF and preprocess.std == _HALF
-    if has_bias and not is_siglip:
-        yield warning(
-            "preprocessing",
-            f"{described}; but the model has a logit_bias, as SigLIP has, and SigLIP's mean and std are 0.5",
-            "If these are weights of SigLIP, use --preprocess siglip; if they were trained otherwise, all is well.",
-        )
-    elif is_siglip and preprocess.resize_mode == "squash" and not has_bias:
-        yield warning(
-            "preprocessing",
-            f"{described}; that is SigLIP's, but the model has no logit_bias, as SigLIP has",
-            "If these are weights of CLIP, use --preprocess openai; if they were trained otherwise, all is well.",
-        )
-    else:
-        yield ok("preprocessing", described)
-
-
-def _described(preprocess: Preprocessing) -> str:
-    height, width = preprocess.size
-    name = preset_name(preprocess)
-    mean, std = ("/".join(f"{value:.3g}" for value in values) for values in (preprocess.mean, preprocess.std))
-    called = f" (--preprocess {name})" if name else ""
-    return f"{width}×{height}, {preprocess.resize_mode}, {preprocess.interpolation}, mean {mean}, std {std}{called}"
-
-
-def _preprocessing_remedy(preprocess: Preprocessing) -> str:
-    name = preset_name(preprocess)
-    stated = f"--preprocess {name}" if name else "--preprocess FILE.json with these values"
-    return f"Use {stated}, or state them as preprocess_cfg in the model's configuration."
 
 
 def _check_tokenizer(files: ModelFiles) -> Generator[Finding, None, Any]:
@@ -400,43 +261,3 @@ def _built_in_pictures(preprocess: Preprocessing) -> list[NDArray[np.uint8]]:
     ramp = np.broadcast_to(np.linspace(0, 255, width)[:, None], (height, width, 3))
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3))
     return [picture.astype(np.uint8) for picture in (np.full((height, width, 3), 255), ramp, noise)]
-
-
-def _suggest(spec: ModelSpec, weights: Path, cache: Cache) -> Iterator[Finding]:
-    """What a bare weights file is, as far as its tensors tell, and how to use it."""
-    try:
-        checkpoint = Checkpoint(weights)
-        origins = known_origins(weights, spec.name, cache.file_sha256(weights))
-    except ModelError as exc:
-        yield error("weights", exc)
-        return
-    yield note("weights", f"{weights}: {weights_sizes(checkpoint)}, by the shapes of its tensors")
-    for origin in origins[:1]:
-        yield note("weights", f"these are the weights of {origin}: {origin.evidence}", f"Use --model {origin}.")
-    if (config := weights.with_name(CONFIG_NAME)).is_file():
-        yield note("weights", f"beside them is {config}", f"Use --model {weights.parent}, if they belong together.")
-    fitting = fitting_architectures(checkpoint)
-    if not fitting:
-        yield note("weights", "none of open_clip's architectures that can be tried without a connection fits them")
-        return
-    quick = {origin.quick_gelu for origin in origins} or ({True} if is_openai_archive(checkpoint) else set())
-    if len(quick) == 1:
-        fitting = [arch for arch in fitting if arch.endswith("-quickgelu") == (True in quick)] or fitting
-    yield note("weights", f"open_clip's architectures that they fit: {', '.join(fitting)}")
-    yield note("weights", *_command(weights, fitting, "logit_bias" in checkpoint.keys))
-
-
-def _command(weights: Path, fitting: Sequence[str], has_bias: bool) -> tuple[str, str]:
-    """What remains to be decided, and the command for it."""
-    stated = {preset_name(preprocess) for arch in fitting for preprocess in stated_preprocessings(arch)}
-    choices = sorted(name or "FILE.json" for name in stated) or [
-        "siglip" if has_bias else "openai|imagenet",
-        "FILE.json",
-    ]
-    is_open = any(f"{arch}-quickgelu" in fitting for arch in fitting)
-    questions = ["activation"] if is_open else ["architecture"] if len(fitting) > 1 else []
-    own = f"; open_clip's own weights of these architectures have {' or '.join(choices)}" if stated else ""
-    return (
-        f"tensors can't tell {' and '.join([*questions, 'preprocessing'])}; their model card does{own}",
-        f"Use --model {weights} --arch {'|'.join(fitting)} --preprocess {'|'.join(choices)}",
-    )

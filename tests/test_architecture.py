@@ -20,7 +20,7 @@ LAYERS = [
     ],
     ["encoder", "pixels"],
     ["embed", "train"],
-    ["explanation", "predict", "evaluate", "soundness", "preflight"],
+    ["explanation", "predict", "evaluate", "claims", "soundness", "preflight"],
     ["cli"],
 ]
 OPEN_CLIP_HOMES = {"encoder", "train", "cli/models"}

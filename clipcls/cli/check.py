@@ -9,6 +9,7 @@ import typer
 
 from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
+from clipcls.cli.progress import Progress
 
 if TYPE_CHECKING:
     from clipcls.findings import Finding
@@ -45,7 +46,7 @@ def check(
     cache_dir: options.CacheDirOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
     verbose: options.VerboseOption = False,
-    quiet: options.QuietOption = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")] = False,
 ) -> None:
     """Look for what is wrong with a model, labels and prompts, before there are pictures.
 
@@ -65,8 +66,9 @@ def check(
 
     execution = Execution(cache_dir=None if no_cache else cache_dir or default_folder(), strict_prompts=strict_prompts)
     wording = Wording(labels, tuple(label or ()), labels_file, prompts, tuple(template or ()))
-    found = preflight(ModelSpec(model, arch, preprocess, device, precision), wording, execution)
-    code = exit_code(_shown(found, format, quiet))
+    with Progress(not quiet, "-") as progress:
+        spec = ModelSpec(model, arch, preprocess, device, precision)
+        code = exit_code(_shown(preflight(spec, wording, execution, progress.update_labels), format, quiet))
     if code:
         raise typer.Exit(code)
 
