@@ -1,5 +1,6 @@
 """Which classes are taken for which: the most confused pairs, and the matrix as a picture."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ _NUMBERED = 25
 _LONGEST_NAME = 24
 _INCHES = (6.0, 26.0)  # that the matrix is wide, at least and at most
 _DPI = 100
+_SMALLEST = 5.0  # letters, in points
+_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+_DARK = 0.3  # the share from which a cell's ground is dark
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +100,20 @@ def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
         StoppedError: it can't be written.
     """
     # not before something is drawn; and without pyplot, whose figures are global
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     counts, columns = _shown(confusion)
     size = min(max(_INCHES[0], 0.14 * len(columns)), _INCHES[1])
     cell = size / len(columns)  # in inches
-    figure = Figure(figsize=(size + 2.5, size * len(counts) / len(columns) + 2.5), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(size + 2.5, size * len(counts) / len(columns) + 2.5), dpi=_DPI)
     axes = figure.subplots()
     support = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(support, 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.6)
+    # a few images of a hundred should be seen, too
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.6, ticks=_TICKS)
     axes.set_title(title)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
@@ -114,7 +121,7 @@ def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
     if len(columns) <= _NUMBERED:
         _write_numbers(axes, counts, shares, cell)
     try:
-        write_atomically(picture, lambda file: figure.savefig(file, format="png"))
+        write_atomically(picture, lambda file: figure.savefig(file, format="png", bbox_inches="tight"))
     except OSError as exc:
         raise StoppedError(f"{picture}: can't be written: {exc.strerror}.") from exc
 
@@ -128,10 +135,12 @@ def _shown(confusion: Confusion) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _name_ticks(axes: "Axes", columns: Sequence[str], rows: Sequence[str], cell: float) -> None:
-    """Every class by name, in letters as large as its cell allows."""
-    points = min(10.0, max(4.0, 72 * cell * 0.7))
-    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90, fontsize=points)
-    axes.set_yticks(range(len(rows)), [_short(name) for name in rows], fontsize=points)
+    """Every class by name, in letters as large as its cell allows; of very many, some."""
+    points = min(10.0, max(_SMALLEST, 72 * cell * 0.7))
+    every = math.ceil(_SMALLEST / (72 * cell))
+    axes.set_xticks(range(0, len(columns), every), [_short(name) for name in columns[::every]], rotation=90)
+    axes.set_yticks(range(0, len(rows), every), [_short(name) for name in rows[::every]])
+    axes.tick_params(labelsize=points)
 
 
 def _write_numbers(axes: "Axes", counts: NDArray[np.int64], shares: NDArray[np.float64], cell: float) -> None:
@@ -139,7 +148,7 @@ def _write_numbers(axes: "Axes", counts: NDArray[np.int64], shares: NDArray[np.f
     points = min(11.0, 72 * cell * 0.9 / (0.6 * max(digits, 2)))
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if shares[row, column] > _DARK else "black"
             axes.text(column, row, str(count), ha="center", va="center", fontsize=points, color=colour)
 
 

@@ -208,7 +208,7 @@ def mean_recall(truth: Indices, right: Flags) -> Statistic:
     hits = right[order].astype(np.float64)
 
     def statistic(weights: Values) -> Values:
-        by_class = weights[:, order]
+        by_class = np.take(weights, order, axis=1)
         support = np.add.reduceat(by_class, starts, axis=1)
         recall = np.add.reduceat(by_class * hits, starts, axis=1) / np.maximum(support, 1)
         return _sums(recall) / _sums(support > 0)
@@ -340,15 +340,20 @@ def average_precision(scores: NDArray[np.float32], truth: Flags) -> Statistic:
     """
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=np.float32(np.nan)) != 0)
-    positive = truth[order].astype(np.float64)
+    positive = np.flatnonzero(truth[order])
+    # only where images of the label are does precision count; what is between is summed up
+    counted = np.unique(ends[np.searchsorted(ends, positive)])
+    starts = np.concatenate([[0], counted[:-1] + 1]).astype(np.int64)
+    own = np.searchsorted(positive, starts)
 
     def statistic(weights: Values) -> Values:
-        ranked = weights[:, order]
-        total = np.cumsum(ranked, axis=1)[:, ends]
-        found = np.cumsum(ranked * positive, axis=1)[:, ends]
-        precision = found / np.maximum(total, 1)
-        summed = _sums(np.diff(found, axis=1, prepend=0) * precision)
-        return _ratio(summed, found[:, -1])
+        if not len(counted):
+            return np.full(len(weights), np.nan)
+        ranked = np.take(weights, order[: counted[-1] + 1], axis=1)
+        hits = np.add.reduceat(np.take(ranked, positive, axis=1), own, axis=1)
+        total = np.cumsum(np.add.reduceat(ranked, starts, axis=1), axis=1)
+        found = np.cumsum(hits, axis=1)
+        return _ratio(_sums(hits * found / np.maximum(total, 1)), found[:, -1])
 
     return statistic
 
