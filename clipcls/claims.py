@@ -130,7 +130,7 @@ def check_preprocessing(files: ModelFiles, located: Located | None) -> Iterator[
         yield warning(
             "preprocessing",
             f"{described}; but open_clip states for {whose}: {'; or '.join(map(_described, dict.fromkeys(stated)))}",
-            _preprocessing_remedy(stated[0]),
+            _preprocessing_remedy(files, stated[0]),
         )
     else:
         yield from _compare_with_bias(files, located, described)
@@ -146,13 +146,13 @@ def _compare_with_bias(files: ModelFiles, located: Located | None, described: st
         yield warning(
             "preprocessing",
             f"{described}; but the model has a logit_bias, as SigLIP has, and SigLIP's mean and std are 0.5",
-            "If these are weights of SigLIP, use --preprocess siglip; if they were trained otherwise, all is well.",
+            "Weights of SigLIP need SigLIP's preprocessing (--preprocess siglip). Others may be well as they are.",
         )
     elif is_siglip and preprocess.resize_mode == "squash" and not has_bias:
         yield warning(
             "preprocessing",
             f"{described}; that is SigLIP's, but the model has no logit_bias, as SigLIP has",
-            "If these are weights of CLIP, use --preprocess openai; if they were trained otherwise, all is well.",
+            "Weights of OpenAI's CLIP need OpenAI's (--preprocess openai). Others may be well as they are.",
         )
     else:
         yield ok("preprocessing", described)
@@ -166,10 +166,11 @@ def _described(preprocess: Preprocessing) -> str:
     return f"{width}×{height}, {preprocess.resize_mode}, {preprocess.interpolation}, mean {mean}, std {std}{called}"
 
 
-def _preprocessing_remedy(preprocess: Preprocessing) -> str:
-    name = preset_name(preprocess)
-    stated = f"--preprocess {name}" if name else "--preprocess FILE.json with these values"
-    return f"Use {stated}, or state them as preprocess_cfg in the model's configuration."
+def _preprocessing_remedy(files: ModelFiles, preprocess: Preprocessing) -> str:
+    if files.settings and files.settings[0].name == CONFIG_NAME:
+        return f"Write these values into preprocess_cfg of {files.settings[0]}, if the weights are open_clip's."
+    preset = preset_name(preprocess) or "FILE.json with these values"
+    return f"Use --preprocess {preset}, if the weights are open_clip's."
 
 
 def suggest(spec: ModelSpec, weights: Path, cache: Cache) -> Iterator[Finding]:

@@ -74,7 +74,8 @@ def check_model(spec: ModelSpec, cache: Cache) -> Generator[Finding, None, Sound
             yield from suggest(spec, weights, cache)
         return None
     located = yield from _open(files, cache)
-    yield from _check_architecture(files)
+    if not (yield from _check_architecture(files)):
+        return None
     yield from check_activation(files, located)
     yield from check_preprocessing(files, located)
     tokenizer = yield from _check_tokenizer(files)
@@ -109,11 +110,17 @@ def _open(files: ModelFiles, cache: Cache) -> Generator[Finding, None, Located |
     return Located(files, checkpoint, origins)
 
 
-def _check_architecture(files: ModelFiles) -> Iterator[Finding]:
+def _check_architecture(files: ModelFiles) -> Generator[Finding, None, bool]:
+    try:
+        sizes = config_sizes(files.config)
+    except ModelError as exc:
+        yield error("architecture", exc)
+        return False
     names = architecture_names(files.config)
     named = f"that of {listed(names)}: " if names else ""
     timm = files.config["vision_cfg"].get("timm_model_name")
-    yield ok("architecture", f"{named}{config_sizes(files.config)}{f', {timm}' if timm else ''}")
+    yield ok("architecture", f"{named}{sizes}{f', {timm}' if timm else ''}")
+    return True
 
 
 def _check_tokenizer(files: ModelFiles) -> Generator[Finding, None, Any]:

@@ -11,9 +11,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 from open_clip import pretrained as open_clip_pretrained
 from safetensors.torch import load_file, save_file
 from test_encoder import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
+from test_sources import put_into_hub_cache
 from torch import Tensor
 
 from clipcls.embed import Execution
@@ -146,6 +148,30 @@ def test_preflight_names_the_architecture_for_a_bare_file_of_the_other_activatio
     assert not worst(check(weights, arch="tiny-quickgelu", preprocess="openai"))
 
 
+@pytest.fixture
+def on_hub(tagged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repository of those weights, downloaded, and no connection."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    reachable.cache_clear()
+    files = {path.name: path.read_bytes() for path in tagged.iterdir()}
+    put_into_hub_cache(tmp_path / "hub", "someone/tiny", files)
+
+
+@pytest.mark.usefixtures("on_hub")
+def test_preflight_takes_the_activation_of_a_tag(tmp_path: Path) -> None:
+    findings = check("tiny:own")
+    assert not worst(findings)
+    find(findings, "ok", "activation", "QuickGELU, says open_clip's entry of the tag", "repository is someone/tiny")
+    find(findings, "ok", "preprocessing", "as open_clip states it for the weights of tiny:own")
+
+
+@pytest.mark.usefixtures("on_hub")
+def test_preflight_names_a_repository_whose_configuration_contradicts_its_tag() -> None:
+    found = find(check("hf-hub:someone/tiny"), "error", "activation", "says GELU", "tiny:own", "QuickGELU")
+    assert found.exit_code == 3
+
+
 def test_preflight_does_not_claim_an_activation_that_cannot_be_told(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,8 +267,6 @@ def test_preflight_names_a_folder_without_configuration_and_weights(tmp_path: Pa
 
 
 def test_preflight_of_a_model_that_cannot_be_had_still_checks_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     reachable.cache_clear()
     findings = check("photo", Wording(labels="cat,Cat"))
@@ -301,6 +325,31 @@ def test_preflight_says_by_which_sizes_weights_do_not_fit(trained: Path, monkeyp
     find(findings, "error", "image tower", "don't fit")
     find(findings, "note", "weights", "image width 64, not 128", "image layers 2, not 3")
     find(findings, "note", "weights", "that they fit: tiny")
+
+
+@pytest.mark.parametrize(
+    ("section", "setting"),
+    [("vision_cfg", {"layers": None}), ("text_cfg", {"context_length": "16"}), ("text_cfg", {"vocab_size": -1})],
+)
+def test_preflight_names_settings_that_are_no_sizes(trained: Path, section: str, setting: dict[str, Any]) -> None:
+    ((name, value),) = setting.items()
+    configure(trained, **{section: TINY_CONFIG[section] | setting})
+    find(check(trained), "error", "architecture", f"{section}.{name} is {value!r}")
+
+
+def test_preflight_survives_tensors_of_other_dimensions(trained: Path) -> None:
+    odd = ("visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight", "text_projection")
+    change(trained, lambda state: state.update({name: torch.ones(3) for name in odd}))
+    findings = check(trained)
+    find(findings, "error", "image tower", "don't fit")
+    find(findings, "error", "text tower", "don't fit")
+
+
+def test_preflight_names_a_text_tower_of_another_width(trained: Path) -> None:
+    configure(trained, text_cfg=TINY_CONFIG["text_cfg"] | {"width": 64})
+    findings = check(trained)
+    find(findings, "error", "text tower", "don't fit")
+    find(findings, "note", "weights", "text width 32, not 64")
 
 
 def test_preflight_names_a_file_that_is_not_readable(trained: Path) -> None:

@@ -27,6 +27,7 @@ from clipcls.records import Preprocessing
 # tensors that OpenAI's TorchScript archives carry, and a state dictionary taken from one; their models use QuickGELU
 _OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 _CACHED_REPO = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
+_SIZES = ("image_size", "patch_size", "width", "layers", "heads", "vocab_size", "context_length")
 _PRESETS = ("openai", "imagenet", "siglip")
 
 
@@ -124,7 +125,12 @@ def weights_sizes(checkpoint: Checkpoint) -> Sizes:
 
 
 def config_sizes(config: dict[str, Any]) -> Sizes:
-    """The sizes that open_clip's `model_cfg` states, or leaves to open_clip's defaults."""
+    """The sizes that open_clip's `model_cfg` states, or leaves to open_clip's defaults.
+
+    Raises:
+        ModelError: one of them is no size.
+    """
+    _refuse_odd_sizes(config)
     vision, text = config["vision_cfg"], config["text_cfg"]
     layers = vision.get("layers", 12)
     if vision.get("timm_model_name"):
@@ -146,6 +152,17 @@ def config_sizes(config: dict[str, Any]) -> Sizes:
         context_length=text.get("context_length", 77),
         **image,
     )
+
+
+def _refuse_odd_sizes(config: dict[str, Any]) -> None:
+    stated = {"embed_dim": config["embed_dim"]}
+    for section in ("vision_cfg", "text_cfg"):
+        stated |= {f"{section}.{name}": config[section][name] for name in _SIZES if name in config[section]}
+    for name, value in stated.items():
+        numbers = value if isinstance(value, list | tuple) and name.startswith("vision_cfg.") else [value]
+        is_absent = value is None and name == "vision_cfg.patch_size"  # ResNets have none
+        if not is_absent and not (numbers and all(type(number) is int and number > 0 for number in numbers)):
+            raise ModelError(f"model_cfg: {name} is {value!r}, which is no size.")
 
 
 def is_openai_archive(checkpoint: Checkpoint) -> bool:
@@ -261,10 +278,10 @@ class _Tensors:
         self.keys = frozenset(checkpoint.keys)
         self._checkpoint = checkpoint
 
-    def shape(self, *names: str) -> tuple[int, ...]:
-        """Of the first name that is there; empty for none."""
-        found = next((name for name in names if name in self.keys), None)
-        return tuple(self._checkpoint.read([found])[found].shape) if found else ()
+    def shape(self, dimensions: int, *names: str) -> tuple[int, ...]:
+        """Of the first name that is there with so many dimensions; empty for none."""
+        shapes = (tuple(self._checkpoint.read([name])[name].shape) for name in names if name in self.keys)
+        return next((shape for shape in shapes if len(shape) == dimensions), ())
 
     def count(self, prefix: str) -> int:
         """How many numbers follow a prefix."""
@@ -272,8 +289,8 @@ class _Tensors:
 
 
 def _image_sizes(tensors: _Tensors) -> dict[str, Any]:
-    if patches := tensors.shape("visual.conv1.weight") if "visual.class_embedding" in tensors.keys else ():
-        positions = tensors.shape("visual.positional_embedding")
+    if patches := tensors.shape(4, "visual.conv1.weight") if "visual.class_embedding" in tensors.keys else ():
+        positions = tensors.shape(2, "visual.positional_embedding")
         return {
             "image_tower": "ViT",
             "image_width": patches[0],
@@ -281,8 +298,8 @@ def _image_sizes(tensors: _Tensors) -> dict[str, Any]:
             "patch_size": patches[-1],
             "image_size": _picture_side(positions[0] - 1, patches[-1]) if positions else None,
         }
-    if stem := tensors.shape("visual.layer1.0.conv1.weight"):
-        positions = tensors.shape("visual.attnpool.positional_embedding")
+    if stem := tensors.shape(4, "visual.layer1.0.conv1.weight"):
+        positions = tensors.shape(2, "visual.attnpool.positional_embedding")
         return {
             "image_tower": "ResNet",
             "image_width": stem[0],
@@ -296,9 +313,9 @@ def _image_sizes(tensors: _Tensors) -> dict[str, Any]:
 
 def _trunk_sizes(tensors: _Tensors) -> dict[str, Any]:
     """Of a vision transformer of timm; other trunks don't name their sizes alike."""
-    patches = tensors.shape("visual.trunk.patch_embed.proj.weight")
-    positions = tensors.shape("visual.trunk.pos_embed")
-    if len(patches) != 4 or len(positions) != 3:
+    patches = tensors.shape(4, "visual.trunk.patch_embed.proj.weight")
+    positions = tensors.shape(3, "visual.trunk.pos_embed")
+    if not patches or not positions:
         return {}
     extra = 1 if "visual.trunk.cls_token" in tensors.keys else 0
     return {
@@ -311,11 +328,11 @@ def _trunk_sizes(tensors: _Tensors) -> dict[str, Any]:
 
 def _text_sizes(tensors: _Tensors) -> dict[str, Any]:
     prefix = "text." if "text.token_embedding.weight" in tensors.keys else ""
-    table = tensors.shape(f"{prefix}token_embedding.weight")
+    table = tensors.shape(2, f"{prefix}token_embedding.weight")
     if not table:
         is_transformers = any(key.startswith("text.transformer.") for key in tensors.keys)
         return {"text_tower": "transformers"} if is_transformers else {}
-    positions = tensors.shape(f"{prefix}positional_embedding")
+    positions = tensors.shape(2, f"{prefix}positional_embedding")
     # CoCa's class token has a position, too
     extra = 1 if f"{prefix}cls_emb" in tensors.keys else 0
     return {
@@ -328,10 +345,9 @@ def _text_sizes(tensors: _Tensors) -> dict[str, Any]:
 
 
 def _embed_dim(tensors: _Tensors) -> int | None:
-    across = tensors.shape("visual.proj", "text_projection", "text.text_projection")
-    down = tensors.shape("visual.attnpool.c_proj.weight", "text.text_projection.weight", "text.proj.weight")
-    if len(across) == 2:
+    if across := tensors.shape(2, "visual.proj", "text_projection", "text.text_projection"):
         return across[1]
+    down = tensors.shape(2, "visual.attnpool.c_proj.weight", "text.text_projection.weight", "text.proj.weight")
     return down[0] if down else None
 
 

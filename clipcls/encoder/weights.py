@@ -114,10 +114,11 @@ def build_tower(files: ModelFiles, checkpoint: Checkpoint, tower: Tower) -> nn.M
             module = build(config["embed_dim"], tower_config, quick_gelu=config.get("quick_gelu", False))
     except (TypeError, ValueError, RuntimeError, AssertionError, ImportError, OSError) as exc:
         raise ModelError(f"{files.name}: its {tower} tower can't be built: {first_line(exc)}") from exc
-    state = _fitted(checkpoint, tower, module)
     try:
+        state = _fitted(checkpoint, tower, module)
         module.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as exc:
+    # open_clip's resizing of positions asserts that widths agree, and doesn't look at dimensions
+    except (RuntimeError, AssertionError, IndexError) as exc:
         details = " ".join(str(exc).split())
         raise ModelError(
             f"{checkpoint.path}: the weights don't fit the architecture of {files.name!r}. {details[:300]}"
