@@ -337,6 +337,32 @@ def test_preflight_names_settings_that_are_no_sizes(trained: Path, section: str,
     find(check(trained), "error", "architecture", f"{section}.{name} is {value!r}")
 
 
+@pytest.mark.parametrize(
+    ("settings", "subject"),
+    [
+        ({"vision_cfg": TINY_CONFIG["vision_cfg"] | {"layers": [1, 2]}}, "image tower"),
+        ({"vision_cfg": TINY_CONFIG["vision_cfg"] | {"timm_model_name": 7}}, "image tower"),
+        ({"vision_cfg": TINY_CONFIG["vision_cfg"] | {"head_width": 0}}, "image tower"),
+        ({"text_cfg": TINY_CONFIG["text_cfg"] | {"hf_model_name": ["x"]}}, "model"),
+        ({"text_cfg": TINY_CONFIG["text_cfg"] | {"tokenizer_kwargs": 7}}, "tokenizer"),
+        ({"text_cfg": TINY_CONFIG["text_cfg"] | {"tokenizer_kwargs": {"x": 1}}}, "tokenizer"),
+        ({"text_cfg": TINY_CONFIG["text_cfg"] | {"nonsense": 1}}, "text tower"),
+    ],
+)
+def test_preflight_names_settings_that_open_clip_stumbles_over(
+    trained: Path, settings: dict[str, Any], subject: str
+) -> None:
+    findings = check(configure(trained, **settings))
+    errors = [finding for finding in findings if finding.level == "error"]
+    assert [(finding.subject, finding.exit_code) for finding in errors] == [(subject, 3)]
+
+
+def test_preflight_names_preprocessing_that_is_no_object(trained: Path) -> None:
+    path = trained / "open_clip_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocess_cfg": 7}))
+    find(check(trained), "error", "model", "preprocess_cfg is 7")
+
+
 def test_preflight_survives_tensors_of_other_dimensions(trained: Path) -> None:
     odd = ("visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight", "text_projection")
     change(trained, lambda state: state.update({name: torch.ones(3) for name in odd}))

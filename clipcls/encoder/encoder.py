@@ -266,11 +266,11 @@ def load_tokenizer(files: ModelFiles) -> Any:
         ModelError: its package or its files are missing, or can't be read.
     """
     text_config = files.config["text_cfg"]
-    options = dict(text_config.get("tokenizer_kwargs") or {})
     context_length = context_length_of(files)
-    if files.tokenizer is None:
-        return _clip_tokenizer(context_length, options)
     try:
+        options = dict(text_config.get("tokenizer_kwargs") or {})
+        if files.tokenizer is None:
+            return _clip_tokenizer(context_length, options)
         return HFTokenizer(
             str(files.tokenizer),
             context_length=context_length,
@@ -282,7 +282,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
             f"{files.name}: its tokenizer needs the extra clipcls[siglip]: pip install transformers sentencepiece"
         ) from exc
     except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ModelError(f"{files.tokenizer}: the tokenizer can't be loaded: {exc}") from exc
+        raise ModelError(f"{files.tokenizer or files.name}: the tokenizer can't be loaded: {exc}") from exc
 
 
 def _clip_tokenizer(context_length: int, options: dict[str, Any]) -> SimpleTokenizer:

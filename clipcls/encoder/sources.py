@@ -187,6 +187,8 @@ def _from_config(
     if not isinstance(model, dict) or "embed_dim" not in model or not _has_towers(model):
         raise ModelError(f"{config_path}: no model_cfg with embed_dim, vision_cfg and text_cfg.")
     stated = config.get("preprocess_cfg")
+    if stated and not isinstance(stated, dict):
+        raise ModelError(f"{config_path}: preprocess_cfg is {stated!r}, not an object.")
     if stated and spec.preprocess:
         raise UsageError(f"--preprocess: {config_path} states the preprocessing itself.")
     if not stated and not spec.preprocess:
@@ -279,6 +281,8 @@ def _with_local_text_model(config: dict[str, Any]) -> dict[str, Any]:
     """A copy whose transformers text tower, if it has one, is described by a local folder, not a hub name."""
     config = deepcopy(config)
     name = config["text_cfg"].get("hf_model_name")
+    if name and not isinstance(name, str):
+        raise ModelError(f"text_cfg: hf_model_name is {name!r}, not a name.")
     if name and not Path(name).is_dir():
         config["text_cfg"]["hf_model_name"] = str(hub.fetch(name, ["config.json"]).parent)
     return config

@@ -26,6 +26,8 @@ from clipcls.errors import ModelError, first_line
 logger = logging.getLogger(__name__)
 
 Tower = Literal["visual", "text"]
+# what open_clip and timm raise for settings of any type and value
+_CONFIGURATION_ERRORS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
 # where a text tower's tensors are in CLIP's first layout; `open_clip.convert_to_custom_text_state_dict` moves them
 _FLAT_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 # not part of an encoder: CoCa's caption decoder, and what TorchScript archives carry
@@ -112,7 +114,7 @@ def build_tower(files: ModelFiles, checkpoint: Checkpoint, tower: Tower) -> nn.M
     try:
         with _Uninitialised():
             module = build(config["embed_dim"], tower_config, quick_gelu=config.get("quick_gelu", False))
-    except (TypeError, ValueError, RuntimeError, AssertionError, ImportError, OSError) as exc:
+    except (*_CONFIGURATION_ERRORS, RuntimeError, AssertionError, ImportError, OSError) as exc:
         raise ModelError(f"{files.name}: its {tower} tower can't be built: {first_line(exc)}") from exc
     try:
         state = _fitted(checkpoint, tower, module)
