@@ -174,6 +174,20 @@ def test_eval_writes_a_file(clipcls: Run, data: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text())["measured"] > 6
 
 
+def test_eval_writes_into_what_is_no_file_without_replacing_it(clipcls: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "real.json").touch()
+    (tmp_path / "link.json").symlink_to("real.json")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    common = ("eval", "data", "--model", "pictogram", "--format", "json", "-q", "-o")
+    assert clipcls(*common, "link.json").returncode == clipcls(*common, "pipe").returncode == 0
+    written = (tmp_path / "real.json").read_bytes()
+    assert json.loads(written)["measured"] > 6
+    assert os.read(reader, 1 << 16) == written
+    os.close(reader)
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "pipe").is_fifo()
+
+
 def test_eval_names_cannot_move_the_cursor_or_mean_markup(clipcls: Run, tmp_path: Path, tiny_model: Path) -> None:
     for name in ("a [red]b", "dog\x1b[2J", "猫"):
         save_pictures(tmp_path / "data" / name, 2)

@@ -167,6 +167,15 @@ def test_evaluate_leaves_out_pictures_that_cannot_be_read_for_all_models(data: P
     assert progress[0] == (18, 0) and progress[-1] == (18, 1)
 
 
+def test_evaluate_leaves_out_shards_that_cannot_be_read(data: Path, fake_encoder: Any) -> None:
+    truth = read(data)
+    broken = Example(ImageRef("1.tar", "not a tar file"), ())
+    outcome = evaluate(Truth((broken, *truth.examples), truth.classnames), plan(fake_encoder))
+    assert (outcome.images, outcome.measured) == (10, 9)
+    assert outcome.left_out.failed == (("1.tar", "not a tar file"),)
+    assert values(outcome)[ACCURACY] == pytest.approx(7 / 9)
+
+
 def test_evaluate_refuses_data_of_which_nothing_can_be_read(data: Path, fake_encoder: Any) -> None:
     for path in data.rglob("*.png"):
         path.write_bytes(b"")

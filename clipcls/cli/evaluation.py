@@ -60,7 +60,8 @@ class Output:
             if path is None or path == "-":
                 continue
             target = Path(path)
-            if target.is_dir() or not os.access(target.absolute().parent, os.W_OK):
+            written = target.absolute().parent if _is_replaced(target) else target
+            if target.is_dir() or not os.access(written, os.W_OK):
                 raise StoppedError(
                     f"{target}: can't be written: it is a folder, or in one that isn't there or is closed."
                 )
@@ -82,8 +83,13 @@ class Output:
         def write(file: BinaryIO) -> None:
             file.write(text.encode("utf-8", "replace"))
 
+        path = Path(self.file)
         try:
-            write_atomically(Path(self.file), write)
+            if _is_replaced(path):
+                write_atomically(path, write)
+            else:
+                with path.open("wb") as opened:
+                    write(opened)
         except OSError as exc:
             raise StoppedError(f"{self.file}: can't be written: {exc.strerror}.") from exc
 
@@ -352,6 +358,11 @@ def _listed(names: Iterable[str], separator: str = ", ") -> str:
     found = list(names)
     more = f" and {len(found) - _MOST_NAMES:,} more" if len(found) > _MOST_NAMES else ""
     return separator.join(found[:_MOST_NAMES]) + more
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether a new file takes the place of what is there; links, devices and pipes, as /dev/stdout, are written to."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
 def _plain(text: str) -> str:
