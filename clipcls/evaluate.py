@@ -104,7 +104,11 @@ def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
     finally:
         cache.close()
     good = run.good
-    pairs = [(model.facts.name, prompts.name) for model in models for prompts in plan.prompts]
+    names = [
+        asked.name if isinstance(asked, ModelSpec) else model.facts.name
+        for asked, model in zip(plan.models, models, strict=True)
+    ]
+    pairs = [(name, prompts.name) for name in names for prompts in plan.prompts]
     paths = [example.image.path for example, is_good in zip(truth.examples, good, strict=True) if is_good]
     results = []
     for (model, prompts), tally in zip(pairs, tallies, strict=True):

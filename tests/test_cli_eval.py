@@ -83,7 +83,7 @@ def test_eval_compares_models_and_prompts(clipcls: Run, data: Path, tiny_model: 
     text = clipcls(*arguments).stdout.decode()
     lines = [line for line in text.splitlines() if line.startswith((str(tiny_model), "pictogram "))]
     assert len(lines) == 4
-    assert "McNemar's p" in text and "to the best" in text
+    assert "McNemar's p" in text and "to the best" in text and "corrected for 3 comparisons" in text
     assert "The best, model pictogram" in text
     made = json.loads(clipcls(*arguments, "--format", "json").stdout)
     assert [(row["model"], row["prompts"]) for row in made["results"]] == [
@@ -127,6 +127,17 @@ def test_eval_judges_predictions_without_a_model(clipcls: Run, data: Path, tmp_p
     assert "accuracy@1" in text and "clipcls predict" not in text
     loaded = loaded_by("eval", str(data), "--predictions", str(out))
     assert not loaded & {"torch", "open_clip", "sklearn", "scipy", "matplotlib"}
+
+
+def test_eval_judges_part_files(clipcls: Run, data: Path, tmp_path: Path) -> None:
+    common = ("data", "--model", "pictogram", "--labels", "cat,dog,truck")
+    clipcls("predict", *common, "--output-dir", tmp_path / "parts", "--format", "jsonl")
+    whole = (tmp_path / "parts" / "part-000000.jsonl").read_bytes().splitlines(keepends=True)
+    for number, lines in enumerate((whole[:3], whole[3:])):
+        (tmp_path / "parts" / f"part-{number:06d}.jsonl").write_bytes(b"".join(lines))
+    done = clipcls("eval", "data", "--predictions", "parts", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["measured"] == len(whole) > 6
 
 
 def test_eval_of_short_predictions_says_what_it_leaves_out(clipcls: Run, data: Path, tmp_path: Path) -> None:

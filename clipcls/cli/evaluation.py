@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -14,7 +14,7 @@ import typer
 
 from clipcls.cli.progress import Progress
 from clipcls.errors import StoppedError, UsageError
-from clipcls.records import Label
+from clipcls.records import Label, Prediction
 
 if TYPE_CHECKING:
     from clipcls.evaluate import Plan
@@ -161,13 +161,9 @@ class Evaluation:
             typer.Exit: some images have no answer.
         """
         from clipcls.evaluate import evaluate_predictions
-        from clipcls.results import read_predictions
-        from clipcls.sinks import format_for
 
         try:
-            with predictions.open("rb") as file:
-                read = read_predictions(file, format_for(predictions), str(predictions))
-                outcome = evaluate_predictions(self._truth, read, labels, confused)
+            outcome = evaluate_predictions(self._truth, _read(predictions), labels, confused)
         except OSError as exc:
             raise UsageError(f"{predictions}: can't be read: {(exc.strerror or str(exc)).lower()}.") from exc
         self._finish(outcome, None)
@@ -192,6 +188,17 @@ class Evaluation:
             if not self._quiet:
                 typer.echo(f"clipcls: {without:,} of {outcome.images:,} images were left out of the figures", err=True)
             raise typer.Exit(1)
+
+
+def _read(predictions: Path) -> "Iterator[Prediction]":
+    """What a run wrote to a file, or to the part files in a folder."""
+    from clipcls.results import read_predictions
+    from clipcls.sinks import format_for
+
+    parts = sorted(predictions.glob("part-*.*")) if predictions.is_dir() else [predictions]
+    for part in parts:
+        with part.open("rb") as file:
+            yield from read_predictions(file, format_for(part), str(part))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -232,7 +239,18 @@ def _comparison(outcome: "Outcome") -> str:
             p = "" if beside.p is None else f"{beside.p:.4f}"
             rows.append((*row, f"{beside.difference.value:+.4f}", _interval(beside.difference), p))
     header = ("model", "prompts", name, "95 % interval", "to the best", "95 % interval", "McNemar's p")
-    return _table(header if not outcome.multi_label else header[:-1], rows, left=2)
+    return _table(header if not outcome.multi_label else header[:-1], rows, left=2) + _warn_of_choice(outcome)
+
+
+def _warn_of_choice(outcome: "Outcome") -> str:
+    """What is too good about the best of many."""
+    if len(outcome.results) < 3:
+        return ""
+    others = len(outcome.results) - 1
+    return (
+        f"The best was chosen by these images, so that its figure is rather too high; p isn't corrected for {others} "
+        "comparisons.\n"
+    )
 
 
 def _figures(result: "Result") -> str:
