@@ -203,7 +203,11 @@ def _explain_misfit(located: Located, differences: Sequence[str]) -> Iterator[Fi
 
 def _check_scale(located: Located) -> Iterator[Finding]:
     path = located.checkpoint.path
-    scale, bias = located.checkpoint.scalar("logit_scale"), located.checkpoint.scalar("logit_bias")
+    try:
+        scale, bias = (located.checkpoint.scalar(name) for name in ("logit_scale", "logit_bias"))
+    except ModelError as exc:
+        yield error("temperature", exc)
+        return
     if scale is None:
         yield error(
             "temperature", ModelError(f"{path}: no logit_scale, so scores would rest on a made-up temperature.")

@@ -286,6 +286,7 @@ def test_preflight_of_a_model_that_cannot_be_had_still_checks_labels(monkeypatch
         (lambda state: state.pop("logit_scale"), "temperature", "no logit_scale"),
         (lambda state: state.update(logit_scale=torch.tensor(100.0)), "temperature", "logit_scale 100 can't be"),
         (lambda state: state.update(logit_scale=torch.tensor(math.nan)), "temperature", "can't be"),
+        (lambda state: state.update(logit_scale=torch.ones(0)), "temperature", "logit_scale holds no number"),
         (lambda state: state.update(logit_bias=torch.tensor(math.inf)), "bias", "inf"),
     ],
 )

@@ -79,8 +79,17 @@ class Checkpoint:
         return {key: self._safetensors.get_tensor(key) for key in keys}
 
     def scalar(self, key: str) -> float | None:
-        """A scalar such as `logit_scale`, or None where the file has none."""
-        return float(self.read([key])[key].float().reshape(-1)[0]) if key in self.keys else None
+        """A scalar such as `logit_scale`, or None where the file has none.
+
+        Raises:
+            ModelError: it holds no number.
+        """
+        if key not in self.keys:
+            return None
+        tensor = self.read([key])[key]
+        if not tensor.numel():
+            raise ModelError(f"{self.path}: {key} holds no number.")
+        return float(tensor.float().reshape(-1)[0])
 
     def tower(self, tower: Tower) -> dict[str, Tensor]:
         """A tower's tensors, all under the prefix `visual.` or `text.`."""
