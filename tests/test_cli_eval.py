@@ -16,7 +16,7 @@ from PIL import Image
 from test_start_up import loaded_by
 
 from clipcls.catalog import PICTOGRAM_FOLDER
-from conftest import EXAMPLES, TINY_CONFIG, save_model, save_pictures
+from conftest import EXAMPLES, ROOT, TINY_CONFIG, save_model, save_pictures
 from labelled import NAMES, write_shards
 from pictures import encoded
 
@@ -112,6 +112,41 @@ def test_eval_says_what_it_counts_as_wrong_and_what_never_occurs(clipcls: Run, d
     assert "aren't among the labels: truck (" in text and "counted as wrong; accuracy@1 without them: 1.0000" in text
     assert "no image is of banana" in text
     assert "data/ship: a class without pictures" in text
+
+
+def test_eval_with_one_label_says_that_it_tells_nothing(clipcls: Run, data: Path) -> None:
+    shutil.rmtree(data / "cat")
+    shutil.rmtree(data / "dog")
+    done = clipcls("eval", "data", "--model", "pictogram")
+    assert done.returncode == 0
+    assert b"Note: with one label" in done.stdout and b"accuracy@1" in done.stdout
+
+
+def test_eval_says_how_little_a_few_right_answers_tell(clipcls: Run, data: Path) -> None:
+    count = sum(1 for _ in data.rglob("*.*"))
+    done = clipcls("eval", "data", "--model", "pictogram")
+    assert (
+        f"no answer was wrong, so that resamples can't be; of new images, up to {3 / count:.1%}" in done.stdout.decode()
+    )
+
+
+def test_eval_ends_with_sigterm_without_a_figure(data: Path, tiny_model: Path) -> None:
+    (picture,) = save_pictures(data / "noise", 1, (800, 600))
+    for number in range(500):
+        os.link(picture, data / "noise" / f"{number}.png")
+    command = [sys.executable, "-m", "clipcls", "eval", "data", "--model", str(tiny_model), "--no-cache", "-v"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=data.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if b"texts:" in line:
+            break
+    process.terminate()
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (143, b"")
+    assert b"Traceback" not in errors and b"interrupted" in errors
 
 
 def test_eval_judges_predictions_without_a_model(clipcls: Run, data: Path, tmp_path: Path) -> None:

@@ -107,6 +107,14 @@ def test_read_truth_takes_tables_of_paths_and_labels(tmp_path: Path, name: str, 
     assert truth.classnames == ("cat", "dog")
 
 
+def test_read_truth_calls_pictures_beside_a_table_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(tmp_path / "a.csv", "path,label\nx/1.jpg,cat\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_truth(["a.csv"]).examples[0].image.path == "x/1.jpg"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -347,6 +347,8 @@ def _notes(outcome: "Outcome", best: "Result") -> str:
 def _caution(outcome: "Outcome", best: "Result") -> list[str]:
     """What the intervals can't tell."""
     count = outcome.measured
+    if outcome.classes.n_labels == 1 and not outcome.multi_label:
+        return ["with one label there is nothing to take it for; the figures tell nothing"]
     if best.right is not None and best.right.all():
         # 95 % of the time, n images show an error that happens at least once in n / 3
         most = min(1.0, 3 / count)

@@ -36,8 +36,9 @@ def read_table(table: Path) -> Truth:
         raise UsageError(f"{table}: can't be read: {exc}") from exc
     multi_label = any("labels" in row for _, row in rows if isinstance(row, dict))
     examples, problems = [], []
+    folder = os.path.dirname(table)  # noqa: PTH120, without a dot for the folder at hand
     for line, row in rows:
-        example = _example(row, table.parent, multi_label) if isinstance(row, dict) else row
+        example = _example(row, folder, multi_label) if isinstance(row, dict) else row
         if isinstance(example, Example):
             examples.append(example)
         else:
@@ -81,7 +82,7 @@ def _require_columns(table: Path, columns: Sequence[str]) -> None:
         )
 
 
-def _example(row: Mapping[str, Any], folder: Path, multi_label: bool) -> Example | str:
+def _example(row: Mapping[str, Any], folder: str, multi_label: bool) -> Example | str:
     """An example, or what is wrong with the row."""
     path = row.get("path")
     if not isinstance(path, str) or not path.strip():
