@@ -175,15 +175,16 @@ def _preprocessing_remedy(files: ModelFiles, preprocess: Preprocessing) -> str:
 
 def suggest(spec: ModelSpec, weights: Path, cache: Cache) -> Iterator[Finding]:
     """Say what a bare weights file is, as far as its tensors tell, and how to use it."""
+    origins = known_origins(weights, spec.name, cache.file_sha256(weights))
+    for origin in origins[:1]:
+        yield note("weights", f"these are the weights of {origin}: {origin.evidence}", f"Use --model {origin}.")
     try:
         checkpoint = Checkpoint(weights)
-        origins = known_origins(weights, spec.name, cache.file_sha256(weights))
     except ModelError as exc:
+        # OpenAI's own archives are TorchScript, which is code
         yield error("weights", exc)
         return
     yield note("weights", f"{weights}: {weights_sizes(checkpoint)}, by the shapes of its tensors")
-    for origin in origins[:1]:
-        yield note("weights", f"these are the weights of {origin}: {origin.evidence}", f"Use --model {origin}.")
     if (config := weights.with_name(CONFIG_NAME)).is_file():
         yield note("weights", f"beside them is {config}", f"Use --model {weights.parent}, if they belong together.")
     fitting = fitting_architectures(checkpoint)

@@ -1,5 +1,6 @@
 """What `clipcls check` finds: each fault by its name, several in one run, and nothing where nothing is wrong."""
 
+import hashlib
 import json
 import math
 import sys
@@ -115,8 +116,6 @@ def test_preflight_names_a_quickgelu_mismatch_of_openais_tensors(trained: Path) 
 @pytest.fixture
 def tagged(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trained model whose weights open_clip's table knows as `tiny:own`, trained with QuickGELU."""
-    import hashlib
-
     digest = hashlib.sha256((trained / "open_clip_model.safetensors").read_bytes()).hexdigest()
     entry = open_clip_pretrained._pcfg(
         f"https://github.com/mlfoundations/open_clip/releases/tiny-{digest[:8]}.pt", "someone/tiny/", quick_gelu=True
@@ -419,6 +418,18 @@ def test_preflight_knows_a_bare_file_by_its_checksum(tagged: Path) -> None:
     assert find(findings, "note", "weights", "tiny:own").remedy == "Use --model tiny:own."
     assert str(tagged) in find(findings, "note", "weights", "beside them is").remedy
     find(findings, "note", "weights", "that they fit: tiny-quickgelu")
+
+
+def test_preflight_knows_one_of_openais_archives_though_it_does_not_open_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "RN50.pt"
+    archive.write_bytes(b"code")
+    url = f"https://openaipublic.azureedge.net/clip/models/{hashlib.sha256(b'code').hexdigest()}/RN50.pt"
+    monkeypatch.setitem(open_clip_pretrained._PRETRAINED["RN50"]["openai"], "url", url)
+    findings = check(archive)
+    assert find(findings, "note", "weights", "RN50:openai").remedy == "Use --model RN50:openai."
+    find(findings, "error", "weights", "not a readable weights file")
 
 
 def test_preflight_collects_what_is_wrong_with_a_bare_file(trained: Path) -> None:
