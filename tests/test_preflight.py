@@ -429,7 +429,7 @@ def test_preflight_knows_one_of_openais_archives_though_it_does_not_open_it(
     monkeypatch.setitem(open_clip_pretrained._PRETRAINED["RN50"]["openai"], "url", url)
     findings = check(archive)
     assert find(findings, "note", "weights", "RN50:openai").remedy == "Use --model RN50:openai."
-    find(findings, "error", "weights", "not a readable weights file")
+    find(findings, "error", "weights", str(archive), "refused")
 
 
 def test_preflight_collects_what_is_wrong_with_a_bare_file(trained: Path) -> None:
