@@ -103,19 +103,27 @@ def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
         tallies = [tally for model, own in zip(models, sides, strict=True) for tally in run.answer(model, own)]
     finally:
         cache.close()
-    good = run.good
+    results = _results(tallies, run.good, plan, classes, truth)
+    named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, _names(plan, models), strict=True)]
+    failed = tuple((truth.examples[image].image.path, error) for image, error in sorted(run.failed.items()))
+    return outcome(truth, classes, plan.scoring.multi_label, named, LeftOut(failed=failed))
+
+
+def _results(
+    tallies: "Sequence[_Tally | _LabelTally]", good: Flags, plan: Plan, classes: Classes, truth: Truth
+) -> list[Result]:
+    paths = [truth.examples[image].image.path for image in np.flatnonzero(good)]
+    omitted = _untellable(plan.scoring)
+    return [_judged(tally.answers(good), classes, paths, omitted, plan.confused) for tally in tallies]
+
+
+def _names(plan: Plan, models: Sequence[LazyEncoder]) -> list[tuple[str, str]]:
+    """The model and the prompt set of each result."""
     names = [
         asked.name if isinstance(asked, ModelSpec) else model.facts.name
         for asked, model in zip(plan.models, models, strict=True)
     ]
-    pairs = [(name, prompts.name) for name in names for prompts in plan.prompts]
-    paths = [example.image.path for example, is_good in zip(truth.examples, good, strict=True) if is_good]
-    results = []
-    for (model, prompts), tally in zip(pairs, tallies, strict=True):
-        result = _judged(tally.answers(good), classes, paths, _untellable(plan.scoring), plan.confused)
-        results.append(replace(result, model=model, prompts=prompts))
-    failed = tuple((truth.examples[image].image.path, error) for image, error in sorted(run.failed.items()))
-    return outcome(truth, classes, plan.scoring.multi_label, results, LeftOut(failed=failed))
+    return [(name, prompts.name) for name in names for prompts in plan.prompts]
 
 
 def _for_labels(plan: Plan) -> Plan:
