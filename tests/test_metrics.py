@@ -178,6 +178,16 @@ def test_average_precision_equals_scikit_learns_with_and_without_ties(digits: in
     assert value(metrics.mean_average_precision(scores, truth), 200) == pytest.approx(expected.mean(), abs=1e-12)
 
 
+def test_mean_average_precision_equals_clip_benchmarks() -> None:
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+    import torch
+
+    random = np.random.default_rng(6)
+    scores, truth = random.random((120, 5)).astype(np.float32), random.random((120, 5)) < 0.3
+    expected = theirs.average_precision_per_class(torch.from_numpy(scores), torch.from_numpy(truth)).mean()
+    assert value(metrics.mean_average_precision(scores, truth), 120) == pytest.approx(float(expected), abs=1e-6)
+
+
 def test_average_precision_of_a_resample_equals_scikit_learns_with_weights() -> None:
     from sklearn.metrics import average_precision_score
 
