@@ -432,6 +432,14 @@ def test_preflight_knows_one_of_openais_archives_though_it_does_not_open_it(
     find(findings, "error", "weights", str(archive), "refused")
 
 
+@pytest.mark.filterwarnings("ignore::Warning")  # torch has some for its archives
+def test_preflight_refuses_a_torchscript_archive_without_torchs_advice(tmp_path: Path) -> None:
+    archive = tmp_path / "archive.pt"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), archive)
+    found = find(check(archive), "error", "weights", "TorchScript", "refused")
+    assert "weights_only" not in found.message
+
+
 def test_preflight_collects_what_is_wrong_with_a_bare_file(trained: Path) -> None:
     findings = check(trained / "open_clip_model.safetensors", arch="ViT-B-3", preprocess="nothing")
     find(findings, "error", "model", "Did you mean ViT-B-32")

@@ -174,6 +174,13 @@ def _load_pickle(path: Path) -> tuple[dict[str, Tensor], bool]:
             f"{path}: this file holds more than tensors and could run code when loaded, so it is refused. "
             "Convert it to safetensors on a machine where you trust it."
         ) from exc
+    except RuntimeError as exc:
+        if "TorchScript" not in str(exc):
+            raise
+        raise ModelError(
+            f"{path}: a TorchScript archive, as OpenAI's own files are; it is code, so it is refused. Use the model's "
+            "name (`clipcls models --all`), or save its state_dict as safetensors on a machine where you trust it."
+        ) from exc
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ModelError(f"{path}: expected a dictionary of tensors, or one under `state_dict`.")
