@@ -30,11 +30,11 @@ from clipcls.errors import ClipclsError, ModelError, UsageError
 from clipcls.findings import Finding, error, listed, note, ok, warning
 from clipcls.records import ModelSpec, Preprocessing
 
-# exp(logit_scale): open_clip's CLIP stops at 100, SigLIP 2 has come to some 120
+# of exp(logit_scale): trainings begin at 10 or 14, CLIP's stop at 100, SigLIP's have no limit
 _USUAL_SCALES = (2.0, 200.0)
 # where trainings of CLIP and of SigLIP begin
 _FIRST_SCALES = (math.log(1 / 0.07), math.log(10.0))
-# share of biases and norms that are as they were before any training; trained models have next to none
+# share of biases and norms that are as they were before any training; pictogram has none, random weights have 75 %
 _UNTRAINED = 0.5
 _BUILT_IN_TEXTS = ("a photo of a cat", "a red truck on a road", "the sea at night")
 
@@ -238,7 +238,7 @@ def _judged_scale(scale: float) -> Finding:
     if not low <= factor <= high:
         return warning(
             "temperature",
-            f"exp(logit_scale) is {factor:.4g}; that of trained models is some 10 to 150",
+            f"exp(logit_scale) is {factor:.4g}; trainings begin at 10 or 14, and CLIP's stop at 100",
             "Softmax scores will be all alike, or all 0 and 1. Look whether the file has the logarithm of the scale.",
         )
     return ok("temperature", f"{1 / factor:.4g}: cosines are multiplied by {factor:.2f}")

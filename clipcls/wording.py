@@ -16,9 +16,10 @@ from clipcls.labels import make_label, read_labels, refuse_duplicates
 from clipcls.prompts import load_prompt_set, render, templates_set
 from clipcls.records import Label, PromptSet
 
-# cosine of two labels' features from which on they are called nearly the same; in ViT-B/32 synonyms reach it
+# cosine of two labels' features from which on they are called nearly the same; chosen, not measured: how near labels
+# come differs from model to model
 NEARLY_SAME = 0.97
-# mean cosine of a template's prompts to the bare labels, from which on the template is said to change next to nothing
+# mean cosine of a template's prompts to the bare labels, above which the template is said to change next to nothing
 WITHOUT_EFFECT = 0.99
 NEAREST_PAIRS = 5
 
