@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -399,7 +400,7 @@ class _Listing:
             predicted.append(ranked[0] if known else UNKNOWN)
             places.append(ranked.index(truth) if known and truth in ranked else _NOWHERE)
         best = np.array([prediction.score for prediction in self._predictions], dtype=np.float32)
-        brier = None if BRIER_SCORE in self.omitted(classes, False) else metrics.brier(self._scores(), right)
+        brier = None if BRIER_SCORE in self.omitted(classes, False) else metrics.brier(self._scores, right)
         return Answers(right, np.array(predicted), np.array(places), best, brier)
 
     def label_answers(self, right: Flags) -> LabelAnswers:
@@ -412,7 +413,7 @@ class _Listing:
         for row, prediction in enumerate(self._predictions):
             if prediction.label is not None:
                 answered[row, [self._places[entry.label] for entry in prediction.top]] = True
-        return LabelAnswers(right, answered, self._scores() if self._is_whole else None)
+        return LabelAnswers(right, answered, self._scores if self._is_whole else None)
 
     def omitted(self, classes: Classes, multi_label: bool) -> dict[str, str]:
         """By name, why figures can't be told."""
@@ -429,10 +430,11 @@ class _Listing:
             return found | {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
         if not self._is_whole:
             found[BRIER_SCORE] = f"{partly}; --top-k {len(self.labels)} of `clipcls predict` lists all"
-        elif np.abs(self._scores().sum(axis=1) - 1).max() > _ROUNDING:
+        elif np.abs(self._scores.sum(axis=1) - 1).max() > _ROUNDING:
             found[BRIER_SCORE] = "the scores don't add up to 1"
         return found
 
+    @cached_property
     def _scores(self) -> Scores:
         """(n, n_labels) float32, where all labels are listed."""
         found = np.zeros((len(self._predictions), len(self.labels)), dtype=np.float32)

@@ -1,5 +1,6 @@
 """`clipcls eval` through its real entry point, as a process."""
 
+import io
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from test_start_up import loaded_by
 
 from clipcls.catalog import PICTOGRAM_FOLDER
 from conftest import EXAMPLES, ROOT, TINY_CONFIG, save_model, save_pictures
-from labelled import NAMES, write_shards
+from labelled import NAMES, write_shards, write_tar
 from pictures import encoded
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -280,44 +281,39 @@ def shown(seed: int, count: int = 24) -> list[bytes]:
     return [encoded(Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)), "PNG") for _ in range(count)]
 
 
-@pytest.mark.parametrize("model", ["random", "pictogram"])
-def test_eval_of_shards_equals_clip_benchmark(
-    clipcls: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
+@pytest.fixture
+def clip_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], dict[str, float]]:
+    """Run `clip_benchmark eval` in this process on a model folder and a folder of shards."""
     cli = pytest.importorskip("clip_benchmark.cli")
     from clip_benchmark.metrics import zeroshot_classification
 
     # it makes numbers of arrays with one element, which NumPy 2.4 refuses
     monkeypatch.setattr(zeroshot_classification, "float", lambda array: np.asarray(array).item(), raising=False)
+
+    def run(model: Path, data: Path) -> dict[str, float]:
+        output = tmp_path / "theirs.json"
+        arguments = ["eval", "--dataset", "wds/mine", "--dataset_root", str(data), "--num_workers", "0", "--no_amp"]
+        arguments += ["--model", f"local-dir:{model}", "--pretrained", "", "--quiet", "--output", str(output)]
+        arguments += ["--task", "zeroshot_classification"]
+        monkeypatch.setattr(sys, "argv", ["clip_benchmark", *arguments])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cli.main()
+        return dict(json.loads(output.read_text())["metrics"])
+
+    return run
+
+
+EXACTLY = ("--decode", "exact", "--precision", "fp32", "--format", "json")
+
+
+@pytest.mark.parametrize("model", ["random", "pictogram"])
+def test_eval_of_shards_equals_clip_benchmark(clipcls: Run, clip_benchmark: Any, tmp_path: Path, model: str) -> None:
     folder = PICTOGRAM_FOLDER if model == "pictogram" else save_model(tmp_path / "model", TINY_CONFIG, seed=3)
     write_shards(tmp_path / "data", shown(5), "png")
     (tmp_path / "data" / "classnames.txt").write_text("\n".join([*NAMES, "house", "key", "tree"]) + "\n")
-    theirs = [
-        "eval",
-        "--dataset",
-        "wds/mine",
-        "--dataset_root",
-        str(tmp_path / "data"),
-        "--num_workers",
-        "0",
-        "--no_amp",
-    ]
-    theirs += [
-        "--model",
-        f"local-dir:{folder}",
-        "--pretrained",
-        "",
-        "--quiet",
-        "--output",
-        str(tmp_path / "theirs.json"),
-    ]
-    theirs += ["--task", "zeroshot_classification"]
-    monkeypatch.setattr(sys, "argv", ["clip_benchmark", *theirs])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cli.main()
-    expected = json.loads((tmp_path / "theirs.json").read_text())["metrics"]
-    done = clipcls("eval", "data", "--model", folder, "--decode", "exact", "--precision", "fp32", "--format", "json")
+    expected = clip_benchmark(folder, tmp_path / "data")
+    done = clipcls("eval", "data", "--model", folder, *EXACTLY)
     assert done.returncode == 0, done.stderr
     figures = {name: estimate["value"] for name, estimate in result(done)["figures"].items()}
     assert figures["accuracy@1"] == pytest.approx(expected["acc1"], abs=1e-6)
@@ -326,3 +322,22 @@ def test_eval_of_shards_equals_clip_benchmark(
     assert result(done)["prompts"] == "zeroshot_classification_templates"
     command = json.loads(done.stdout)["command"]
     assert "--prompts data/zeroshot_classification_templates.txt --labels-file data/classnames.txt" in command
+
+
+def test_eval_of_shards_with_several_labels_equals_clip_benchmark(
+    clipcls: Run, clip_benchmark: Any, tmp_path: Path, tiny_model: Path
+) -> None:
+    random = np.random.default_rng(8)
+    members: dict[str, bytes] = {}
+    for number, picture in enumerate(shown(9)):
+        buffer = io.BytesIO()
+        np.save(buffer, random.integers(0, 2, len(NAMES)))
+        members |= {f"{number}.npy": buffer.getvalue(), f"{number}.png": picture}
+    write_tar(write_shards(tmp_path / "data", ()) / "test" / "0.tar", members)
+    (tmp_path / "data" / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "data" / "dataset_type.txt").write_text("multilabel")
+    expected = clip_benchmark(tiny_model, tmp_path / "data")
+    done = clipcls("eval", "data", "--model", tiny_model, "--score", "cosine", "--threshold", "0", *EXACTLY)
+    assert done.returncode == 0, done.stderr
+    found = result(done)["figures"]["mean average precision"]["value"]
+    assert found == pytest.approx(expected["mean_average_precision"], abs=1e-6)
