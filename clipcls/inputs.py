@@ -20,7 +20,7 @@ from clipcls.tables import Cell, check_column, is_table, read_column
 
 #: What is taken for a picture inside a folder; a file that is named itself is tried whatever its extension.
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs "  # noqa: SIM905
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .heic .heif .hif "  # noqa: SIM905
     ".jp2 .j2k .j2c .jpc .jpf .jpx .ico .icns .cur .ppm .pgm .pbm .pnm .pfm .psd .qoi .dds .pcx "
     ".sgi .rgb .rgba .bw .ras .xbm .xpm .fit .fits .tga .icb .vda .vst".split()
 )

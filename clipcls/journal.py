@@ -139,6 +139,8 @@ def _lock(file: BinaryIO, output: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
-        raise StoppedError(f"{output}: another run is writing to it. Wait for its end, or choose another output.") from exc
+        raise StoppedError(
+            f"{output}: another run is writing to it. Wait for its end, or choose another output."
+        ) from exc
     except OSError:  # a file system without locks
         return

@@ -14,6 +14,7 @@ import yaml
 from clipcls.errors import UsageError
 from clipcls.records import Label
 
+_LONGEST_CELL = 2**17  # Python's own limit
 
 def parse_labels(
     comma_separated: str | None = None,
@@ -146,6 +147,7 @@ def _plain(text: str) -> str:
 
 def _from_csv(text: str) -> list[Label]:
     """The column `label` (with `synonyms` and `prompts`, split at `|`), or without a header the only column."""
+    csv.field_size_limit(_LONGEST_CELL)  # the process's, which readers of other files may have raised
     rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
     header = [cell.strip().casefold() for cell in rows[0]] if rows else []
     if "label" not in header and any(len(row) > 1 for row in rows):

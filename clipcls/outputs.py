@@ -180,7 +180,9 @@ def _open_text(
         except OSError as exc:
             if target.resume:
                 raise StoppedError(f"{journal_path(path)}: can't be written: {exc.strerror}.") from exc
-            logger.warning("%s: can't be written (%s), so that this run can't be resumed", journal_path(path), exc.strerror)
+            logger.warning(
+                "%s: can't be written (%s), so that this run can't be resumed", journal_path(path), exc.strerror
+            )
             yield Output(stack.enter_context(open_sink(target.output, kind, labels=labels)))
             return
         with _can_write(target.output):
@@ -252,15 +254,15 @@ def _require_same(target: Target, journal: Journal, settings: Settings) -> None:
     """Refuse rows that other settings made."""
     if journal.settings is None:
         raise UsageError(
-            f"--resume: {target.name} isn't empty, and nothing says how it was made ({journal.path} is missing or empty). "
-            "Choose another output, or remove it."
+            f"--resume: {target.name} isn't empty, and nothing says how it was made ({journal.path} is missing or "
+            "empty). Choose another output, or remove it."
         )
     # through JSON, as they were kept
     differing = list(differences(journal.settings, json.loads(json.dumps(settings))))
     if differing:
         raise UsageError(
-            f"--resume: {target.name} was begun with other settings: {', '.join(differing)}. Give those again, or choose "
-            "another output."
+            f"--resume: {target.name} was begun with other settings: {', '.join(differing)}. Give those again, "
+            "or choose another output."
         )
 
 
@@ -303,9 +305,7 @@ def _parts_in(folder: Path) -> dict[int, Path]:
     return parts
 
 
-def _go_on_in(
-    folder: Path, parts: dict[int, Path], target: Target, journal: Journal, settings: Settings
-) -> Done:
+def _go_on_in(folder: Path, parts: dict[int, Path], target: Target, journal: Journal, settings: Settings) -> Done:
     if not target.resume:
         raise UsageError(f"--output-dir {folder}: there are results in it. Give --resume to go on, or another folder.")
     _require_same(target, journal, settings)

@@ -76,6 +76,11 @@ def look_at(files: Iterable[Path]) -> dict[str, str | None]:
     return {path: _status(path) for path in sorted(watched)}
 
 
+def have_changed(files: Iterable[Path], seen: dict[str, str | None]) -> bool:
+    """Whether any of a model's files isn't what `look_at` saw; what else happened in their folders doesn't matter."""
+    return any(_status(path) != seen.get(path) for path in (str(path.absolute()) for path in files))
+
+
 def absolute(spec: ModelSpec) -> ModelSpec:
     """The same question, whatever the working directory."""
     name = spec.name if catalog.find(spec.name) else _absolute(spec.name) or ""

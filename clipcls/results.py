@@ -4,8 +4,7 @@ import binascii
 import csv
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
@@ -14,8 +13,8 @@ from clipcls.parquet import read_parquet
 from clipcls.records import Format, Prediction, ScoredLabel
 from clipcls.rows import COLUMNS, prediction_of, unescaped
 
-# a cell may hold the scores of many thousand labels
-csv.field_size_limit(2**31 - 1)
+# in bytes: a cell may hold the scores of many thousand labels
+_LONGEST_CELL = 2**31 - 1
 
 T = TypeVar("T")
 
@@ -48,15 +47,31 @@ def read_predictions(file: BinaryIO, kind: Format, name: str) -> Iterator[Predic
     if kind == "parquet":
         yield from read_parquet(file, name)
         return
+    lines = _Counted(file)
     end = 0
-    for stored in read_stored(file, kind, name):
+    for stored in read_stored(lines, kind, name):
         end = stored.end
         yield stored.prediction
-    if file.seekable() and file.seek(0, os.SEEK_END) > end and end:
+    if lines.is_torn or lines.bytes > end > 0:
         raise UsageError(f"{name}: ends within a row; the run that wrote it was cut short. `--resume` completes it.")
 
 
-def read_stored(file: BinaryIO, kind: Format, name: str) -> Iterator[StoredPrediction]:
+class _Counted:
+    """Lines as they are read, a pipe's too."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = lines
+        self.bytes = 0
+        self.is_torn = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._lines:
+            self.bytes += len(line)
+            self.is_torn = not line.endswith(b"\n")
+            yield line
+
+
+def read_stored(file: Iterable[bytes], kind: Format, name: str) -> Iterator[StoredPrediction]:
     """The predictions in a text output with their places, but for a last row that was written in part.
 
     Raises:
@@ -73,7 +88,7 @@ def read_stored(file: BinaryIO, kind: Format, name: str) -> Iterator[StoredPredi
             raise UsageError(f"{name}: predictions can't be read back from {kind}; use tsv, jsonl, csv or parquet.")
 
 
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+def _whole_lines(file: Iterable[bytes]) -> Iterator[bytes]:
     for line in file:
         if line.endswith(b"\n"):
             yield line
@@ -86,7 +101,7 @@ def _parsed(make: Callable[[T], Prediction], row: T, name: str, line: int) -> Pr
         raise UsageError(f"{name}, line {line}: not a row that `clipcls predict` writes.") from exc
 
 
-def _read_jsonl(file: BinaryIO, name: str) -> Iterator[StoredPrediction]:
+def _read_jsonl(file: Iterable[bytes], name: str) -> Iterator[StoredPrediction]:
     start = 0
     for number, line in enumerate(_whole_lines(file), 1):
         end = start + len(line)
@@ -99,7 +114,7 @@ def _from_json(line: bytes) -> Prediction:
     return prediction_of(json.loads(line))
 
 
-def _read_csv(file: BinaryIO, name: str) -> Iterator[StoredPrediction]:
+def _read_csv(file: Iterable[bytes], name: str) -> Iterator[StoredPrediction]:
     end = 0
 
     def lines() -> Iterator[str]:
@@ -108,6 +123,7 @@ def _read_csv(file: BinaryIO, name: str) -> Iterator[StoredPrediction]:
             end += len(line)
             yield line.decode("utf-8", "surrogateescape")
 
+    csv.field_size_limit(_LONGEST_CELL)
     # strict, so that a file that ends within quotes is seen to do so
     reader = csv.reader(lines(), strict=True)
     header = next(reader, None)
@@ -138,7 +154,7 @@ def _from_cells(cells: list[str]) -> Prediction:
     return prediction_of(record)
 
 
-def _read_tsv(file: BinaryIO, name: str) -> Iterator[StoredPrediction]:
+def _read_tsv(file: Iterable[bytes], name: str) -> Iterator[StoredPrediction]:
     """The lines of one image follow one another; the same image again begins with a label that it had."""
     path = ""
     answers: dict[str, ScoredLabel] = {}

@@ -32,6 +32,7 @@ _COMPRESSIONS = {
 # a header of a file with all numbers in digits and no part of its name elsewhere
 _PLAIN = re.compile(rb"[^\0].{123}[0-7]{11}[\0 ].{12}[0-7]{6}[\0 ]{2}0\0.{187}\0.{166}", re.DOTALL)
 _CHUNK = 2**16
+_SMALLEST_PART, _LARGEST_PART = 2**13, 2**16  # of a shard that is read at once for headers
 _MOST_BYTES = 2**30  # of a picture that has to be read into memory here
 _MOST_HEADER_BYTES = 2**24  # of a header's extensions, such as a long name
 _EXTENSIONS_OF_HEADERS = frozenset(
@@ -186,9 +187,50 @@ class _Ending:
         return data
 
 
+class _Window:
+    """A file that is read in larger parts as long as little is passed over.
+
+    Each call of the system lets other threads take the interpreter, which is then waited for: with several calls a
+    header, finding small pictures took longer than decoding them.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._position = self._start = 0
+        self._data = b""
+        self._length = _SMALLEST_PART
+
+    def tell(self) -> int:
+        """Where the next byte is read."""
+        return self._position
+
+    def seek(self, position: int) -> int:
+        """Go there."""
+        self._position = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        """As many bytes as that, or as there are."""
+        offset = self._position - self._start
+        if offset < 0 or offset + size > len(self._data):
+            self._fill(size)
+            offset = 0
+        data = self._data[offset : offset + size]
+        self._position += len(data)
+        return data
+
+    def _fill(self, size: int) -> None:
+        passed_over = self._position - (self._start + len(self._data))
+        self._length = min(2 * self._length, _LARGEST_PART) if passed_over <= _SMALLEST_PART else _SMALLEST_PART
+        self._data = b""
+        self._file.seek(self._position)
+        self._data = self._file.read(max(size, self._length))
+        self._start = self._position
+
+
 def _opened(file: Any, mode: Mode) -> tarfile.TarFile:
     """An archive whose first header is read."""
-    source = file if mode == "r:" else _Ending(file)
+    source: Any = _Window(file) if mode == "r:" else _Ending(file)
     try:
         return tarfile.open(fileobj=source, mode=mode, tarinfo=_Header)
     except tarfile.ReadError as exc:

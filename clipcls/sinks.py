@@ -149,6 +149,11 @@ def published(path: Path, kind: str, *, early: bool) -> Iterator[Sink]:
     Raises:
         StoppedError: the file can't be written.
     """
+    if path.exists() and not path.is_file():  # a device or a pipe, whose place no file may take
+        with _opened(path, kind, (), str(path)) as sink:
+            yield sink
+        return
+    path = path.resolve()  # a link stays one
     draft = path.with_name(f".{path.name}.part")
     try:
         with contextlib.ExitStack() as stack:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -587,6 +588,7 @@ def heic(image: Image.Image, more: Iterable[Image.Image] = (), **options: Any) -
     return buffer.getvalue()
 
 
+@cache
 def heics() -> dict[str, Picture]:
     """HEIC files, to be called only with pillow-heif there."""
     rgb, grey = Image.fromarray(scene()), Image.fromarray(grey_scene())
@@ -690,6 +692,10 @@ def write_corpus(folder: Path) -> list[Case]:
         stem = case.name.removesuffix(".jpg")
         data = case.picture.data if case.picture else bad[stem][0]
         (folder / case.name).write_bytes(data)
+    if find_spec("pillow_heif"):
+        cases += [Case(f"{name}.HEIC", picture) for name, picture in heics().items()]
+        for name, picture in heics().items():
+            (folder / f"{name}.HEIC").write_bytes(picture.data)
     return sorted([*cases, *_odd_names(folder), *_special(folder)], key=lambda case: case.name)
 
 

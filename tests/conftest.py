@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # torch isn't imported yet; several processes with a thread a core would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "images"
 

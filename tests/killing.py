@@ -37,7 +37,9 @@ def bytes_in(output: Path) -> int:
     return _size(output)
 
 
-def kill_at_random(start: Start, is_running: Callable[[Any], bool], output: Path, whole: int, rng: random.Random) -> bool:
+def kill_at_random(
+    start: Start, is_running: Callable[[Any], bool], output: Path, whole: int, rng: random.Random
+) -> bool:
     """Start a job and kill it once a random share of its bytes is written, or a moment later.
 
     Args:

@@ -64,13 +64,13 @@ def test_predict_builds_only_the_tower_of_what_is_new(clipcls: Run, tmp_path: Pa
 
 def run_unable_to_open(arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
     """In a process of its own: the command line where opening any picture fails."""
-    from clipcls.embed import images
+    from clipcls import contents
     from clipcls.errors import ImageError
 
     def refuse(path: object) -> Any:
         raise ImageError("it was opened")
 
-    images.open_file = refuse
+    contents.open_file = refuse
     _run_main(arguments, folder, environment)
 
 

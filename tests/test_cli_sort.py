@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from clipcls.ledger import NAME
 from clipcls.records import Prediction, ScoredLabel
 from clipcls.rows import COLUMNS, csv_line, csv_row, jsonl_row, tsv_row
+from clipcls.sort.ledger import NAME
 from conftest import ROOT
 
 Done = subprocess.CompletedProcess[bytes]

@@ -100,8 +100,8 @@ def test_second_run_opens_neither_files_nor_model(
     model = Opened()
     first = run(references(paths), model.lazily(), cache)
     assert model.encoder.batches == [12] and model.times == 1
-    monkeypatch.setattr(embed_module, "open_file", refuse)
-    monkeypatch.setattr("clipcls.images._decoded", refuse)
+    monkeypatch.setattr(contents, "open_file", refuse)
+    monkeypatch.setattr("clipcls.images.decoding._decoded", refuse)
     monkeypatch.setattr(embed_module, "ThreadPoolExecutor", refuse)
     assert run(references(paths), closed_model(), cache) == first
 
@@ -129,12 +129,12 @@ def test_same_content_elsewhere_is_read_but_not_encoded(
         other = paths[0]
         os.utime(other, (10**9, 10**9))
     with monkeypatch.context() as patched:
-        patched.setattr("clipcls.images._decoded", refuse)
+        patched.setattr("clipcls.images.decoding._decoded", refuse)
         model = Opened()
         assert run([ImageRef(str(other))], model.lazily(), cache)[1] == [expected]
         assert model.encoder.batches == []
     # by then the path is known too
-    monkeypatch.setattr(embed_module, "open_file", refuse)
+    monkeypatch.setattr(contents, "open_file", refuse)
     assert run([ImageRef(str(other))], closed_model(), cache)[1] == [expected]
 
 
@@ -154,13 +154,13 @@ def test_file_that_just_changed_is_known_by_its_content_alone(
     monkeypatch.setattr("clipcls.cache.entries.RACY_SECONDS", 3600.0)
     run(references(paths), Opened().lazily(), cache)
     opened = []
-    original = embed_module.open_file
+    original = contents.open_file
 
     def noting(path: Any) -> Any:
         opened.append(path)
         return original(path)
 
-    monkeypatch.setattr(embed_module, "open_file", noting)
+    monkeypatch.setattr(contents, "open_file", noting)
     assert encoded(references(paths), cache) == 0
     assert sorted(opened) == [str(path) for path in paths]
 

@@ -355,3 +355,13 @@ def test_encoder_reports_the_models_settings(tiny_model: Path) -> None:
     assert encoder.logit_scale == pytest.approx(np.log(1 / 0.07))
     assert encoder.preprocess.size == (32, 32)
     assert encoder.tokenize(["a cat"]).shape == (1, 16)
+
+
+def test_facts_have_no_fingerprint_once_the_weights_change(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", TINY_CONFIG)
+    encoder = load_encoder(ModelSpec(str(folder), device="cpu"))
+    (folder / "notes.txt").write_text("a file beside them")
+    assert encoder.facts(Cache(tmp_path / "cache")).fingerprint
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    assert not encoder.facts(Cache(tmp_path / "cache")).fingerprint

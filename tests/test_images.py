@@ -21,6 +21,7 @@ from clipcls import images
 from clipcls.errors import ImageError
 from clipcls.geometry import as_image
 from clipcls.images import open_file
+from clipcls.images.modes import to_eight_bits
 from clipcls.pixels import load_pixels
 from clipcls.records import Decode, Preprocessing
 
@@ -162,7 +163,7 @@ def test_load_pixels_refuses(name: str, decode: Decode) -> None:
 def test_load_pixels_corrects_before_it_resizes() -> None:
     rgba = np.dstack([pictures.scene(), pictures.alpha()])
     wanted = preprocessing((16, 16))
-    flat = pictures.png(np.array(images._to_eight_bits(Image.fromarray(rgba))))
+    flat = pictures.png(np.array(to_eight_bits(Image.fromarray(rgba))))
     assert np.array_equal(load_pixels(pictures.png(rgba), wanted, "exact"), load_pixels(flat, wanted, "exact"))
 
 
@@ -175,7 +176,7 @@ def test_load_pixels_hides_what_is_behind_transparency() -> None:
 def test_load_pixels_keeps_12_bits_as_grey() -> None:
     image = Image.fromarray(np.array([[0, 2048, 4095]], np.uint16))
     image.tag_v2 = {258: (12,), 262: 1}  # type: ignore[attr-defined]
-    assert np.array(images._to_eight_bits(image)).tolist() == [[0, 128, 255]]
+    assert np.array(to_eight_bits(image)).tolist() == [[0, 128, 255]]
 
 
 def test_load_pixels_is_writable() -> None:

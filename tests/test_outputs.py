@@ -211,6 +211,17 @@ def test_parquet_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.exists() and [file.name for file in tmp_path.iterdir()] == ["out.parquet"]
 
 
+def test_parquet_file_takes_no_devices_place(tmp_path: Path) -> None:
+    (tmp_path / "file.parquet").touch()
+    (tmp_path / "link.parquet").symlink_to("file.parquet")
+    write(target(tmp_path / "link.parquet"), [answer("a", 0.5)])
+    assert (tmp_path / "link.parquet").is_symlink() and (tmp_path / "file.parquet").stat().st_size > 0
+    device = tmp_path / "device.parquet"
+    device.symlink_to("/dev/null")
+    write(target(device), [answer("a", 0.5)])
+    assert device.is_symlink() and not Path("/dev/null").is_file()
+
+
 # ---- the journal
 
 

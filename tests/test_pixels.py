@@ -155,7 +155,7 @@ def test_fast_pixels_are_no_more_off_without_simplejpeg(
     }
     files[(640, 427), "grey"] = pictures.encoded(photographs[1].convert("L"), "JPEG")
     with_it = {name: load_pixels(data, CLIP) for name, data in files.items()}
-    monkeypatch.setattr(images, "simplejpeg", None)
+    monkeypatch.setattr("clipcls.images.jpeg.simplejpeg", None)
     for name, data in files.items():
         off = difference(with_it[name], load_pixels(data, CLIP))
         # reduced, simplejpeg takes the quicker transform and doesn't smooth colours
@@ -307,7 +307,7 @@ def test_fast_refuses_damaged_jpegs_exactly_where_pillow_does(
     files = list(damaged(pictures.encoded(photographs[1].resize((230, 170)), "JPEG", **JPEG_OPTIONS[options])))
     fast = [outcome(data, wanted) for data in files]
     exact = [outcome(data, wanted, "exact") for data in files]
-    monkeypatch.setattr(images, "simplejpeg", None)
+    monkeypatch.setattr("clipcls.images.jpeg.simplejpeg", None)
     by_pillow = [outcome(data, wanted) for data in files]
     refused = 0
     for i, answers in enumerate(zip(fast, exact, by_pillow, strict=True)):

@@ -60,7 +60,16 @@ def test_every_option_named_in_prose_exists() -> None:
     helps = "".join(re.findall(r"```text.*?```", README, re.DOTALL))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose))
     # options of pip, git, torchrun, benchmarks and cog, and of `clipcls models` and `clipcls cache`
-    elsewhere = {"--more-words", "--nproc-per-node", "--index-url", "--all", "--help", "--strict", "--check"} | {
+    elsewhere = {
+        "--more-words",
+        "--memory",
+        "--nproc-per-node",
+        "--index-url",
+        "--all",
+        "--help",
+        "--strict",
+        "--check",
+    } | {
         "--older-than",
         "--size",
     }

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from clipcls import ledger, placing
 from clipcls.errors import StoppedError, UsageError
-from clipcls.ledger import NAME, Method, locked, read_runs
-from clipcls.naming import FAILED, UNKNOWN, FileNames, FolderNames, folder_name, numbered
 from clipcls.records import Prediction
-from clipcls.sorting import Plan, carry_out, plan
-from clipcls.unsorting import undo
+from clipcls.sort import ledger, placing
+from clipcls.sort.ledger import NAME, Method, locked, read_runs
+from clipcls.sort.naming import FAILED, UNKNOWN, FileNames, FolderNames, folder_name, numbered
+from clipcls.sort.sorting import Plan, carry_out, plan
+from clipcls.sort.unsorting import undo
 
 METHODS: list[Method] = ["copy", "hardlink", "symlink", "move"]
 NASTY = [
@@ -477,6 +477,20 @@ def test_carry_out_stops_where_a_source_cannot_be_taken_away(
     assert not (into / "dog" / "b.jpg").exists()
     assert (photos / "b.jpg").read_bytes() == b"b.jpg"
     assert [entry.error for entry in undo(into)] == [None]
+    assert len(list(photos.iterdir())) == 3
+
+
+def test_carry_out_says_whose_folder_does_not_let_go(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", os.fspath(self), None, os.fspath(target))
+
+    refuse_links(monkeypatch, errno.EPERM, all_of_them=True)
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(StoppedError, match=r"photos/a\.jpg: can't be taken from its place: permission denied"):
+        sort(three(photos), tmp_path / "sorted", "move")
+    assert not list((tmp_path / "sorted" / "cat").iterdir())
     assert len(list(photos.iterdir())) == 3
 
 

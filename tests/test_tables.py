@@ -53,6 +53,7 @@ def test_read_column_takes_text_from_csv(tmp_path: Path) -> None:
     assert values(write(tmp_path / "a.csv", data)) == ["a.jpg", 'b, "c".jpg', "d.jpg", nothing, nothing]
     assert values(write(tmp_path / "a.TSV", "image\tid\na,b.jpg\t1\n")) == ["a,b.jpg"]
     assert values(write(tmp_path / "b.csv", "image\n")) == []
+    assert values(write(tmp_path / "c.csv", "\ufeffimage\na.jpg\n")) == ["a.jpg"]
 
 
 def test_read_column_keeps_names_in_any_bytes(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_read_column_stops_at_a_quote_that_never_ends(tmp_path: Path, monkeypatc
 
 def test_read_column_takes_text_from_json_lines(tmp_path: Path) -> None:
     lines = [
-        '{"image": "a.jpg", "width": 3}',
+        '\ufeff{"image": "a.jpg", "width": 3}',
         "",
         '{"width": 4}',
         '{"image": null}',

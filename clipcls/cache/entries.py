@@ -75,8 +75,8 @@ def is_settled(image: CachedImage) -> bool:
     """Whether the image's path may be remembered with its status."""
     if image.status is None:
         return False
-    # what follows these two says where in the file it is
-    modified, changed = map(int, image.status.split()[1:3])
+    # what follows the first four says where in the file it is
+    _, modified, changed, _, *_ = map(int, image.status.split())
     seen = time.time() if image.seen is None else image.seen
     return seen - max(modified, changed) / 1e9 >= RACY_SECONDS
 

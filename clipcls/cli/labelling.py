@@ -36,18 +36,25 @@ class Sources:
         """One reference a picture."""
         from clipcls.inputs import discover
 
-        return discover(
-            self.inputs, self.files_from, self.null, column=self.column, allow_urls=self.allow_urls
-        )
+        return discover(self.inputs, self.files_from, self.null, column=self.column, allow_urls=self.allow_urls)
 
     def count(self) -> int:
         """How many there are, by listing them."""
         return sum(1 for _ in self.images())
 
     @property
-    def can_be_listed_twice(self) -> bool:
-        """Whether listing them takes nothing away."""
-        return self.files_from is None and "-" not in self.inputs
+    def are_countable(self) -> bool:
+        """Whether counting them takes nothing away, and little time."""
+        from clipcls.inputs import are_countable
+
+        return self.files_from is None and are_countable(self.inputs)
+
+    def hint(self) -> str:
+        """What to try where there are none."""
+        from clipcls.inputs import hint
+
+        found = hint(self.inputs)
+        return "" if found is None else f" {found}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,7 @@ class Labelling:
             with open_output(self._target, labels, classifier.settings) as output:
                 before = output.done
                 self._report_resumed(before)
-                progress.start(self._sources.count if self._sources.can_be_listed_twice else None, before.count)
+                progress.start(self._sources.count if self._sources.are_countable else None, before.count)
                 images = before.remaining(self._sources.images())
                 exceeded = self._write(classifier.predict(images, signals.received), output, progress)
         self._report(before, output.can_resume, signals.exit_code, exceeded)
@@ -160,7 +167,7 @@ class Labelling:
             typer.echo(f"clipcls: {done:,} images done{go_on}", err=True)
             raise typer.Exit(exit_code)
         if not done:
-            raise UsageError("No images found in what was given.")
+            raise UsageError(f"No images found in what was given.{self._sources.hint()}")
         if failed:
             if not self._quiet:
                 typer.echo(f"clipcls: {failed:,} of {done:,} images could not be read", err=True)

@@ -18,7 +18,7 @@ from clipcls.records import Format
 
 if TYPE_CHECKING:
     from clipcls.records import Prediction
-    from clipcls.sorting import Plan
+    from clipcls.sort import Plan
 
 Method = Literal["copy", "hardlink", "symlink", "move"]
 
@@ -72,7 +72,7 @@ def sort(
     asks = by == "move" and not yes and not dry_run
     if asks and (predictions == "-" or not _is_terminal()):
         raise UsageError("--by move asks first, and there is nobody to ask: give --yes. --dry-run shows what it does.")
-    from clipcls.sorting import plan
+    from clipcls.sort import plan
 
     planned = plan(_read(predictions, format), into, by)
     if not (planned.actions or planned.left_out or planned.already_there):
@@ -164,7 +164,7 @@ def _print_done(first: str, second: str) -> bool:
 
 
 def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
-    from clipcls.sorting import carry_out
+    from clipcls.sort import carry_out
 
     if asks and planned.actions and not _agreed(planned):
         typer.echo("clipcls: nothing was moved", err=True)
@@ -238,7 +238,7 @@ def _files(count: int) -> str:
 
 
 def _undo(into: Path, verbose: bool, quiet: bool) -> None:
-    from clipcls.unsorting import undo
+    from clipcls.sort import undo
 
     done = kept = 0
     with (

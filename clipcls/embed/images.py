@@ -26,7 +26,7 @@ from clipcls.records import Decode, ImageRef, ModelFacts
 logger = logging.getLogger(__name__)
 
 # part of what cached features depend on; to be raised whenever some file's pixels come out differently
-_DECODER_VERSION = 2
+_DECODER_VERSION = 3
 # a file up to this size is read once, hashed and decoded in memory
 _WHOLE_BYTES = 2**28
 # images that wait behind one that isn't ready, at most

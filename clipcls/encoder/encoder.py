@@ -30,7 +30,7 @@ from clipcls.encoder.padding import cut_to_length, without_padding
 from clipcls.encoder.sources import ModelFiles, locate
 from clipcls.encoder.weights import Checkpoint, Tower, build_tower
 from clipcls.errors import ModelError, OutOfMemoryError, UsageError
-from clipcls.recall import look_at
+from clipcls.recall import have_changed, look_at
 from clipcls.records import ModelFacts, ModelSpec, Precision, Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Encoder:
     def facts(self, cache: Cache) -> ModelFacts:
         """What pipelines and the cache have to know; the fingerprint is left empty where nothing can be cached."""
         fingerprint = self.fingerprint(cache) if cache.is_on else b""
-        if fingerprint and look_at(self.files.all()) != self.seen:
+        if fingerprint and have_changed(self.files.all(), self.seen):
             logger.warning("model %s changes while it is read; nothing is cached in this run", self.name)
             fingerprint = b""
         return ModelFacts(

@@ -56,14 +56,17 @@ def add(archive: tarfile.TarFile, path: Path) -> None:
         archive.addfile(header, io.BytesIO(content))
 
 
-def predict(folder: Path, inputs: str, batch_size: int) -> tuple[Cost, int]:
-    """What one run takes, and how many rows it wrote."""
+def predict(folder: Path, inputs: str, count: int, batch_size: int) -> Cost:
+    """What one run over so many pictures takes."""
     output = folder / "labels.tsv"
     command = [sys.executable, "-m", "clipcls", "predict", inputs, "--labels", "cat,dog,truck", "--no-cache", "-q"]
     options = ["--model", str(folder / "model"), "--device", "cpu", "--batch-size", str(batch_size)]
     cost = run_process([*command, *options, "--output", str(output)], folder)
     with output.open("rb") as rows:
-        return cost, sum(1 for _ in rows)
+        written = sum(1 for _ in rows)
+    if written != count:
+        sys.exit(f"{inputs}: {written:,} rows for {count:,} pictures")
+    return cost
 
 
 def measure(folder: Path, count: int, options: argparse.Namespace) -> None:
@@ -71,37 +74,39 @@ def measure(folder: Path, count: int, options: argparse.Namespace) -> None:
     kinds = {"folder": "pictures", "shards": "plain/*.tar", "shards.gz": "gz/*.tar.gz"}
     first = {"folder": "few", "shards": "plain/000.tar", "shards.gz": "gz/000.tar.gz"}
     costs: dict[str, list[Cost]] = {kind: [] for kind in kinds}
+    few: dict[str, list[Cost]] = {kind: [] for kind in kinds}
     print(f"| round | kind | seconds | processor | images/s | peak MiB |\n{'|---' * 6}|", flush=True)
-    few = {kind: predict(folder, first[kind], options.batch_size) for kind in kinds}
     for number in range(options.rounds):
         for kind, inputs in kinds.items():
-            cost, rows = predict(folder, inputs, options.batch_size)
-            if rows != count:
-                sys.exit(f"{kind}: {rows:,} rows for {count:,} pictures")
+            few[kind].append(predict(folder, first[kind], options.per_shard, options.batch_size))
+            cost = predict(folder, inputs, count, options.batch_size)
             costs[kind].append(cost)
             print(
                 f"| {number + 1} | {kind} | {cost.seconds:.1f} | {cost.processor:.1f} | {count / cost.seconds:.0f} "
                 f"| {cost.peak:.0f} |",
                 flush=True,
             )
-    report(costs, few, count)
+    report(costs, few, count, options.per_shard)
 
 
-def report(costs: dict[str, list[Cost]], few: dict[str, tuple[Cost, int]], count: int) -> None:
+def median(costs: list[Cost], name: str) -> float:
+    """The median of one of the costs."""
+    return statistics.median(getattr(cost, name) for cost in costs)
+
+
+def report(costs: dict[str, list[Cost]], few: dict[str, list[Cost]], count: int, few_count: int) -> None:
     """Print how the kinds compare."""
-    for name in ("seconds", "processor"):
-        rates = {
-            kind: (count - few[kind][1])
-            / (statistics.median(getattr(cost, name) for cost in found) - getattr(few[kind][0], name))
-            for kind, found in costs.items()
-        }
-        unit = "s" if name == "seconds" else "core second"
-        shown = ", ".join(f"{kind} {rate:.0f}" for kind, rate in rates.items())
-        ratios = ", ".join(f"{kind} {rate / rates['folder']:.2f}" for kind, rate in rates.items() if kind != "folder")
+    for name, unit in (("seconds", "s"), ("processor", "core second")):
+        taken = {kind: median(found, name) - median(few[kind], name) for kind, found in costs.items()}
+        if min(taken.values()) <= 0:
+            print(f"images/{unit}: the machine does too much else to tell")
+            continue
+        shown = ", ".join(f"{kind} {(count - few_count) / more:.0f}" for kind, more in taken.items())
+        ratios = ", ".join(f"{kind} {taken['folder'] / more:.2f}" for kind, more in taken.items() if kind != "folder")
         print(f"images/{unit}: {shown}; of the folder's: {ratios}")
     for kind, found in costs.items():
-        (small, rows), large = few[kind], statistics.median(cost.peak for cost in found)
-        print(f"{kind}: peak {small.peak:.0f} MiB for {rows:,} pictures, {large:.0f} MiB for {count:,}")
+        small, large = median(few[kind], "peak"), median(found, "peak")
+        print(f"{kind}: peak {small:.0f} MiB for {few_count:,} pictures, {large:.0f} MiB for {count:,}")
 
 
 def main() -> None:

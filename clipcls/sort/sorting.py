@@ -1,7 +1,7 @@
 """Pictures into one folder for each label: what goes where, and putting it there.
 
-`plan` only looks; `carry_out` does what a plan says and records it in the folder (`clipcls.ledger`), so that
-`clipcls.unsorting` can take it back. A process that is killed leaves at most one file half done: the next one that
+`plan` only looks; `carry_out` does what a plan says and records it in the folder (`clipcls.sort.ledger`), so that
+`clipcls.sort.unsorting` can take it back. A process that is killed leaves at most one file half done: the next one that
 works on the folder first clears that up.
 """
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipcls.errors import ImageError, StoppedError, UsageError
-from clipcls.ledger import NAME, Entry, Ledger, Mark, Method, Run, locked, read_runs
-from clipcls.naming import FAILED, UNKNOWN, FileNames, FolderNames, numbered
-from clipcls.placing import copy, move, move_link, require_file, shown, status_of, stopped, translated
 from clipcls.records import Prediction
-from clipcls.unsorting import Before, done_before, settle
+from clipcls.sort.ledger import NAME, Entry, Ledger, Mark, Method, Run, locked, read_runs
+from clipcls.sort.naming import FAILED, UNKNOWN, FileNames, FolderNames, numbered
+from clipcls.sort.placing import copy, move, move_link, require_file, shown, status_of, stopped, translated
+from clipcls.sort.unsorting import Before, done_before, settle
 
 _BLOCK = 64  # files whose entries are brought to the disk together
 _NAME_ERRORS = frozenset({errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG})

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from clipcls.placing import status_of
+from clipcls.sort.placing import status_of
 
 #: Where images go that have no label, and those that couldn't be read; no label's folder is called so.
 UNKNOWN, FAILED = "_unknown", "_failed"

@@ -8,8 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipcls.errors import ImageError, UsageError
-from clipcls.ledger import NAME, Entry, Mark, Method, Run, locked, read_runs, shorten
-from clipcls.placing import identical, is_placeholder, keep_link_times, move, move_link, shown, status_of, translated
+from clipcls.sort.ledger import NAME, Entry, Mark, Method, Run, locked, read_runs, shorten
+from clipcls.sort.placing import (
+    identical,
+    is_placeholder,
+    keep_link_times,
+    move,
+    move_link,
+    shown,
+    status_of,
+    translated,
+)
 
 _COARSEST_NS = 2 * 10**9  # FAT knows even seconds only
 

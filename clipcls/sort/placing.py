@@ -145,6 +145,10 @@ def _rename(source: Path, target: Path) -> None:
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0))
     try:
         source.replace(target)
+    except PermissionError as exc:
+        target.unlink(missing_ok=True)
+        # a folder that took the empty file takes this one too: it's the other one that doesn't let go
+        raise PermissionError(exc.errno, exc.strerror, os.fspath(source)) from exc
     except OSError:
         target.unlink(missing_ok=True)
         raise

@@ -1,0 +1,22 @@
+"""From an image file to a decoded, corrected, upright picture; `clipcls.pixels` fits it to a model's input.
+
+What open_clip's own transform gets silently wrong is corrected before it: EXIF orientation is applied (`orientation`),
+palettes become colours before anything is resized, transparency is laid on white, 16-bit and float pictures are scaled
+to 8 bits (`modes`). Colour profiles (ICC) aren't applied; CLIP's training and open_clip don't either. Of an animation
+or a multi-page file, the first frame counts. What a file is follows from its content, never from its name (`formats`).
+
+`decoding` is the way of a picture through all of these, from `sources` on. Pillow reads every file's header and decodes
+most formats. Plain JPEGs are handed to simplejpeg (`jpeg`). HEIC is read by pillow-heif, where that is installed: the
+primary image, as the file itself turns it. What would take more memory or time than a picture can need is refused
+first (`limits`).
+
+Whatever is wrong with a file ends as an `ImageError` that doesn't name it (`damage`): the caller knows its path.
+"""
+
+from clipcls.images.damage import pillow_errors
+from clipcls.images.decoding import decode_picture, load_layers
+from clipcls.images.formats import FORMATS
+from clipcls.images.limits import MAX_PIXELS
+from clipcls.images.sources import Source, open_file
+
+__all__ = ["FORMATS", "MAX_PIXELS", "Source", "decode_picture", "load_layers", "open_file", "pillow_errors"]

@@ -1,0 +1,76 @@
+"""The way of a picture: its header read, its size checked, decoded, corrected, turned upright."""
+
+from typing import BinaryIO
+
+from PIL import Image
+
+from clipcls.errors import ImageError
+from clipcls.geometry import Picture, as_image
+from clipcls.images.damage import pillow_errors, silence_pillow
+from clipcls.images.formats import HEAD_BYTES, kind_of, open_header
+from clipcls.images.jpeg import decode_jpeg
+from clipcls.images.limits import MAX_PIXELS, raise_pillows_limit, require_few_scans, require_fitting
+from clipcls.images.modes import fit_transparent_colour, to_eight_bits
+from clipcls.images.orientation import orientation_of, turn_upright
+from clipcls.images.sources import Source, open_source
+from clipcls.records import Decode, Preprocessing
+
+
+def decode_picture(
+    source: Source, preprocessing: Preprocessing, decode: Decode = "fast", max_pixels: int = MAX_PIXELS
+) -> Picture:
+    """Decode one picture, correct it and turn it upright; safe to call from many threads.
+
+    Args:
+        source: a path, a file's bytes, or an open binary file (left open).
+        preprocessing: what the picture will be fitted to; `fast` decodes a large JPEG at a reduced scale, never
+            under twice the resized picture.
+        decode: `exact` decodes in full, by Pillow.
+        max_pixels: a picture with more is refused before it is decoded. A limit above Pillow's own raises
+            Pillow's for the whole process.
+
+    Raises:
+        ImageError: whatever is wrong with the file.
+    """
+    with open_source(source) as file:
+        return _decoded(file, preprocessing, decode, max_pixels)
+
+
+def load_layers(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one picture, corrected as for `load_pixels` and of at least twice the model's size, but whole.
+
+    Returns:
+        A picture in mode L or RGB, or in RGBA where the file has transparency, which isn't laid on white.
+
+    Raises:
+        ImageError: whatever is wrong with the file.
+    """
+    with open_source(source) as file:
+        return as_image(_decoded(file, preprocessing, "fast", max_pixels, transparency=True).image)
+
+
+def _decoded(
+    file: BinaryIO, preprocessing: Preprocessing, decode: Decode, max_pixels: int, transparency: bool = False
+) -> Picture:
+    silence_pillow()
+    raise_pillows_limit(max_pixels)
+    with pillow_errors("file"):
+        file.seek(0)
+        head = file.read(HEAD_BYTES)
+    if not head:
+        raise ImageError("empty file")
+    kind = kind_of(head)
+    with pillow_errors(kind or "image"):
+        image = open_header(file, kind, max_pixels)
+    with pillow_errors(kind or image.format or "image"):
+        require_fitting(image, max_pixels)
+        if image.format in ("JPEG", "MPO"):
+            require_few_scans(file, image, max_pixels)
+            if decode == "fast":
+                return decode_jpeg(file, image, preprocessing)
+        fit_transparent_colour(image)
+        image.load()
+        require_fitting(image, max_pixels)  # what an ICNS file holds may be larger than what it says
+        orientation = orientation_of(image)
+        upright = turn_upright(to_eight_bits(image, transparency), orientation)
+    return Picture(upright, upright.size, upright.size)

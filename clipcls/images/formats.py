@@ -1,0 +1,109 @@
+"""Which format a file is in, by its content, and its header read: by Pillow, or by pillow-heif where it is HEIC."""
+
+import contextlib
+import ctypes
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import BinaryIO
+
+from PIL import Image, ImageFile, UnidentifiedImageError, _imaging, features
+
+from clipcls.errors import ImageError
+from clipcls.images.jpeg import bits_per_colour
+from clipcls.images.limits import require_fitting_icons
+
+#: In the order in which they are tried. Left out are what needs a foreign program (EPS: Ghostscript, which
+#: would run a file's code), what is no picture (MPEG, HDF5, GRIB) and what nobody has.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "ICNS", "CUR", "PPM", "PSD"),
+    *("QOI", "DDS", "DIB", "PCX", "SGI", "SUN", "XBM", "XPM", "FITS", "TGA"),
+)
+
+_SIGNATURES = {
+    rb"\xff\xd8\xff": "JPEG",
+    rb"\x89PNG\r\n\x1a\n": "PNG",
+    rb"GIF8": "GIF",
+    rb"RIFF....WEBP": "WEBP",
+    rb"II[*+]\0|MM\0[*+]": "TIFF",
+    rb"\x00\x00\x01\x00": "ICO",
+}
+
+#: How much of a file's beginning tells its format.
+HEAD_BYTES = 256
+
+# The container of HEIC and of AVIF files names its content in a list of brands, of which some fit both.
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_SHARED_BRANDS = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))
+
+
+def kind_of(head: bytes) -> str | None:
+    """The format, where a file's first bytes leave no doubt."""
+    if head[4:8] != b"ftyp":
+        return next((name for start, name in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = (head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4)))  # the first one counts most
+    for brand in brands:
+        if brand in _HEIC_BRANDS or brand in _AVIF_BRANDS:
+            return "HEIC" if brand in _HEIC_BRANDS else "AVIF"
+    return "HEIC" if brands[0] in _SHARED_BRANDS else None
+
+
+def open_header(file: BinaryIO, kind: str | None, max_pixels: int) -> ImageFile.ImageFile:
+    """Read a file's header, and of an icon, the picture.
+
+    Args:
+        kind: what `kind_of` says.
+
+    Returns:
+        The picture before it is decoded.
+
+    Raises:
+        ImageError: what reads the format is missing, or can't read this one; or an icon is too large.
+    """
+    if kind == "HEIC":
+        file.seek(0)
+        return _heic_opener()(file)
+    if kind == "AVIF" and not features.check("avif"):
+        raise ImageError("AVIF needs Pillow 11.3 or newer, built with it: pip install --upgrade pillow")
+    if kind == "TIFF":
+        _silence_libtiff()
+    if kind == "ICO":
+        require_fitting_icons(file, max_pixels)
+    try:
+        return Image.open(file, formats=(kind,) if kind else _available_formats())
+    except UnidentifiedImageError as exc:
+        bits = bits_per_colour(file) if kind == "JPEG" else 8
+        if bits == 8:
+            raise
+        raise ImageError(f"a JPEG of {bits} bits a colour, which Pillow doesn't read") from exc
+
+
+def _available_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def _heic_opener() -> Callable[[BinaryIO], ImageFile.ImageFile]:
+    try:
+        import pillow_heif
+    except ImportError as exc:
+        raise ImageError("HEIC needs the package pillow-heif: pip install 'clipcls[heic]'") from exc
+    # Not registered with Pillow, which would change what a host's Image.open does. Pictures are decoded on
+    # threads as it is, so none are started for a picture's tiles.
+    options = pillow_heif.options
+    options.DECODE_THREADS, options.THUMBNAILS, options.DEPTH_IMAGES, options.AUX_IMAGES = 0, False, False, False
+    opener: Callable[[BinaryIO], ImageFile.ImageFile] = pillow_heif.HeifImageFile
+    return opener
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from printing on the process's standard error what Pillow also raises as an exception."""
+    # On Windows libtiff is inside Pillow's own library, and can't be reached.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler  # in a library that Pillow's is linked to
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)

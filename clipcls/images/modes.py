@@ -1,0 +1,83 @@
+"""Every mode of Pillow's to 8 bits, grey or RGB."""
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from clipcls.errors import ImageError
+
+
+def to_eight_bits(image: Image.Image, transparency: bool = False) -> Image.Image:
+    """Any mode to L or RGB, with transparency laid on white; to RGBA where there is some that is to be kept."""
+    if image.mode.startswith("I;16"):
+        return _from_sixteen_bits(image)
+    if image.mode in ("I", "F"):
+        return _from_range(image)
+    if image.has_transparency_data:
+        return image.convert("RGBA") if transparency else _on_white(image)
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def fit_transparent_colour(image: ImageFile.ImageFile) -> None:
+    """Bring the colour that a PNG declares transparent to the depth that Pillow gives its pixels, 8 bits mostly.
+
+    Source: PNG specification, third edition, 11.3.1.1: of a colour's two bytes as many bits count as a sample has.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or not image.tile or isinstance(colour, bytes):
+        return
+    samples = image.tile[0][3]  # as they are in the file
+    if isinstance(colour, tuple):
+        wide = samples == "RGB;16B"  # of which Pillow keeps the high byte
+        image.info["transparency"] = tuple(value >> 8 if wide else value & 255 for value in colour)
+    elif isinstance(colour, int) and samples in ("L", "L;2", "L;4"):
+        most = {"L": 255, "L;2": 3, "L;4": 15}[samples]
+        image.info["transparency"] = (colour & most) * (255 // most)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(rgba, mask=rgba)
+    return white
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey by its type's full range (65535 is white), so that a picture's brightness stays its own."""
+    tags = getattr(image, "tag_v2", {})  # TIFF's, and unknown to Pillow: 12 bits in 16, and 0 for white
+    full = 4095 if tags.get(258) == (12,) else 65535
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((values * 255 + full // 2) // full).clip(0, 255).astype(np.uint8)
+    if tags.get(262) == 0:
+        grey = 255 - grey
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    return Image.fromarray(grey)
+
+
+def _from_range(image: Image.Image) -> Image.Image:
+    """32-bit integers and floats to grey.
+
+    Their types don't say what white is. PNM files of more than 8 bits are known to reach 65535; for others,
+    values within 0 to 1 (floats), 0 to 255 or 0 to 65535 (integers) are taken as such, and all else is stretched
+    from its own smallest to its own largest value. Infinities count as the ends of that range, NaN as its lower
+    end.
+    """
+    with np.errstate(invalid="ignore"):  # there are NaNs that even a conversion complains of
+        values = np.array(image, np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ImageError("no pixel holds a finite number")
+    low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
+    if image.format == "PPM" and image.mode == "I":
+        low, high = 0.0, 65535.0
+    elif low >= 0:
+        limits = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+        within = [limit for limit in limits if high <= limit]
+        low, high = (0.0, within[0]) if within else (low, high)
+    np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
+    values -= low
+    values *= 255.0 / (high - low) if high > low else 0.0
+    return Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
