@@ -256,6 +256,8 @@ def test_eval_names_cannot_move_the_cursor_or_mean_markup(clipcls: Run, tmp_path
         (["data", "--predictions", "none.jsonl", "--prompts", "simple"], "leave --prompts out"),
         (["data", "--threshold", "0.4"], "--threshold is for several labels an image"),
         (["data", "--confusion-plot", "plot.svg"], "ends in .png"),
+        (["data", "--confusion-plot", "data/cat/plot.png"], "lies in data, where it would be taken for data"),
+        (["data", "-o", "data/cat/cat.png"], "not a name for results"),
         (["data", "data"], "one folder, one table, or shards only"),
         (["data/cat"], "no class folder with pictures in it"),
     ],

@@ -54,8 +54,12 @@ class Output:
             UsageError: one is among what is read, or isn't a PNG.
             StoppedError: one can't be written.
         """
+        from clipcls.inputs import EXTENSIONS
+
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise UsageError(f"--confusion-plot {self.plot}: a name that ends in .png is needed.")
+        if Path(self.file).suffix.lower() in EXTENSIONS:
+            raise UsageError(f"--output {self.file}: not a name for results.")
         for option, path in (("--output", self.file), ("--confusion-plot", self.plot)):
             if path is None or path == "-":
                 continue
@@ -68,6 +72,8 @@ class Output:
             for source in sources:
                 if source and target.exists() and os.path.exists(source) and target.samefile(source):  # noqa: PTH110
                     raise UsageError(f"{option} {target} is one of the inputs, which it would overwrite.")
+                if source and path is self.plot and target.resolve().is_relative_to(Path(source).resolve()):
+                    raise UsageError(f"{option} {target} lies in {source}, where it would be taken for data.")
 
     def write(self, text: str) -> None:
         """Write all of it at once.
