@@ -309,6 +309,7 @@ def evaluate_predictions(
     found = _by_path(predictions)
     keys = [_key(example.image.path) for example in truth.examples]
     given = [found.get(key) for key in keys]
+    asked = set(keys)
     good = [prediction for prediction in given if prediction is not None and prediction.error is None]
     if not good:
         raise UsageError(_no_match(truth, found, given))
@@ -326,7 +327,7 @@ def evaluate_predictions(
     left_out = LeftOut(
         failed=tuple((e.image.path, p.error) for e, p in pairs if p is not None and p.error is not None),
         missing=tuple(e.image.path for e, p in pairs if p is None),
-        unasked=tuple(found[key].path for key in found.keys() - set(keys)),
+        unasked=tuple(prediction.path for key, prediction in found.items() if key not in asked),
         unknown=0 if truth.multi_label else sum(prediction.label is None for prediction in good),
     )
     return outcome(truth, classes, truth.multi_label, [result], left_out)

@@ -93,6 +93,16 @@ def test_eval_compares_models_and_prompts(clipcls: Run, data: Path, tiny_model: 
     assert made["results"][made["best"]]["difference_to_best"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
+def test_eval_takes_the_model_from_the_environment(
+    clipcls: Run, data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "my model")
+    monkeypatch.setenv("CLIPCLS_MODEL", str(tmp_path / "my model"))
+    done = clipcls("eval", "data", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert [row["model"] for row in json.loads(done.stdout)["results"]] == [str(tmp_path / "my model")]
+
+
 def test_eval_reports_pictures_that_cannot_be_read(clipcls: Run, data: Path) -> None:
     (data / "cat" / "bad.png").write_bytes(b"no picture")
     done = clipcls("eval", "data", "--model", "pictogram")
