@@ -104,10 +104,11 @@ def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
         tallies = [tally for model, own in zip(models, sides, strict=True) for tally in run.answer(model, own)]
     finally:
         cache.close()
-    results = _results(tallies, run.good, plan, classes, truth)
+    good = run.good
+    results = _results(tallies, good, plan, classes, truth)
     named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, _names(plan, models), strict=True)]
     failed = tuple((truth.examples[image].image.path, error) for image, error in sorted(run.failed.items()))
-    return outcome(truth, classes, plan.scoring.multi_label, named, LeftOut(failed=failed))
+    return outcome(truth, classes, good, named, LeftOut(failed=failed))
 
 
 def _results(
@@ -330,7 +331,7 @@ def evaluate_predictions(
         unasked=tuple(prediction.path for key, prediction in found.items() if key not in asked),
         unknown=0 if truth.multi_label else sum(prediction.label is None for prediction in good),
     )
-    return outcome(truth, classes, truth.multi_label, [result], left_out)
+    return outcome(truth, classes, chosen, [result], left_out)
 
 
 def _by_path(predictions: Iterable[Prediction]) -> dict[str, Prediction]:

@@ -206,39 +206,41 @@ def judge_labels(answers: LabelAnswers, omitted: Mapping[str, str]) -> Result:
 
 
 def compare(results: Sequence[Result]) -> tuple[int, tuple[Comparison, ...]]:
-    """The best result of the same images, and each beside it."""
+    """The index of the best result, all being of the same images, and each beside it."""
     values = [result.headline[1].value for result in results]
-    best = results[int(np.argmax(np.nan_to_num(values, nan=-1.0)))]
+    index = int(np.argmax(np.nan_to_num(values, nan=-1.0)))
+    best = results[index]
     comparisons = []
     for result in results:
         both = None if result.right is None or best.right is None else (result.right, best.right)
         gap = metrics.difference(result.headline[1], best.headline[1])
         comparisons.append(Comparison(gap, None if both is None else metrics.mcnemar(*both)))
-    return results.index(best), tuple(comparisons)
+    return index, tuple(comparisons)
 
 
-def outcome(truth: Truth, classes: Classes, multi_label: bool, results: Sequence[Result], left_out: LeftOut) -> Outcome:
+def outcome(truth: Truth, classes: Classes, measured: Flags, results: Sequence[Result], left_out: LeftOut) -> Outcome:
     """Put an evaluation together.
 
     Args:
-        left_out: as far as it doesn't follow from the data and the labels.
+        measured: (n,) bool, whether an image is in the figures.
+        left_out: as far as it doesn't follow from the rest.
     """
     counted: dict[str, int] = {}
-    for example in truth.examples:
-        for name in example.labels:
+    for image in np.flatnonzero(measured):
+        for name in truth.examples[image].labels:
             counted[name] = counted.get(name, 0) + 1
     seen = {classes.indices[name] for name in counted}
+    labels, outside = classes.names[: classes.n_labels], classes.names[classes.n_labels :]
     best, comparisons = compare(results)
     told = replace(
         left_out,
-        outside={name: counted[name] for name in classes.names[classes.n_labels :]},
-        unseen=tuple(classes.names[label] for label in range(classes.n_labels) if label not in seen),
+        outside={name: counted[name] for name in outside if name in counted},
+        unseen=tuple(name for label, name in enumerate(labels) if label not in seen),
         repeated=tuple(repeated_paths(truth.examples)),
         problems=truth.problems,
     )
-    images = len(truth.examples)
-    measured = images - len(left_out.failed) - len(left_out.missing)
-    return Outcome(images, measured, classes, multi_label, told, tuple(results), best, comparisons)
+    count = int(measured.sum())
+    return Outcome(len(truth.examples), count, classes, truth.multi_label, told, tuple(results), best, comparisons)
 
 
 def record(outcome: Outcome) -> dict[str, Any]:

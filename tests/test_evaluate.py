@@ -202,6 +202,15 @@ def test_evaluate_counts_classes_without_a_label_as_wrong(data: Path, fake_encod
     assert np.isnan(outcome.results[0].classes[2].recall)
 
 
+def test_evaluate_counts_only_what_was_measured(data: Path, fake_encoder: Any) -> None:
+    for path in [*(data / "blue").iterdir(), data / "green" / "0.png"]:
+        path.write_bytes(b"")
+    outcome = evaluate(read(data), plan(fake_encoder, labels=["red", "blue"]))
+    assert dict(outcome.left_out.outside) == {"green": 2}
+    assert outcome.left_out.unseen == ("blue",)
+    assert outcome.measured == 5
+
+
 def test_evaluate_refuses_labels_that_are_none_of_the_classes(data: Path, fake_encoder: Any) -> None:
     with pytest.raises(UsageError, match=r"None of the data's classes.*blue, green, red.*cat, dog"):
         evaluate(read(data), plan(fake_encoder, labels=["cat", "dog"]))
