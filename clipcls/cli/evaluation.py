@@ -224,7 +224,7 @@ def report(outcome: "Outcome", command: str | None) -> str:
         parts.append(_confused(best))
     parts.append(_notes(outcome, best))
     if command is not None:
-        parts.append(f"To label pictures so:\n{_plain(command)}\n")
+        parts.append(f"To label pictures so:\n{plain(command)}\n")
     return "\n".join(part for part in parts if part)
 
 
@@ -245,7 +245,7 @@ def _comparison(outcome: "Outcome") -> str:
             p = "" if beside.p is None else f"{beside.p:.4f}"
             rows.append((*row, f"{beside.difference.value:+.4f}", _interval(beside.difference), p))
     header = ("model", "prompts", name, "95 % interval", "to the best", "95 % interval", "McNemar's p")
-    return _table(header if not outcome.multi_label else header[:-1], rows, left=2) + _warn_of_choice(outcome)
+    return table(header if not outcome.multi_label else header[:-1], rows, left=2) + _warn_of_choice(outcome)
 
 
 def _warn_of_choice(outcome: "Outcome") -> str:
@@ -267,7 +267,7 @@ def _figures(result: "Result") -> str:
         for name, estimate in result.figures.items()
     ]
     lines = [f"{name}: left out, {reason}\n" for name, reason in result.omitted.items()]
-    return _table(("figure", "value", "95 % interval", ""), rows, left=1) + "".join(lines)
+    return table(("figure", "value", "95 % interval", ""), rows, left=1) + "".join(lines)
 
 
 def _classes(outcome: "Outcome", result: "Result") -> str:
@@ -282,7 +282,7 @@ def _classes(outcome: "Outcome", result: "Result") -> str:
         row = (name, f"{of_class.support:,}", *map(_number, (of_class.precision, of_class.recall, of_class.f1)))
         rows.append((*row, _number(of_class.average_precision)) if outcome.multi_label else row)
     header = ("class", "images", "precision", "recall", "F1", "average precision")
-    return title + _table(header if outcome.multi_label else header[:-1], rows, left=1)
+    return title + table(header if outcome.multi_label else header[:-1], rows, left=1)
 
 
 def _levels(result: "Result") -> str:
@@ -293,7 +293,7 @@ def _levels(result: "Result") -> str:
         for level in result.levels
         if isinstance(level, Level)
     ]
-    return _table(("threshold", "answered", "coverage", "accuracy"), rows, left=0)
+    return table(("threshold", "answered", "coverage", "accuracy"), rows, left=0)
 
 
 def _label_levels(result: "Result") -> str:
@@ -304,7 +304,7 @@ def _label_levels(result: "Result") -> str:
         for level in result.levels
         if isinstance(level, LabelLevel)
     ]
-    return _table(("threshold", "precision", "recall", "F1"), rows, left=0)
+    return table(("threshold", "precision", "recall", "F1"), rows, left=0)
 
 
 def _confused(result: "Result") -> str:
@@ -321,7 +321,7 @@ def _confused(result: "Result") -> str:
         )
         for pair in result.confusion.pairs
     ]
-    return _table(("truth", "answer", "images", "of class", "such as"), rows, left=2, last_left=True)
+    return table(("truth", "answer", "images", "of class", "such as"), rows, left=2, last_left=True)
 
 
 def _notes(outcome: "Outcome", best: "Result") -> str:
@@ -347,7 +347,7 @@ def _notes(outcome: "Outcome", best: "Result") -> str:
         lines.append(f"{len(told.repeated):,} paths come more than once and count as often: {_listed(told.repeated)}")
     if told.problems:
         lines.append(f"{len(told.problems):,} things in the data to look at: {_listed(told.problems, '; ')}")
-    return "".join(f"Note: {_plain(line)}\n" for line in lines)
+    return "".join(f"Note: {plain(line)}\n" for line in lines)
 
 
 def _caution(outcome: "Outcome", best: "Result") -> list[str]:
@@ -391,13 +391,13 @@ def _is_replaced(path: Path) -> bool:
     return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that can't move a terminal's cursor."""
     shown = os.fsencode(text).decode("utf-8", "replace")
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in shown)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
     """Columns as wide as what is in them; those after the first `left` are flush right."""
     from rich.console import Console
     from rich.table import Table
@@ -405,13 +405,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last
 
     if not rows:
         return ""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, name in enumerate(header):
         is_left = number < left or (last_left and number == len(header) - 1)
-        table.add_column(Text(name), justify="left" if is_left else "right", no_wrap=True)
+        grid.add_column(Text(name), justify="left" if is_left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(_plain(cell)) for cell in row[: len(header)]))
+        grid.add_row(*(Text(plain(cell)) for cell in row[: len(header)]))
     buffer = io.StringIO()
     # as wide as a path may be: what is cut can't be opened
-    Console(file=buffer, width=100_000, color_system=None, legacy_windows=False).print(table)
+    Console(file=buffer, width=100_000, color_system=None, legacy_windows=False).print(grid)
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
