@@ -12,6 +12,7 @@ import numpy as np
 
 from clipcls import inputs, vocabulary
 from clipcls.cache import Cache, default_folder
+from clipcls.calibration import Basis, Calibration, prompts_digest
 from clipcls.catalog import DEFAULT_MODEL
 from clipcls.embed import (
     Execution,
@@ -54,6 +55,7 @@ class Classifier:
 
     Attributes:
         explain: whether predictions say which prompts they rest on; to be set before `predict`.
+        calibration: corrects scores, and may hold a threshold for each label; to be set before `predict`.
 
     Raises:
         UsageError: labels, prompts or settings that can't be used. Errors of the model are raised at first use.
@@ -74,6 +76,7 @@ class Classifier:
         self._prompts_of_labels = _rendered(self.labels, self.prompts)
         self.scoring = scoring or Scoring()
         self.explain = False
+        self.calibration: Calibration | None = None
         if background is not None and self.scoring.kind != "sigmoid":
             raise UsageError(
                 "a background is compared with for sigmoid scores only; leave it out, or score by sigmoid."
@@ -141,7 +144,12 @@ class Classifier:
             "--decode": self.execution.decode,
             "--max-pixels": self.execution.max_pixels,
             "--max-bytes": self.execution.max_bytes,
-        } | ({"--explain": True} if self.explain else {})
+        } | self._further_settings()
+
+    def _further_settings(self) -> dict[str, Any]:
+        """Those that not each run has."""
+        found: dict[str, Any] = {"--explain": True} if self.explain else {}
+        return found if self.calibration is None else found | {"--calibration": self.calibration.digest[:12]}
 
     @property
     def encoder(self) -> "Encoder":
@@ -169,21 +177,64 @@ class Classifier:
             report: called with the numbers of labels done and to do, of those that aren't cached.
 
         Raises:
-            UsageError: with `strict_prompts`, a prompt is over the context length.
+            UsageError: with `strict_prompts`, a prompt is over the context length; or the calibration is for others.
         """
         cache = self.execution.open_cache()
         try:
-            return self._embed_labels(cache, report)
+            calibration = self.calibration
+            if calibration is None:
+                return self._embed_labels(cache, report)
+            if calibration.thresholds and self.scoring.threshold is not None:
+                raise UsageError(f"{calibration.name} has a threshold for each label: leave --threshold out.")
+            little = calibration.require(self._basis(cache))
+            if little:
+                logger.warning("%s: %s; scores differ a little", calibration.name, ", ".join(little))
+            return calibration.apply(self._embed_labels(cache, report))
         finally:
             cache.close()
+
+    def basis(self) -> Basis:
+        """What the scores are made from, which a calibration must be for.
+
+        Raises:
+            ModelError: the model can't be had.
+        """
+        cache = self.execution.open_cache()
+        try:
+            return self._basis(cache)
+        finally:
+            cache.close()
+
+    def _basis(self, cache: Cache) -> Basis:
+        model, kind = self._find(cache), self.scoring.kind
+        assert kind is not None
+        names = tuple(label.name for label in self.labels)
+        return Basis(
+            model=self._model.name if isinstance(self._model, ModelSpec) else model.facts.name,
+            fingerprint=model.fingerprint(cache).hex(),
+            precision=model.facts.precision,
+            decode=self.execution.decode,
+            kind=kind,
+            multi_label=self.scoring.multi_label,
+            labels=names,
+            prompt_set=self.prompts.name,
+            prompts=prompts_digest(names, self._prompts_of_labels),
+            background=self._background(model.facts),
+        )
+
+    def _background(self, facts: ModelFacts) -> str | None:
+        """What the labels are compared with; None where they aren't."""
+        if self.scoring.kind != "sigmoid" or facts.logit_bias is not None:
+            return None
+        return DEFAULT_BACKGROUND if self.background is None else self.background
 
     def _embed_labels(self, cache: Cache, report: Callable[[int, int], None] | None) -> LabelFeatures:
         model = self._find(cache)
         facts = model.facts
         prompts = list(self._prompts_of_labels)
-        needs_background = self.scoring.kind == "sigmoid" and facts.logit_bias is None
-        if needs_background:
-            prompts.append((self.background if self.background is not None else DEFAULT_BACKGROUND,))
+        background = self._background(facts)
+        if background is not None:
+            prompts.append((background,))
         elif self.background is not None:
             logger.warning("the background has no effect: model %s was trained with a bias", facts.name)
         texts = embed_texts(prompts, model, cache, strict=self.execution.strict_prompts, report=report)
@@ -196,7 +247,7 @@ class Classifier:
             features=np.stack([text.features for text in texts[: len(self.labels)]]),
             logit_scale=facts.logit_scale,
             logit_bias=facts.logit_bias,
-            background=texts[-1].features if needs_background else None,
+            background=None if background is None else texts[-1].features,
         )
 
     def _rank(self, batch: ImageBatch, labels: LabelFeatures, explainer: Explainer | None) -> Iterator[Prediction]:
@@ -206,7 +257,9 @@ class Classifier:
             if error is not None:
                 yield Prediction(image.path, None, None, None, error=error)
                 continue
-            prediction = rank(image.path, cosines[row], label_scores[row], labels.names, self.scoring)
+            prediction = rank(
+                image.path, cosines[row], label_scores[row], labels.names, self.scoring, labels.thresholds
+            )
             if explainer is not None:
                 explanation = explainer.explain(batch.features[row], cosines[row], label_scores[row])
                 prediction = replace(prediction, explanation=explanation)

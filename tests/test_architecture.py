@@ -15,11 +15,11 @@ LAYERS = [
         *("web", "contents", "recall"),
         "ranking",
         *("rows", "parquet", "results", "sinks", "journal", "outputs", "findings", "wording"),
-        *("sort", "truth", "metrics", "confusion", "judging"),
+        *("sort", "truth", "metrics", "confusion", "judging", "fitting", "calibration", "corrections"),
     ],
     ["encoder", "pixels"],
     ["embed", "train"],
-    ["explanation", "predict", "evaluate", "claims", "soundness", "preflight"],
+    ["explanation", "predict", "evaluate", "calibrate", "claims", "soundness", "preflight"],
     ["cli"],
 ]
 OPEN_CLIP_HOMES = {"encoder", "train", "cli/models"}

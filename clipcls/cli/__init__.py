@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clipcls.cli import cache, check, models, predict, prompts, sort, train
+from clipcls.cli.calibrate import calibrate
 from clipcls.cli.eval import evaluate
 from clipcls.errors import ClipclsError
 
@@ -30,6 +31,7 @@ app.command()(sort.sort)
 app.command()(train.train)
 app.command()(check.check)
 app.command("eval")(evaluate)
+app.command()(calibrate)
 app.add_typer(models.app, name="models")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(cache.app, name="cache")

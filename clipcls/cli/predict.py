@@ -73,6 +73,10 @@ def predict(
     min_margin: Annotated[
         float | None, typer.Option("--min-margin", help="Lowest distance of the best score to the second.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", metavar="FILE", help="Scores and thresholds that `clipcls calibrate` fitted."),
+    ] = None,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="Also the similarity of each prompt of the two best labels, and the margin."),
@@ -150,6 +154,7 @@ def predict(
     options.set_up_logging(verbose, quiet)
     from clipcls import labels as label_sources
     from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
+    from clipcls.calibration import read_calibration
     from clipcls.contents import MAX_BYTES
     from clipcls.embed import Execution
     from clipcls.errors import UsageError
@@ -165,7 +170,7 @@ def predict(
     target = Target(output, output_dir, format, resume, retry_errors)
     if explain:
         _check_format_of_explanations(target)
-    _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model])
+    _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model, calibration])
     limit = ErrorLimit.parse(max_errors, on_error)
     if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
         raise UsageError("Options for addresses need --allow-urls.")
@@ -188,6 +193,7 @@ def predict(
         ),
     )
     classifier.explain = explain
+    classifier.calibration = None if calibration is None else read_calibration(calibration)
     sources = Sources(inputs or [], files_from, null, column, allow_urls)
     Labelling(classifier, sources, target, limit, quiet).run()
 
