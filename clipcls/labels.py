@@ -16,6 +16,7 @@ from clipcls.records import Label
 
 _LONGEST_CELL = 2**17  # Python's own limit
 
+
 def parse_labels(
     comma_separated: str | None = None,
     single: Sequence[str] = (),
