@@ -233,11 +233,6 @@ def render(calibration: Calibration) -> str:
             "logit_scale": calibration.logit_scale,
             "logit_bias": calibration.logit_bias,
         },
-        "fitted_on": {
-            "images": calibration.origin.images,
-            "date": calibration.origin.date,
-            "clipcls": calibration.origin.version,
-        },
         "thresholds": None
         if rule is None
         else {"rule": "best F1", "least_images": rule.least}
@@ -246,6 +241,12 @@ def render(calibration: Calibration) -> str:
         "labels": [{"name": name} for name in basis.labels]
         if rule is None
         else [_label_row(name, found) for name, found in zip(basis.labels, calibration.thresholds, strict=True)],
+        # last, so that a file that was cut lacks it
+        "fitted_on": {
+            "images": calibration.origin.images,
+            "date": calibration.origin.date,
+            "clipcls": calibration.origin.version,
+        },
     }
     return _HEADER + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000)
 

@@ -247,13 +247,18 @@ def measure(data: Scored, before: LabelFeatures, after: LabelFeatures) -> Measur
     """Figures of the model's own scores and of those that a calibration was applied to."""
     return Measures(
         data.count,
-        metrics.bootstrap(_statistics(data, before), data.count),
-        metrics.bootstrap(_statistics(data, after), data.count),
+        metrics.bootstrap(_statistics(data, before, after.thresholds is not None), data.count),
+        metrics.bootstrap(_statistics(data, after, after.thresholds is not None), data.count),
         _counts(data, after) if after.thresholds is not None else (),
     )
 
 
-def _statistics(data: Scored, side: LabelFeatures) -> dict[str, Statistic]:
+def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[str, Statistic]:
+    """The figures.
+
+    Args:
+        of_thresholds: also those that without thresholds say nothing.
+    """
     label_scores = data.scores(side)
     answers = data.answers(label_scores)
     answered = answers & _reached(label_scores, side, data)
@@ -269,9 +274,8 @@ def _statistics(data: Scored, side: LabelFeatures) -> dict[str, Statistic]:
             found[CALIBRATION_ERROR] = metrics.calibration_error(label_scores.max(axis=1), right)
     if data.kind != "cosine":
         found[LOG_LOSS] = metrics.mean(_losses(data, side)) if data.kind == "sigmoid" else _softmax_loss(data, side)
-    if not data.multi_label:
-        found[ANSWERED] = metrics.mean(given)
-    found[PRECISION] = _ratio(hits, given)
+    if of_thresholds:
+        found |= {ANSWERED: metrics.mean(given > 0), PRECISION: _ratio(hits, given)}
     return found
 
 
