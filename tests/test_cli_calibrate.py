@@ -23,12 +23,17 @@ PREDICT = ("predict", "data", "--model", "pictogram", "--labels", "cat,dog,truck
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
+    """180 pictures in class folders."""
+    return save_classes(tmp_path, 60)
+
+
+def save_classes(tmp_path: Path, count: int) -> Path:
     """The example pictures in class folders, turned, faded and with noise, so that some are taken for others."""
     random = np.random.default_rng(0)
     for name in ("cat", "dog", "truck"):
         (tmp_path / "data" / name).mkdir(parents=True)
         pictures = sorted(path for path in EXAMPLES.iterdir() if kind_of(path) == name)
-        for number in range(60):
+        for number in range(count):
             path = pictures[number % len(pictures)]
             with Image.open(path) as picture:
                 clear = picture.convert("RGBA").resize((48, 48))
@@ -36,7 +41,7 @@ def data(tmp_path: Path) -> Path:
             white.alpha_composite(clear)
             turned = white.convert("RGB").rotate(random.uniform(-40, 40), fillcolor=(255, 255, 255))
             faded = np.asarray(turned) * random.uniform(0.4, 1) + random.normal(0, random.uniform(5, 90), (48, 48, 3))
-            Image.fromarray(faded.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / name / f"{number:02d}.png")
+            Image.fromarray(faded.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / name / f"{number:03d}.png")
     return tmp_path / "data"
 
 
@@ -60,14 +65,14 @@ def right(row: dict[str, Any]) -> bool:
     return bool(row["label"] == Path(row["path"]).parent.name)
 
 
-def figures(text: str) -> dict[str, tuple[float, float]]:
-    """Before and after of each figure in the first table."""
-    found: dict[str, tuple[float, float]] = {}
+def figures(text: str) -> dict[str, tuple[float, float, float]]:
+    """Of each figure in the first table: before, after, and the upper end of the interval after."""
+    found: dict[str, tuple[float, float, float]] = {}
     for line in text.splitlines():
         for name in ("accuracy@1", "calibration error", "log loss", "right of the answered"):
             if line.startswith(name) and name not in found:
                 numbers = line[len(name) :].split()
-                found[name] = (float(numbers[0]), float(numbers[4]))
+                found[name] = (float(numbers[0]), float(numbers[4]), float(numbers[7]))
     return found
 
 
@@ -76,7 +81,7 @@ def test_calibrate_lowers_the_error_on_pictures_that_were_held_out(clipcls: Run,
     assert text.startswith("90 images, 3 labels\ntemperature ")
     assert "On 90 images that were held out:" in text and "On the 90 images that it was fitted on:" in text
     found = figures(text)
-    before, after = found["calibration error"]
+    before, after, _ = found["calibration error"]
     assert after < before
     assert found["log loss"][1] < found["log loss"][0]
     assert found["accuracy@1"][0] == found["accuracy@1"][1] < found["right of the answered"][1]
@@ -84,6 +89,16 @@ def test_calibrate_lowers_the_error_on_pictures_that_were_held_out(clipcls: Run,
     assert content["model"]["name"] == "pictogram" and content["fitted_on"]["images"] == 90
     again = calibrated(clipcls, "--holdout", "0.5", "--target-precision", "0.8", file="again.yaml").stdout.decode()
     assert again == text
+
+
+def test_calibrate_finds_thresholds_that_hold_on_pictures_that_were_held_out(clipcls: Run, tmp_path: Path) -> None:
+    save_classes(tmp_path, 200)
+    text = calibrated(clipcls, "--holdout", "0.5", "--target-precision", "0.95").stdout.decode()
+    before, after, high = figures(text)["right of the answered"]
+    assert before < 0.8 < 0.9 < after and high >= 0.95
+    labels = yaml.safe_load((tmp_path / "cal.yaml").read_text())["labels"]
+    found = [label for label in labels if label["threshold"] is not None]
+    assert found and all(label["right"] >= 0.95 * label["answers"] >= 19 for label in found)
 
 
 def test_predict_with_a_calibration_answers_as_it_was_measured(clipcls: Run, data: Path, tmp_path: Path) -> None:
