@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from clipcls import inputs, vocabulary
 from clipcls.cache import Cache, default_folder
+from clipcls.calibration import Basis, Calibration, prompts_digest
 from clipcls.catalog import DEFAULT_MODEL
 from clipcls.embed import (
     Execution,
@@ -22,6 +24,7 @@ from clipcls.embed import (
     truncated_message,
 )
 from clipcls.errors import UsageError
+from clipcls.explanation import Explainer
 from clipcls.labels import make_label, refuse_duplicates
 from clipcls.prompts import load_prompt_set, render, templates_set
 from clipcls.ranking import LabelFeatures, Scoring, rank, scores
@@ -43,11 +46,16 @@ class Classifier:
 
     Args:
         labels: names, or `Label` records.
-        model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, or a function that gives one.
+        model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, a function that gives one, or what
+            `find_model` found, which several classifiers may share.
         prompts: the name of a set, a file, templates, or a `PromptSet`.
         background: what a label is compared with for sigmoid scores of a model without a logit_bias; None for
             "a photo".
         execution: the default caches in the platform's cache directory.
+
+    Attributes:
+        explain: whether predictions say which prompts they rest on; to be set before `predict`.
+        calibration: corrects scores, and may hold a threshold for each label; to be set before `predict`.
 
     Raises:
         UsageError: labels, prompts or settings that can't be used. Errors of the model are raised at first use.
@@ -56,7 +64,7 @@ class Classifier:
     def __init__(
         self,
         labels: Iterable[str | Label],
-        model: "str | os.PathLike[str] | ModelSpec | Encoder | Callable[[], Encoder]" = DEFAULT_MODEL,
+        model: "str | os.PathLike[str] | ModelSpec | LazyEncoder | Encoder | Callable[[], Encoder]" = DEFAULT_MODEL,
         prompts: str | os.PathLike[str] | Sequence[str] | PromptSet = "default",
         scoring: Scoring | None = None,
         background: str | None = None,
@@ -67,6 +75,8 @@ class Classifier:
         self.prompts = _prompt_set(prompts)
         self._prompts_of_labels = _rendered(self.labels, self.prompts)
         self.scoring = scoring or Scoring()
+        self.explain = False
+        self.calibration: Calibration | None = None
         if background is not None and self.scoring.kind != "sigmoid":
             raise UsageError(
                 "a background is compared with for sigmoid scores only; leave it out, or score by sigmoid."
@@ -98,11 +108,13 @@ class Classifier:
             ModelError: the model can't be had.
             UsageError: with `strict_prompts`, a prompt is over the context length.
         """
-        label_features = self.label_features
+        labels = self.label_features
         cache = self.execution.open_cache()
         try:
-            for batch in embed_images(_references(paths), self._find(cache), cache, self.execution, stop):
-                yield from self._rank(batch, label_features)
+            model = self._find(cache)
+            explainer = Explainer(labels, self._prompts_of_labels, self.scoring, model, cache) if self.explain else None
+            for batch in embed_images(_references(paths), model, cache, self.execution, stop):
+                yield from self._rank(batch, labels, explainer)
         finally:
             cache.close()
 
@@ -132,7 +144,12 @@ class Classifier:
             "--decode": self.execution.decode,
             "--max-pixels": self.execution.max_pixels,
             "--max-bytes": self.execution.max_bytes,
-        }
+        } | self._further_settings()
+
+    def _further_settings(self) -> dict[str, Any]:
+        """Those that not each run has."""
+        found: dict[str, Any] = {"--explain": True} if self.explain else {}
+        return found if self.calibration is None else found | {"--calibration": self.calibration.digest[:12]}
 
     @property
     def encoder(self) -> "Encoder":
@@ -145,7 +162,7 @@ class Classifier:
 
     def _find(self, cache: Cache) -> LazyEncoder:
         if self._found is None:
-            self._found = find_model(self._model, cache)
+            self._found = self._model if isinstance(self._model, LazyEncoder) else find_model(self._model, cache)
         return self._found
 
     @cached_property
@@ -160,21 +177,64 @@ class Classifier:
             report: called with the numbers of labels done and to do, of those that aren't cached.
 
         Raises:
-            UsageError: with `strict_prompts`, a prompt is over the context length.
+            UsageError: with `strict_prompts`, a prompt is over the context length; or the calibration is for others.
         """
         cache = self.execution.open_cache()
         try:
-            return self._embed_labels(cache, report)
+            calibration = self.calibration
+            if calibration is None:
+                return self._embed_labels(cache, report)
+            if calibration.thresholds and self.scoring.threshold is not None:
+                raise UsageError(f"{calibration.name} has a threshold for each label: leave --threshold out.")
+            little = calibration.require(self._basis(cache))
+            if little:
+                logger.warning("%s: %s; scores differ a little", calibration.name, ", ".join(little))
+            return calibration.apply(self._embed_labels(cache, report))
         finally:
             cache.close()
+
+    def basis(self) -> Basis:
+        """What the scores are made from, which a calibration must be for.
+
+        Raises:
+            ModelError: the model can't be had.
+        """
+        cache = self.execution.open_cache()
+        try:
+            return self._basis(cache)
+        finally:
+            cache.close()
+
+    def _basis(self, cache: Cache) -> Basis:
+        model, kind = self._find(cache), self.scoring.kind
+        assert kind is not None
+        names = tuple(label.name for label in self.labels)
+        return Basis(
+            model=self._model.name if isinstance(self._model, ModelSpec) else model.facts.name,
+            fingerprint=model.fingerprint(cache).hex(),
+            precision=model.facts.precision,
+            decode=self.execution.decode,
+            kind=kind,
+            multi_label=self.scoring.multi_label,
+            labels=names,
+            prompt_set=self.prompts.name,
+            prompts=prompts_digest(names, self._prompts_of_labels),
+            background=self._background(model.facts),
+        )
+
+    def _background(self, facts: ModelFacts) -> str | None:
+        """What the labels are compared with; None where they aren't."""
+        if self.scoring.kind != "sigmoid" or facts.logit_bias is not None:
+            return None
+        return DEFAULT_BACKGROUND if self.background is None else self.background
 
     def _embed_labels(self, cache: Cache, report: Callable[[int, int], None] | None) -> LabelFeatures:
         model = self._find(cache)
         facts = model.facts
         prompts = list(self._prompts_of_labels)
-        needs_background = self.scoring.kind == "sigmoid" and facts.logit_bias is None
-        if needs_background:
-            prompts.append((self.background if self.background is not None else DEFAULT_BACKGROUND,))
+        background = self._background(facts)
+        if background is not None:
+            prompts.append((background,))
         elif self.background is not None:
             logger.warning("the background has no effect: model %s was trained with a bias", facts.name)
         texts = embed_texts(prompts, model, cache, strict=self.execution.strict_prompts, report=report)
@@ -187,17 +247,23 @@ class Classifier:
             features=np.stack([text.features for text in texts[: len(self.labels)]]),
             logit_scale=facts.logit_scale,
             logit_bias=facts.logit_bias,
-            background=texts[-1].features if needs_background else None,
+            background=None if background is None else texts[-1].features,
         )
 
-    def _rank(self, batch: ImageBatch, labels: LabelFeatures) -> Iterator[Prediction]:
+    def _rank(self, batch: ImageBatch, labels: LabelFeatures, explainer: Explainer | None) -> Iterator[Prediction]:
         cosines, label_scores = scores(batch.features, labels, self.scoring.kind)
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:
                 yield Prediction(image.path, None, None, None, error=error)
                 continue
-            yield rank(image.path, cosines[row], label_scores[row], labels.names, self.scoring)
+            prediction = rank(
+                image.path, cosines[row], label_scores[row], labels.names, self.scoring, labels.thresholds
+            )
+            if explainer is not None:
+                explanation = explainer.explain(batch.features[row], cosines[row], label_scores[row])
+                prediction = replace(prediction, explanation=explanation)
+            yield prediction
             row += 1
 
     def _report_unknown(self, facts: ModelFacts) -> None:

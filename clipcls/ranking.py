@@ -62,6 +62,7 @@ class LabelFeatures:
         logit_bias: of a model trained with the sigmoid loss, else None.
         background: (embed_dim,) float32, L2-normalised: what a label is compared with where a sigmoid score is
             wanted of a model without a bias.
+        thresholds: (n_labels,) float32, each label's own; None for the same one for all.
     """
 
     names: tuple[str, ...]
@@ -69,6 +70,7 @@ class LabelFeatures:
     logit_scale: float
     logit_bias: float | None = None
     background: Array | None = None
+    thresholds: Array | None = None
 
 
 def similarities(image_features: Array, text_features: Array) -> Array:
@@ -110,38 +112,64 @@ def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind | None)
         logits = scale * (cosines - cosines.max(axis=1, keepdims=True))
         exponentials = np.exp(logits)
         return cosines, exponentials / exponentials.sum(axis=1, keepdims=True)
-    if labels.logit_bias is not None:
-        logits = scale * cosines + np.float32(labels.logit_bias)
-    else:
-        if labels.background is None:
-            raise ValueError("a sigmoid score of a model without logit_bias needs a background")
-        logits = scale * (cosines - similarities(image_features, labels.background[None]))
-    return cosines, _sigmoid(logits)
+    return cosines, _sigmoid(scale * contrasts(cosines, image_features, labels) + np.float32(labels.logit_bias or 0.0))
 
 
-def rank(path: str, cosines: Array, label_scores: Array, names: tuple[str, ...], scoring: Scoring) -> Prediction:
+def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures) -> Array:
+    """What a sigmoid score scales: the cosines, or where there is a background, how far they are above its cosine.
+
+    Args:
+        cosines: (n_images, n_labels) float32, of the labels.
+        image_features: (n_images, embed_dim) float32, L2-normalised.
+
+    Returns:
+        (n_images, n_labels) float32.
+    """
+    if labels.background is not None:
+        return cosines - similarities(image_features, labels.background[None])
+    if labels.logit_bias is None:
+        raise ValueError("a sigmoid score of a model without logit_bias needs a background")
+    return cosines
+
+
+def rank(
+    path: str,
+    cosines: Array,
+    label_scores: Array,
+    names: tuple[str, ...],
+    scoring: Scoring,
+    thresholds: Array | None = None,
+) -> Prediction:
     """The answer for one image; ties keep the order of the labels.
 
     Args:
         cosines: (n_labels,) float32.
         label_scores: (n_labels,) float32.
+        thresholds: (n_labels,) float32, which take the place of the one in `scoring`.
     """
     # scores that float32 rounds to the same 0 or 1 are told apart by what they were made of; lexsort is stable
     order = np.lexsort((-cosines, -label_scores))
-    threshold = scoring.threshold
+    reached = _reached(label_scores, scoring, thresholds)
     if scoring.multi_label:
-        threshold = 0.5 if threshold is None else threshold
-        # NumPy compares in float32, so that a score of 0.9 reaches a threshold of 0.9
-        passing = order[label_scores[order] >= threshold]
+        passing = order[reached[order]]
         # an unknown image still shows how near the best label came
         order = passing if passing.size else order[:1]
     limit = scoring.top_k or (len(order) if scoring.multi_label else 1)
     top = tuple(ScoredLabel(names[i], float(label_scores[i]), float(cosines[i])) for i in order[:limit])
     best = top[0]
-    unknown = threshold is not None and bool(label_scores[order[0]] < np.float32(threshold))
+    unknown = not bool(reached[order[0]])
     if scoring.min_margin is not None and len(names) > 1:
         unknown |= float(label_scores[order[0]] - label_scores[order[1]]) < scoring.min_margin
     return Prediction(path, None if unknown else best.label, best.score, best.similarity, top)
+
+
+def _reached(label_scores: Array, scoring: Scoring, thresholds: Array | None) -> NDArray[np.bool_]:
+    """Which labels' scores are high enough, (n_labels,) bool."""
+    if thresholds is not None:
+        return label_scores >= thresholds
+    threshold = 0.5 if scoring.multi_label and scoring.threshold is None else scoring.threshold
+    # in float32, so that a score of 0.9 reaches a threshold of 0.9
+    return label_scores >= np.float32(-np.inf if threshold is None else threshold)
 
 
 def _sigmoid(logits: Array) -> Array:

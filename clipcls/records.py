@@ -151,6 +151,28 @@ class ScoredLabel:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSimilarity:
+    """The cosine similarity of an image and one prompt of a label."""
+
+    label: str
+    prompt: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What an answer rests on.
+
+    Attributes:
+        margin: score of the best label minus that of the second; None for a single label.
+        prompts: of the best label and of the second, in their order.
+    """
+
+    margin: float | None
+    prompts: tuple[PromptSimilarity, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The answer for one image.
 
@@ -160,6 +182,7 @@ class Prediction:
         similarity: the cosine of the best label; None with an error.
         top: the best labels, best first.
         error: why there is no answer.
+        explanation: where one was asked for.
     """
 
     path: str
@@ -168,3 +191,4 @@ class Prediction:
     similarity: float | None
     top: tuple[ScoredLabel, ...] = ()
     error: str | None = None
+    explanation: Explanation | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from clipcls.records import Prediction, ScoredLabel
+from clipcls.records import Explanation, Prediction, PromptSimilarity, ScoredLabel
 
 COLUMNS = ("path", "label", "score", "similarity", "top", "error", "path_b64")
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -37,6 +37,8 @@ def record(prediction: Prediction) -> dict[str, Any]:
         ],
         "error": prediction.error and os.fsencode(prediction.error).decode("utf-8", "replace"),
     }
+    if prediction.explanation is not None:
+        fields["explain"] = _explain(prediction.explanation)
     if path != prediction.path:
         fields["path_b64"] = base64.b64encode(raw).decode("ascii")
     return fields
@@ -56,7 +58,8 @@ def prediction_of(record: dict[str, Any]) -> Prediction:
     top = tuple(
         ScoredLabel(str(entry["label"]), float(entry["score"]), float(entry["similarity"])) for entry in record["top"]
     )
-    return Prediction(path, label, _number(record["score"]), _number(record["similarity"]), top, error)
+    explanation = _explanation(record["explain"]) if record.get("explain") else None
+    return Prediction(path, label, _number(record["score"]), _number(record["similarity"]), top, error, explanation)
 
 
 def jsonl_row(prediction: Prediction) -> str:
@@ -108,9 +111,38 @@ def table_row(labels: tuple[str, ...], width: int) -> Row:
             )
             # the path is said once for the labels of one image
             path = " " * path_width
+        if prediction.explanation is not None:
+            lines += _explain_lines(prediction.explanation, label_width, width)
         return "".join(lines)
 
     return row
+
+
+def _explain(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "margin": _rounded(explanation.margin),
+        "prompts": [
+            {"label": entry.label, "prompt": entry.prompt, "similarity": _rounded(entry.similarity)}
+            for entry in explanation.prompts
+        ],
+    }
+
+
+def _explanation(fields: dict[str, Any]) -> Explanation:
+    prompts = tuple(
+        PromptSimilarity(str(entry["label"]), str(entry["prompt"]), float(entry["similarity"]))
+        for entry in fields["prompts"]
+    )
+    return Explanation(_number(fields["margin"]), prompts)
+
+
+def _explain_lines(explanation: Explanation, label_width: int, width: int) -> list[str]:
+    room = max(width - label_width - 15, 12)
+    lines = [] if explanation.margin is None else [f"    {explanation.margin:7.4f}  margin\n"]
+    for entry in explanation.prompts:
+        label, prompt = _fitted(_printable(entry.label), label_width), _fitted(_printable(entry.prompt), room).rstrip()
+        lines.append(f"    {entry.similarity:7.4f}  {label}  {prompt}\n")
+    return lines
 
 
 def _answers(prediction: Prediction) -> list[tuple[str, float]]:

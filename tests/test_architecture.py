@@ -14,12 +14,12 @@ LAYERS = [
         *("vocabulary", "labels", "prompts", "geometry", "images", "catalog", "cache", "shards", "tables", "inputs"),
         *("web", "contents", "recall"),
         "ranking",
-        *("rows", "parquet", "results", "sinks", "journal", "outputs"),
-        "sort",
+        *("rows", "parquet", "results", "sinks", "journal", "outputs", "findings", "wording"),
+        *("sort", "truth", "metrics", "confusion", "judging", "fitting", "calibration", "corrections"),
     ],
     ["encoder", "pixels"],
     ["embed", "train"],
-    ["predict"],
+    ["explanation", "predict", "evaluate", "calibrate", "claims", "soundness", "preflight"],
     ["cli"],
 ]
 OPEN_CLIP_HOMES = {"encoder", "train", "cli/models"}

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from clipcls.cli import cache, models, predict, prompts, sort, train
+from clipcls.cli import cache, check, models, predict, prompts, sort, train
+from clipcls.cli.calibrate import calibrate
+from clipcls.cli.eval import evaluate
 from clipcls.errors import ClipclsError
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ app = typer.Typer(
 app.command()(predict.predict)
 app.command()(sort.sort)
 app.command()(train.train)
+app.command()(check.check)
+app.command("eval")(evaluate)
+app.command()(calibrate)
 app.add_typer(models.app, name="models")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(cache.app, name="cache")

@@ -1,6 +1,7 @@
 """`clipcls predict`."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,6 +73,14 @@ def predict(
     min_margin: Annotated[
         float | None, typer.Option("--min-margin", help="Lowest distance of the best score to the second.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", metavar="FILE", help="Scores and thresholds that `clipcls calibrate` fitted."),
+    ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also the similarity of each prompt of the two best labels, and the margin."),
+    ] = False,
     # in and out
     files_from: Annotated[
         str | None,
@@ -145,6 +154,7 @@ def predict(
     options.set_up_logging(verbose, quiet)
     from clipcls import labels as label_sources
     from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
+    from clipcls.calibration import read_calibration
     from clipcls.contents import MAX_BYTES
     from clipcls.embed import Execution
     from clipcls.errors import UsageError
@@ -160,7 +170,9 @@ def predict(
     # opened by its name, what it was redirected to would be emptied
     output = "-" if output in ("/dev/stdout", "/dev/fd/1") else output
     target = Target(output, output_dir, format, resume, retry_errors)
-    _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model])
+    if explain:
+        _check_format_of_explanations(target)
+    _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model, calibration])
     limit = ErrorLimit.parse(max_errors, on_error)
     if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
         raise UsageError("Options for addresses need --allow-urls.")
@@ -182,6 +194,8 @@ def predict(
             strict_prompts=strict_prompts,
         ),
     )
+    classifier.explain = explain
+    classifier.calibration = None if calibration is None else read_calibration(calibration)
     sources = Sources(inputs or [], files_from, null, column, allow_urls)
     Labelling(classifier, sources, target, limit, quiet).run()
 
@@ -205,6 +219,19 @@ def _check_target(target: "Target", sources: Sequence[str | Path | None]) -> Non
     for source in sources:
         if source and os.path.exists(source) and path.exists() and path.samefile(source):  # noqa: PTH110, globs may be long
             raise UsageError(f"--output {target.output!r} is one of the inputs, which it would overwrite.")
+
+
+def _check_format_of_explanations(target: "Target") -> None:
+    from clipcls.errors import UsageError
+    from clipcls.sinks import format_for
+
+    kind = target.kind or ("parquet" if target.folder is not None else None)
+    if kind is None and target.output != "-":
+        kind = format_for(Path(target.output))
+    if kind is None:
+        kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "tsv"
+    if kind not in ("jsonl", "table"):
+        raise UsageError(f"--explain: {kind} has no room for explanations. Use --format jsonl, or table to read them.")
 
 
 def _prompt_set(prompts: str, templates: list[str] | None) -> "PromptSet":

@@ -64,7 +64,7 @@ class Encoder:
         self.name = files.name
         self.words = files.words
         self.preprocess: Preprocessing = files.preprocess
-        self.context_length: int = files.config["text_cfg"].get("context_length", 77)
+        self.context_length = context_length_of(files)
         self.embed_dim: int = files.config["embed_dim"]
         scale = self._checkpoint.scalar("logit_scale")
         if scale is None:
@@ -183,23 +183,7 @@ class Encoder:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        text_config = self.files.config["text_cfg"]
-        options = dict(text_config.get("tokenizer_kwargs") or {})
-        if self.files.tokenizer is None:
-            return _clip_tokenizer(self.context_length, options)
-        try:
-            return HFTokenizer(
-                str(self.files.tokenizer),
-                context_length=self.context_length,
-                tokenizer_mode=text_config.get("tokenizer_mode"),
-                **options,
-            )
-        except ImportError as exc:
-            raise ModelError(
-                f"{self.name}: its tokenizer needs the extra clipcls[siglip]: pip install transformers sentencepiece"
-            ) from exc
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise ModelError(f"{self.files.tokenizer}: the tokenizer can't be loaded: {exc}") from exc
+        return load_tokenizer(self.files)
 
     @cached_property
     def _visual(self) -> nn.Module:
@@ -267,6 +251,38 @@ def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> n
     module.to(device, dtype)
     table.weight = weight
     return module
+
+
+def context_length_of(files: ModelFiles) -> int:
+    """Tokens a prompt may have, its start and end included."""
+    length: int = files.config["text_cfg"].get("context_length", 77)
+    return length
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """One of open_clip's tokenizers, set up for a model; see `truncated`.
+
+    Raises:
+        ModelError: its package or its files are missing, or can't be read.
+    """
+    text_config = files.config["text_cfg"]
+    context_length = context_length_of(files)
+    try:
+        options = dict(text_config.get("tokenizer_kwargs") or {})
+        if files.tokenizer is None:
+            return _clip_tokenizer(context_length, options)
+        return HFTokenizer(
+            str(files.tokenizer),
+            context_length=context_length,
+            tokenizer_mode=text_config.get("tokenizer_mode"),
+            **options,
+        )
+    except ImportError as exc:
+        raise ModelError(
+            f"{files.name}: its tokenizer needs the extra clipcls[siglip]: pip install transformers sentencepiece"
+        ) from exc
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(f"{files.tokenizer or files.name}: the tokenizer can't be loaded: {exc}") from exc
 
 
 def _clip_tokenizer(context_length: int, options: dict[str, Any]) -> SimpleTokenizer:

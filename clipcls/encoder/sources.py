@@ -1,8 +1,10 @@
 """From the name of a model to its files and settings, without a guess on the way."""
 
 import re
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from open_clip import pretrained as open_clip_pretrained
 from clipcls import catalog, vocabulary
 from clipcls.encoder import hub
 from clipcls.encoder.preprocess import parse_preprocessing, preprocess_settings, read_json
-from clipcls.errors import ModelError, UsageError
+from clipcls.errors import ClipclsError, ModelError, UsageError
 from clipcls.records import ModelSpec, Preprocessing
 
 CONFIG_NAME = "open_clip_config.json"
@@ -86,25 +88,81 @@ def locate(spec: ModelSpec, *, refresh: bool = False) -> ModelFiles:
     """
     if not spec.name:
         raise UsageError("--model is empty. `clipcls models` lists what there is.")
-    entry = catalog.find(spec.name)
-    name = entry.model if entry else spec.name
-    path = Path(name.removeprefix("local-dir:"))
-    if path.is_file() or (path.suffix in WEIGHT_SUFFIXES and ":" not in name):
-        return _from_file(spec, path)
+    if (weights := bare_weights(spec)) is not None:
+        return _from_file(spec, weights)
     if spec.arch is not None:
         raise UsageError(f"--arch belongs to a bare weights file; {spec.name!r} says its architecture itself.")
-    if path.is_dir() or name.startswith("local-dir:"):
-        return _from_folder(spec, path)
+    if (folder := _folder(spec)) is not None:
+        return _from_folder(spec, folder)
+    name = _full_name(spec)
     if name.startswith("hf-hub:"):
         return _from_hub(spec, name.removeprefix("hf-hub:"), refresh)
     return _from_tag(spec, name, refresh)
 
 
-def _from_folder(spec: ModelSpec, folder: Path) -> ModelFiles:
+def locate_despite(spec: ModelSpec) -> tuple[ModelFiles | None, list[ClipclsError]]:
+    """What `locate` finds, and all that it would refuse the model for, where `locate` raises the first only.
+
+    Returns:
+        The files as they would be without the errors, in a folder without weights those that it should have; None
+        where they can't be told. And the errors.
+    """
+    errors: dict[str, ClipclsError] = {}
+    for find in _attempts(spec):
+        try:
+            found = find()
+        except ClipclsError as exc:
+            errors.setdefault(str(exc), exc)
+        else:
+            # an attempt that answers a part of the question only
+            if isinstance(found, ModelFiles):
+                return found, list(errors.values())
+    return None, list(errors.values())
+
+
+def bare_weights(spec: ModelSpec) -> Path | None:
+    """The file that `spec` names, if that is a bare weights file; it may not exist."""
+    name = _full_name(spec)
+    path = Path(name.removeprefix("local-dir:"))
+    return path if path.is_file() or (path.suffix in WEIGHT_SUFFIXES and ":" not in name) else None
+
+
+def _attempts(spec: ModelSpec) -> Iterator[Callable[[], object]]:
+    """Ways to find a model or a part of it, each with less that may be wrong."""
+    yield partial(locate, spec)
+    if bare_weights(spec) is not None:
+        if spec.arch is not None:
+            yield partial(_architecture, spec.arch)
+        if spec.preprocess is not None:
+            yield partial(preprocess_settings, spec.preprocess)
+        return
+    options = [replace(spec, arch=None), replace(spec, arch=None, preprocess=None)]
+    for fewer in dict.fromkeys(options):
+        if fewer != spec:
+            yield partial(locate, fewer)
+    if (folder := _folder(spec)) is not None and folder.is_dir():
+        yield partial(_weights_in, folder)
+        for fewer in dict.fromkeys(options):
+            yield partial(_from_folder, fewer, folder, folder / _WEIGHT_NAMES[0])
+
+
+def _full_name(spec: ModelSpec) -> str:
+    entry = catalog.find(spec.name)
+    return entry.model if entry else spec.name
+
+
+def _folder(spec: ModelSpec) -> Path | None:
+    """The model folder that `spec` names, if it names one."""
+    name = _full_name(spec)
+    folder = Path(name.removeprefix("local-dir:"))
+    return folder if name and (folder.is_dir() or name.startswith("local-dir:")) else None
+
+
+def _from_folder(spec: ModelSpec, folder: Path, weights: Path | None = None) -> ModelFiles:
     config_path = folder / CONFIG_NAME
     if not config_path.is_file():
         raise ModelError(f"{folder}: no {CONFIG_NAME} in this folder, so it isn't a model that can be loaded.")
-    weights = _weights_in(folder)
+    weights = weights or _weights_in(folder)
     return _from_config(spec, config_path, weights, tokenizer=folder, words=vocabulary.read_words(folder))
 
 
@@ -129,6 +187,8 @@ def _from_config(
     if not isinstance(model, dict) or "embed_dim" not in model or not _has_towers(model):
         raise ModelError(f"{config_path}: no model_cfg with embed_dim, vision_cfg and text_cfg.")
     stated = config.get("preprocess_cfg")
+    if stated and not isinstance(stated, dict):
+        raise ModelError(f"{config_path}: preprocess_cfg is {stated!r}, not an object.")
     if stated and spec.preprocess:
         raise UsageError(f"--preprocess: {config_path} states the preprocessing itself.")
     if not stated and not spec.preprocess:
@@ -221,6 +281,8 @@ def _with_local_text_model(config: dict[str, Any]) -> dict[str, Any]:
     """A copy whose transformers text tower, if it has one, is described by a local folder, not a hub name."""
     config = deepcopy(config)
     name = config["text_cfg"].get("hf_model_name")
+    if name and not isinstance(name, str):
+        raise ModelError(f"text_cfg: hf_model_name is {name!r}, not a name.")
     if name and not Path(name).is_dir():
         config["text_cfg"]["hf_model_name"] = str(hub.fetch(name, ["config.json"]).parent)
     return config

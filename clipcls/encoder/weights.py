@@ -26,6 +26,8 @@ from clipcls.errors import ModelError, first_line
 logger = logging.getLogger(__name__)
 
 Tower = Literal["visual", "text"]
+# what open_clip and timm raise for settings of any type and value
+_CONFIGURATION_ERRORS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
 # where a text tower's tensors are in CLIP's first layout; `open_clip.convert_to_custom_text_state_dict` moves them
 _FLAT_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 # not part of an encoder: CoCa's caption decoder, and what TorchScript archives carry
@@ -77,8 +79,17 @@ class Checkpoint:
         return {key: self._safetensors.get_tensor(key) for key in keys}
 
     def scalar(self, key: str) -> float | None:
-        """A scalar such as `logit_scale`, or None where the file has none."""
-        return float(self.read([key])[key].float().reshape(-1)[0]) if key in self.keys else None
+        """A scalar such as `logit_scale`, or None where the file has none.
+
+        Raises:
+            ModelError: it holds no number.
+        """
+        if key not in self.keys:
+            return None
+        tensor = self.read([key])[key]
+        if not tensor.numel():
+            raise ModelError(f"{self.path}: {key} holds no number.")
+        return float(tensor.float().reshape(-1)[0])
 
     def tower(self, tower: Tower) -> dict[str, Tensor]:
         """A tower's tensors, all under the prefix `visual.` or `text.`."""
@@ -112,12 +123,13 @@ def build_tower(files: ModelFiles, checkpoint: Checkpoint, tower: Tower) -> nn.M
     try:
         with _Uninitialised():
             module = build(config["embed_dim"], tower_config, quick_gelu=config.get("quick_gelu", False))
-    except (TypeError, ValueError, RuntimeError, AssertionError, ImportError, OSError) as exc:
+    except (*_CONFIGURATION_ERRORS, RuntimeError, AssertionError, ImportError, OSError) as exc:
         raise ModelError(f"{files.name}: its {tower} tower can't be built: {first_line(exc)}") from exc
-    state = _fitted(checkpoint, tower, module)
     try:
+        state = _fitted(checkpoint, tower, module)
         module.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as exc:
+    # open_clip's resizing of positions asserts that widths agree, and doesn't look at dimensions
+    except (RuntimeError, AssertionError, IndexError) as exc:
         details = " ".join(str(exc).split())
         raise ModelError(
             f"{checkpoint.path}: the weights don't fit the architecture of {files.name!r}. {details[:300]}"
@@ -161,6 +173,13 @@ def _load_pickle(path: Path) -> tuple[dict[str, Tensor], bool]:
         raise ModelError(
             f"{path}: this file holds more than tensors and could run code when loaded, so it is refused. "
             "Convert it to safetensors on a machine where you trust it."
+        ) from exc
+    except RuntimeError as exc:
+        if "TorchScript" not in str(exc):
+            raise
+        raise ModelError(
+            f"{path}: a TorchScript archive, as OpenAI's own files are; it is code, so it is refused. Use the model's "
+            "name (`clipcls models --all`), or save its state_dict as safetensors on a machine where you trust it."
         ) from exc
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):

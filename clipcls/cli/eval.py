@@ -1,0 +1,249 @@
+"""`clipcls eval`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from clipcls.catalog import DEFAULT_MODEL
+from clipcls.cli import options
+from clipcls.cli.evaluation import Command, Evaluation, Output
+from clipcls.errors import UsageError
+from clipcls.records import Decode, ScoreKind
+
+if TYPE_CHECKING:
+    from clipcls.records import Label, PromptSet
+    from clipcls.truth import Truth
+
+
+def evaluate(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help="A folder of class folders, a table (.csv, .tsv, .jsonl) with columns path and label or labels, "
+            "or tar shards with .cls members.",
+            show_default=False,
+        ),
+    ],
+    # what to look for
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Labels, separated by commas. [default: the data's classes]")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="LABEL", help="One label, never split; repeatable.")
+    ] = None,
+    labels_file: Annotated[
+        Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .json or .yaml file.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts",
+            metavar="PROMPTS",
+            help="Prompt set, by name or file; repeatable, to compare. [default: the data's own, else default]",
+        ),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option("--template", metavar="TEMPLATE", help="Template; all that are given are one more prompt set."),
+    ] = None,
+    strict_prompts: Annotated[
+        bool, typer.Option("--strict-prompts", help="A prompt over the context length is an error.")
+    ] = False,
+    # with which model
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="As for predict; repeatable, to compare. [env var: CLIPCLS_MODEL; default: photo]",
+        ),
+    ] = None,
+    arch: options.ArchOption = None,
+    preprocess: options.PreprocessOption = None,
+    device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
+    # or without one
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FILE", help="Judge what predict wrote, instead of running a model."),
+    ] = None,
+    # how to score
+    score: Annotated[
+        ScoreKind | None,
+        typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
+    ] = None,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="Score each label by itself; data with labels always are.")
+    ] = False,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            "--background", help="What sigmoid scores of a model without a bias compare with. [default: a photo]"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="With several labels an image: lowest score. [default: 0.5]")
+    ] = None,
+    # out
+    format: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="Tables to read, or all there is as JSON.")
+    ] = "table",
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-",
+    confused: Annotated[
+        int, typer.Option("--confused", metavar="N", min=0, help="How many of the most confused pairs to list.")
+    ] = 10,
+    confusion_plot: Annotated[
+        Path | None,
+        typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
+    ] = None,
+    # how to run
+    max_pixels: Annotated[
+        int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option("--max-bytes", min=1, help="Larger files are errors. [default: 1073741824]")
+    ] = None,
+    decode: Annotated[
+        Decode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels, bit for bit.")
+    ] = "fast",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            envvar="CLIPCLS_BATCH_SIZE",
+            min=1,
+            help="Halved where memory runs out. [default: 16 on a CPU, 256 on a GPU]",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", envvar="CLIPCLS_WORKERS", min=1, help="Decoding threads. [default: one a core]"),
+    ] = None,
+    cache_dir: options.CacheDirOption = None,
+    cache_size: options.CacheSizeOption = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
+    verbose: options.VerboseOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Measure models and prompts on labelled pictures, before a labelling job is run.
+
+    Example: clipcls eval pictures/ --prompts simple --prompts default
+    """
+    options.set_up_logging(verbose, quiet)
+    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
+    from clipcls.contents import MAX_BYTES
+    from clipcls.embed import Execution
+    from clipcls.evaluate import Plan
+    from clipcls.images import MAX_PIXELS
+    from clipcls.labels import make_label
+    from clipcls.ranking import Scoring
+    from clipcls.records import ModelSpec
+
+    target = Output(format, output, confusion_plot)
+    target.check([*data, labels_file, predictions, *(prompts or ()), *(model or ())])
+    names = _labels(labels, label, labels_file)
+    truth = _truth(data, names, multi_label)
+    if predictions is not None:
+        given = {"--model": model, "--prompts": prompts, "--template": template, "--score": score, "--arch": arch}
+        _refuse_with_predictions([option for option, value in given.items() if value])
+        Evaluation(truth, target, quiet).judge(predictions, names, confused)
+        return
+    if threshold is not None and not truth.multi_label:
+        raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
+    models = _models(model, [arch, preprocess])
+    sets = _prompt_sets(prompts or [], template or [], truth)
+    plan = Plan(
+        labels=names or tuple(map(make_label, truth.classnames)),
+        models=tuple(ModelSpec(name, arch, preprocess, device, precision) for name in models),
+        prompts=tuple(prompt_set for _, prompt_set in sets),
+        scoring=Scoring(score, truth.multi_label, threshold=threshold),
+        background=background,
+        execution=Execution(
+            decode=decode,
+            batch_size=batch_size,
+            workers=workers,
+            max_pixels=max_pixels or MAX_PIXELS,
+            max_bytes=max_bytes or MAX_BYTES,
+            cache_dir=None if no_cache else cache_dir or default_folder(),
+            cache_size=DEFAULT_LIMIT if cache_size is None else cache_size * MEGABYTE,
+            strict_prompts=strict_prompts,
+        ),
+        confused=confused,
+    )
+    command = Command(
+        models=models,
+        prompts=[arguments for arguments, _ in sets],
+        labels=_label_arguments(labels, label, labels_file, truth),
+        settings={
+            "--arch": arch,
+            "--preprocess": preprocess,
+            "--precision": None if precision == "auto" else precision,
+            "--decode": None if decode == "fast" else decode,
+            "--score": score,
+            "--background": background,
+            "--threshold": threshold,
+            "--multi-label": truth.multi_label,
+        },
+    )
+    Evaluation(truth, target, quiet).measure(plan, command)
+
+
+def _labels(labels: str | None, label: Sequence[str] | None, file: Path | None) -> "tuple[Label, ...] | None":
+    """What is asked for; None for the data's classes."""
+    from clipcls.labels import parse_labels
+
+    return None if labels is None and not label and file is None else parse_labels(labels, label or (), file)
+
+
+def _truth(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
+    from dataclasses import replace
+
+    from clipcls.truth import read_truth
+
+    truth = read_truth(data, None if labels is None else [label.name for label in labels])
+    return replace(truth, multi_label=True) if multi_label else truth
+
+
+def _refuse_with_predictions(given: Sequence[str]) -> None:
+    if given:
+        raise UsageError(f"--predictions are judged as they are: leave {', '.join(given)} out.")
+
+
+def _models(models: Sequence[str] | None, stated: Sequence[str | None]) -> list[str]:
+    # not typer's own, which would take a path with a space for two
+    names = list(dict.fromkeys(models or [os.environ.get("CLIPCLS_MODEL") or DEFAULT_MODEL]))
+    if len(names) > 1 and any(stated):
+        raise UsageError("--arch and --preprocess say what one weights file is; evaluate it by itself.")
+    return names
+
+
+def _prompt_sets(
+    prompts: Sequence[str], templates: Sequence[str], truth: "Truth"
+) -> "list[tuple[list[str], PromptSet]]":
+    """The prompt sets, each with the options that stand for it."""
+    from clipcls.prompts import load_prompt_set, templates_set
+
+    sets = [(["--prompts", name], load_prompt_set(name)) for name in dict.fromkeys(prompts)]
+    if templates:
+        options = [part for template in templates for part in ("--template", template)]
+        sets.append((options, templates_set(templates)))
+    if not sets and truth.templates_file is not None:
+        sets.append((["--prompts", truth.templates_file], load_prompt_set(truth.templates_file)))
+    return sets or [(["--prompts", "default"], load_prompt_set("default"))]
+
+
+def _label_arguments(labels: str | None, single: Sequence[str] | None, file: Path | None, truth: "Truth") -> list[str]:
+    """The options that give the labels which were used."""
+    if labels is None and not single and file is None:
+        if truth.classnames_file is not None:
+            return ["--labels-file", truth.classnames_file]
+        if not any("," in name for name in truth.classnames):
+            return ["--labels", ",".join(truth.classnames)]
+        return [part for name in truth.classnames for part in ("--label", name)]
+    given = [] if labels is None else ["--labels", labels]
+    given += [part for name in single or () for part in ("--label", name)]
+    return given if file is None else [*given, "--labels-file", str(file)]
