@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -18,23 +17,12 @@ ReportFormat = Literal["table", "tsv", "json"]
 
 
 def check(
-    labels: Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="LABEL", help="One label, never split; repeatable.")
-    ] = None,
-    labels_file: Annotated[
-        Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .json or .yaml file.")
-    ] = None,
-    prompts: Annotated[
-        str, typer.Option("--prompts", help="Prompt set: a name from `clipcls prompts list`, or a file.")
-    ] = "default",
-    template: Annotated[
-        list[str] | None,
-        typer.Option("--template", metavar="TEMPLATE", help='Template such as "a photo of a {}"; repeatable.'),
-    ] = None,
-    strict_prompts: Annotated[
-        bool, typer.Option("--strict-prompts", help="A prompt over the context length is an error.")
-    ] = False,
+    labels: options.LabelsOption = None,
+    label: options.LabelOption = None,
+    labels_file: options.LabelsFileOption = None,
+    prompts: options.PromptsOption = "default",
+    template: options.TemplateOption = None,
+    strict_prompts: options.StrictPromptsOption = False,
     model: options.ModelOption = DEFAULT_MODEL,
     arch: options.ArchOption = None,
     preprocess: options.PreprocessOption = None,
@@ -44,7 +32,7 @@ def check(
         ReportFormat | None, typer.Option("--format", help="[default: table on a terminal, else tsv]")
     ] = None,
     cache_dir: options.CacheDirOption = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
+    no_cache: options.NoCacheOption = False,
     verbose: options.VerboseOption = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")] = False,
 ) -> None:

@@ -11,7 +11,6 @@ from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
 from clipcls.cli.evaluation import Command, Evaluation, Output
 from clipcls.errors import UsageError
-from clipcls.records import Decode, ScoreKind
 
 if TYPE_CHECKING:
     from clipcls.records import Label, PromptSet
@@ -29,15 +28,9 @@ def evaluate(
         ),
     ],
     # what to look for
-    labels: Annotated[
-        str | None, typer.Option("--labels", help="Labels, separated by commas. [default: the data's classes]")
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="LABEL", help="One label, never split; repeatable.")
-    ] = None,
-    labels_file: Annotated[
-        Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .json or .yaml file.")
-    ] = None,
+    labels: options.DataLabelsOption = None,
+    label: options.LabelOption = None,
+    labels_file: options.LabelsFileOption = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,9 +43,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--template", metavar="TEMPLATE", help="Template; all that are given are one more prompt set."),
     ] = None,
-    strict_prompts: Annotated[
-        bool, typer.Option("--strict-prompts", help="A prompt over the context length is an error.")
-    ] = False,
+    strict_prompts: options.StrictPromptsOption = False,
     # with which model
     model: Annotated[
         list[str] | None,
@@ -72,19 +63,9 @@ def evaluate(
         typer.Option("--predictions", metavar="FILE", help="Judge what predict wrote, instead of running a model."),
     ] = None,
     # how to score
-    score: Annotated[
-        ScoreKind | None,
-        typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
-    ] = None,
-    multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="Score each label by itself; data with labels always are.")
-    ] = False,
-    background: Annotated[
-        str | None,
-        typer.Option(
-            "--background", help="What sigmoid scores of a model without a bias compare with. [default: a photo]"
-        ),
-    ] = None,
+    score: options.ScoreOption = None,
+    multi_label: options.DataMultiLabelOption = False,
+    background: options.BackgroundOption = None,
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="With several labels an image: lowest score. [default: 0.5]")
     ] = None,
@@ -101,31 +82,14 @@ def evaluate(
         typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
     ] = None,
     # how to run
-    max_pixels: Annotated[
-        int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option("--max-bytes", min=1, help="Larger files are errors. [default: 1073741824]")
-    ] = None,
-    decode: Annotated[
-        Decode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels, bit for bit.")
-    ] = "fast",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            envvar="CLIPCLS_BATCH_SIZE",
-            min=1,
-            help="Halved where memory runs out. [default: 16 on a CPU, 256 on a GPU]",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", envvar="CLIPCLS_WORKERS", min=1, help="Decoding threads. [default: one a core]"),
-    ] = None,
+    max_pixels: options.MaxPixelsOption = None,
+    max_bytes: options.MaxBytesOption = None,
+    decode: options.DecodeOption = "fast",
+    batch_size: options.BatchSizeOption = None,
+    workers: options.WorkersOption = None,
     cache_dir: options.CacheDirOption = None,
     cache_size: options.CacheSizeOption = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
+    no_cache: options.NoCacheOption = False,
     verbose: options.VerboseOption = False,
     quiet: options.QuietOption = False,
 ) -> None:

@@ -7,6 +7,30 @@ from typing import Annotated
 
 import typer
 
+from clipcls.records import Decode, ScoreKind
+
+# what to look for
+LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]
+DataLabelsOption = Annotated[
+    str | None, typer.Option("--labels", help="Labels, separated by commas. [default: the data's classes]")
+]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", metavar="LABEL", help="One label, never split; repeatable.")
+]
+LabelsFileOption = Annotated[
+    Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .json or .yaml file.")
+]
+PromptsOption = Annotated[
+    str, typer.Option("--prompts", help="Prompt set: a name from `clipcls prompts list`, or a file.")
+]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option("--template", metavar="TEMPLATE", help='Template such as "a photo of a {}"; repeatable.'),
+]
+StrictPromptsOption = Annotated[
+    bool, typer.Option("--strict-prompts", help="A prompt over the context length is an error.")
+]
+# with which model
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -24,6 +48,39 @@ DeviceOption = Annotated[str, typer.Option("--device", envvar="CLIPCLS_DEVICE", 
 PrecisionOption = Annotated[
     str, typer.Option("--precision", envvar="CLIPCLS_PRECISION", help="auto, fp32, bf16 or fp16.")
 ]
+# how to score
+ScoreOption = Annotated[
+    ScoreKind | None,
+    typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
+]
+DataMultiLabelOption = Annotated[
+    bool, typer.Option("--multi-label", help="Score each label by itself; data with labels always are.")
+]
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option("--background", help="What sigmoid scores of a model without a bias compare with. [default: a photo]"),
+]
+# how to run
+MaxPixelsOption = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
+]
+MaxBytesOption = Annotated[
+    int | None, typer.Option("--max-bytes", min=1, help="Larger files are errors. [default: 1073741824]")
+]
+DecodeOption = Annotated[Decode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels, bit for bit.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        envvar="CLIPCLS_BATCH_SIZE",
+        min=1,
+        help="Halved where memory runs out. [default: 16 on a CPU, 256 on a GPU]",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", envvar="CLIPCLS_WORKERS", min=1, help="Decoding threads. [default: one a core]"),
+]
 CacheDirOption = Annotated[
     Path | None,
     typer.Option("--cache-dir", envvar="CLIPCLS_CACHE_DIR", help="Where the cache lies. [default: the platform's]"),
@@ -38,6 +95,7 @@ CacheSizeOption = Annotated[
         help="Largest size of the cache, in MB. [default: 2048]",
     ),
 ]
+NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 VerboseOption = Annotated[
     bool, typer.Option("-v", "--verbose", help="Say what is done, and other libraries' warnings.")
 ]

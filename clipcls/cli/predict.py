@@ -11,7 +11,7 @@ import typer
 from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
 from clipcls.cli.labelling import ErrorLimit, Labelling, Sources
-from clipcls.records import Decode, Format, OnError, ScoreKind
+from clipcls.records import Format, OnError
 
 if TYPE_CHECKING:
     from clipcls.outputs import Target
@@ -26,23 +26,12 @@ def predict(
         ),
     ] = None,
     # what to look for
-    labels: Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="LABEL", help="One label, never split; repeatable.")
-    ] = None,
-    labels_file: Annotated[
-        Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .json or .yaml file.")
-    ] = None,
-    prompts: Annotated[
-        str, typer.Option("--prompts", help="Prompt set: a name from `clipcls prompts list`, or a file.")
-    ] = "default",
-    template: Annotated[
-        list[str] | None,
-        typer.Option("--template", metavar="TEMPLATE", help='Template such as "a photo of a {}"; repeatable.'),
-    ] = None,
-    strict_prompts: Annotated[
-        bool, typer.Option("--strict-prompts", help="A prompt over the context length is an error.")
-    ] = False,
+    labels: options.LabelsOption = None,
+    label: options.LabelOption = None,
+    labels_file: options.LabelsFileOption = None,
+    prompts: options.PromptsOption = "default",
+    template: options.TemplateOption = None,
+    strict_prompts: options.StrictPromptsOption = False,
     # with which model
     model: options.ModelOption = DEFAULT_MODEL,
     arch: options.ArchOption = None,
@@ -50,19 +39,11 @@ def predict(
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
     # how to score
-    score: Annotated[
-        ScoreKind | None,
-        typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
-    ] = None,
+    score: options.ScoreOption = None,
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="Every label that reaches the threshold is an answer.")
     ] = False,
-    background: Annotated[
-        str | None,
-        typer.Option(
-            "--background", help="What sigmoid scores of a model without a bias compare with. [default: a photo]"
-        ),
-    ] = None,
+    background: options.BackgroundOption = None,
     top_k: Annotated[
         int | None,
         typer.Option("--top-k", min=1, help="Labels to list per image. [default: 1; multi-label: all that pass]"),
@@ -112,12 +93,8 @@ def predict(
     max_errors: Annotated[
         str | None, typer.Option("--max-errors", metavar="N|P%", help="More bad images than that stop the run.")
     ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option("--max-bytes", min=1, help="Larger files are errors. [default: 1073741824]")
-    ] = None,
+    max_pixels: options.MaxPixelsOption = None,
+    max_bytes: options.MaxBytesOption = None,
     url_timeout: Annotated[
         float, typer.Option("--url-timeout", metavar="SECONDS", min=0.1, help="Time to fetch an image in.")
     ] = 30.0,
@@ -125,25 +102,12 @@ def predict(
         int, typer.Option("--url-retries", min=0, help="How often a fetch that failed is tried again.")
     ] = 2,
     # how to run
-    decode: Annotated[
-        Decode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels, bit for bit.")
-    ] = "fast",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            envvar="CLIPCLS_BATCH_SIZE",
-            min=1,
-            help="Halved where memory runs out. [default: 16 on a CPU, 256 on a GPU]",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", envvar="CLIPCLS_WORKERS", min=1, help="Decoding threads. [default: one a core]"),
-    ] = None,
+    decode: options.DecodeOption = "fast",
+    batch_size: options.BatchSizeOption = None,
+    workers: options.WorkersOption = None,
     cache_dir: options.CacheDirOption = None,
     cache_size: options.CacheSizeOption = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")] = False,
+    no_cache: options.NoCacheOption = False,
     verbose: options.VerboseOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
