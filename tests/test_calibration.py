@@ -468,7 +468,7 @@ def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fingerprint": "ff" * 32}, "the model was fake (ffffffffffff) and is fake (66616b65)"),
+        ({"fingerprint": "ff" * 32}, "the model was fake (ffffffffffff) and is fake (66616b65), with other weights"),
         ({"kind": "cosine"}, "they were --score cosine and are --score softmax"),
         ({"multi_label": True, "kind": "sigmoid"}, "they were --score sigmoid --multi-label and are --score softmax"),
         ({"labels": ("red", "green", "black")}, "the labels are without 'black' and with 'blue'"),

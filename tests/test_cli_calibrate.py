@@ -210,7 +210,7 @@ def test_calibrate_tells_of_what_it_cannot_do(clipcls: Run, data: Path) -> None:
     assert done.returncode == 1
     assert b"data/cat/bad.png: not an image" in done.stderr
     assert b"1 of 181 images could not be read" in done.stderr
-    assert "never answered: no image of it" in text and "labels are never answered" in text
+    assert "never answered: no image of it" in text and "never answered, so that such images will be unknown: " in text
     assert "60 images are of classes that aren't among the labels" in text
     assert "data/ship: a class without pictures" in text
 
