@@ -162,7 +162,7 @@ class Calibration:
         Raises:
             UsageError: it is for others.
         """
-        differing = list(_differences(self.basis, basis))
+        differing = _differences(self.basis, basis)
         if differing:
             raise UsageError(
                 f"{self.name} was made for other scores: {'; '.join(differing)}. Use what it was made with, or make "
@@ -181,12 +181,12 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
-def _differences(then: Basis, now: Basis) -> "list[str]":
+def _differences(then: Basis, now: Basis) -> list[str]:
     found = []
     if then.fingerprint != now.fingerprint:
-        found.append(
-            f"the model was {then.model} ({then.fingerprint[:12]}) and is {now.model} ({now.fingerprint[:12]})"
-        )
+        why = ", with other weights or under another version of open_clip" if then.model == now.model else ""
+        was, is_ = (f"{basis.model} ({basis.fingerprint[:12]})" for basis in (then, now))
+        found.append(f"the model was {was} and is {is_}{why}")
     if (then.kind, then.multi_label) != (now.kind, now.multi_label):
         found.append(f"they were {_score_options(then)} and are {_score_options(now)}")
     if set(then.labels) != set(now.labels):
@@ -204,7 +204,7 @@ def _score_options(basis: Basis) -> str:
     return f"--score {basis.kind}{' --multi-label' if basis.multi_label else ''}"
 
 
-def _listed(names: "set[str]") -> str:
+def _listed(names: set[str]) -> str:
     found = sorted(names)
     return ", ".join(map(repr, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 

@@ -14,6 +14,8 @@ Scores = NDArray[np.float32]
 _CELLS = 2**21  # of similarities in float64 at once: 16 MB
 _STEPS = 200
 _DONE = 1e-12
+_NEAR = 1e-8  # of a step, after which the next is too small to be seen
+_STEEPEST = 500.0  # a logit beyond is as good as infinite, but its exponential isn't
 _NORMAL = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 _AGAINST = (
     "The similarities don't tell these labels apart: the best fit is one that ignores them, or turns them round. "
@@ -207,17 +209,20 @@ def _newton(values: Values, targets: Values, offset: float) -> tuple[float, floa
 
     def loss(at: Values) -> float:
         logits = at @ design
-        return float((np.logaddexp(0, logits) - targets * logits).mean())
+        # log(1 + e^x), several times as fast as by logaddexp
+        return float((np.log1p(np.exp(-np.abs(logits))) + np.maximum(logits, 0) - targets * logits).mean())
 
+    current = loss(weights)
     for _ in range(_STEPS):
-        shares = 1 / (1 + np.exp(-(weights @ design)))
+        shares = 1 / (1 + np.exp(-np.clip(weights @ design, -_STEEPEST, _STEEPEST)))
         gradient = design @ (shares - targets) / len(values)
         hessian = (design * (shares * (1 - shares))) @ design.T / len(values) + _DONE * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
-        current = loss(weights)
-        while loss(weights - step) > current and np.abs(step).max() > _DONE:
+        following = loss(weights - step)
+        while following > current and np.abs(step).max() > _DONE:
             step /= 2
-        weights = weights - step
-        if np.abs(step).max() <= 1e-9:
+            following = loss(weights - step)
+        weights, current = weights - step, following
+        if np.abs(step).max() <= _NEAR:
             break
     return float(weights[0]), float(weights[1])

@@ -55,7 +55,6 @@ class Classifier:
 
     Attributes:
         explain: whether predictions say which prompts they rest on; to be set before `predict`.
-        calibration: corrects scores, and may hold a threshold for each label; to be set before `predict`.
 
     Raises:
         UsageError: labels, prompts or settings that can't be used. Errors of the model are raised at first use.
@@ -76,7 +75,7 @@ class Classifier:
         self._prompts_of_labels = _rendered(self.labels, self.prompts)
         self.scoring = scoring or Scoring()
         self.explain = False
-        self.calibration: Calibration | None = None
+        self._calibration: Calibration | None = None
         if background is not None and self.scoring.kind != "sigmoid":
             raise UsageError(
                 "a background is compared with for sigmoid scores only; leave it out, or score by sigmoid."
@@ -150,6 +149,17 @@ class Classifier:
         """Those that not each run has."""
         found: dict[str, Any] = {"--explain": True} if self.explain else {}
         return found if self.calibration is None else found | {"--calibration": self.calibration.digest[:12]}
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What corrects scores, and may hold a threshold for each label; to be set before `predict`."""
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, calibration: Calibration | None) -> None:
+        self._calibration = calibration
+        # they carry scale and thresholds
+        self.__dict__.pop("label_features", None)
 
     @property
     def encoder(self) -> "Encoder":

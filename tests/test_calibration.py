@@ -468,7 +468,7 @@ def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fingerprint": "ff" * 32}, "the model was fake (ffffffffffff) and is fake (66616b65)"),
+        ({"fingerprint": "ff" * 32}, "the model was fake (ffffffffffff) and is fake (66616b65), with other weights"),
         ({"kind": "cosine"}, "they were --score cosine and are --score softmax"),
         ({"multi_label": True, "kind": "sigmoid"}, "they were --score sigmoid --multi-label and are --score softmax"),
         ({"labels": ("red", "green", "black")}, "the labels are without 'black' and with 'blue'"),
@@ -529,3 +529,21 @@ def test_settings_tell_calibrations_apart(file: Path, fake_encoder: Any) -> None
     assert classifier(fake_encoder, other).settings() != found[1]
     later = replace(calibration, origin=replace(calibration.origin, date="2030-01-01"))
     assert classifier(fake_encoder, later).settings() == found[1]
+
+
+def test_calibration_that_is_set_late_counts_for_the_next_run(file: Path, data: Path, fake_encoder: Any) -> None:
+    used = classifier(fake_encoder, None)
+    plain = [p.score for p in used.predict(data)]
+    used.calibration = read_calibration(file)
+    calibrated = [p.score for p in used.predict(data)]
+    used.calibration = None
+    assert [p.score for p in used.predict(data)] == plain != calibrated
+
+
+def test_explanations_tell_the_margin_of_calibrated_scores(file: Path, data: Path, fake_encoder: Any) -> None:
+    used = classifier(fake_encoder, read_calibration(file), Scoring(top_k=2))
+    used.explain = True
+    for prediction in used.predict(data):
+        best, second = prediction.top
+        assert prediction.explanation is not None
+        assert prediction.explanation.margin == pytest.approx(best.score - second.score)

@@ -295,7 +295,7 @@ def _notes(report: "Report") -> str:
         lines.append(f"{made.origin.images:,} images are few: what was fitted is rough")
     never = [name for name, found in zip(made.basis.labels, made.thresholds, strict=False) if found.threshold is None]
     if never:
-        lines.append(f"{len(never):,} labels are never answered, their images will be unknown: {_listed(never)}")
+        lines.append(f"never answered, so that such images will be unknown: {_listed(never)}")
     if report.outside:
         lines.append(
             f"{report.outside:,} images are of classes that aren't among the labels: any answer to them is wrong, and "
