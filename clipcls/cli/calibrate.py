@@ -305,7 +305,7 @@ def _notes(report: "Report") -> str:
         paths = _listed([path for path, _ in report.failed])
         lines.append(f"{len(report.failed):,} images could not be read and count for nothing: {paths}")
     if report.problems:
-        lines.append(f"{len(report.problems):,} things in the data to look at: {'; '.join(report.problems[:5])}")
+        lines.append(f"in the data, {len(report.problems):,} to look at: {'; '.join(report.problems[:5])}")
     return "".join(f"Note: {plain(line)}\n" for line in lines)
 
 

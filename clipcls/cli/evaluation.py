@@ -346,7 +346,7 @@ def _notes(outcome: "Outcome", best: "Result") -> str:
     if told.repeated:
         lines.append(f"{len(told.repeated):,} paths come more than once and count as often: {_listed(told.repeated)}")
     if told.problems:
-        lines.append(f"{len(told.problems):,} things in the data to look at: {_listed(told.problems, '; ')}")
+        lines.append(f"in the data, {len(told.problems):,} to look at: {_listed(told.problems, '; ')}")
     return "".join(f"Note: {plain(line)}\n" for line in lines)
 
 
