@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipcls import cli
 from clipcls.embed import Execution
 from clipcls.labels import make_label
 from clipcls.predict import Classifier
@@ -149,15 +148,9 @@ def test_settings_tell_runs_with_explanations_from_those_without() -> None:
 @pytest.mark.parametrize(
     "options", [(), ("--format", "csv"), ("-o", "out.csv"), ("--output-dir", "out"), ("-o", "x.tsv")]
 )
-def test_predict_refuses_explanations_in_other_formats(
-    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["clipcls", "predict", "x.png", "--labels", "a,b", "--explain", *options])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
-    assert "--explain" in capsys.readouterr().err
+def test_predict_refuses_explanations_in_other_formats(options: tuple[str, ...], clipcls: Run, tmp_path: Path) -> None:
+    done = clipcls("predict", "x.png", "--labels", "a,b", "--explain", *options)
+    assert (done.returncode, b"--explain" in done.stderr) == (2, True)
     assert not list(tmp_path.glob("out*"))
 
 
