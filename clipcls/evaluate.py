@@ -386,7 +386,10 @@ class _Listing:
         self._places = label_indices(named, labels)
         strange = next((name for name in named if name not in self._places), None)
         if strange is not None:
-            raise UsageError(f"The predictions name {strange!r}, which isn't among the labels that were given.")
+            raise UsageError(
+                f"The predictions name {strange!r}, which isn't among the labels that were given. Give all that "
+                "`clipcls predict` had, or none."
+            )
         self._is_whole = self._shortest >= len(self.labels)
 
     def answers(self, right: Indices, classes: Classes) -> Answers:
