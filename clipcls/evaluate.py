@@ -42,6 +42,7 @@ DEFAULT_CONFUSED = 10
 _DEFAULT_THRESHOLD = 0.5  # of the answers, where an image may have several labels; as in `predict`
 _NOWHERE = 2**31  # the place of a label that isn't listed
 _NO_PROBABILITIES = "cosines are no probabilities"
+_OUT_OF_RANGE = "scores that don't lie between 0 and 1 are no probabilities"
 # how far from 1 the sum of an image's scores may be, of which a file holds some digits
 _ROUNDING = 1e-3
 
@@ -433,6 +434,8 @@ class _Listing:
             )
         if all(prediction.score == prediction.similarity for prediction in self._predictions):
             return found | {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
+        if not all(prediction.score is None or 0 <= prediction.score <= 1 for prediction in self._predictions):
+            return found | {CALIBRATION_ERROR: _OUT_OF_RANGE, BRIER_SCORE: _OUT_OF_RANGE}
         if not self._is_whole:
             found[BRIER_SCORE] = f"{partly}; --top-k {len(self.labels)} of `clipcls predict` lists all"
         elif np.abs(self._scores.sum(axis=1) - 1).max() > _ROUNDING:
