@@ -42,6 +42,7 @@ DEFAULT_CONFUSED = 10
 _DEFAULT_THRESHOLD = 0.5  # of the answers, where an image may have several labels; as in `predict`
 _NOWHERE = 2**31  # the place of a label that isn't listed
 _NO_PROBABILITIES = "cosines are no probabilities"
+_OUT_OF_RANGE = "scores that don't lie between 0 and 1 are no probabilities"
 # how far from 1 the sum of an image's scores may be, of which a file holds some digits
 _ROUNDING = 1e-3
 
@@ -386,7 +387,10 @@ class _Listing:
         self._places = label_indices(named, labels)
         strange = next((name for name in named if name not in self._places), None)
         if strange is not None:
-            raise UsageError(f"The predictions name {strange!r}, which isn't among the labels that were given.")
+            raise UsageError(
+                f"The predictions name {strange!r}, which isn't among the labels that were given. Give all that "
+                "`clipcls predict` had, or none."
+            )
         self._is_whole = self._shortest >= len(self.labels)
 
     def answers(self, right: Indices, classes: Classes) -> Answers:
@@ -430,6 +434,8 @@ class _Listing:
             )
         if all(prediction.score == prediction.similarity for prediction in self._predictions):
             return found | {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
+        if not all(prediction.score is None or 0 <= prediction.score <= 1 for prediction in self._predictions):
+            return found | {CALIBRATION_ERROR: _OUT_OF_RANGE, BRIER_SCORE: _OUT_OF_RANGE}
         if not self._is_whole:
             found[BRIER_SCORE] = f"{partly}; --top-k {len(self.labels)} of `clipcls predict` lists all"
         elif np.abs(self._scores.sum(axis=1) - 1).max() > _ROUNDING:

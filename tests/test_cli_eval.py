@@ -264,6 +264,8 @@ def test_eval_names_cannot_move_the_cursor_or_mean_markup(clipcls: Run, tmp_path
         (["data", "--model", "a", "--model", "b", "--arch", "ViT-B-32"], "evaluate it by itself"),
         (["data", "--predictions", "none.jsonl"], "none.jsonl: can't be read: no such file"),
         (["data", "--predictions", "none.jsonl", "--prompts", "simple"], "leave --prompts out"),
+        (["data", "--predictions", "labels.yaml"], "labels.yaml: its name tells no format"),
+        (["data", "--predictions", "data"], "data: a folder without part files"),
         (["data", "--threshold", "0.4"], "--threshold is for several labels an image"),
         (["data", "--confusion-plot", "plot.svg"], "ends in .png"),
         (["data", "--confusion-plot", "data/cat/plot.png"], "lies in data, where it would be taken for data"),
@@ -285,6 +287,19 @@ def test_eval_does_not_overwrite_what_it_reads(clipcls: Run, data: Path, tmp_pat
     assert done.returncode == 2 and b"overwrite" in done.stderr
     done = clipcls("eval", "data", "-o", "nowhere/out.json")
     assert done.returncode == 4
+
+
+def test_eval_names_the_file_without_predictions(clipcls: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    done = clipcls("eval", "data", "--predictions", "empty.jsonl")
+    assert (done.returncode, done.stderr) == (2, b"clipcls: error: empty.jsonl: holds no predictions.\n")
+
+
+def test_eval_with_a_closed_standard_output_stops_before_the_first_picture(data: Path) -> None:
+    command = f"'{sys.executable}' -m clipcls eval data --model pictogram"
+    done = subprocess.run(f"{command} >&-", shell=True, cwd=data.parent, capture_output=True, timeout=60)
+    assert done.returncode == 4
+    assert done.stderr == b"clipcls: error: standard output is closed. Give --output FILE.\n"
 
 
 def shown(seed: int, count: int = 24) -> list[bytes]:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +313,17 @@ def test_evaluate_predictions_leaves_out_what_short_lists_cannot_tell(data: Path
     assert "--top-k 3" in omitted["accuracy@3"] and "--top-k 3" in omitted[BRIER_SCORE]
 
 
+@pytest.mark.parametrize("score", [-0.1, 7.0, math.nan])
+def test_evaluate_predictions_takes_no_score_for_a_probability_that_cannot_be_one(data: Path, score: float) -> None:
+    predictions = predicted(data, top_k=3)
+    predictions[0] = replace(predictions[0], score=score)
+    outcome = evaluate_predictions(read(data), predictions)
+    assert values(outcome)[ACCURACY] == pytest.approx(7 / 9)
+    reasons = outcome.results[0].omitted
+    assert reasons.keys() == {CALIBRATION_ERROR, BRIER_SCORE} and "between 0 and 1" in reasons[CALIBRATION_ERROR]
+    assert not outcome.results[0].levels
+
+
 def test_evaluate_predictions_counts_unknown_as_wrong(data: Path) -> None:
     predictions = predicted(data, top_k=3, threshold=0.99)
     predictions[0] = Prediction(predictions[0].path, None, 0.5, 0.5, predictions[0].top)
@@ -384,7 +397,7 @@ def test_evaluate_predictions_refuses_those_of_other_pictures(
 
 
 def test_evaluate_predictions_refuses_labels_that_were_not_given(data: Path) -> None:
-    with pytest.raises(UsageError, match="'blue', which isn't among"):
+    with pytest.raises(UsageError, match=r"'blue', which isn't among .* Give all"):
         evaluate_predictions(read(data), predicted(data), LABELS[:2])
 
 

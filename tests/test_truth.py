@@ -168,6 +168,8 @@ def test_read_truth_takes_addresses_as_images_that_cannot_be_read(tmp_path: Path
     [
         ("a.csv", "image,caption\n1,cat\n", "columns path and label.*there are: image, caption"),
         ("a.csv", "", "there are: none"),
+        ("a.csv", "path;label\n1;cat\n", r"there are: path;label\. Columns end in a comma in \.csv"),
+        ("a.csv", "path\tlabel\n1\tcat\n", r"Columns end in a comma in \.csv"),
         ("a.csv", "path,label\n", "no row with a path and a label"),
         ("a.jsonl", '{"path": "1"}\n', "first problem: .*line 1: no label"),
     ],
@@ -175,6 +177,14 @@ def test_read_truth_takes_addresses_as_images_that_cannot_be_read(tmp_path: Path
 def test_read_truth_refuses_tables_without_truth(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_truth([str(table(tmp_path / name, text))])
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.csv", "path,label\n1,cat\n"), ("a.jsonl", '{"path": "1"}\n')])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_read_truth_names_the_encoding_that_it_refuses(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes(("\ufeff" + text).encode(encoding))
+    with pytest.raises(UsageError, match=f"{name}: it is in UTF-16; save it in UTF-8"):
+        read_truth([str(tmp_path / name)])
 
 
 # ------------------------------------------------------------------------------------------- classes and labels

@@ -289,6 +289,16 @@ def test_pickled_code_is_refused_and_never_copied(
     assert not copies.folder.exists()
 
 
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b"\x89PNG\r\n"]
+)
+def test_a_file_that_was_saved_in_place_of_weights_is_called_so(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.pt: not a weights file, whatever its name.*download"):
+        Checkpoint(path)
+
+
 def test_weights_of_something_else_are_refused_and_never_copied(tmp_path: Path, copies: Copies) -> None:
     path = save_old({"layer1.weight": torch.ones(3)}, tmp_path / "weights.bin")
     with pytest.raises(ModelError, match="not the weights of a dual encoder"):

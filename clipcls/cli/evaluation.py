@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from clipcls.evaluate import Plan
     from clipcls.judging import Outcome, Result
     from clipcls.metrics import Estimate
+    from clipcls.records import Format
     from clipcls.truth import Truth
 
 # rows of a table of classes; where there are more, those that fare worst are shown
@@ -52,9 +54,12 @@ class Output:
 
         Raises:
             UsageError: one is among what is read, or isn't a PNG.
-            StoppedError: one can't be written.
+            StoppedError: one can't be written, or standard output is closed.
         """
         from clipcls.inputs import EXTENSIONS
+
+        if self.file == "-" and sys.stdout is None:
+            raise StoppedError("standard output is closed. Give --output FILE.")
 
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise UsageError(f"--confusion-plot {self.plot}: a name that ends in .png is needed.")
@@ -199,12 +204,30 @@ class Evaluation:
 def _read(predictions: Path) -> "Iterator[Prediction]":
     """What a run wrote to a file, or to the part files in a folder."""
     from clipcls.results import read_predictions
-    from clipcls.sinks import format_for
 
     parts = sorted(predictions.glob("part-*.*")) if predictions.is_dir() else [predictions]
+    if not parts:
+        raise UsageError(f"{predictions}: a folder without part files, as `clipcls predict --output-dir` writes them.")
+    is_empty = True
     for part in parts:
+        kind = _format_of(part)
         with part.open("rb") as file:
-            yield from read_predictions(file, format_for(part), str(part))
+            for prediction in read_predictions(file, kind, str(part)):
+                is_empty = False
+                yield prediction
+    if is_empty:
+        raise UsageError(f"{predictions}: holds no predictions.")
+
+
+def _format_of(predictions: Path) -> "Format":
+    from clipcls.sinks import format_for
+
+    try:
+        return format_for(predictions)
+    except UsageError as exc:
+        raise UsageError(
+            f"{predictions}: its name tells no format: predictions end in .tsv, .csv, .jsonl or .parquet."
+        ) from exc
 
 
 # ---------------------------------------------------------------------------------------------------------

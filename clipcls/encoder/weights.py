@@ -170,6 +170,11 @@ def _load_pickle(path: Path) -> tuple[dict[str, Tensor], bool]:
     try:
         loaded, mapped = _unpickle(path)
     except pickle.UnpicklingError as exc:
+        if not _begins_as_checkpoint(path):
+            raise ModelError(
+                f"{path}: not a weights file, whatever its name. It may be a web page or a Git LFS pointer: download "
+                "the weights anew."
+            ) from exc
         raise ModelError(
             f"{path}: this file holds more than tensors and could run code when loaded, so it is refused. "
             "Convert it to safetensors on a machine where you trust it."
@@ -187,6 +192,12 @@ def _load_pickle(path: Path) -> tuple[dict[str, Tensor], bool]:
     # beside its `state_dict` a training keeps its optimizer's, which is larger
     slow = not mapped or (state is not loaded and len(loaded) > 1)
     return {key.removeprefix("module."): value for key, value in state.items()}, slow
+
+
+def _begins_as_checkpoint(path: Path) -> bool:
+    """Whether a file begins as torch's do: as a zip archive, or a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _unpickle(path: Path) -> tuple[Any, bool]:

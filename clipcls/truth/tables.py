@@ -1,6 +1,7 @@
 """Tables of paths and labels."""
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from clipcls.truth.examples import Example, Truth
 
 TABLES = (".csv", ".tsv", ".jsonl")
 
+# what UTF-16 begins with, as it is read here; spreadsheets and PowerShell write it
+_UTF16 = ("\udcff\udcfe", "\udcfe\udcff")
 _LONGEST_FIELD = 2**24  # of a CSV file, in characters; csv's own limit is 131,072
 
 
@@ -52,7 +55,11 @@ def read_table(table: Path) -> Truth:
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(line number, row or what is wrong with it) of each."""
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        first = opened.readline()
+        if first.startswith(_UTF16):
+            raise UsageError(f"{table}: it is in UTF-16; save it in UTF-8.")
+        file = itertools.chain([first], opened)
         if table.suffix.lower() == ".jsonl":
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -76,9 +83,11 @@ def _parsed(line: str) -> dict[str, Any] | str:
 
 def _require_columns(table: Path, columns: Sequence[str]) -> None:
     if "path" not in columns or not {"label", "labels"} & set(columns):
+        is_split = len(columns) > 1 or not any(sign in name for name in columns for sign in ",;\t")
+        hint = "" if is_split else " Columns end in a comma in .csv, in a tab in .tsv."
         raise UsageError(
             f"{table}: needed are the columns path and label (or labels, for several); "
-            f"there are: {', '.join(columns) or 'none'}."
+            f"there are: {', '.join(columns) or 'none'}.{hint}"
         )
 
 
