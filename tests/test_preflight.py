@@ -424,8 +424,9 @@ def test_preflight_knows_one_of_openais_archives_though_it_does_not_open_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = tmp_path / "RN50.pt"
-    archive.write_bytes(b"code")
-    url = f"https://openaipublic.azureedge.net/clip/models/{hashlib.sha256(b'code').hexdigest()}/RN50.pt"
+    content = b"\x80\x02code"  # it begins as a pickle does
+    archive.write_bytes(content)
+    url = f"https://openaipublic.azureedge.net/clip/models/{hashlib.sha256(content).hexdigest()}/RN50.pt"
     monkeypatch.setitem(open_clip_pretrained._PRETRAINED["RN50"]["openai"], "url", url)
     findings = check(archive)
     assert find(findings, "note", "weights", "RN50:openai").remedy == "Use --model RN50:openai."
