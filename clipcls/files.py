@@ -27,8 +27,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def lock(file: BinaryIO) -> bool:
-    """Keep other processes from locking a file until it is closed; False where one of them was first."""
+def lock(file: BinaryIO | int) -> bool:
+    """Keep other processes from locking an open file or folder until it is closed; False where one was first."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Literal, cast
 
 from clipcls.errors import StoppedError, UsageError
-from clipcls.files import write_atomically
+from clipcls.files import lock, write_atomically
 
 Method = Literal["copy", "hardlink", "symlink", "move"]
 
@@ -316,20 +316,8 @@ def locked(root: Path) -> Iterator[None]:
     # the folder, not the record in it, which comes and goes
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        _lock(descriptor, root)
+        if not lock(descriptor):
+            raise StoppedError(f"{root}: another `clipcls sort` is at work there. Wait for its end.")
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, root: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        raise StoppedError(f"{root}: another `clipcls sort` is at work there. Wait for its end.") from exc
-    except OSError:  # a file system without locks
-        return
