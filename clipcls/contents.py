@@ -11,7 +11,7 @@ from typing import BinaryIO
 from clipcls.cache import file_status
 from clipcls.errors import ImageError
 from clipcls.images import open_file, pillow_errors
-from clipcls.records import Address, ImageRef, Span
+from clipcls.records import Address, Container, ImageRef, Span
 from clipcls.web import Web
 
 #: Of one file, unless a run says otherwise.
@@ -52,6 +52,8 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
         _require_fitting(image.content.size, max_bytes)
         seen = time.time()
         yield Content(io.BytesIO(_read_span(image.content)), known_status(image), seen)
+    elif isinstance(image.content, Container):
+        raise ImageError(f"a {image.content.kind}, and no picture")
     elif image.content is not None:
         _require_fitting(len(image.content), max_bytes)
         yield Content(io.BytesIO(image.content))

@@ -4,6 +4,7 @@ Nothing is read ahead but the names in the folder at hand, so a list may be endl
 any size.
 """
 
+import itertools
 import os
 import re
 import stat
@@ -14,9 +15,9 @@ from fnmatch import translate
 from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError
-from clipcls.records import Address, ImageRef
+from clipcls.records import Address, Container, ImageRef
 from clipcls.shards import expand_braces, is_shard, read_pictures
-from clipcls.tables import Cell, check_column, is_table, read_column
+from clipcls.tables import Cell, check_column, is_parquet, is_table, read_column
 
 #: What is taken for a picture inside a folder; a file that is named itself is tried whatever its extension.
 EXTENSIONS = frozenset(
@@ -37,11 +38,13 @@ class _Taken:
     Attributes:
         column: of the pictures, in tables; None where tables aren't read.
         allow_urls: whether addresses may be fetched.
+        unread: whether shards and Parquet tables stay as they are.
         in_table: whether it is a table's cell that names the input.
     """
 
     column: str | None
     allow_urls: bool
+    unread: bool = False
     in_table: bool = False
 
 
@@ -53,6 +56,7 @@ def discover(
     *,
     column: str | None = None,
     allow_urls: bool = False,
+    unread: bool = False,
 ) -> Iterator[ImageRef]:
     """List the pictures that the inputs name, in their order, lazily.
 
@@ -80,6 +84,7 @@ def discover(
         stdin: what `-` reads; the process's own standard input by default.
         column: of the pictures, in tables.
         allow_urls: whether addresses may be fetched; each is an error else.
+        unread: shards and Parquet tables aren't opened, but each is one `ImageRef` with a `Container`, for `expand`.
 
     Returns:
         An iterator; nothing but `files_from` and the tables among `inputs` is opened before its first element is
@@ -94,8 +99,29 @@ def discover(
     for name in names:
         _check_table(name, column)
     listing = _open_listing(files_from, stdin) if files_from is not None else None
-    taken = _Taken(column, allow_urls)
+    taken = _Taken(column, allow_urls, unread)
     return _discover(names, taken, _Lists(listing, null_separated, stdin))
+
+
+def expand(
+    image: ImageRef, column: str | None, allow_urls: bool, part: tuple[int, int] | None = None
+) -> Iterator[ImageRef]:
+    """List what is in a container that `discover` left unread: what it would have listed itself.
+
+    Args:
+        image: what isn't a container gives itself.
+        column: of the pictures, in tables.
+        allow_urls: as for `discover`.
+        part: the first picture of a shard, or row of a table, and the one behind the last, from 0; all by default.
+            What is wrong with a shard counts as a picture, in its place. Of a table that can't be opened, each part
+            says so; damage of a table takes away only what is behind it in the same part.
+    """
+    if not isinstance(image.content, Container):
+        yield image
+    elif image.content.kind == "shard":
+        yield from itertools.islice(read_pictures(image.path, EXTENSIONS), *(part or (None,)))
+    else:
+        yield from _from_table(image.path, _Taken(column, allow_urls), part and range(*part))
 
 
 def hint(inputs: str | Sequence[str | os.PathLike[str]]) -> str | None:
@@ -186,11 +212,15 @@ def _from_path(path: str, taken: _Taken) -> Iterator[ImageRef]:
     if stat.S_ISDIR(mode):
         yield from _from_folder(path)
     elif stat.S_ISREG(mode) and is_shard(path):
-        yield from read_pictures(path, EXTENSIONS)
+        yield from [_unread(path)] if taken.unread else read_pictures(path, EXTENSIONS)
     elif stat.S_ISREG(mode) and is_table(path):
         yield from _from_table(path, taken)
     else:
         yield ImageRef(path)
+
+
+def _unread(path: str) -> ImageRef:
+    return ImageRef(path, content=Container("shard" if is_shard(path) else "table"))
 
 
 def _reason(path: str, exc: OSError | ValueError) -> str:
@@ -225,12 +255,15 @@ def _from_address(url: str, taken: _Taken) -> ImageRef:
 # Tables
 
 
-def _from_table(table: str, taken: _Taken) -> Iterator[ImageRef]:
+def _from_table(table: str, taken: _Taken, rows: range | None = None) -> Iterator[ImageRef]:
     if taken.in_table or taken.column is None:
         yield ImageRef(table, "a table in a table" if taken.in_table else _NO_COLUMN)
         return
+    if taken.unread and is_parquet(table):
+        yield _unread(table)
+        return
     try:
-        for cell in read_column(table, taken.column):
+        for cell in read_column(table, taken.column, rows):
             yield from _from_cell(table, cell, replace(taken, in_table=True))
     except UsageError as exc:
         yield ImageRef(table, str(exc).removeprefix(f"{table}: "))

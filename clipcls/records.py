@@ -127,18 +127,26 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Container:
+    """A shard or a Parquet table that hasn't been opened."""
+
+    kind: Literal["shard", "table"]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """One input, in input order.
 
     Attributes:
         path: as found, and what results call it; bytes that aren't UTF-8 are kept as surrogates (`os.fsdecode`).
         error: why it can't be opened, where that is known before opening (a name that doesn't exist).
-        content: where the picture is, or the bytes of its file; None for the file at `path`.
+        content: where the picture is, or the bytes of its file; None for the file at `path`. A container isn't a
+            picture, but holds some (`clipcls.inputs.expand`).
     """
 
     path: str
     error: str | None = None
-    content: "bytes | Span | Address | None" = None
+    content: "bytes | Span | Address | Container | None" = None
 
 
 @dataclass(frozen=True, slots=True)

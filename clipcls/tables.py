@@ -9,6 +9,7 @@ import csv
 import itertools
 import json
 import os
+import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(_ENDINGS)
 
 
+def is_parquet(name: str) -> bool:
+    """Whether a name is that of a Parquet file."""
+    return name.lower().endswith(".parquet")
+
+
 def check_column(table: str, column: str) -> None:
     """Look whether a table has a column of pictures; whatever else may be wrong with it shows when it is read.
 
@@ -56,7 +62,22 @@ def check_column(table: str, column: str) -> None:
         next(cells, None)
 
 
-def read_column(table: str, column: str) -> Generator[Cell, None, None]:
+def row_groups(table: str, column: str | None = None) -> list[int]:
+    """How many rows each row group of a Parquet file has.
+
+    Args:
+        column: that it has to have; none by default.
+
+    Raises:
+        UsageError, ImageError: see `read_column`.
+    """
+    with _parquet(table) as file:
+        if column is not None:
+            _require_column(file, column, table)
+        return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+
+
+def read_column(table: str, column: str, rows: range | None = None) -> Generator[Cell, None, None]:
     """The cells of a column, in their order.
 
     - CSV and TSV files are UTF-8 and begin with the names of their columns; lines without a field are no rows.
@@ -66,17 +87,17 @@ def read_column(table: str, column: str) -> Generator[Cell, None, None]:
 
     Args:
         table: path of a regular file.
+        rows: of Parquet, which of its rows; all by default. Row groups without any of them aren't read.
 
     Raises:
         UsageError: there is no such column, it holds something else, or pyarrow isn't installed; before the first cell.
         ImageError: the table can't be read, or is broken here.
     """
-    ending = os.path.splitext(table)[1].lower()  # noqa: PTH122, the name stays as given
-    if ending == ".parquet":
-        return _parquet_cells(table, column)
-    if ending == ".jsonl":
+    if is_parquet(table):
+        return _parquet_cells(table, column, rows)
+    if table.lower().endswith(".jsonl"):
         return _json_cells(table, column)
-    return _csv_cells(table, column, "\t" if ending == ".tsv" else ",")
+    return _csv_cells(table, column, "\t" if table.lower().endswith(".tsv") else ",")
 
 
 def _text_cell(row: int, column: str, value: object) -> Cell:
@@ -155,17 +176,25 @@ def _json_records(file: TextIO) -> Iterator[dict[str, Any] | str]:
 # Parquet
 
 
-def _parquet_cells(table: str, column: str) -> Generator[Cell, None, None]:
+def _parquet_cells(table: str, column: str, rows: range | None) -> Generator[Cell, None, None]:
     with _parquet(table) as file:
-        _require(column, file.schema_arrow.names, table)
-        _require_pictures(column, file.schema_arrow.field(column).type, table)
-        rows = itertools.count()
+        _require_column(file, column, table)
+        rows = range(sys.maxsize) if rows is None else rows
+        end = 0
         for number in range(file.num_row_groups):
             # group by group, so that damage of one takes nothing from those before it
-            at_once = _rows_at_once(file.metadata.row_group(number), column)
-            for batch in file.iter_batches(at_once, row_groups=[number], columns=[column], use_threads=False):
-                for scalar in batch.column(0):
-                    yield _parquet_cell(next(rows), column, _value(scalar))
+            start, end = end, end + file.metadata.row_group(number).num_rows
+            if max(start, rows.start) < min(end, rows.stop):
+                scalars = itertools.islice(_scalars(file, number, column), rows.stop - start)
+                for row, scalar in enumerate(scalars, start):
+                    if row in rows:
+                        yield _parquet_cell(row, column, _value(scalar))
+
+
+def _scalars(file: Any, group: int, column: str) -> Iterator[Any]:
+    at_once = _rows_at_once(file.metadata.row_group(group), column)
+    for batch in file.iter_batches(at_once, row_groups=[group], columns=[column], use_threads=False):
+        yield from batch.column(0)
 
 
 def _parquet_cell(row: int, column: str, value: str | bytes | None) -> Cell:
@@ -189,9 +218,11 @@ def _parquet(table: str) -> Iterator[Any]:
         raise ImageError(reason) from exc
 
 
-def _require_pictures(column: str, kind: Any, table: str) -> None:
+def _require_column(file: Any, column: str, table: str) -> None:
     from pyarrow import types
 
+    _require(column, file.schema_arrow.names, table)
+    kind = file.schema_arrow.field(column).type
     fields = {field.name: field.type for field in kind} if types.is_struct(kind) else {}
     if not (_is_bytes_like(kind) or any(_is_bytes_like(fields.get(name)) for name in ("bytes", "path"))):
         raise UsageError(f"{table}: the column {column} holds {kind}; needed are paths, bytes, or pictures as structs")

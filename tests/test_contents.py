@@ -10,7 +10,7 @@ import pytest
 from clipcls.cache import file_status
 from clipcls.contents import MAX_BYTES, known_status, open_content
 from clipcls.errors import ImageError
-from clipcls.records import Address, ImageRef, Span
+from clipcls.records import Address, Container, ImageRef, Span
 from clipcls.web import Web
 
 PARTS = (b"first picture", b"", b"second", bytes(5000))
@@ -174,3 +174,9 @@ def test_known_status_leaves_files_to_be_looked_at_and_knows_none_of_the_rest() 
     assert known_status(ImageRef("memory", content=b"picture")) == ""
     assert known_status(ImageRef("memory", content=b"")) == ""
     assert known_status(ImageRef(URL, content=Address(URL))) == ""
+
+
+def test_open_content_refuses_what_holds_several_pictures(shard: Path) -> None:
+    image = ImageRef(str(shard), content=Container("shard"))
+    assert problem(image) == "a shard, and no picture"
+    assert known_status(image) == ""

@@ -14,8 +14,9 @@ from PIL import Image
 import pictures
 from clipcls import images
 from clipcls.errors import UsageError
-from clipcls.inputs import EXTENSIONS, are_countable, discover, hint
-from clipcls.records import Address, ImageRef, Span
+from clipcls.inputs import EXTENSIONS, are_countable, discover, expand, hint
+from clipcls.records import Address, Container, ImageRef, Span
+from clipcls.shards import is_shard
 
 
 @pytest.fixture(autouse=True)
@@ -468,6 +469,82 @@ def test_discover_reports_a_broken_table() -> None:
     assert image.path == "t.parquet"
     assert image.error is not None and image.error.startswith("the table can't be read, or not to its end: ")
     assert found(["nope.csv"]) == ["nope.csv: no such file or directory"]
+
+
+# ------------------------------------------------------------------------------------------- containers left unread
+
+
+def write_containers() -> list[str]:
+    """Two shards, and a table of three row groups with pictures, paths, a folder, a shard, an address and nothing."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_shard("images/0.tar", "b.jpg", "b.txt", "a.jpg", "c.jpg")
+    with tarfile.open("images/1.tgz", "w:gz") as archive:
+        archive.add("images/sub")
+    paths = ["b.jpg", "sub", "0.tar", "nope.jpg", URL, None, "t.parquet"]
+    rows = [{"bytes": b"one", "path": "1.jpg"}, *({"bytes": None, "path": path} for path in paths), {"bytes": b"two"}]
+    parquet.write_table(pyarrow.table({"image": rows}), "images/t.parquet", row_group_size=4)
+    parquet.write_table(pyarrow.table({"image": ["b.jpg", "1.tgz", "a.PNG"]}), "images/u.parquet", row_group_size=2)
+    return ["images/0.tar", "images/1.tgz", "images/t.parquet", "images/u.parquet"]
+
+
+def test_discover_leaves_shards_and_parquet_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = write_containers()
+    write_table("t.csv", "images/0.tar,x", "images/b.jpg,x", "images/t.parquet,x")
+    shard, compressed, table, other = (
+        ImageRef(name, content=Container("shard" if "tar" in name or "tgz" in name else "table")) for name in names
+    )
+    plain = ImageRef("images/b.jpg")
+    listing = io.BytesIO("\n".join(names).encode())
+    for inputs in (names, ["images/[01].t*", "images/**/*.parquet"], ["-"]):
+        assert list(discover(inputs, stdin=listing, column="image", unread=True)) == [shard, compressed, table, other]
+    assert list(discover(["t.csv"], column="image", unread=True)) == [
+        shard,
+        plain,
+        ImageRef("images/t.parquet", "a table in a table"),
+    ]
+    with pytest.raises(UsageError, match="no column picture"):
+        discover(["images/t.parquet"], column="picture", unread=True)
+    assert list(discover(["images/*.parquet"], unread=True)) == list(discover(["images/*.parquet"]))
+    monkeypatch.setattr("clipcls.inputs.read_pictures", None)
+    monkeypatch.setattr("clipcls.inputs.read_column", None)
+    assert list(discover(names, column="image", unread=True))
+
+
+def test_expand_gives_what_discover_would_have(tree: Path) -> None:
+    names = write_containers()
+    (tree / "images/broken.tar").write_bytes(Path("images/0.tar").read_bytes()[:1100])
+    (tree / "images/no.tar").write_bytes(b"no tar")
+    (tree / "images/broken.parquet").write_bytes(b"no parquet")
+    for name in (*names, "images/broken.tar", "images/no.tar", "images/b.jpg", "nope.tar"):
+        for allow_urls in (False, True):
+            expected = list(discover([name], column="image", allow_urls=allow_urls))
+            (image,) = discover([name], column="image", unread=True)
+            assert list(expand(image, "image", allow_urls)) == expected
+    (image,) = discover(["images/broken.parquet"], column="image", unread=True)
+    (expected_image,) = discover(["images/broken.parquet"], column="image")
+    assert (
+        list(expand(image, "image", False, (0, 3))) == list(expand(image, "image", False, (3, 9))) == [expected_image]
+    )
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 100])
+def test_expand_gives_the_whole_in_parts(step: int) -> None:
+    names = write_containers()
+    Path("images/2.tar").write_bytes(Path("images/0.tar").read_bytes()[:1100])
+    for name in (*names, "images/2.tar"):
+        (image,) = discover([name], column="image", unread=True)
+        parts = [list(expand(image, "image", True, (first, first + step))) for first in range(0, 30, step)]
+        assert [image for part in parts for image in part] == list(discover([name], column="image", allow_urls=True))
+        assert not is_shard(name) or max(map(len, parts)) <= step
+
+
+def test_expand_opens_nothing_before_it_is_asked() -> None:
+    names = write_containers()
+    images = [expand(image, "image", False) for image in discover(names, column="image", unread=True)]
+    assert [next(pictures).path for pictures in images] == [
+        *("images/0.tar/b.jpg", "images/1.tgz/images/sub/deep/y.gif", "images/t.parquet/0", "images/b.jpg")
+    ]
 
 
 def test_inputs_imports_neither_pillow_nor_numpy() -> None:

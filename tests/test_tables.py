@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from clipcls.errors import ImageError, UsageError
-from clipcls.tables import Cell, check_column, is_table, read_column
+from clipcls.tables import Cell, check_column, is_table, read_column, row_groups
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -226,6 +226,30 @@ def test_read_column_gives_what_precedes_damage_in_parquet(tmp_path: Path) -> No
         for cell in read_column(str(path), "image"):
             found.append(cell.row)
     assert found == [0, 1, 2, 3]
+
+
+def test_read_column_reads_only_the_row_groups_of_the_rows(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array([f"{row}.jpg" for row in range(10)]), row_group_size=3)
+    assert row_groups(str(path)) == row_groups(str(path), "image") == [3, 3, 3, 1]
+    group = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    data = bytearray(path.read_bytes())
+    start = group.dictionary_page_offset
+    data[start : start + group.total_compressed_size] = bytes(group.total_compressed_size)
+    path.write_bytes(data)
+    for rows in (range(3), range(1, 3), range(6, 10), range(7, 8), range(8, 99), range(10, 12), range(2, 2)):
+        found = list(read_column(str(path), "image", rows))
+        assert found == [Cell(row, f"{row}.jpg") for row in rows if row < 10]
+    with pytest.raises(ImageError):
+        list(read_column(str(path), "image", range(5, 6)))
+
+
+def test_row_groups_fails_as_reading_does(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="Parquet"):
+        row_groups(str(write(tmp_path / "broken.parquet", b"no parquet at all")))
+    with pytest.raises(ImageError, match=r"^no such file or directory$"):
+        row_groups(str(tmp_path / "none.parquet"))
+    with pytest.raises(UsageError, match=r"no column picture; there are: id, image$"):
+        row_groups(str(write_parquet(tmp_path / "a.parquet", pa.array(["a.jpg"]))), "picture")
 
 
 def test_read_column_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
