@@ -27,14 +27,21 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def lock(file: BinaryIO | int) -> bool:
-    """Keep other processes from locking an open file or folder until it is closed; False where one was first."""
+def lock(file: BinaryIO | int, *, wait: bool = False) -> bool:
+    """Keep other processes from locking an open file or folder until it is closed.
+
+    Args:
+        wait: for one that was first.
+
+    Returns:
+        False where one was first.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks

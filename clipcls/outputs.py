@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.journal import Journal, Settings, differences, journal_path
-from clipcls.parquet import read_parquet, require_pyarrow
+from clipcls.parquet import count_rows, read_parquet, require_pyarrow
 from clipcls.records import Format, ImageRef, Prediction
 from clipcls.results import StoredPrediction, read_stored
 from clipcls.sinks import Parts, Sink, format_for, open_sink, published, text_sink
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 #: settings that errors depend on, and nothing else
 _LIMITS = ("--max-pixels", "--max-bytes")
 _PART = re.compile(r"part-(\d{6,})\.(?:jsonl|csv|parquet)")
+# what a part is called until it is whole, with the attempt's name where there may be several
+_DRAFT = re.compile(r"\.part-\d{6,}\.(?:jsonl|csv|parquet)(?:\.[0-9a-f]{32})?\.part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,17 +244,34 @@ def _marking_last(rows: Iterator[StoredPrediction]) -> Iterator[tuple[StoredPred
 def _take_out_errors(path: Path, kind: Format) -> None:
     """Rewrite a file without the rows of images that failed."""
     with published(path, kind, early=False) as sink:
-        for prediction in _predictions_in(path, kind):
+        for prediction in predictions_in(path, kind):
             if prediction.error is None:
                 sink.write(prediction)
 
 
-def _predictions_in(path: Path, kind: Format) -> Iterator[Prediction]:
+def predictions_in(path: Path, kind: Format) -> Iterator[Prediction]:
+    """The predictions in a file of results.
+
+    Raises:
+        UsageError: it holds something else.
+    """
     with path.open("rb") as file:
         if kind == "parquet":
             yield from read_parquet(file, str(path))
         else:
             yield from (row.prediction for row in read_stored(file, kind, str(path)))
+
+
+def tally(path: Path, kind: Format) -> tuple[int, int]:
+    """How many predictions there are in a file of results, and how many of them have an error.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    if kind == "parquet":
+        return count_rows(path)
+    errors = [row.error is not None for row in predictions_in(path, kind)]
+    return len(errors), sum(errors)
 
 
 def _require_same(target: Target, journal: Journal, settings: Settings) -> None:
@@ -292,48 +311,65 @@ def _can_write(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_folder(target: Target, folder: Path, settings: Settings) -> Iterator[Output]:
-    kind = target.kind or "parquet"
+def claim_folder(target: Target, folder: Path, settings: Settings) -> Iterator[tuple[Journal, dict[int, Path]]]:
+    """Have a folder for part files to oneself.
+
+    Returns:
+        Its journal, and the part files in it by their numbers; what a killed run left unfinished is removed.
+
+    Raises:
+        StoppedError: it can't be written, or another run writes to it.
+        UsageError: it can't be gone on with.
+    """
     with contextlib.ExitStack() as stack:
         with _can_write(target.name):
             folder.mkdir(parents=True, exist_ok=True)
             journal = stack.enter_context(Journal(journal_path(folder), target.name))
             parts = _parts_in(folder)
-            done = _go_on_in(folder, parts, target, journal, settings) if parts else Done()
             if not parts:
                 journal.begin(settings)
-        sink = stack.enter_context(Parts(folder, kind, max(parts, default=-1) + 1))
-        yield Output(sink, journal, done)
+        if parts and not target.resume:
+            raise UsageError(
+                f"--output-dir {folder}: there are results in it. Give --resume to go on, or another folder."
+            )
+        if parts:
+            _require_same(target, journal, settings)
+        yield journal, parts
+
+
+@contextlib.contextmanager
+def _open_folder(target: Target, folder: Path, settings: Settings) -> Iterator[Output]:
+    with claim_folder(target, folder, settings) as (journal, parts):
+        with _can_write(target.name):
+            done = _go_on_in(parts, target)
+        if parts and target.retry_errors:
+            journal.restate(settings)
+        with Parts(folder, target.kind or "parquet", max(parts, default=-1) + 1) as sink:
+            yield Output(sink, journal, done)
 
 
 def _parts_in(folder: Path) -> dict[int, Path]:
     """The part files by their numbers; what a killed run left unfinished is removed."""
     parts = {}
     for path in sorted(folder.iterdir()):
-        if match := _PART.fullmatch(path.name.removeprefix(".").removesuffix(".part")):
-            if path.name.startswith("."):
-                path.unlink()
-            else:
-                parts[int(match[1])] = path
+        if _DRAFT.fullmatch(path.name):
+            path.unlink()
+        elif match := _PART.fullmatch(path.name):
+            parts[int(match[1])] = path
     return parts
 
 
-def _go_on_in(folder: Path, parts: dict[int, Path], target: Target, journal: Journal, settings: Settings) -> Done:
-    if not target.resume:
-        raise UsageError(f"--output-dir {folder}: there are results in it. Give --resume to go on, or another folder.")
-    _require_same(target, journal, settings)
+def _go_on_in(parts: dict[int, Path], target: Target) -> Done:
     done = Done()
     for number, path in list(parts.items()):
         kind = format_for(path)
-        if target.retry_errors and any(row.error is not None for row in _predictions_in(path, kind)):
+        if target.retry_errors and any(row.error is not None for row in predictions_in(path, kind)):
             _take_out_errors(path, kind)
             # else each run that retries in vain would leave an empty file
-            if next(_predictions_in(path, kind), None) is None:
+            if next(predictions_in(path, kind), None) is None:
                 path.unlink()
                 del parts[number]
                 continue
-        for prediction in _predictions_in(path, kind):
+        for prediction in predictions_in(path, kind):
             done.add(prediction)
-    if target.retry_errors:
-        journal.restate(settings)
     return done

@@ -23,16 +23,17 @@ class ParquetSink:
 
     Args:
         name: of the output, for messages.
+        indexed: whether predictions have an index.
 
     Raises:
         StoppedError: the file can't be written.
         UsageError: pyarrow isn't installed.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, *, indexed: bool = False) -> None:
         self._name = name
         self._arrow, parquet = require_pyarrow()
-        self._schema = _schema(self._arrow)
+        self._schema = _schema(self._arrow, indexed)
         self._rows: list[dict[str, Any]] = []
         self._answers = 0
         with self._can_write():
@@ -81,7 +82,26 @@ def read_parquet(file: BinaryIO, name: str) -> Iterator[Prediction]:
                 for row in batch.to_pylist():
                     yield prediction_of(row)
     except (OSError, arrow.ArrowException, KeyError, TypeError, ValueError) as exc:
-        raise UsageError(f"{name}: not a Parquet file that `clipcls predict` writes: {first_line(exc)}") from exc
+        raise _not_ours(name, exc) from exc
+
+
+def _not_ours(name: str, exc: Exception) -> UsageError:
+    return UsageError(f"{name}: not a Parquet file that `clipcls predict` writes: {first_line(exc)}")
+
+
+def count_rows(path: Path) -> tuple[int, int]:
+    """How many predictions there are in a Parquet file, and how many of them have an error.
+
+    Raises:
+        UsageError: it isn't one that `ParquetSink` wrote, or pyarrow isn't installed.
+    """
+    arrow, parquet = require_pyarrow()
+    try:
+        with path.open("rb") as file:
+            errors = parquet.read_table(file, columns=["error"]).column("error")
+            return len(errors), len(errors) - errors.null_count
+    except (OSError, arrow.ArrowException, KeyError) as exc:
+        raise _not_ours(str(path), exc) from exc
 
 
 def require_pyarrow() -> tuple[ModuleType, ModuleType]:
@@ -98,7 +118,7 @@ def require_pyarrow() -> tuple[ModuleType, ModuleType]:
     return pyarrow, pyarrow.parquet
 
 
-def _schema(arrow: ModuleType) -> Any:
+def _schema(arrow: ModuleType, indexed: bool) -> Any:
     answer = arrow.struct(
         [("label", arrow.string()), ("score", arrow.float64()), ("similarity", arrow.float64())],
     )
@@ -111,5 +131,6 @@ def _schema(arrow: ModuleType) -> Any:
             ("top", arrow.list_(answer)),
             ("error", arrow.string()),
             ("path_b64", arrow.string()),
+            *([("index", arrow.int64())] if indexed else []),
         ]
     )

@@ -91,6 +91,14 @@ class Classifier:
                 "with one label its softmax score is always 1; the scores cosine and sigmoid tell pictures apart"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a model that is found or open belongs to this process; see `use`
+        return self.__dict__ | {"_found": None}
+
+    def use(self, model: LazyEncoder) -> None:
+        """Take this model from now on, which has to be the same one on another device or machine."""
+        self._found = model
+
     def predict(self, paths: Paths, stop: Callable[[], bool] = lambda: False) -> Iterator[Prediction]:
         """Classify images, in input order; results come as batches are done.
 

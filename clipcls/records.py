@@ -8,6 +8,7 @@ Decode = Literal["fast", "exact"]
 ScoreKind = Literal["softmax", "sigmoid", "cosine"]
 Format = Literal["table", "tsv", "jsonl", "csv", "parquet"]
 OnError = Literal["skip", "stop"]
+Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,7 @@ class Prediction:
         top: the best labels, best first.
         error: why there is no answer.
         explanation: where one was asked for.
+        index: rises in input order; of runs on a cluster.
     """
 
     path: str
@@ -200,3 +202,4 @@ class Prediction:
     top: tuple[ScoredLabel, ...] = ()
     error: str | None = None
     explanation: Explanation | None = None
+    index: int | None = None

@@ -39,6 +39,8 @@ def record(prediction: Prediction) -> dict[str, Any]:
     }
     if prediction.explanation is not None:
         fields["explain"] = _explain(prediction.explanation)
+    if prediction.index is not None:
+        fields["index"] = prediction.index
     if path != prediction.path:
         fields["path_b64"] = base64.b64encode(raw).decode("ascii")
     return fields
@@ -59,7 +61,8 @@ def prediction_of(record: dict[str, Any]) -> Prediction:
         ScoredLabel(str(entry["label"]), float(entry["score"]), float(entry["similarity"])) for entry in record["top"]
     )
     explanation = _explanation(record["explain"]) if record.get("explain") else None
-    return Prediction(path, label, _number(record["score"]), _number(record["similarity"]), top, error, explanation)
+    numbers = _number(record["score"]), _number(record["similarity"])
+    return Prediction(path, label, *numbers, top, error, explanation, record.get("index"))
 
 
 def jsonl_row(prediction: Prediction) -> str:

@@ -144,11 +144,12 @@ def open_sink(output: str, kind: str | None, *, labels: tuple[str, ...]) -> Iter
 
 
 @contextlib.contextmanager
-def published(path: Path, kind: str, *, early: bool) -> Iterator[Sink]:
+def published(path: Path, kind: str, *, early: bool, attempt: str = "") -> Iterator[Sink]:
     """A sink for a file that gets its name when it is left, so that it is whole wherever it is.
 
     Args:
         early: also where it is left by an exception, with the rows until then.
+        attempt: tells several that may write the same apart; their predictions have an index.
 
     Raises:
         StoppedError: the file can't be written.
@@ -158,11 +159,11 @@ def published(path: Path, kind: str, *, early: bool) -> Iterator[Sink]:
             yield sink
         return
     path = Path(os.path.realpath(path))  # a link stays one
-    draft = path.with_name(f".{path.name}.part")
+    draft = path.with_name(f".{path.name}.{attempt}.part" if attempt else f".{path.name}.part")
     with _held(draft, str(path)):
         try:
             with contextlib.ExitStack() as stack:
-                sink = stack.enter_context(_opened(draft, kind, (), str(path)))
+                sink = stack.enter_context(_opened(draft, kind, (), str(path), indexed=bool(attempt)))
                 try:
                     yield sink
                 except BaseException:
@@ -200,9 +201,11 @@ def _publish(draft: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, kind: str, labels: tuple[str, ...], name: str) -> Iterator[Sink]:
+def _opened(
+    path: Path, kind: str, labels: tuple[str, ...], name: str, *, indexed: bool = False
+) -> Iterator[Sink]:
     if kind == "parquet":
-        with contextlib.closing(ParquetSink(path, name)) as sink:
+        with contextlib.closing(ParquetSink(path, name, indexed=indexed)) as sink:
             yield sink
         return
     try:

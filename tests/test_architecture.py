@@ -19,7 +19,7 @@ LAYERS = [
     ],
     ["encoder", "pixels"],
     ["embed", "train"],
-    ["explanation", "predict", "evaluate", "calibrate", "claims", "soundness", "preflight"],
+    ["explanation", "predict", "evaluate", "calibrate", "claims", "soundness", "preflight", "distributed"],
     ["cli"],
 ]
 OPEN_CLIP_HOMES = {"encoder", "train", "cli/models"}

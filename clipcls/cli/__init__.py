@@ -5,7 +5,6 @@ Nothing heavy is imported here or at the top of a command's file, so that `--hel
 
 import contextlib
 import gc
-import io
 import os
 import signal
 import sys
@@ -17,12 +16,11 @@ import typer
 from clipcls.cli import cache, check, models, predict, prompts, sort, train
 from clipcls.cli.calibrate import calibrate
 from clipcls.cli.eval import evaluate
+from clipcls.cli.messages import open_stderr
 from clipcls.errors import ClipclsError
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
-
-    from _typeshed import ReadableBuffer
 
 app = typer.Typer(
     name="clipcls",
@@ -66,16 +64,7 @@ def main() -> None:
     sys.unraisablehook = _report_unraisable
     # what imports make stays; looking for garbage in it took a sixth of the time until torch and open_clip are there
     gc.set_threshold(100_000, 20, 50)
-    if sys.stderr is None:
-        # closed by whoever started us; messages are lost, results need not be
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
-    else:
-        sys.stderr = io.TextIOWrapper(
-            _Messages(sys.stderr.fileno(), "w", closefd=False),
-            sys.stderr.encoding,
-            sys.stderr.errors,
-            line_buffering=True,
-        )
+    open_stderr()
     try:
         code = app(prog_name="clipcls", standalone_mode=False)
         if sys.stdout is not None:
@@ -85,6 +74,9 @@ def main() -> None:
     except ClipclsError as exc:
         if not exc.told:
             print(f"clipcls: error: {exc}", file=sys.stderr)
+        if "ray" in sys.modules:
+            # which may still be trying to reach a cluster
+            _quit_at_once(exc.exit_code)
         sys.exit(exc.exit_code)
     except typer.TyperException as exc:
         # what gets here is a ClickException, a class that typer keeps to itself
@@ -106,19 +98,6 @@ def main() -> None:
         # taking apart torch and what it loads takes a second; training has processes to wait for
         _quit_at_once(code or 0)
     sys.exit(code)
-
-
-class _Messages(io.FileIO):
-    """Standard error; that nobody reads it any more, or that a log's disk is full, is no reason to end a job."""
-
-    def write(self, data: "ReadableBuffer") -> int:
-        rest = memoryview(data)
-        length = rest.nbytes
-        with contextlib.suppress(OSError):
-            # of what would have to wait, nothing is written
-            while rest and (written := super().write(rest)):
-                rest = rest[written:]
-        return length
 
 
 class _TerminatedError(BaseException):

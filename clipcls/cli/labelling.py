@@ -15,7 +15,7 @@ from clipcls.records import OnError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clipcls.outputs import Done, Output, Target
+    from clipcls.outputs import Output, Target
     from clipcls.predict import Classifier
     from clipcls.records import ImageRef, Prediction
 
@@ -33,11 +33,12 @@ class Sources:
     column: str | None
     allow_urls: bool
 
-    def images(self) -> "Iterator[ImageRef]":
-        """One reference a picture."""
+    def images(self, *, unread: bool = False) -> "Iterator[ImageRef]":
+        """One reference a picture; with `unread` one for a shard or a Parquet table, too."""
         from clipcls.inputs import discover
 
-        return discover(self.inputs, self.files_from, self.null, column=self.column, allow_urls=self.allow_urls)
+        urls = self.allow_urls
+        return discover(self.inputs, self.files_from, self.null, column=self.column, allow_urls=urls, unread=unread)
 
     def count(self) -> int:
         """How many there are, by listing them."""
@@ -136,11 +137,11 @@ class Labelling:
             images = self._images()
             with open_output(self._target, labels, classifier.settings) as output:
                 before = output.done
-                self._report_resumed(before)
+                self._report_resumed(before.count)
                 progress.start(self._sources.count if self._sources.are_countable else None, before.count)
                 predictions = classifier.predict(before.remaining(images), signals.received)
                 exceeded = self._write(predictions, output, progress)
-        self._report(before, output.can_resume, signals.exit_code, exceeded)
+        self._report(before.count, before.failed, output.can_resume, signals.exit_code, exceeded)
 
     def _images(self) -> "Iterator[ImageRef]":
         """The images that there are; that there are none is no reason to empty an output."""
@@ -161,20 +162,23 @@ class Labelling:
         for prediction in predictions:
             output.write(prediction)
             self._done += 1
-            if prediction.error is not None:
-                self._failed += 1
-                progress.print_error(prediction.path, prediction.error)
-                if self._limit.is_exceeded(self._failed, self._done):
-                    return True
+            if prediction.error is not None and self._exceeds(prediction.path, prediction.error, progress):
+                return True
             progress.update(before.count + self._done, before.failed + self._failed)
         return False
 
-    def _report_resumed(self, before: "Done") -> None:
-        if before.count and not self._quiet:
-            typer.echo(f"clipcls: {self._target.name}: going on after {before.count:,} images", err=True)
+    def _exceeds(self, path: str, error: str, progress: Progress) -> bool:
+        """Count and report an image that couldn't be read; returns whether it was one too many."""
+        self._failed += 1
+        progress.print_error(path, error)
+        return self._limit.is_exceeded(self._failed, self._done)
 
-    def _report(self, before: "Done", can_resume: bool, exit_code: int, exceeded: bool) -> None:
-        done, failed = before.count + self._done, before.failed + self._failed
+    def _report_resumed(self, count: int) -> None:
+        if count and not self._quiet:
+            typer.echo(f"clipcls: {self._target.name}: going on after {count:,} images", err=True)
+
+    def _report(self, before: int, failed_before: int, can_resume: bool, exit_code: int, exceeded: bool) -> None:
+        done, failed = before + self._done, failed_before + self._failed
         go_on = "; the same command with --resume goes on" if can_resume else ""
         if exceeded:
             raise StoppedError(f"{self._limit}; {done:,} done{go_on}.")

@@ -11,9 +11,10 @@ import typer
 from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
 from clipcls.cli.labelling import ErrorLimit, Labelling, Sources
-from clipcls.records import Format, OnError
+from clipcls.records import Engine, Format, OnError
 
 if TYPE_CHECKING:
+    from clipcls.distributed import Spread
     from clipcls.outputs import Target
     from clipcls.records import PromptSet
 
@@ -102,6 +103,22 @@ def predict(
         int, typer.Option("--url-retries", min=0, help="How often a fetch that failed is tried again.")
     ] = 2,
     # how to run
+    engine: Annotated[Engine, typer.Option("--engine", help="This process, or a Ray cluster's workers.")] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="Head node, or auto. [default: RAY_ADDRESS, else this machine alone]",
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None, typer.Option("--ray-workers", min=1, help="Worker processes. [default: one a GPU, or 8 cores]")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option("--gpus-per-worker", min=0, help="A fraction has workers share one. [default: 1 if there are]"),
+    ] = None,
     decode: options.DecodeOption = "fast",
     batch_size: options.BatchSizeOption = None,
     workers: options.WorkersOption = None,
@@ -140,9 +157,15 @@ def predict(
     limit = ErrorLimit.parse(max_errors, on_error)
     if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
         raise UsageError("Options for addresses need --allow-urls.")
+    spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, workers, verbose)
+    spec = ModelSpec(model, arch, preprocess, device, precision)
+    if spread is not None:
+        from clipcls.distributed import check_spread
+
+        check_spread(target, spec, spread)
     classifier = Classifier(
         labels=label_sources.parse_labels(labels, label or (), labels_file),
-        model=ModelSpec(model, arch, preprocess, device, precision),
+        model=spec,
         prompts=_prompt_set(prompts, template),
         scoring=Scoring(score, multi_label, top_k, threshold, min_margin),
         background=background,
@@ -161,7 +184,31 @@ def predict(
     classifier.explain = explain
     classifier.calibration = None if calibration is None else read_calibration(calibration)
     sources = Sources(inputs or [], files_from, null, column, allow_urls)
-    Labelling(classifier, sources, target, limit, quiet).run()
+    if spread is None:
+        Labelling(classifier, sources, target, limit, quiet).run()
+    else:
+        from clipcls.cli.spreading import SpreadLabelling
+
+        SpreadLabelling(classifier, sources, target, limit, quiet, spec, spread).run()
+
+
+def _spread(
+    engine: Engine,
+    address: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    threads: int | None,
+    verbose: bool,
+) -> "Spread | None":
+    from clipcls.errors import UsageError
+
+    if engine == "ray":
+        from clipcls.distributed import Spread
+
+        return Spread(address, workers, gpus_per_worker, threads, verbose)
+    if any(option is not None for option in (address, workers, gpus_per_worker)):
+        raise UsageError("--ray-address, --ray-workers and --gpus-per-worker belong to --engine ray.")
+    return None
 
 
 def _check_target(target: "Target", sources: Sequence[str | Path | None]) -> None:

@@ -4,7 +4,15 @@
 without a change of the features.
 """
 
-from clipcls.encoder.encoder import Encoder, load_encoder
+from clipcls.encoder.encoder import Encoder, choose_device, choose_precision, load_encoder, open_encoder
 from clipcls.encoder.sources import ModelFiles, locate
 
-__all__ = ["Encoder", "ModelFiles", "load_encoder", "locate"]
+__all__ = [
+    "Encoder",
+    "ModelFiles",
+    "choose_device",
+    "choose_precision",
+    "load_encoder",
+    "locate",
+    "open_encoder",
+]

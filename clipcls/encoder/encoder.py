@@ -351,12 +351,27 @@ def load_encoder(
         UsageError: the device isn't there.
     """
     spec = ModelSpec(spec) if isinstance(spec, str) else spec
-    files = locate(spec)
-    device = choose_device(spec.device)
-    precision = choose_precision(spec.precision, device)
-    logger.info("model %s: %s, %s, %s", spec.name, files.weights, device, precision)
+    return open_encoder(locate(spec), spec.device, spec.precision, copies, sha256)
+
+
+def open_encoder(
+    files: ModelFiles,
+    device: str,
+    precision: str,
+    copies: Path | None = None,
+    sha256: Callable[[Path], bytes] | None = None,
+) -> Encoder:
+    """Open a model that has been found; see `load_encoder`.
+
+    Raises:
+        ModelError: it can't be loaded.
+        UsageError: the device isn't there.
+    """
+    place = choose_device(device)
+    chosen = choose_precision(precision, place)
+    logger.info("model %s: %s, %s, %s", files.name, files.weights, place, chosen)
     kept = None if copies is None else Copies(copies, sha256 or Cache(None).file_sha256)
-    return Encoder(files, device, precision, kept)
+    return Encoder(files, place, chosen, kept)
 
 
 def choose_device(name: str) -> torch.device:

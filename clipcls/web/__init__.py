@@ -43,6 +43,10 @@ class Web:
         self._opening = threading.Lock()
         self._fetcher: Fetcher | None = None
 
+    def __reduce__(self) -> tuple[type["Web"], tuple[float, int, bool]]:
+        # another process opens connections of its own
+        return Web, (self._timeout, self._retries, self._allow_private)
+
     def fetch(self, url: str, max_bytes: int) -> bytes:
         """The content of an address; safe to call from many threads.
 

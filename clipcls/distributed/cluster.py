@@ -1,0 +1,353 @@
+"""A Ray cluster: reaching it, dividing it among workers, and having Ray Data run parts of a job on it.
+
+Scheduling, retries and spilling are Ray's. This is the only module that imports it; it comes with the extra `ray`.
+"""
+
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipcls.distributed.plan import Part
+from clipcls.distributed.work import Job, Report, Worker
+from clipcls.errors import StoppedError, UsageError, first_line
+
+logger = logging.getLogger(__name__)
+
+#: Within so many seconds an address answers, or is given up.
+ANSWER_SECONDS = 5
+#: And so many seconds later the cluster has let us in.
+JOIN_SECONDS = 40
+# a head node that isn't heard of for so long is gone
+_LOST_SECONDS = 30
+_POLL_SECONDS = 0.2
+# more threads in one process would wait for Python's lock
+_MOST_THREADS = 8
+# of shared memory, on a cluster of our own: for lists of paths
+_OBJECT_STORE_BYTES = 2**28
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of a cluster, as Ray counts it."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How a cluster is divided.
+
+    Attributes:
+        workers: how many processes.
+        threads: that each of them decodes with, and on a CPU computes with.
+        cpus: that Ray sets aside for each; less than `threads` where more wouldn't fit.
+        gpus: the same.
+    """
+
+    workers: int
+    threads: int
+    cpus: float
+    gpus: float
+
+
+def divide(
+    nodes: Sequence[Node], workers: int | None = None, gpus_per_worker: float | None = None, threads: int | None = None
+) -> Pool:
+    """Divide a cluster: with GPUs, a worker for each; without, a worker for up to 8 cores.
+
+    Args:
+        nodes: those that are alive.
+        workers: None for as many as fit.
+        gpus_per_worker: None for one if there are GPUs; 0 for none; a fraction has several workers share one.
+        threads: None for a fair share of the smallest node's cores.
+
+    Raises:
+        UsageError: so many don't fit.
+    """
+    gpus = gpus_per_worker if gpus_per_worker is not None else float(any(node.gpus >= 1 for node in nodes))
+    able = [node for node in nodes if (node.gpus >= gpus if gpus else node.cpus > 0)]
+    if not able:
+        raise UsageError(f"No node of the cluster has {f'{gpus:g} GPUs' if gpus else 'a CPU'} for a worker.")
+    room = sum(_fitting(node.gpus, gpus) for node in able) if gpus else None
+    if workers is not None and room is not None and workers > room:
+        raise UsageError(f"--ray-workers {workers}: with {gpus:g} GPUs each, {room} fit into the cluster.")
+    if threads is None:
+        threads = min(_threads_on(node, gpus) for node in able)
+    if workers is None:
+        workers = room or sum(max(1, _fitting(node.cpus, threads)) for node in able)
+    # a GPU's worker is placed by its GPU; its threads mustn't keep it from a node whose cores others use
+    wanted = min(1.0, threads) if gpus else float(threads)
+    return Pool(workers, threads, _request(able, workers, wanted, gpus), gpus)
+
+
+def _threads_on(node: Node, gpus: float) -> int:
+    if gpus:
+        return max(1, int(node.cpus // max(1, _fitting(node.gpus, gpus))))
+    return max(1, min(int(node.cpus), _MOST_THREADS))
+
+
+def _fitting(has: float, needs: float) -> int:
+    return int(has / needs + 1e-6)
+
+
+def _request(nodes: Sequence[Node], workers: int, wanted: float, gpus: float) -> float:
+    """The CPUs to ask for: what is wanted, or the most with which all workers fit."""
+
+    def fits(cpus: float) -> bool:
+        each = (min(_fitting(node.cpus, cpus), _fitting(node.gpus, gpus) if gpus else workers) for node in nodes)
+        return sum(each) >= workers
+
+    shares = sorted({node.cpus / n for node in nodes for n in range(1, workers + 1)}, reverse=True)
+    # Ray counts in ten thousandths
+    candidates = (int(cpus * 10_000) / 10_000 for cpus in (wanted, *(share for share in shares if share < wanted)))
+    return next((cpus for cpus in candidates if cpus > 0 and fits(cpus)), 0.0)
+
+
+def require_ray() -> Any:
+    """The module `ray`.
+
+    Raises:
+        UsageError: it isn't installed.
+    """
+    # nobody is told how clipcls is used unless they want to; before Ray is imported, which reads it
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as exc:
+        raise UsageError(f"--engine ray needs the package ray ({exc}): pip install 'clipcls[ray]'") from exc
+    return ray
+
+
+class Cluster:
+    """A Ray cluster that we are in; a context manager, which leaves it.
+
+    Args:
+        address: `HOST:PORT` of a head node, or `auto`; None for what RAY_ADDRESS says, or else for a cluster of this
+            machine alone, which ends with us.
+        verbose: whether Ray may say what it does.
+
+    Raises:
+        StoppedError: it can't be reached.
+        UsageError: Ray isn't installed, or the address isn't one.
+    """
+
+    def __init__(self, address: str | None, verbose: bool) -> None:
+        self._ray = require_ray()
+        self._verbose = verbose
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        _quiet(verbose)
+        if self._address not in ("auto", "local"):
+            _require_answer(self._address)
+        self._error: BaseException | None = None
+        self._joined, self._leaving, self._left = threading.Event(), threading.Event(), threading.Event()
+        threading.Thread(target=self._stay, name="ray", daemon=True).start()
+        if not self._joined.wait(JOIN_SECONDS):
+            raise StoppedError(f"{self._name}: no Ray cluster let us in within {JOIN_SECONDS} seconds.")
+        if self._error is not None:
+            raise self._error
+        self._head: str = self._ray.get_runtime_context().gcs_address
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # what hangs at the end must not keep anybody waiting
+        self._leaving.set()
+        self._left.wait(JOIN_SECONDS)
+
+    def _stay(self) -> None:
+        """On a thread of its own: it may hang, and Ray leaves the handlers of signals alone there.
+
+        The thread stays as long as the cluster is used, since a cluster that it starts ends with it.
+        """
+        try:
+            self._join()
+        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+            self._error = exc
+        self._joined.set()
+        if self._error is None:
+            self._leaving.wait()
+            self._ray.shutdown()
+        self._left.set()
+
+    @property
+    def _name(self) -> str:
+        return f"--ray-address {self._address}" if self._address != "local" else "Ray"
+
+    def _join(self) -> None:
+        own: dict[str, Any] = {"num_cpus": _cores(), "object_store_memory": _OBJECT_STORE_BYTES}
+        try:
+            self._ray.init(
+                address=self._address,
+                log_to_driver=self._verbose,
+                logging_level=logging.INFO if self._verbose else logging.CRITICAL,
+                **(own | {"include_dashboard": False} if self._address == "local" else {}),
+            )
+        except (self._ray.exceptions.RayError, OSError, RuntimeError, ValueError) as exc:
+            raise StoppedError(f"{self._name}: {first_line(exc)}") from exc
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The machines that are alive."""
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
+
+    @property
+    def put(self) -> Callable[[bytes], Any] | None:
+        """Stores some content for all nodes; None where there is one node only."""
+        return self._ray.put if len(self.nodes) > 1 else None
+
+    def precision_on_gpu(self, pool: Pool) -> str:
+        """What `auto` stands for on the workers' GPUs; the first one that answers speaks for all.
+
+        Raises:
+            StoppedError: none does.
+        """
+        ask = self._ray.remote(num_gpus=pool.gpus, num_cpus=0)(_precision_here)
+        try:
+            return str(self._ray.get(ask.remote(), timeout=300))
+        except self._ray.exceptions.RayError as exc:
+            raise StoppedError(f"no worker says what its GPU can do: {first_line(exc)}") from exc
+
+    def label(self, job: Job, parts: Sequence[Part], pool: Pool) -> Iterator[Report | None]:
+        """Label parts on the workers.
+
+        Yields:
+            A report for each part, as they come; None several times a second where none comes.
+
+        Raises:
+            StoppedError: the cluster is lost, or can't do it.
+            ClipclsError: what ended a worker's work.
+        """
+        results: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, args=(job, parts, pool, results), daemon=True).start()
+        watch = _Watch(self._head)
+        left = len(parts)
+        while left:
+            try:
+                result = results.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                watch.look()
+                yield None
+                continue
+            if isinstance(result, BaseException):
+                raise StoppedError(f"Ray gave up: {_reason(result)}") from result
+            if result is None:
+                raise StoppedError(f"Ray ended with {left:,} parts undone.")
+            result.require()
+            left -= 1
+            yield result
+
+    def _run(self, job: Job, parts: Sequence[Part], pool: Pool, results: Any) -> None:
+        """On a thread, since waiting for Ray can't be interrupted."""
+        try:
+            for row in self._dataset(job, parts, pool).iter_rows():
+                results.put(Report.parse(row["report"]))
+            results.put(None)
+        except BaseException as exc:  # noqa: BLE001 - raised again where the results are read
+            results.put(exc)
+
+    def _dataset(self, job: Job, parts: Sequence[Part], pool: Pool) -> Any:
+        """One block a part, and one task a block."""
+        data = self._ray.data
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = self._verbose
+        context.print_on_execution_start = self._verbose
+        rows = [{"part": part.line} for part in parts]
+        # a second part is sent while a worker is at the first; more would wait there while other workers are idle
+        actors = data.ActorPoolStrategy(size=min(pool.workers, len(parts)), max_tasks_in_flight_per_actor=2)
+        return data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Actor,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            compute=actors,
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            scheduling_strategy="SPREAD",
+        )
+
+
+class _Actor:
+    """A worker as Ray Data calls it."""
+
+    def __init__(self, job: Job) -> None:
+        import ray
+
+        self._worker = Worker(job, ray.get)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"report": [self._worker.label(str(line)).as_json() for line in batch["part"]]}
+
+
+class _Watch:
+    """Looks whether the head node is still there; Ray itself would end this process after a minute, without a word."""
+
+    def __init__(self, head: str) -> None:
+        self._head = head
+        self._heard = self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Raises:
+        StoppedError: it hasn't been there for some time.
+        """
+        now = time.monotonic()
+        if now - self._looked < ANSWER_SECONDS:
+            return
+        self._looked = now
+        try:
+            _require_answer(self._head)
+        except StoppedError as exc:
+            if time.monotonic() - self._heard > _LOST_SECONDS:
+                raise StoppedError(f"the Ray cluster at {self._head} is gone.") from exc
+        else:
+            self._heard = now
+
+
+def _precision_here() -> str:
+    from clipcls.encoder import choose_device, choose_precision
+
+    return choose_precision("auto", choose_device("cuda"))
+
+
+def _require_answer(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if "://" in address:
+        raise UsageError(
+            f"--ray-address {address}: use HOST:PORT of the head node, on one of the cluster's nodes; from elsewhere, "
+            "`ray job submit` runs the whole command there."
+        )
+    if not host or not port.isdigit():
+        raise UsageError(f"--ray-address {address}: use HOST:PORT, or auto for the cluster that this machine is in.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as exc:
+        reason = getattr(exc, "strerror", None) or first_line(exc)
+        raise StoppedError(f"--ray-address {address}: no Ray cluster answers there ({reason.lower()}).") from exc
+
+
+def _quiet(verbose: bool) -> None:
+    """Keep Ray's own loggers from the terminal; their files hold it all."""
+    if verbose:
+        return
+    for name in ("ray", "ray.data", "ray.serve", "ray.train", "ray.tune"):
+        found = logging.getLogger(name)
+        found.handlers = [handler for handler in found.handlers if not isinstance(handler, logging.StreamHandler)]
+        found.propagate = False
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _reason(exc: BaseException) -> str:
+    """What went wrong, of an exception that may hold the one of another machine."""
+    cause = getattr(exc, "cause", None) or exc
+    return f"{type(cause).__name__}: {first_line(cause)}"

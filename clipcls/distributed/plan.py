@@ -1,0 +1,254 @@
+"""What a run on a cluster is cut into: parts of the input, each with a file of results of its own.
+
+The plan is kept beside the results, since the same parts have to be known when a run is gone on with: whatever part has
+its file is done, and nothing of it is done twice.
+"""
+
+import itertools
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clipcls.errors import ImageError, StoppedError, UsageError
+from clipcls.files import write_atomically
+from clipcls.inputs import expand
+from clipcls.records import Address, Container, ImageRef, Span
+from clipcls.tables import row_groups
+
+#: The index of a row is ROWS times its part's number, plus its place in the part.
+ROWS = 10**9
+
+# pictures in a part: fewer would spend their time between parts, more would be lost with a worker
+_FEWEST, _MOST = 100, 5_000
+# parts for each worker, so that all have something to do until the end
+_PARTS_A_WORKER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the input.
+
+    Attributes:
+        number: from 0, in input order.
+        count: pictures in it; None where it would have to be read to know.
+        line: all of it as JSON, for the plan's file and for the worker that it is sent to.
+    """
+
+    number: int
+    count: int | None
+    line: str
+
+    def images(self, column: str | None, allow_urls: bool) -> Iterator[ImageRef]:
+        """Its pictures in input order; a shard or a table is read for that.
+
+        Args:
+            column: see `clipcls.inputs.expand`.
+            allow_urls: the same.
+        """
+        images, rows = _parsed(json.loads(self.line))
+        for image in images:
+            yield from expand(image, column, allow_urls, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Consecutive pictures, or some of what a container holds."""
+
+    images: Sequence[ImageRef]
+    rows: tuple[int, int] | None = None
+    count: int | None = None
+
+
+def read_part(line: str) -> Part:
+    """A part from its line.
+
+    Raises:
+        ValueError, KeyError, TypeError: it isn't one.
+    """
+    fields = json.loads(line)
+    return Part(fields["part"], fields["count"], line)
+
+
+class Plan:
+    """The parts of a run, in a file that only grows.
+
+    Args:
+        goes_on: False where there are no results of it yet, so that it is made anew.
+
+    Attributes:
+        parts: in input order; what has come since is behind what was there.
+
+    Raises:
+        UsageError: the file isn't a plan.
+    """
+
+    def __init__(self, path: Path, goes_on: bool) -> None:
+        self._path = path
+        self.parts: list[Part] = []
+        if goes_on:
+            self._read()
+
+    def extend(self, images: Iterable[ImageRef], workers: int) -> None:
+        """Add what isn't planned yet.
+
+        Args:
+            images: as `clipcls.inputs.discover` lists them, with `unread`.
+            workers: that shall all have something to do.
+        """
+        planned = Counter(path for part in self.parts for path in _paths_in(part.line))
+        new = list(_missing(images, planned))
+        first = self.parts[-1].number + 1 if self.parts else 0
+        self.parts += [_part(number, cut) for number, cut in enumerate(_cuts(new, workers), first)]
+
+    def write(self, run: str) -> None:
+        """Put the plan on the disk.
+
+        Args:
+            run: a name of this run, by which workers recognise the folder.
+
+        Raises:
+            StoppedError: it can't be written.
+        """
+
+        def write(file: BinaryIO) -> None:
+            for line in (*(part.line for part in self.parts), json.dumps({"run": run})):
+                file.write(line.encode("ascii") + b"\n")
+
+        try:
+            write_atomically(self._path, write)
+        except OSError as exc:
+            raise StoppedError(f"{self._path}: can't be written: {exc.strerror}.") from exc
+
+    def _read(self) -> None:
+        try:
+            lines = self._path.read_text(encoding="ascii").splitlines()
+            self.parts = [read_part(line) for line in lines if not line.startswith('{"run"')]
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise UsageError(
+                f"{self._path}: missing, or not the plan of a run, so that its results can't be gone on with. Choose "
+                "another output."
+            ) from exc
+
+
+def run_of(path: Path) -> str | None:
+    """The run that a plan's file was last written by; None where there is none to be seen."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            return str(json.loads(file.read().splitlines()[-1])["run"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _missing(images: Iterable[ImageRef], planned: Counter[str]) -> Iterator[ImageRef]:
+    """What isn't planned; what is listed twice is wanted twice."""
+    for image in images:
+        if planned[image.path] > 0:
+            planned[image.path] -= 1
+        else:
+            yield image
+
+
+def _part(number: int, cut: _Cut) -> Part:
+    fields: dict[str, Any] = {"part": number, "count": cut.count}
+    container = cut.images[0].content
+    if isinstance(container, Container):
+        fields |= {container.kind: cut.images[0].path, "rows": cut.rows}
+    else:
+        fields["images"] = [_entry(image) for image in cut.images]
+    return Part(number, cut.count, json.dumps(fields, separators=(",", ":")))
+
+
+def _entry(image: ImageRef) -> list[str | None]:
+    if image.error is not None:
+        return [image.path, image.error]
+    return [image.path, None, "web"] if isinstance(image.content, Address) else [image.path]
+
+
+def _image(path: str, error: str | None = None, place: str | None = None) -> ImageRef:
+    return ImageRef(path, error, Address(path) if place == "web" else None)
+
+
+def _parsed(fields: dict[str, Any]) -> tuple[list[ImageRef], tuple[int, int] | None]:
+    for kind in ("shard", "table"):
+        if kind in fields:
+            return [ImageRef(fields[kind], content=Container(kind))], fields["rows"] and tuple(fields["rows"])
+    return [_image(*entry) for entry in fields["images"]], None
+
+
+def _paths_in(line: str) -> Iterator[str]:
+    """The paths that `discover` listed; of a container that is cut, its first part tells."""
+    images, rows = _parsed(json.loads(line))
+    if rows is None or rows[0] == 0:
+        yield from (image.path for image in images)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Where to cut
+
+
+def _cuts(images: Sequence[ImageRef], workers: int) -> Iterator[_Cut]:
+    """The input in parts, which are no larger than needed for all workers to have some."""
+    containers = [image for image in images if isinstance(image.content, Container)]
+    shards = [image for image in containers if image.content == Container("shard")]
+    groups = {image.path: _groups(image) for image in containers if image.content == Container("table")}
+    few = len(shards) < workers * _PARTS_A_WORKER
+    counts = {image.path: count for image in shards if few and (count := _pictures_in(image)) is not None}
+    total = len(images) - len(containers) + sum(map(sum, groups.values())) + sum(counts.values())
+    size = min(max(math.ceil(total / (workers * _PARTS_A_WORKER)), _FEWEST), _MOST)
+    for is_container, several in itertools.groupby(images, lambda image: isinstance(image.content, Container)):
+        if not is_container:
+            yield from _batches(list(several), size)
+            continue
+        for image in several:
+            pictures = counts.get(image.path)
+            sizes = groups.get(image.path) or [pictures or 0]
+            ranges = list(_ranges(sizes, size))
+            if pictures is not None and ranges:
+                # whatever has come since it was counted
+                ranges[-1] = (ranges[-1][0], ROWS)
+            yield from (_Cut([image], rows, min(rows[1], sum(sizes)) - rows[0]) for rows in ranges)
+            if not ranges:
+                yield _Cut([image])
+
+
+def _batches(images: Sequence[ImageRef], size: int) -> Iterator[_Cut]:
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        yield _Cut(batch, count=len(batch))
+
+
+def _groups(table: ImageRef) -> list[int]:
+    try:
+        return row_groups(table.path)
+    except ImageError:
+        return []  # whoever reads it will say so
+
+
+def _pictures_in(shard: ImageRef) -> int | None:
+    """How many pictures there are in a shard; None where it would have to be decompressed to know."""
+    listed = expand(shard, None, False)
+    first = next(listed, None)
+    if first is None or not isinstance(first.content, Span):
+        return None
+    return 1 + sum(1 for _ in listed)
+
+
+def _ranges(groups: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Rows in ranges of up to `size`, at the ends of groups where these aren't larger themselves."""
+    first = stop = 0
+    for rows in groups:
+        if stop > first and stop - first + rows > size:
+            yield first, stop
+            first = stop
+        stop += rows
+        while stop - first > size:
+            yield first, first + size
+            first += size
+    if stop > first:
+        yield first, stop

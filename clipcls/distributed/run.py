@@ -1,0 +1,214 @@
+"""A run on a cluster, from the machine that it was started on."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from clipcls.cache import default_folder
+from clipcls.distributed.cluster import Cluster, Pool, divide, require_ray
+from clipcls.distributed.plan import Plan
+from clipcls.distributed.weights import send
+from clipcls.distributed.work import PLAN_NAME, Job, Report
+from clipcls.embed import find_model
+from clipcls.errors import StoppedError, UsageError
+from clipcls.outputs import Target, claim_folder, tally
+from clipcls.predict import Classifier
+from clipcls.records import ImageRef, ModelFacts, ModelSpec
+from clipcls.sinks import format_for
+
+#: Which formats can have an index.
+FORMATS = ("parquet", "jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a run is spread over a cluster.
+
+    Attributes:
+        address: of the head node; see `Cluster`.
+        workers: how many; None for as many as the cluster has room for.
+        gpus_per_worker: None for one where there are GPUs.
+        threads: of each worker; None for a fair share of its node's cores.
+        verbose: whether Ray may say what it does.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+    threads: int | None = None
+    verbose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What there is to label.
+
+    Attributes:
+        images: lists the pictures, with what holds several unread; see `clipcls.inputs.discover`.
+        column: of the pictures, in tables.
+        allow_urls: whether addresses may be fetched.
+    """
+
+    images: Callable[[], Iterable[ImageRef]]
+    column: str | None = None
+    allow_urls: bool = False
+
+
+class Run:
+    """One run that has begun.
+
+    Attributes:
+        total: images that there are; None where they would have to be read to know.
+        before: images that were done before.
+        failed: how many of them have an error.
+        pool: how the cluster is divided.
+    """
+
+    def __init__(self, cluster: Cluster, pool: Pool, job: Job, plan: Plan, done: dict[int, tuple[int, int]]) -> None:
+        self._cluster = cluster
+        self._job = job
+        retried = {number for number, (_, failed) in done.items() if failed} if job.retry else set()
+        self._left = [part for part in plan.parts if part.number not in done or part.number in retried]
+        kept = [counts for number, counts in done.items() if number not in retried]
+        self.pool = pool
+        self.before = sum(count for count, _ in kept)
+        self.failed = sum(failed for _, failed in kept)
+        counts = [part.count for part in self._left]
+        self.total = None if None in counts else self.before + sum(count or 0 for count in counts)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return not self._left
+
+    def reports(self) -> Iterator[Report | None]:
+        """Have the rest done.
+
+        Yields:
+            What became of each part, as they come; None several times a second where none does.
+
+        Raises:
+            StoppedError: the cluster is lost, the output can't be written, or a part ended several workers.
+            ModelError: the model can't be had on a node.
+        """
+        if self._left:
+            for report in self._cluster.label(self._job, self._left, self.pool):
+                if report is not None:
+                    self._require_visible(report)
+                yield report
+
+    def _require_visible(self, report: Report) -> None:
+        if not self._job.part_file(report.number).exists():
+            raise StoppedError(
+                f"{self._job.part_file(report.number)}: a worker has written it, and it isn't there: --output-dir has "
+                "to be in a file system that all nodes share."
+            )
+
+
+@contextlib.contextmanager
+def open_run(
+    classifier: Classifier,
+    spec: ModelSpec,
+    listing: Listing,
+    target: Target,
+    spread: Spread,
+    report_labels: Callable[[int, int], None] | None = None,
+) -> Iterator[Run]:
+    """Reach the cluster, embed the labels, claim the output and plan the parts.
+
+    Args:
+        spec: what the classifier's model was asked for as.
+        report_labels: see `Classifier.embed_labels`.
+
+    Raises:
+        UsageError: Ray isn't installed, or something can't be done as asked.
+        StoppedError: the cluster can't be reached, or the output can't be written.
+        ModelError: the model can't be had.
+    """
+    check_spread(target, spec, spread)
+    folder = target.folder
+    assert folder is not None
+    with _joined(spread) as cluster:
+        gpus = 0.0 if spec.device == "cpu" else spread.gpus_per_worker
+        pool = divide(cluster.nodes, spread.workers, gpus, spread.threads)
+        facts = _settle_model(classifier, spec, cluster, pool)
+        classifier.label_features = classifier.embed_labels(report_labels)
+        settings = classifier.settings() | {"--engine": "ray", "--precision": facts.precision}
+        with claim_folder(target, folder, settings) as (journal, files):
+            if files and target.retry_errors:
+                journal.restate(settings)
+            plan = Plan(folder / PLAN_NAME, goes_on=bool(files))
+            plan.extend(listing.images(), pool.workers)
+            job = Job(
+                classifier=classifier,
+                model=send(classifier.encoder.files, cluster.put),
+                facts=facts,
+                threads=pool.threads,
+                folder=folder.absolute(),
+                kind=target.kind or "parquet",
+                run=secrets.token_hex(16),
+                directory=os.getcwd(),  # noqa: PTH109
+                column=listing.column,
+                allow_urls=listing.allow_urls,
+                retry=target.retry_errors,
+                default_cache=classifier.execution.cache_dir == default_folder(),
+            )
+            plan.write(job.run)
+            done = {number: tally(path, format_for(path)) for number, path in files.items()}
+            yield Run(cluster, pool, job, plan, done)
+
+
+def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
+    """Refuse what can't be done on a cluster, before it is asked for anything.
+
+    Raises:
+        UsageError: it can't, or Ray isn't installed.
+    """
+    if target.folder is None:
+        raise UsageError("--engine ray writes part files: give --output-dir DIR, which all nodes see.")
+    if (target.kind or "parquet") not in FORMATS:
+        raise UsageError(f"--engine ray writes {' or '.join(FORMATS)}, whose rows have an index; not {target.kind}.")
+    if spec.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {spec.device}: Ray chooses each worker's device; use auto, cpu or cuda.")
+    if spread.gpus_per_worker and spec.device == "cpu":
+        raise UsageError("--device cpu and --gpus-per-worker contradict each other.")
+    if spec.device == "cuda" and spread.gpus_per_worker == 0:
+        raise UsageError("--device cuda needs GPUs: leave --gpus-per-worker 0 out.")
+    require_ray()
+
+
+@contextlib.contextmanager
+def _joined(spread: Spread) -> Iterator[Cluster]:
+    """The cluster; torch, which takes as long to import, is imported meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        joining = pool.submit(Cluster, spread.address, spread.verbose)
+        import clipcls.encoder  # noqa: F401
+
+        cluster = joining.result()
+    with cluster:
+        yield cluster
+
+
+def _settle_model(classifier: Classifier, spec: ModelSpec, cluster: Cluster, pool: Pool) -> ModelFacts:
+    """Have the classifier use the model in the workers' precision; returns what they know of it.
+
+    What `auto` stands for here may not be what it stands for there, and all rows have to be made alike.
+    """
+    import torch
+
+    precision = spec.precision
+    if pool.gpus and precision == "auto":
+        precision = cluster.precision_on_gpu(pool)
+    # labels in fp16 need a GPU here as well; those in fp32 are no worse
+    here = "fp32" if precision == "fp16" and not torch.cuda.is_available() else precision
+    cache = classifier.execution.open_cache()
+    try:
+        model = find_model(replace(spec, precision=here, device="auto" if pool.gpus else "cpu"), cache)
+    finally:
+        cache.close()
+    classifier.use(model)
+    facts = replace(model.facts, device="cuda" if pool.gpus else "cpu")
+    return facts if precision in ("auto", here) else replace(facts, precision="fp16")
