@@ -239,7 +239,7 @@ class Cluster:
                 yield None
                 continue
             if isinstance(result, BaseException):
-                raise StoppedError(f"Ray gave up: {_reason(result)}") from result
+                raise StoppedError(f"Ray gave up: {self._reason(result)}") from result
             if result is None:
                 raise StoppedError(f"Ray ended with {left:,} parts undone.")
             result.require()
@@ -254,6 +254,12 @@ class Cluster:
             results.put(None)
         except BaseException as exc:  # noqa: BLE001 - raised again where the results are read
             results.put(exc)
+
+    def _reason(self, exc: BaseException) -> str:
+        """What went wrong; of what another machine raised, the last line of its traceback says so."""
+        if isinstance(exc, self._ray.exceptions.RayError):
+            return str(exc).strip().splitlines()[-1].strip()
+        return f"{type(exc).__name__}: {first_line(exc)}"
 
     def _dataset(self, job: Job, parts: Sequence[Part], pool: Pool) -> Any:
         """One block a part, and one task a block."""
@@ -345,9 +351,3 @@ def _quiet(verbose: bool) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _reason(exc: BaseException) -> str:
-    """What went wrong, of an exception that may hold the one of another machine."""
-    cause = getattr(exc, "cause", None) or exc
-    return f"{type(cause).__name__}: {first_line(cause)}"
