@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 #: settings that errors depend on, and nothing else
 _LIMITS = ("--max-pixels", "--max-bytes")
 _PART = re.compile(r"part-(\d{6,})\.(?:jsonl|csv|parquet)")
+# with the one slash that is left of two in a path; a drive's name has one letter
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # what a part is called until it is whole, with the attempt's name where there may be several
 _DRAFT = re.compile(r"\.part-\d{6,}\.(?:jsonl|csv|parquet)(?:\.[0-9a-f]{32})?\.part")
 
@@ -113,6 +115,8 @@ def check_target(target: Target) -> None:
         UsageError: it does, or it needs pyarrow, which isn't installed.
     """
     kind = target.kind or _told(target)
+    if target.folder is not None and _ADDRESS.match(str(target.folder)):
+        raise UsageError(f"--output-dir {target.folder}: an address; results are written to folders only.")
     if target.retry_errors and not target.resume:
         raise UsageError("--retry-errors goes with --resume.")
     if not target.output:
@@ -350,13 +354,20 @@ def _open_folder(target: Target, folder: Path, settings: Settings) -> Iterator[O
 
 def _parts_in(folder: Path) -> dict[int, Path]:
     """The part files by their numbers; what a killed run left unfinished is removed."""
-    parts = {}
-    for path in sorted(folder.iterdir()):
+    remove_drafts(folder)
+    named = ((path, _PART.fullmatch(path.name)) for path in sorted(folder.iterdir()))
+    return {int(match[1]): path for path, match in named if match}
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what was to become part files, of a run that has ended.
+
+    Raises:
+        OSError: it can't be removed.
+    """
+    for path in list(folder.iterdir()):
         if _DRAFT.fullmatch(path.name):
-            path.unlink()
-        elif match := _PART.fullmatch(path.name):
-            parts[int(match[1])] = path
-    return parts
+            path.unlink(missing_ok=True)
 
 
 def _go_on_in(parts: dict[int, Path], target: Target) -> Done:

@@ -201,9 +201,7 @@ def _publish(draft: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _opened(
-    path: Path, kind: str, labels: tuple[str, ...], name: str, *, indexed: bool = False
-) -> Iterator[Sink]:
+def _opened(path: Path, kind: str, labels: tuple[str, ...], name: str, *, indexed: bool = False) -> Iterator[Sink]:
     if kind == "parquet":
         with contextlib.closing(ParquetSink(path, name, indexed=indexed)) as sink:
             yield sink

@@ -227,6 +227,7 @@ class Cluster:
             StoppedError: the cluster is lost, or can't do it.
             ClipclsError: what ended a worker's work.
         """
+        self._tell_if_busy(pool)
         results: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(job, parts, pool, results), daemon=True).start()
         watch = _Watch(self._head)
@@ -245,6 +246,15 @@ class Cluster:
             result.require()
             left -= 1
             yield result
+
+    def _tell_if_busy(self, pool: Pool) -> None:
+        free = self._ray.available_resources()
+        for kind, needed in (("CPU", pool.cpus), ("GPU", pool.gpus)):
+            if needed * pool.workers > free.get(kind, 0.0) + 1e-6:
+                logger.warning(
+                    "the cluster has %g %ss to spare, %d workers want %g: the rest of them waits",
+                    *(free.get(kind, 0.0), kind, pool.workers, needed * pool.workers),
+                )
 
     def _run(self, job: Job, parts: Sequence[Part], pool: Pool, results: Any) -> None:
         """On a thread, since waiting for Ray can't be interrupted."""
@@ -312,7 +322,7 @@ class _Watch:
             _require_answer(self._head)
         except StoppedError as exc:
             if time.monotonic() - self._heard > _LOST_SECONDS:
-                raise StoppedError(f"the Ray cluster at {self._head} is gone.") from exc
+                raise StoppedError(f"the Ray cluster at {self._head} is gone; --resume goes on with another.") from exc
         else:
             self._heard = now
 

@@ -14,7 +14,7 @@ from clipcls.distributed.weights import send
 from clipcls.distributed.work import PLAN_NAME, Job, Report
 from clipcls.embed import find_model
 from clipcls.errors import StoppedError, UsageError
-from clipcls.outputs import Target, claim_folder, tally
+from clipcls.outputs import Target, claim_folder, remove_drafts, tally
 from clipcls.predict import Classifier
 from clipcls.records import ImageRef, ModelFacts, ModelSpec
 from clipcls.sinks import format_for
@@ -159,6 +159,8 @@ def open_run(
             plan.write(job.run)
             done = {number: tally(path, format_for(path)) for number, path in files.items()}
             yield Run(cluster, pool, job, plan, done)
+            with contextlib.suppress(OSError):  # of workers that were lost
+                remove_drafts(folder)
 
 
 def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:

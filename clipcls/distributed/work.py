@@ -22,7 +22,7 @@ from clipcls.sinks import Sink, part_name, published
 
 PLAN_NAME = ".clipcls-plan"
 # of a part, before it is taken for the workers' killer
-_MOST_ATTEMPTS = 3
+_MOST_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
