@@ -100,8 +100,11 @@ def read_pictures(shard: str, extensions: Set[str]) -> Iterator[ImageRef]:
     """
     try:
         file = open_named(shard)
-    except (OSError, ValueError, ImageError) as exc:
+    except (OSError, ValueError) as exc:
         yield ImageRef(shard, f"can't be opened: {_reason(exc)}")
+        return
+    except ImageError as exc:
+        yield ImageRef(shard, str(exc))
         return
     with file:
         try:

@@ -30,7 +30,10 @@ _WRAPPERS = frozenset(
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified")
 _BLOCK = 2**23  # bytes that are asked for at once
-_PATIENCE = 60  # seconds for one answer; packages try again by themselves, some of them for many minutes
+# seconds for one answer, or for a listing, which may be thousands of them; packages try again by themselves, some of
+# them for half an hour
+_PATIENCE = {"ls": 600.0}
+_USUAL_PATIENCE = 120.0
 
 
 class NotFoundError(ImageError):
@@ -175,7 +178,13 @@ def _ask(address: str, method: str, forget: bool = False, **options: Any) -> Any
         # looked up each time: fsspec keeps it, for each thread and process where that is needed
         system, path = url_to_fs(address)
         if system.async_impl:
-            answer = sync(system.loop, getattr(system, f"_{method}"), path, timeout=_PATIENCE, **options)
+            answer = sync(
+                system.loop,
+                getattr(system, f"_{method}"),
+                path,
+                timeout=_PATIENCE.get(method, _USUAL_PATIENCE),
+                **options,
+            )
         else:
             answer = getattr(system, method)(path, **options)
         if forget:

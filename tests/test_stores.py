@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
 
 from clipcls import stores
 from clipcls.cache import Cache
@@ -228,11 +229,11 @@ def test_discover_reports_what_is_not_there() -> None:
     assert found(["shop://bucket/nope", "shop://bucket/nope/", "shop://bucket/nope.tar"]) == [
         "shop://bucket/nope: no such file or directory",
         "shop://bucket/nope/: no such file or directory",
-        "shop://bucket/nope.tar: can't be opened: no such file or directory",
+        "shop://bucket/nope.tar: no such file or directory",
     ]
     fsspec.filesystem("shop").mkdir("/bucket/folder.tar")
     fsspec.filesystem("shop").mkdir("/bucket/folder.jpg")
-    assert found(["shop://bucket/folder.tar"]) == ["shop://bucket/folder.tar: can't be opened: a folder, not a file"]
+    assert found(["shop://bucket/folder.tar"]) == ["shop://bucket/folder.tar: a folder, not a file"]
     (image,) = discover(["shop://bucket/folder.jpg"])
     assert problem(image) == "a folder; with / behind its name, it is gone through"
 
@@ -436,6 +437,7 @@ def test_cached_pictures_of_a_store_are_not_read_again(
     Shop.asked.clear()
     monkeypatch.chdir(tree)
     put(f"made/{names[0]}", (tmp_path / "made" / names[1]).read_bytes())
+    Shop.asked.clear()  # some versions of fsspec ask when they write
     changed = features(["shop://bucket/made/"], cache)
     assert Shop.asked == ["ls", "cat_file"] and np.array_equal(changed[0], first[1])
     cache.close()
@@ -496,16 +498,18 @@ def test_a_store_that_fails_in_the_middle_of_a_shard() -> None:
 
 
 def test_stores_give_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipcls.stores._PATIENCE", 0.2)
+    monkeypatch.setattr("clipcls.stores._USUAL_PATIENCE", 0.2)
     with pytest.raises(ImageError, match=r"^no answer in time$"):
         stores.look("deaf://bucket/a.jpg")
     assert threading.active_count() < 20
 
 
 def test_stores_name_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    (image,) = discover(["s3://bucket/"])
-    assert image.error is not None and "s3:// needs a package that isn't installed: Install s3fs" in image.error
+    attic = {"class": "nosuchmodule.Attic", "err": "Install atticfs to access the attic"}
+    monkeypatch.setitem(known_implementations, "attic", attic)
+    assert found(["attic://bucket/"]) == [
+        "attic://bucket/: attic:// needs a package that isn't installed: Install atticfs to access the attic"
+    ]
 
 
 def test_fsspec_is_loaded_for_addresses_only(tree: Path) -> None:
