@@ -5,13 +5,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+from clipcls import stores
 from clipcls.cache import file_status
 from clipcls.errors import ImageError
 from clipcls.images import open_file, pillow_errors
-from clipcls.records import Address, Container, ImageRef, Span
+from clipcls.records import Address, Container, ImageRef, Span, Stored
 from clipcls.web import Web
 
 #: Of one file, unless a run says otherwise.
@@ -52,6 +53,11 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
         _require_fitting(image.content.size, max_bytes)
         seen = time.time()
         yield Content(io.BytesIO(_read_span(image.content)), known_status(image), seen)
+    elif isinstance(image.content, Stored):
+        seen = time.time()
+        stored = image.content if image.content.status is not None else _asked(image.path)
+        _require_fitting(stored.size or 0, max_bytes)
+        yield Content(io.BytesIO(stores.read(image.path, stored, max_bytes)), stored.status or None, seen)
     elif isinstance(image.content, Container):
         raise ImageError(f"a {image.content.kind}, and no picture")
     elif image.content is not None:
@@ -69,13 +75,41 @@ def known_status(image: ImageRef) -> str | None:
     """What tells whether an input is unchanged, where that is known without looking at it.
 
     Returns:
-        For a span, its larger file's status and its place in that; empty for what can't be told by a status; None for
-        a file, which is to be looked at.
+        For a span, its larger file's status and its place in that; in a store, what that has said; empty for what can't
+        be told by a status; None for a file, which is to be looked at.
     """
-    if image.content is None:
-        return None
-    span = image.content
-    return f"{span.status} {span.offset} {span.size}" if isinstance(span, Span) else ""
+    match image.content:
+        case None:
+            return None
+        case Span() as span:
+            return f"{span.status} {span.offset} {span.size}"
+        case Stored() as stored:
+            return stored.status or ""
+        case _:
+            return ""
+
+
+def known_path(image: ImageRef) -> str:
+    """By which path an input's status is known, which for one in a store doesn't depend on the working directory."""
+    return f"/{image.path}" if isinstance(image.content, Stored) else image.path
+
+
+def located(image: ImageRef) -> ImageRef:
+    """An input with the status that its store gives it, if it is in one that hasn't been asked.
+
+    Raises:
+        ImageError: the store can't be asked, or has no such file.
+    """
+    if isinstance(image.content, Stored) and image.content.status is None:
+        return replace(image, content=_asked(image.path))
+    return image
+
+
+def _asked(address: str) -> Stored:
+    content = stores.look(address).content
+    if not isinstance(content, Stored):
+        raise ImageError("a folder; with / behind its name, it is gone through")
+    return content
 
 
 def _require_fitting(size: int, limit: int) -> None:

@@ -11,13 +11,14 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import translate
 from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError
-from clipcls.records import Address, Container, ImageRef
+from clipcls.records import Address, Container, ImageRef, Stored
 from clipcls.shards import expand_braces, is_shard, read_pictures
+from clipcls.stores import beside, in_store, is_address, local_path, look, open_named, require_readable
 from clipcls.tables import Cell, check_column, is_parquet, is_table, read_column
+from clipcls.trees import has_magic, is_pattern, matches, reason, walk
 
 #: What is taken for a picture inside a folder; a file that is named itself is tried whatever its extension.
 EXTENSIONS = frozenset(
@@ -37,14 +38,18 @@ class _Taken:
 
     Attributes:
         column: of the pictures, in tables; None where tables aren't read.
-        allow_urls: whether addresses may be fetched.
+        allow_urls: whether addresses of the web may be fetched.
+        allow_private_urls: whether lists and tables may name any server.
         unread: whether shards and Parquet tables stay as they are.
-        in_table: whether it is a table's cell that names the input.
+        in_list: whether it is a list or a table's cell that names the input.
+        in_table: whether it is a table's cell.
     """
 
     column: str | None
     allow_urls: bool
+    allow_private_urls: bool = False
     unread: bool = False
+    in_list: bool = False
     in_table: bool = False
 
 
@@ -56,6 +61,7 @@ def discover(
     *,
     column: str | None = None,
     allow_urls: bool = False,
+    allow_private_urls: bool = False,
     unread: bool = False,
 ) -> Iterator[ImageRef]:
     """List the pictures that the inputs name, in their order, lazily.
@@ -73,6 +79,9 @@ def discover(
       in it are gone through, unless the pattern holds a `**`, which has gone through them already.
     - In a shard's name, braces stand for several names: `{000..009}.tar`, `{train,test}.tar`.
     - `http://…` and `https://…` are addresses of single pictures.
+    - Other addresses (`s3://bucket/…`, see `clipcls.stores`) are all of this in a store: a folder ends in `/` or has no
+      extension, of a shard the pictures come with their content, and a table's relative paths are beside it.
+      `file:///…` is a path.
     - `-`, and `files_from`, are lists of paths and addresses, which are taken as they are: no patterns, no braces, no
       `-`.
 
@@ -83,7 +92,8 @@ def discover(
         null_separated: paths in lists end with NUL instead of a newline.
         stdin: what `-` reads; the process's own standard input by default.
         column: of the pictures, in tables.
-        allow_urls: whether addresses may be fetched; each is an error else.
+        allow_urls: whether addresses of the web may be fetched; each is an error else.
+        allow_private_urls: whether lists and tables may name stores on any server, such as `ftp://…`.
         unread: shards and Parquet tables aren't opened, but each is one `ImageRef` with a `Container`, for `expand`.
 
     Returns:
@@ -99,19 +109,24 @@ def discover(
     for name in names:
         _check_table(name, column)
     listing = _open_listing(files_from, stdin) if files_from is not None else None
-    taken = _Taken(column, allow_urls, unread)
+    taken = _Taken(column, allow_urls, allow_private_urls, unread)
     return _discover(names, taken, _Lists(listing, null_separated, stdin))
 
 
 def expand(
-    image: ImageRef, column: str | None, allow_urls: bool, part: tuple[int, int] | None = None
+    image: ImageRef,
+    column: str | None,
+    allow_urls: bool,
+    part: tuple[int, int] | None = None,
+    *,
+    allow_private_urls: bool = False,
 ) -> Iterator[ImageRef]:
     """List what is in a container that `discover` left unread: what it would have listed itself.
 
     Args:
         image: what isn't a container gives itself.
         column: of the pictures, in tables.
-        allow_urls: as for `discover`.
+        allow_urls, allow_private_urls: as for `discover`.
         part: the first picture of a shard, or row of a table, and the one behind the last, from 0; all by default.
             What is wrong with a shard counts as a picture, in its place. Of a table that can't be opened, each part
             says so; damage of a table takes away only what is behind it in the same part.
@@ -121,14 +136,15 @@ def expand(
     elif image.content.kind == "shard":
         yield from itertools.islice(read_pictures(image.path, EXTENSIONS), *(part or (None,)))
     else:
-        yield from _from_table(image.path, _Taken(column, allow_urls), part and range(*part))
+        yield from _from_table(image.path, _Taken(column, allow_urls, allow_private_urls), part and range(*part))
 
 
 def hint(inputs: str | Sequence[str | os.PathLike[str]]) -> str | None:
     """What to try where inputs gave no picture at all: shards that lie in folders, where they aren't looked for."""
     for name in [inputs] if isinstance(inputs, str) else [os.fspath(path) for path in inputs]:
-        is_pattern = _has_magic(name) and not os.path.lexists(name)
-        for place in _matches_of(name) if is_pattern else [ImageRef(name)]:
+        if in_store(name):  # to look through them would cost requests
+            continue
+        for place in matches(name) if is_pattern(name) else [ImageRef(name)]:
             shard = _first_shard(place.path) if os.path.isdir(place.path) else None  # noqa: PTH112
             if shard is not None:
                 return f"{place.path} holds shards such as {shard}; name them to have them read"
@@ -136,23 +152,30 @@ def hint(inputs: str | Sequence[str | os.PathLike[str]]) -> str | None:
 
 
 def are_countable(inputs: Sequence[str]) -> bool:
-    """Whether counting the pictures costs little beside classifying them: no lists, tables or compressed shards."""
-    return not any(
-        name == "-" or is_table(name) or (is_shard(name) and not name.lower().endswith(".tar")) for name in inputs
-    )
+    """Whether counting the pictures costs little beside classifying them.
+
+    It does not of lists, tables, compressed shards, and what is in stores.
+    """
+    return not any(map(_costs_twice, inputs))
+
+
+def _costs_twice(name: str) -> bool:
+    return name == "-" or is_table(name) or in_store(name) or (is_shard(name) and not name.lower().endswith(".tar"))
 
 
 def _first_shard(folder: str) -> str | None:
-    return next((ref.path for ref, is_folder in _walk(folder) if not is_folder and is_shard(ref.path)), None)
+    return next((ref.path for ref, is_folder in walk(folder) if not is_folder and is_shard(ref.path)), None)
 
 
 def _check_table(name: str, column: str | None) -> None:
     """Refuse a table that is named and can't be used, before anything is done."""
-    if not is_table(name) or not os.path.isfile(name):  # noqa: PTH113
+    path = local_path(name)
+    if not is_table(path) or not (os.path.isfile(path) or in_store(path)):  # noqa: PTH113
         return
     if column is None:
         raise UsageError(f"{name}: {_NO_COLUMN}")
-    check_column(name, column)
+    if not has_magic(name) or not in_store(path):
+        check_column(path, column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,67 +203,63 @@ def _discover(inputs: Sequence[str], taken: _Taken, lists: _Lists) -> Iterator[I
 
 
 def _from_argument(entry: str, taken: _Taken) -> Iterator[ImageRef]:
-    if os.path.lexists(entry) or _is_address(entry):
-        yield from _from_path(entry, taken)
-    elif "{" in entry and is_shard(entry):
-        yield from _from_braces(entry, taken)
-    elif _has_magic(entry):
-        yield from _from_pattern(entry, taken)
-    else:
-        yield from _from_path(entry, taken)
-
-
-def _from_braces(entry: str, taken: _Taken) -> Iterator[ImageRef]:
-    try:
-        names = expand_braces(entry)
-    except UsageError as exc:
-        yield ImageRef(entry, str(exc).removeprefix(f"{entry}: "))
-        return
+    path = local_path(entry)
+    names = [path]
+    if "{" in path and is_shard(path) and not os.path.lexists(path) and not _is_web(path):
+        try:
+            names = expand_braces(path)
+        except UsageError as exc:
+            yield ImageRef(entry, str(exc).removeprefix(f"{path}: "))
+            return
     for name in names:
-        if _has_magic(name) and not os.path.lexists(name):
-            yield from _from_pattern(name, taken)
-        else:
-            yield from _from_path(name, taken)
+        try:
+            yield from (_from_path if _is_web(name) or not is_pattern(name) else _from_pattern)(name, taken)
+        except ImageError as exc:  # a store that can't be asked
+            yield ImageRef(name, str(exc))
 
 
 def _from_path(path: str, taken: _Taken) -> Iterator[ImageRef]:
+    path = local_path(path)
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116, the name stays as given
     except (OSError, ValueError) as exc:
-        yield _from_address(path, taken) if _is_address(path) else ImageRef(path, _reason(path, exc))
+        if _is_web(path):
+            yield _from_web(path, taken)
+        elif in_store(path):
+            yield from _from_store(path, taken)
+        else:
+            yield ImageRef(path, reason(path, exc))
         return
     if stat.S_ISDIR(mode):
         yield from _from_folder(path)
-    elif stat.S_ISREG(mode) and is_shard(path):
-        yield from [_unread(path)] if taken.unread else read_pictures(path, EXTENSIONS)
-    elif stat.S_ISREG(mode) and is_table(path):
-        yield from _from_table(path, taken)
+    elif stat.S_ISREG(mode) and (is_shard(path) or is_table(path)):
+        yield from _from_container(path, taken)
     else:
         yield ImageRef(path)
+
+
+def _from_container(path: str, taken: _Taken) -> Iterator[ImageRef]:
+    if is_table(path):
+        yield from _from_table(path, taken)
+    elif taken.unread:
+        yield _unread(path)
+    else:
+        yield from read_pictures(path, EXTENSIONS)
 
 
 def _unread(path: str) -> ImageRef:
     return ImageRef(path, content=Container("shard" if is_shard(path) else "table"))
 
 
-def _reason(path: str, exc: OSError | ValueError) -> str:
-    if isinstance(exc, ValueError):
-        hint = "; is the list NUL-separated (-0)?" if "\0" in path else ""
-        return f"not a possible file name: {exc}{hint}"
-    if isinstance(exc, FileNotFoundError) and os.path.lexists(path):
-        return "dangling link: no such file or directory"
-    return (exc.strerror or str(exc)).lower()
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Addresses
 
 
-def _is_address(text: str) -> bool:
+def _is_web(text: str) -> bool:
     return text[:8].lower().startswith(("http://", "https://"))
 
 
-def _from_address(url: str, taken: _Taken) -> ImageRef:
+def _from_web(url: str, taken: _Taken) -> ImageRef:
     place = re.split("[?#]", url, maxsplit=1)[0]
     if is_shard(place) or is_table(place):
         return ImageRef(
@@ -249,6 +268,27 @@ def _from_address(url: str, taken: _Taken) -> ImageRef:
     if not taken.allow_urls:
         return ImageRef(url, "an address; --allow-urls has it fetched")
     return ImageRef(url, content=Address(url))
+
+
+def _from_store(address: str, taken: _Taken) -> Iterator[ImageRef]:
+    try:
+        require_readable(address, trusted=not taken.in_list or taken.allow_private_urls)
+        yield from _from_stored(ImageRef(address), taken)
+    except ImageError as exc:
+        yield ImageRef(address, str(exc))
+
+
+def _from_stored(image: ImageRef, taken: _Taken) -> Iterator[ImageRef]:
+    if image.path.endswith("/"):
+        yield from _from_folder(image.path)
+    elif is_shard(image.path) or is_table(image.path):
+        yield from _from_container(image.path, taken)
+    elif image.content is not None:
+        yield image
+    elif _extension(image.path) in EXTENSIONS:  # it is asked for when it is read, so that a long list goes on
+        yield ImageRef(image.path, content=Stored())
+    else:
+        yield from _from_stored(look(image.path), taken)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -264,7 +304,7 @@ def _from_table(table: str, taken: _Taken, rows: range | None = None) -> Iterato
         return
     try:
         for cell in read_column(table, taken.column, rows):
-            yield from _from_cell(table, cell, replace(taken, in_table=True))
+            yield from _from_cell(table, cell, replace(taken, in_list=True, in_table=True))
     except UsageError as exc:
         yield ImageRef(table, str(exc).removeprefix(f"{table}: "))
     except ImageError as exc:
@@ -277,10 +317,14 @@ def _from_cell(table: str, cell: Cell, taken: _Taken) -> Iterator[ImageRef]:
         yield ImageRef(name, cell.error)
     elif isinstance(cell.value, bytes):
         yield ImageRef(name, content=cell.value)
-    elif _is_address(cell.value):
-        yield _from_address(cell.value, taken)
-    else:
-        yield from _from_path(os.path.join(os.path.dirname(table), cell.value), taken)  # noqa: PTH118, PTH120
+    elif _is_web(cell.value):
+        yield _from_web(cell.value, taken)
+    elif is_address(cell.value) or not in_store(table) or os.path.isabs(local_path(cell.value)):  # noqa: PTH117
+        path = local_path(cell.value)
+        place = path if is_address(path) else os.path.join(os.path.dirname(table), path)  # noqa: PTH118, PTH120
+        yield from _from_path(place, taken)
+    else:  # on the server that the table is on, which was good enough for that
+        yield from _from_store(beside(table, cell.value), replace(taken, in_list=False))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -288,127 +332,39 @@ def _from_cell(table: str, cell: Cell, taken: _Taken) -> Iterator[ImageRef]:
 
 
 def _from_folder(folder: str) -> Iterator[ImageRef]:
-    for ref, is_folder in _walk(folder):
-        if ref.error is not None or (not is_folder and _extension(ref.path) in EXTENSIONS):
-            yield ref
+    for image, is_folder in walk(folder):
+        if image.error is not None or (not is_folder and _extension(image.path) in EXTENSIONS):
+            yield image
 
 
 def _extension(path: str) -> str:
     return os.path.splitext(path)[1].lower()  # noqa: PTH122, pathlib would normalise a name
 
 
-def _walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
-    """All that lies below a folder and isn't hidden, sorted by name in each, a folder before what it holds.
-
-    Returns:
-        Each with whether it is a folder; a folder that can't be read has an error.
-    """
-    trail: list[_Folder] = []  # the folders that the walk is inside of; not recursion, which has a depth limit
-    path, is_folder = folder, True
-    while True:
-        if not is_folder:
-            yield ImageRef(path), False
-        else:
-            try:
-                opened = _Folder(path)
-            except OSError as exc:
-                yield ImageRef(path, _reason(path, exc)), True
-            else:
-                if all(opened.identity != above.identity for above in trail):  # else a link leads back up
-                    if trail:
-                        yield ImageRef(path), True
-                    trail.append(opened)
-        while trail and not trail[-1].names:
-            trail.pop()
-        if not trail:
-            return
-        path, is_folder = trail[-1].next()
-
-
-class _Folder:
-    """The visible names in one folder, last one first."""
-
-    def __init__(self, path: str) -> None:
-        status = os.stat(path)  # noqa: PTH116
-        self.path = path
-        self.identity = (status.st_dev, status.st_ino)
-        with os.scandir(path) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-        self._folders = {entry.name for entry in visible if _is_folder(entry)}
-        self.names = sorted((entry.name for entry in visible), reverse=True)
-
-    def next(self) -> tuple[str, bool]:
-        name = self.names.pop()
-        return os.path.join(self.path, name), name in self._folders  # noqa: PTH118
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that can't be searched
-        return False
-
-
 # ---------------------------------------------------------------------------------------------------------
-# Patterns; not with the glob module, whose `**` goes round a loop of links until a path is too long
-
-
-def _has_magic(text: str) -> bool:
-    return any(character in text for character in "*?[")
+# Patterns
 
 
 def _from_pattern(pattern: str, taken: _Taken) -> Iterator[ImageRef]:
     gone_through = "**" in pattern.split("/")
     found = False
-    for ref in _matches_of(pattern):
-        if ref.error is not None:
-            yield ref
-        elif gone_through and os.path.isdir(ref.path):  # noqa: PTH112
+    for image in matches(pattern):
+        if gone_through and image.error is None and _is_folder(image.path):
             continue
-        elif gone_through and not is_shard(ref.path) and not is_table(ref.path):
-            yield ref
-        else:
-            yield from _from_path(ref.path, taken)
         found = True
+        may_hold = not gone_through or is_shard(image.path) or is_table(image.path)
+        if image.error is not None or not may_hold:
+            yield image
+        elif is_address(image.path):
+            yield from _from_stored(image, taken)
+        else:
+            yield from _from_path(image.path, taken)
     if not found:
         yield ImageRef(pattern, "no file matches this pattern")
 
 
-def _matches_of(pattern: str) -> Iterator[ImageRef]:
-    yield from _matches("/" if pattern.startswith("/") else "", [part for part in pattern.split("/") if part])
-
-
-def _matches(base: str, parts: Sequence[str]) -> Iterator[ImageRef]:
-    if not parts:
-        if os.path.lexists(base):
-            yield ImageRef(base)
-    elif parts[0] == "**":
-        yield from _matches_below(base, parts[1:])
-    elif not _has_magic(parts[0]):
-        yield from _matches(os.path.join(base, parts[0]), parts[1:])  # noqa: PTH118
-    else:
-        matching = re.compile(translate(parts[0])).match
-        for name in _names(base):
-            if matching(name) and (parts[0].startswith(".") or not name.startswith(".")):
-                yield from _matches(os.path.join(base, name), parts[1:])  # noqa: PTH118
-
-
-def _matches_below(base: str, rest: Sequence[str]) -> Iterator[ImageRef]:
-    if rest:
-        yield from _matches(base, rest)
-    for ref, is_folder in _walk(base or os.curdir):
-        path = ref.path if base else ref.path.removeprefix("./")
-        if ref.error is not None or (not rest and not is_folder):
-            yield ImageRef(path, ref.error)
-        elif is_folder and rest:
-            yield from _matches(path, rest)
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder or os.curdir))  # noqa: PTH208
-    except OSError:  # not a folder, or closed to us: nothing in it matches, as in a shell
-        return []
+def _is_folder(path: str) -> bool:
+    return path.endswith("/") if in_store(path) else os.path.isdir(path)  # noqa: PTH112
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -428,10 +384,10 @@ def _open_listing(files_from: str, stdin: BinaryIO | None) -> BinaryIO:
     if files_from == "-":
         return _standard_input(stdin)
     try:
-        return open(files_from, "rb")  # noqa: PTH123, closed when the list ends
-    except (OSError, ValueError) as exc:
-        reason = (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else str(exc)
-        raise UsageError(f"--files-from {files_from}: can't be read: {reason}") from exc
+        return open_named(local_path(files_from))  # closed when the list ends
+    except (OSError, ValueError, ImageError) as exc:
+        why = (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else str(exc)
+        raise UsageError(f"--files-from {files_from}: can't be read: {why}") from exc
 
 
 def _from_list(listing: BinaryIO, null_separated: bool, taken: _Taken) -> Iterator[ImageRef]:
@@ -439,12 +395,12 @@ def _from_list(listing: BinaryIO, null_separated: bool, taken: _Taken) -> Iterat
     while True:
         try:
             record = next(records, None)
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, ImageError) as exc:
             raise UsageError(f"the list of paths breaks off: {exc}") from exc
         if record is None:
             return
         if record:
-            yield from _from_path(os.fsdecode(record), taken)
+            yield from _from_path(os.fsdecode(record), replace(taken, in_list=True))
 
 
 def _lines(listing: BinaryIO) -> Iterator[bytes]:

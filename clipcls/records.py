@@ -128,6 +128,19 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A picture in a store such as S3, at the address that is its `ImageRef`'s path.
+
+    Attributes:
+        size: in bytes; None where the store hasn't said it.
+        status: what tells whether it is unchanged, empty where nothing does; None: the store hasn't been asked.
+    """
+
+    size: int | None = None
+    status: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """A shard or a Parquet table that hasn't been opened."""
 
@@ -147,7 +160,7 @@ class ImageRef:
 
     path: str
     error: str | None = None
-    content: "bytes | Span | Address | Container | None" = None
+    content: "bytes | Span | Address | Stored | Container | None" = None
 
 
 @dataclass(frozen=True, slots=True)

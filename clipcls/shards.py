@@ -17,6 +17,7 @@ from braceexpand import braceexpand
 
 from clipcls.errors import ImageError, UsageError, first_line
 from clipcls.records import ImageRef, Span
+from clipcls.stores import in_store, open_named
 
 #: Names that WebDataset keeps for itself.
 RESERVED = re.compile(r"__[^/]*__($|/)")
@@ -94,13 +95,16 @@ def read_pictures(shard: str, extensions: Set[str]) -> Iterator[ImageRef]:
     the pictures that precede the damage.
 
     Args:
-        shard: path of a regular file.
+        shard: path of a regular file; or an address in a store, whose pictures are read in any case.
         extensions: of pictures, in lower case.
     """
     try:
-        file = open(shard, "rb")  # noqa: PTH123, SIM115, the name stays as given
+        file = open_named(shard)
     except (OSError, ValueError) as exc:
         yield ImageRef(shard, f"can't be opened: {_reason(exc)}")
+        return
+    except ImageError as exc:
+        yield ImageRef(shard, str(exc))
         return
     with file:
         try:
@@ -246,6 +250,8 @@ def _uncompressed(file: BinaryIO) -> Iterator[Any]:
     """
     # not tarfile's own stream, which ends at the end of the first of several parts and checks no checksum
     head = file.read(16)
+    if not head:
+        raise ImageError("empty file")
     file.seek(0)
     found = next((names for start, names in _COMPRESSIONS.items() if re.match(start, head, re.DOTALL)), None)
     if found is None:
@@ -275,14 +281,13 @@ def _pictures(shard: str, file: BinaryIO, extensions: Set[str]) -> Iterator[Imag
     # not before there is a shard: it imports numpy, which listing files does without
     from clipcls.cache import file_status
 
-    facts = os.fstat(file.fileno())
-    if not facts.st_size:
-        raise ImageError("empty file")
-    status = file_status(facts)
+    on_disk = not in_store(shard)
+    status = file_status(os.fstat(file.fileno())) if on_disk else None
     with _uncompressed(file) as stream:
-        for member in members(stream, "r:" if stream is file else "r|"):
+        has_spans = on_disk and stream is file
+        for member in members(stream, "r:" if has_spans else "r|"):
             if _is_picture(member.header, extensions):
-                yield _reference(shard, member, status if stream is file else None)
+                yield _reference(shard, member, status if has_spans else None)
         while stream is not file and stream.read(_CHUNK):  # damage may show at the very end only
             pass
 

@@ -6,6 +6,7 @@ writer has made as large as it likes: pyarrow's own writer, unless told otherwis
 
 import contextlib
 import csv
+import io
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from clipcls.errors import ImageError, UsageError, first_line
+from clipcls.stores import open_named
 
 _ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl")
 _LONGEST_FIELD = 2**24  # of a CSV file, in characters; csv's own limit is 131,072
@@ -86,7 +88,7 @@ def read_column(table: str, column: str, rows: range | None = None) -> Generator
       the bytes are taken where there are some).
 
     Args:
-        table: path of a regular file.
+        table: path of a regular file, or an address in a store.
         rows: of Parquet, which of its rows; all by default. Row groups without any of them aren't read.
 
     Raises:
@@ -127,7 +129,10 @@ def _require(column: str, columns: Iterable[str], table: str) -> None:
 def _opened(table: str) -> Iterator[TextIO]:
     """A table as text, in which bytes that aren't UTF-8 are kept as surrogates; errors are translated."""
     try:
-        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # noqa: PTH123
+        with (
+            open_named(table) as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+        ):
             yield file
     except (OSError, ValueError, csv.Error) as exc:
         reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else first_line(exc)
@@ -211,7 +216,7 @@ def _parquet(table: str) -> Iterator[Any]:
         raise UsageError(f"Parquet needs the package pyarrow ({exc}): pip install 'clipcls[parquet]'") from exc
     try:
         # an open file, since pyarrow can't encode every name
-        with open(table, "rb") as file, parquet.ParquetFile(file, **_BUFFERED) as opened:  # noqa: PTH123
+        with open_named(table) as file, parquet.ParquetFile(file, **_BUFFERED) as opened:
             yield opened
     except (pyarrow.ArrowException, OSError) as exc:
         reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else first_line(exc)

@@ -53,6 +53,7 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 1) -> Iterator[Cluster]:
     cluster of the machine."""
     (folder / "token").write_text(secrets.token_hex(32))
     environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -11,7 +11,20 @@ PACKAGE = Path(__file__).parent.parent / "clipcls"
 LAYERS = [
     ["errors", "records", "files"],
     [
-        *("vocabulary", "labels", "prompts", "geometry", "images", "catalog", "cache", "shards", "tables", "inputs"),
+        *(
+            "vocabulary",
+            "labels",
+            "prompts",
+            "geometry",
+            "images",
+            "catalog",
+            "cache",
+            "stores",
+            "shards",
+            "tables",
+            "trees",
+            "inputs",
+        ),
         *("web", "contents", "recall"),
         "ranking",
         *("rows", "parquet", "results", "sinks", "journal", "outputs", "findings", "wording"),

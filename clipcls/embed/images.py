@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.cache import Cache, CachedImage
-from clipcls.contents import known_status, open_content
+from clipcls.contents import known_path, known_status, located, open_content
 from clipcls.embed.ahead import Ahead
 from clipcls.embed.batches import Batches
 from clipcls.embed.execution import Execution
@@ -138,7 +138,7 @@ class _Pipeline:
         """Take images in, with the features of those that are cached."""
         sought = [image for image in images if image.error is None]
         statuses = [known_status(image) for image in sought]
-        found = iter(self._cache.find_images([image.path for image in sought], self._space, statuses))
+        found = iter(self._cache.find_images([known_path(image) for image in sought], self._space, statuses))
         for image in images:
             features = next(found) if image.error is None else None
             if features is not None and features.shape != (self._facts.embed_dim,):
@@ -232,7 +232,12 @@ class _Pipeline:
 
     def _read(self, image: ImageRef) -> _Read:
         """On a thread: the pixels of an image, unless the cache knows a file of the same content."""
-        with open_content(image, self._execution.max_bytes, self._execution.web) as opened:
+        found = located(image)
+        if found is not image:
+            (features,) = self._cache.find_images([known_path(found)], self._space, [known_status(found)])
+            if features is not None and features.shape == (self._facts.embed_dim,):
+                return _Read(None, features)
+        with open_content(found, self._execution.max_bytes, self._execution.web) as opened:
             if not self._cache.is_on:
                 return _Read(self._pixels(opened.file))
             with pillow_errors("file"):
@@ -270,7 +275,7 @@ class _Pipeline:
             item.features = read.features if read.pixels is None else next(new)
             # of what is known by its content, only the path is new
             features = None if read.pixels is None else item.features
-            entries.append(CachedImage(item.image.path, read.status, read.content, features, read.seen))
+            entries.append(CachedImage(known_path(item.image), read.status, read.content, features, read.seen))
         return entries
 
     def _answer(self, items: Sequence[_Item], running: "Future[list[CachedImage]]") -> ImageBatch:

@@ -1,0 +1,219 @@
+"""`clipcls predict --engine ray` on real clusters: two nodes of one processor each."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipcls.records import Prediction
+from clusters import Cluster, cluster
+from conftest import EXAMPLES, ROOT, save_pictures
+from killing import check_equal, rows_in
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.xdist_group("ray")
+
+COUNT = 600
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Pictures that take a while, some of them damaged."""
+    folder = tmp_path_factory.mktemp("data")
+    paths = save_pictures(folder / "pictures", COUNT, (1500, 1000))
+    for path in random.Random(0).sample(paths, 12):
+        path.write_bytes(path.read_bytes()[:300])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(data: Path, tiny_model: Path) -> list[Prediction]:
+    """What one process says of them."""
+    done = subprocess.run(command(tiny_model, "--output", "plain.jsonl"), cwd=data, env=environment(), check=False)
+    assert done.returncode == 1
+    return rows_in(data / "plain.jsonl")
+
+
+@pytest.fixture
+def start(data: Path, tiny_model: Path, nodes: Cluster, tmp_path: Path) -> Start:
+    """Start a run over the two nodes, which writes to `out` and `stderr` of the test's folder."""
+
+    def started(*more: str) -> "subprocess.Popen[bytes]":
+        spread = ["--engine", "ray", "--ray-address", nodes.address, "--output-dir", str(tmp_path / "out")]
+        with (tmp_path / "stderr").open("wb") as errors, (tmp_path / "stdout").open("wb") as output:
+            return subprocess.Popen(
+                command(tiny_model, *spread, *more), cwd=data, env=nodes.environment, stdout=output, stderr=errors
+            )
+
+    return started
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def command(model: Path, *more: str) -> list[str]:
+    common = ["--labels", "cat,dog,truck", "--top-k", "2", "--precision", "fp32", "--no-cache", "--model", str(model)]
+    return [sys.executable, "-m", "clipcls", "predict", "pictures", *common, *more]
+
+
+def wait_for_parts(folder: Path, count: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("part-*"))) < count:
+        assert process.poll() is None and time.monotonic() < deadline, "ended too early, or never began"
+        time.sleep(0.01)
+
+
+def check_whole(folder: Path, expected: list[Prediction]) -> None:
+    rows = rows_in(folder)
+    check_equal(rows, expected, 1e-5)
+    indexes = [row.index for row in rows]
+    assert indexes == sorted(set(indexes), key=lambda index: index or 0)
+    assert not list(folder.glob("*.part")), "drafts are left"
+
+
+def test_two_nodes_say_what_one_process_says(start: Start, expected: list[Prediction], tmp_path: Path) -> None:
+    assert start().wait(180) == 1
+    check_whole(tmp_path / "out", expected)
+    lines = (tmp_path / "stderr").read_text().splitlines()
+    assert lines.pop() == f"clipcls: 12 of {COUNT} images could not be read"
+    assert len(lines) == 12, lines
+    assert all(line.startswith("clipcls: pictures/") for line in lines)
+    assert (tmp_path / "stdout").read_bytes() == b""
+    # again: refused, and with --resume nothing is left to do
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    assert start().wait(60) == 2
+    assert b"Give --resume" in (tmp_path / "stderr").read_bytes()
+    assert start("--resume").wait(60) == 1
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")} == files
+    # and other settings are refused by name
+    assert start("--resume", "--threshold", "0.5").wait(60) == 2
+    assert b"--threshold" in (tmp_path / "stderr").read_bytes()
+
+
+def test_run_that_is_ended_goes_on_without_a_row_twice(
+    start: Start, expected: list[Prediction], tmp_path: Path
+) -> None:
+    process = start()
+    wait_for_parts(tmp_path / "out", 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert b"stopping the workers" in (tmp_path / "stderr").read_bytes()
+    process = start("--resume")
+    wait_for_parts(tmp_path / "out", 3, process)
+    process.kill()
+    process.wait(60)
+    assert start("--resume").wait(180) == 1
+    assert b"going on after" in (tmp_path / "stderr").read_bytes()
+    check_whole(tmp_path / "out", expected)
+
+
+def test_containers_are_read_by_the_workers(data: Path, nodes: Cluster, tiny_model: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    paths = sorted((data / "pictures").iterdir())[:90]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for path in paths[:30]:
+            archive.add(path, path.name)
+    values = [path.read_bytes() for path in paths[30:60]]
+    pq.write_table(pa.table({"image": values}), tmp_path / "t.parquet", row_group_size=7)
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths[60:]))
+    inputs = ["a.tar", "t.parquet", "--column", "image", "--files-from", "list.txt"]
+    common = [*inputs, "--labels", "cat,dog", "--model", str(tiny_model), "--precision", "fp32", "-q"]
+    spread = ["--engine", "ray", "--ray-address", nodes.address, "--output-dir", "out", "--format", "jsonl"]
+    for target in (["--output", "plain.jsonl"], spread):
+        arguments = [sys.executable, "-m", "clipcls", "predict", *common, *target]
+        done = subprocess.run(arguments, cwd=tmp_path, env=nodes.environment, capture_output=True, check=False)
+        assert done.returncode in (0, 1), done
+    check_equal(rows_in(tmp_path / "out"), rows_in(tmp_path / "plain.jsonl"), 1e-5)
+
+
+def test_worker_and_node_that_are_lost_cost_no_row(
+    start: Start, nodes: Cluster, expected: list[Prediction], tmp_path: Path
+) -> None:
+    # the last one, since a node is lost for good
+    process = start()
+    wait_for_parts(tmp_path / "out", 1, process)
+    os.kill(nodes.workers()[0], signal.SIGKILL)
+    wait_for_parts(tmp_path / "out", 2, process)
+    nodes.nodes[1].kill()
+    assert process.wait(240) == 1
+    check_whole(tmp_path / "out", expected)
+
+
+def test_one_machine_needs_no_cluster(tmp_path: Path) -> None:
+    inputs = [str(EXAMPLES), "--labels", "cat,dog,truck", "--model", "pictogram", "--precision", "fp32"]
+    rows = {}
+    for name, more in (
+        ("plain.jsonl", ["--output", "plain.jsonl"]),
+        ("out", ["--engine", "ray", "--output-dir", "out"]),
+    ):
+        arguments = [sys.executable, "-m", "clipcls", "predict", *inputs, *more]
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, check=False, timeout=180)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        rows[name] = rows_in(tmp_path / name)
+    check_equal(rows["out"], rows["plain.jsonl"], 1e-5)
+
+
+def test_address_that_nobody_answers_at_ends_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        begin = time.monotonic()
+        more = ["--engine", "ray", "--ray-address", address, "--output-dir", "out"]
+        done = subprocess.run(
+            command(tiny_model, *more), cwd=tmp_path, env=environment(), capture_output=True, check=False, timeout=60
+        )
+    assert done.returncode == 4
+    assert time.monotonic() - begin < 40
+    assert done.stderr.decode().startswith(f"clipcls: error: --ray-address {address}: no Ray cluster answers there")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ray_that_is_not_installed_is_asked_for(clipcls: Any, tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError(\"No module named 'ray'\")")
+    arguments = ["predict", EXAMPLES, "--labels", "a,b", "--model", "pictogram", "--engine", "ray", "--output-dir", "o"]
+    done = clipcls(*arguments, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert done.returncode == 2
+    assert done.stderr.decode() == (
+        "clipcls: error: --engine ray needs the package ray (No module named 'ray'): pip install 'clipcls[ray]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "ray"], "--output-dir"),
+        (["--engine", "ray", "--output", "x.jsonl"], "--output-dir"),
+        (["--engine", "ray", "--output-dir", "o", "--format", "csv"], "not csv"),
+        (["--engine", "ray", "--output-dir", "o", "--device", "cuda:1"], "Ray chooses"),
+        (["--engine", "ray", "--output-dir", "o", "--device", "cpu", "--gpus-per-worker", "1"], "contradict"),
+        (["--engine", "ray", "--output-dir", "s3://bucket/o"], "an address"),
+        (["--engine", "ray", "--output-dir", "o", "--ray-address", "ray://x:10001"], "ray job submit"),
+        (["--ray-workers", "2"], "belong to --engine ray"),
+        (["--gpus-per-worker", "0"], "belong to --engine ray"),
+    ],
+)
+def test_options_that_contradict_are_refused(clipcls: Any, tmp_path: Path, options: list[str], message: str) -> None:
+    done = clipcls("predict", EXAMPLES, "--labels", "a,b", "--model", "pictogram", *options)
+    assert done.returncode == 2, done
+    assert message in done.stderr.decode()
+    assert not (tmp_path / "o").exists()
