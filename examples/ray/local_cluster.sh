@@ -24,14 +24,24 @@ nodes=()
 
 stop_nodes() {
     trap - EXIT INT TERM
-    kill "${nodes[@]}" 2> /dev/null || true
+    [ ${#nodes[@]} = 0 ] || kill "${nodes[@]}" 2> /dev/null || true
     wait || true
+    # what a node has started ends a moment later; it is known by the session
+    for node in "${nodes[@]}"; do
+        for ((tenths = 0; tenths < 50; tenths++)); do
+            pgrep -s "$node" > /dev/null || break
+            sleep 0.1
+        done
+        pkill -KILL -s "$node" || true
+    done
     rm -rf "$scratch"
 }
 trap stop_nodes EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+# a node that is stopped gives its work up at once, not within half a minute
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 # Nodes and jobs of a cluster know one another by a token; on several machines, copy this file to each.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$scratch/token RAY_USAGE_STATS_ENABLED=0
 (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH")
@@ -41,7 +51,7 @@ address=127.0.0.1:${PORT:-$(python3 -c "$free_port")}
 
 start_node() {
     local log=$scratch/node${#nodes[@]}.log
-    ray start "$@" --num-cpus 1 --num-gpus 0 --object-store-memory 100000000 --block > "$log" 2>&1 &
+    setsid ray start "$@" --num-cpus 1 --num-gpus 0 --object-store-memory 100000000 --block > "$log" 2>&1 &
     nodes+=($!)
     for ((tenths = 0; tenths < 600; tenths++)); do
         grep -qs "Ray runtime started" "$log" && return
