@@ -12,7 +12,7 @@ import pytest
 from clipcls.distributed.plan import ROWS, Part, Plan, read_part, run_of
 from clipcls.errors import UsageError
 from clipcls.inputs import discover
-from clipcls.records import Address, ImageRef
+from clipcls.records import Address, ImageRef, Stored
 from conftest import save_pictures
 
 pytest.importorskip("pyarrow")
@@ -29,7 +29,7 @@ def sizes(plan: Plan) -> list[int | None]:
 
 
 def pictures(parts: Sequence[Part], column: str | None = None) -> list[ImageRef]:
-    return [image for part in parts for image in part.images(column, False)]
+    return [image for part in parts for image in part.images(column, False, False)]
 
 
 def files(count: int) -> list[ImageRef]:
@@ -66,6 +66,8 @@ def test_plan_keeps_order_errors_addresses_and_odd_names(tmp_path: Path) -> None
         ImageRef("a.jpg"),
         ImageRef("gone.jpg", "no such file or directory"),
         ImageRef("https://x.org/a.jpg", content=Address("https://x.org/a.jpg")),
+        ImageRef("s3://b/a.jpg", content=Stored(12, "etag")),
+        ImageRef("s3://b/b.jpg", content=Stored()),
         ImageRef("n\udcff\n\u2028.png"),
         ImageRef("a.jpg"),
     ]
@@ -129,7 +131,7 @@ def test_plan_goes_on_with_what_is_new(tmp_path: Path) -> None:
     plan.extend([ImageRef("new.jpg"), *files(250), ImageRef("7.jpg")], 2)
     assert sizes(plan) == [100, 100, 50, 2]
     # listed a second time, so wanted twice
-    assert [image.path for image in plan.parts[3].images(None, False)] == ["new.jpg", "7.jpg"]
+    assert [image.path for image in plan.parts[3].images(None, False, False)] == ["new.jpg", "7.jpg"]
 
 
 def test_plan_knows_the_containers_it_has_cut(tmp_path: Path) -> None:

@@ -36,9 +36,12 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def data(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Pictures that take a while, some of them damaged."""
     folder = tmp_path_factory.mktemp("data")
-    paths = save_pictures(folder / "pictures", COUNT, (1500, 1000))
-    for path in random.Random(0).sample(paths, 12):
-        path.write_bytes(path.read_bytes()[:300])
+    different = [path.read_bytes() for path in save_pictures(folder / "different", 7, (900, 600))]
+    (folder / "pictures").mkdir()
+    bad = random.Random(0).sample(range(COUNT), 12)
+    for number in range(COUNT):
+        content = different[number % len(different)]
+        (folder / "pictures" / f"{number:03}.png").write_bytes(content[:300] if number in bad else content)
     return folder
 
 

@@ -32,13 +32,21 @@ class Sources:
     null: bool
     column: str | None
     allow_urls: bool
+    allow_private_urls: bool
 
     def images(self, *, unread: bool = False) -> "Iterator[ImageRef]":
         """One reference a picture; with `unread` one for a shard or a Parquet table, too."""
         from clipcls.inputs import discover
 
-        urls = self.allow_urls
-        return discover(self.inputs, self.files_from, self.null, column=self.column, allow_urls=urls, unread=unread)
+        return discover(
+            self.inputs,
+            self.files_from,
+            self.null,
+            column=self.column,
+            allow_urls=self.allow_urls,
+            allow_private_urls=self.allow_private_urls,
+            unread=unread,
+        )
 
     def count(self) -> int:
         """How many there are, by listing them."""

@@ -183,7 +183,7 @@ def predict(
     )
     classifier.explain = explain
     classifier.calibration = None if calibration is None else read_calibration(calibration)
-    sources = Sources(inputs or [], files_from, null, column, allow_urls)
+    sources = Sources(inputs or [], files_from, null, column, allow_urls, allow_private_urls)
     if spread is None:
         Labelling(classifier, sources, target, limit, quiet).run()
     else:

@@ -36,7 +36,10 @@ class SpreadLabelling(Labelling):
 
         if not self._spread.verbose:
             silence_libraries()
-        listing = Listing(lambda: self._sources.images(unread=True), self._sources.column, self._sources.allow_urls)
+        sources = self._sources
+        listing = Listing(
+            lambda: sources.images(unread=True), sources.column, sources.allow_urls, sources.allow_private_urls
+        )
         with Progress(not self._quiet, "") as progress, StopSignals("stopping the workers") as signals:
             parts = (self._classifier, self._spec, listing, self._target, self._spread)
             with open_run(*parts, progress.update_labels) as run:

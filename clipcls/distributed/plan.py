@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 from clipcls.errors import ImageError, StoppedError, UsageError
 from clipcls.files import write_atomically
 from clipcls.inputs import expand
-from clipcls.records import Address, Container, ImageRef, Span
+from clipcls.records import Address, Container, ImageRef, Span, Stored
+from clipcls.stores import in_store
 from clipcls.tables import row_groups
 
 #: The index of a row is ROWS times its part's number, plus its place in the part.
@@ -43,16 +44,16 @@ class Part:
     count: int | None
     line: str
 
-    def images(self, column: str | None, allow_urls: bool) -> Iterator[ImageRef]:
+    def images(self, column: str | None, allow_urls: bool, allow_private_urls: bool) -> Iterator[ImageRef]:
         """Its pictures in input order; a shard or a table is read for that.
 
         Args:
             column: see `clipcls.inputs.expand`.
-            allow_urls: the same.
+            allow_urls, allow_private_urls: the same.
         """
         images, rows = _parsed(json.loads(self.line))
         for image in images:
-            yield from expand(image, column, allow_urls, rows)
+            yield from expand(image, column, allow_urls, rows, allow_private_urls=allow_private_urls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +165,21 @@ def _part(number: int, cut: _Cut) -> Part:
     return Part(number, cut.count, json.dumps(fields, separators=(",", ":")))
 
 
-def _entry(image: ImageRef) -> list[str | None]:
+def _entry(image: ImageRef) -> list[Any]:
     if image.error is not None:
         return [image.path, image.error]
-    return [image.path, None, "web"] if isinstance(image.content, Address) else [image.path]
+    match image.content:
+        case Address():
+            return [image.path, None, "web"]
+        case Stored(size, status):
+            return [image.path, None, "store", size, status]
+    return [image.path]
 
 
-def _image(path: str, error: str | None = None, place: str | None = None) -> ImageRef:
-    return ImageRef(path, error, Address(path) if place == "web" else None)
+def _image(path: str, error: str | None = None, place: str | None = None, *facts: Any) -> ImageRef:
+    if place == "web":
+        return ImageRef(path, content=Address(path))
+    return ImageRef(path, error, Stored(*facts) if place == "store" else None)
 
 
 def _parsed(fields: dict[str, Any]) -> tuple[list[ImageRef], tuple[int, int] | None]:
@@ -231,7 +239,9 @@ def _groups(table: ImageRef) -> list[int]:
 
 
 def _pictures_in(shard: ImageRef) -> int | None:
-    """How many pictures there are in a shard; None where it would have to be decompressed to know."""
+    """How many pictures there are in a shard; None where all of it would have to be read to know."""
+    if in_store(shard.path):
+        return None
     listed = expand(shard, None, False)
     first = next(listed, None)
     if first is None or not isinstance(first.content, Span):

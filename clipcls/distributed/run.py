@@ -50,11 +50,13 @@ class Listing:
         images: lists the pictures, with what holds several unread; see `clipcls.inputs.discover`.
         column: of the pictures, in tables.
         allow_urls: whether addresses may be fetched.
+        allow_private_urls: whether from any machine.
     """
 
     images: Callable[[], Iterable[ImageRef]]
     column: str | None = None
     allow_urls: bool = False
+    allow_private_urls: bool = False
 
 
 class Run:
@@ -153,6 +155,7 @@ def open_run(
                 directory=os.getcwd(),  # noqa: PTH109
                 column=listing.column,
                 allow_urls=listing.allow_urls,
+                allow_private_urls=listing.allow_private_urls,
                 retry=target.retry_errors,
                 default_cache=classifier.execution.cache_dir == default_folder(),
             )

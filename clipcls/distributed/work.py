@@ -51,6 +51,7 @@ class Job:
     directory: str
     column: str | None
     allow_urls: bool
+    allow_private_urls: bool
     retry: bool
     default_cache: bool
     release: str = version("clipcls")
@@ -159,7 +160,7 @@ class Worker:
     def _label(self, part: Part, classifier: Classifier) -> Report:
         job = self._job
         path = job.part_file(part.number)
-        images = part.images(job.column, job.allow_urls)
+        images = part.images(job.column, job.allow_urls, job.allow_private_urls)
         if not path.exists():
             _refuse_killer(part, path)
             rows = classifier.predict(images)
