@@ -42,13 +42,8 @@ def make(classifier: Classifier, tmp_path: Path, one_thread: None) -> Make:
         encoder = classifier.encoder
         facts = encoder.facts(classifier.execution.open_cache())
         fixed: dict[str, Any] = {"threads": 1, "folder": folder, "kind": "jsonl", "run": "this run"}
-        fixed |= {
-            "directory": str(Path.cwd()),
-            "column": None,
-            "allow_urls": False,
-            "retry": False,
-            "default_cache": False,
-        }
+        fixed |= {"directory": str(Path.cwd()), "column": None}
+        fixed |= dict.fromkeys(("allow_urls", "allow_private_urls", "retry", "default_cache"), False)
         job = Job(classifier=classifier, model=send(encoder.files, None), facts=facts, **fixed)
         return replace(pickle.loads(pickle.dumps(job)), **changes), plan
 

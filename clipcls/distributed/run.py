@@ -1,10 +1,11 @@
 """A run on a cluster, from the machine that it was started on."""
 
 import contextlib
+import importlib
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from clipcls.cache import default_folder
@@ -188,12 +189,8 @@ def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
 @contextlib.contextmanager
 def _joined(spread: Spread) -> Iterator[Cluster]:
     """The cluster; torch, which takes as long to import, is imported meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        joining = pool.submit(Cluster, spread.address, spread.verbose)
-        import clipcls.encoder  # noqa: F401
-
-        cluster = joining.result()
-    with cluster:
+    threading.Thread(target=importlib.import_module, args=("clipcls.encoder",), daemon=True).start()
+    with Cluster(spread.address, spread.verbose) as cluster:
         yield cluster
 
 
