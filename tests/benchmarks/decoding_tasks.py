@@ -22,8 +22,8 @@ from clipcls.records import Preprocessing
 from clipcls.sinks import open_sink
 
 BATCH = 16
-# pictures of a task; their pixels are an object of 15 MB
-AT_ONCE = 100
+# pictures of a task; their pixels are an object of 19 MB
+AT_ONCE = 8 * BATCH
 
 
 class Decoder:
