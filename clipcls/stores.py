@@ -159,7 +159,7 @@ def beside(table: str, name: str) -> str:
 
 
 def _protocol(text: str) -> str:
-    found = _PROTOCOL.match(text)
+    found = _PROTOCOL.match(text) if "://" in text else None  # of most names, that is quicker
     return found[1].lower() if found else ""
 
 
