@@ -500,7 +500,7 @@ def test_a_store_that_fails_in_the_middle_of_a_shard() -> None:
     put_tar("0.tar", {"a.jpg": bytes(2**23), "b.jpg": bytes(2**23)})
     images = discover(["shop://bucket/0.tar"])
     assert next(images).path == "shop://bucket/0.tar/a.jpg"
-    fsspec.filesystem("shop").pipe_file("/bucket/0.tar", bytes(2**23 + 9))
+    fsspec.filesystem("shop").pipe_file("/bucket/0.tar", bytes(2**24 + 9))
     assert [image.error for image in images] == ["it has changed since it was opened"]
 
 
