@@ -291,9 +291,11 @@ def test_expand_reads_what_was_left_in_a_store() -> None:
     put_tar("0.tar", {f"{number}.jpg": b"x" * number for number in range(5)})
     parquet.write_table(pyarrow.table({"image": ["images/b.jpg", "0.tar", "a"]}), "t.parquet", row_group_size=2)
     put("t.parquet", Path("t.parquet").read_bytes())
+    Shop.asked.clear()
     shard, table = discover(["shop://bucket/0.tar", "shop://bucket/t.parquet"], column="image", unread=True)
     assert (shard.content, table.content) == (Container("shard"), Container("table"))
     assert row_groups(table.path) == [2, 1]
+    assert Shop.asked == ["info", "cat_file"] * 2  # of the table only its end, for its column and here
     for image in (shard, table):
         whole = list(discover([image.path], column="image"))
         assert list(expand(image, "image", False)) == whole
