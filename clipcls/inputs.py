@@ -79,9 +79,8 @@ def discover(
       in it are gone through, unless the pattern holds a `**`, which has gone through them already.
     - In a shard's name, braces stand for several names: `{000..009}.tar`, `{train,test}.tar`.
     - `http://…` and `https://…` are addresses of single pictures.
-    - Other addresses (`s3://bucket/…`, see `clipcls.stores`) are all of this in a store: a folder ends in `/` or has no
-      extension, of a shard the pictures come with their content, and a table's relative paths are beside it.
-      `file:///…` is a path.
+    - Other addresses (`s3://bucket/…`, see `clipcls.stores`) name all of this in a store. What ends in `/` is a folder,
+      what has a picture's extension a picture; the pictures in a shard come with their content. `file:///…` is a path.
     - `-`, and `files_from`, are lists of paths and addresses, which are taken as they are: no patterns, no braces, no
       `-`.
 
@@ -213,7 +212,10 @@ def _from_argument(entry: str, taken: _Taken) -> Iterator[ImageRef]:
             return
     for name in names:
         try:
-            yield from (_from_path if _is_web(name) or not is_pattern(name) else _from_pattern)(name, taken)
+            if not _is_web(name) and is_pattern(name):
+                yield from _from_pattern(name, taken)
+            else:
+                yield from _from_path(name, taken)
         except ImageError as exc:  # a store that can't be asked
             yield ImageRef(name, str(exc))
 
@@ -319,12 +321,18 @@ def _from_cell(table: str, cell: Cell, taken: _Taken) -> Iterator[ImageRef]:
         yield ImageRef(name, content=cell.value)
     elif _is_web(cell.value):
         yield _from_web(cell.value, taken)
-    elif is_address(cell.value) or not in_store(table) or os.path.isabs(local_path(cell.value)):  # noqa: PTH117
-        path = local_path(cell.value)
-        place = path if is_address(path) else os.path.join(os.path.dirname(table), path)  # noqa: PTH118, PTH120
-        yield from _from_path(place, taken)
-    else:  # on the server that the table is on, which was good enough for that
-        yield from _from_store(beside(table, cell.value), replace(taken, in_list=False))
+    else:
+        yield from _from_name(table, local_path(cell.value), taken)
+
+
+def _from_name(table: str, name: str, taken: _Taken) -> Iterator[ImageRef]:
+    if is_address(name):
+        yield from _from_path(name, taken)
+    elif in_store(table) and not os.path.isabs(name):  # noqa: PTH117
+        # on the server that the table is on, which was good enough for that
+        yield from _from_store(beside(table, name), replace(taken, in_list=False))
+    else:
+        yield from _from_path(os.path.join(os.path.dirname(table), name), taken)  # noqa: PTH118, PTH120
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -391,6 +399,7 @@ def _open_listing(files_from: str, stdin: BinaryIO | None) -> BinaryIO:
 
 
 def _from_list(listing: BinaryIO, null_separated: bool, taken: _Taken) -> Iterator[ImageRef]:
+    listed = replace(taken, in_list=True)
     records = _null_separated(listing) if null_separated else _lines(listing)
     while True:
         try:
@@ -400,7 +409,7 @@ def _from_list(listing: BinaryIO, null_separated: bool, taken: _Taken) -> Iterat
         if record is None:
             return
         if record:
-            yield from _from_path(os.fsdecode(record), replace(taken, in_list=True))
+            yield from _from_path(os.fsdecode(record), listed)
 
 
 def _lines(listing: BinaryIO) -> Iterator[bytes]:

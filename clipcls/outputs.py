@@ -25,8 +25,6 @@ _LIMITS = ("--max-pixels", "--max-bytes")
 _PART = re.compile(r"part-(\d{6,})\.(?:jsonl|csv|parquet)")
 # with the one slash that is left of two in a path; a drive's name has one letter
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-# what a part is called until it is whole, with the attempt's name where there may be several
-_DRAFT = re.compile(r"\.part-\d{6,}\.(?:jsonl|csv|parquet)(?:\.[0-9a-f]{32})?\.part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,20 +352,14 @@ def _open_folder(target: Target, folder: Path, settings: Settings) -> Iterator[O
 
 def _parts_in(folder: Path) -> dict[int, Path]:
     """The part files by their numbers; what a killed run left unfinished is removed."""
-    remove_drafts(folder)
-    named = ((path, _PART.fullmatch(path.name)) for path in sorted(folder.iterdir()))
-    return {int(match[1]): path for path, match in named if match}
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove what was to become part files, of a run that has ended.
-
-    Raises:
-        OSError: it can't be removed.
-    """
-    for path in list(folder.iterdir()):
-        if _DRAFT.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    parts = {}
+    for path in sorted(folder.iterdir()):
+        if match := _PART.fullmatch(path.name.removeprefix(".").removesuffix(".part")):
+            if path.name.startswith("."):
+                path.unlink()
+            else:
+                parts[int(match[1])] = path
+    return parts
 
 
 def _go_on_in(parts: dict[int, Path], target: Target) -> Done:

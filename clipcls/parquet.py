@@ -22,6 +22,7 @@ class ParquetSink:
     Rows are in memory until a row group of some thousands is written.
 
     Args:
+        file: open, and empty.
         name: of the output, for messages.
         indexed: whether predictions have an index.
 
@@ -30,14 +31,14 @@ class ParquetSink:
         UsageError: pyarrow isn't installed.
     """
 
-    def __init__(self, path: Path, name: str, *, indexed: bool = False) -> None:
+    def __init__(self, file: BinaryIO, name: str, *, indexed: bool = False) -> None:
         self._name = name
         self._arrow, parquet = require_pyarrow()
         self._schema = _schema(self._arrow, indexed)
         self._rows: list[dict[str, Any]] = []
         self._answers = 0
         with self._can_write():
-            self._writer = parquet.ParquetWriter(os.fspath(path), self._schema, compression="zstd")
+            self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
 
     def write(self, prediction: Prediction) -> None:
         """Write one prediction; it may stay in memory for a while."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast, get_args
 
@@ -144,12 +144,11 @@ def open_sink(output: str, kind: str | None, *, labels: tuple[str, ...]) -> Iter
 
 
 @contextlib.contextmanager
-def published(path: Path, kind: str, *, early: bool, attempt: str = "") -> Iterator[Sink]:
+def published(path: Path, kind: str, *, early: bool) -> Iterator[Sink]:
     """A sink for a file that gets its name when it is left, so that it is whole wherever it is.
 
     Args:
         early: also where it is left by an exception, with the rows until then.
-        attempt: tells several that may write the same apart; their predictions have an index.
 
     Raises:
         StoppedError: the file can't be written.
@@ -159,11 +158,11 @@ def published(path: Path, kind: str, *, early: bool, attempt: str = "") -> Itera
             yield sink
         return
     path = Path(os.path.realpath(path))  # a link stays one
-    draft = path.with_name(f".{path.name}.{attempt}.part" if attempt else f".{path.name}.part")
+    draft = path.with_name(f".{path.name}.part")
     with _held(draft, str(path)):
         try:
             with contextlib.ExitStack() as stack:
-                sink = stack.enter_context(_opened(draft, kind, (), str(path), indexed=bool(attempt)))
+                sink = stack.enter_context(_opened(draft, kind, (), str(path)))
                 try:
                     yield sink
                 except BaseException:
@@ -201,17 +200,33 @@ def _publish(draft: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, kind: str, labels: tuple[str, ...], name: str, *, indexed: bool = False) -> Iterator[Sink]:
-    if kind == "parquet":
-        with contextlib.closing(ParquetSink(path, name, indexed=indexed)) as sink:
-            yield sink
-        return
+def _opened(path: Path, kind: str, labels: tuple[str, ...], name: str) -> Iterator[Sink]:
     try:
         stream = cast("BinaryIO", path.open("wb", buffering=0))
     except OSError as exc:
         raise StoppedError(f"{name}: can't be written: {exc.strerror}.") from exc
-    with stream:
+    with stream, _on_stream(stream, kind, labels, name) as sink:
+        yield sink
+
+
+@contextlib.contextmanager
+def _on_stream(
+    stream: BinaryIO, kind: str, labels: tuple[str, ...], name: str, *, indexed: bool = False
+) -> Iterator[Sink]:
+    if kind != "parquet":
         yield text_sink(kind, stream, labels, name)
+        return
+    with contextlib.closing(ParquetSink(stream, name, indexed=indexed)) as sink:
+        yield sink
+
+
+def encode(predictions: Iterable[Prediction], kind: Format) -> bytes:
+    """Predictions that have an index as the content of a file."""
+    content = io.BytesIO()
+    with _on_stream(content, kind, (), "memory", indexed=True) as sink:
+        for prediction in predictions:
+            sink.write(prediction)
+    return content.getvalue()
 
 
 def _standard_output() -> BinaryIO:

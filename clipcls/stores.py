@@ -116,8 +116,9 @@ def read(address: str, stored: Stored, max_bytes: int) -> bytes:
     """
     limit = max_bytes if stored.size is None else stored.size
     content = io.BytesIO()
-    while stored.size != 0 and content.tell() <= limit:  # of an empty file, no part can be asked for
-        asked = min(_BLOCK, limit + 1 - content.tell())
+    while stored.size != 0 and (left := limit - content.tell()) >= 0:
+        # one more shows whether it has grown; by itself it couldn't be asked for, nor could a part of an empty file
+        asked = left + 1 if left <= _BLOCK else _BLOCK
         if content.write(_part(address, content.tell(), asked)) < asked:
             break
     if stored.size is not None and content.tell() != stored.size:
@@ -159,7 +160,7 @@ def beside(table: str, name: str) -> str:
 
 
 def _protocol(text: str) -> str:
-    found = _PROTOCOL.match(text)
+    found = _PROTOCOL.match(text) if "://" in text else None  # of most names, that is quicker
     return found[1].lower() if found else ""
 
 

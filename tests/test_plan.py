@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from clipcls.distributed.plan import ROWS, Part, Plan, read_part, run_of
+from clipcls.distributed.plan import ROWS, Part, Plan, read_part
 from clipcls.errors import UsageError
 from clipcls.inputs import discover
-from clipcls.records import Address, ImageRef, Stored
+from clipcls.records import Address, Container, ImageRef, Stored
 from conftest import save_pictures
 
 pytest.importorskip("pyarrow")
@@ -20,7 +20,7 @@ pytest.importorskip("pyarrow")
 
 def planned(folder: Path, images: Sequence[ImageRef], workers: int = 2) -> Plan:
     plan = Plan(folder / "plan", goes_on=False)
-    plan.extend(images, workers)
+    plan.extend(images, workers, "image")
     return plan
 
 
@@ -73,7 +73,7 @@ def test_plan_keeps_order_errors_addresses_and_odd_names(tmp_path: Path) -> None
     ]
     plan = planned(tmp_path, images)
     assert pictures(plan.parts) == images
-    plan.write("run")
+    plan.write()
     assert pictures(Plan(tmp_path / "plan", goes_on=True).parts) == images
 
 
@@ -126,7 +126,7 @@ def test_plan_of_a_broken_table_has_its_error(tmp_path: Path) -> None:
 
 def test_plan_goes_on_with_what_is_new(tmp_path: Path) -> None:
     plan = planned(tmp_path, files(250))
-    plan.write("first")
+    plan.write()
     plan = Plan(tmp_path / "plan", goes_on=True)
     plan.extend([ImageRef("new.jpg"), *files(250), ImageRef("7.jpg")], 2)
     assert sizes(plan) == [100, 100, 50, 2]
@@ -139,18 +139,10 @@ def test_plan_knows_the_containers_it_has_cut(tmp_path: Path) -> None:
     rows = table(tmp_path / "t.parquet", [f"{n}.jpg" for n in range(250)], 50)
     listed = list(discover([tar, rows], column="image", unread=True))
     plan = planned(tmp_path, listed)
-    plan.write("first")
+    plan.write()
     again = Plan(tmp_path / "plan", goes_on=True)
     again.extend(listed, 2)
     assert again.parts == plan.parts
-
-
-def test_plan_says_which_run_wrote_it(tmp_path: Path) -> None:
-    plan = planned(tmp_path, files(500))
-    assert run_of(tmp_path / "plan") is None
-    plan.write("first")
-    plan.write("second")
-    assert run_of(tmp_path / "plan") == "second"
 
 
 @pytest.mark.parametrize("content", [None, b"{}\n", b"nonsense\n", b'{"part": 0}\n', b"\xff\n"])
@@ -159,6 +151,18 @@ def test_plan_that_is_none_is_refused(tmp_path: Path, content: bytes | None) -> 
         (tmp_path / "plan").write_bytes(content)
     with pytest.raises(UsageError, match="plan"):
         Plan(tmp_path / "plan", goes_on=True)
+
+
+def test_part_names_a_place_that_its_node_has_to_see(tmp_path: Path) -> None:
+    def place(*images: ImageRef) -> str | None:
+        return planned(tmp_path, images).parts[0].place
+
+    stored, web = ImageRef("s3://b/a.jpg", content=Stored()), ImageRef("https://x/a.jpg", content=Address("https://x"))
+    gone = ImageRef("gone.jpg", "no such file or directory")
+    assert place(stored, web, gone) is None
+    assert place(gone, stored, ImageRef("here.jpg")) == "here.jpg"
+    assert place(ImageRef("s3://b/a.tgz", content=Container("shard"))) is None
+    assert place(ImageRef("a.tgz", content=Container("shard"))) == "a.tgz"
 
 
 def test_indexes_of_parts_never_meet(tmp_path: Path) -> None:

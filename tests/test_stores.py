@@ -1,5 +1,6 @@
 """Addresses of stores as inputs: what is found there, how it is read, what is refused, and what errors become."""
 
+import errno
 import gzip
 import io
 import json
@@ -57,6 +58,8 @@ class Shop(MemoryFileSystem):  # type: ignore[misc]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         self._note("cat_file")
+        if start and start >= self.store[path].size:
+            raise OSError(errno.EINVAL, "InvalidRange")  # as S3 says it
         data: bytes = super().cat_file(path, start, end, **options)
         return data
 
@@ -288,9 +291,11 @@ def test_expand_reads_what_was_left_in_a_store() -> None:
     put_tar("0.tar", {f"{number}.jpg": b"x" * number for number in range(5)})
     parquet.write_table(pyarrow.table({"image": ["images/b.jpg", "0.tar", "a"]}), "t.parquet", row_group_size=2)
     put("t.parquet", Path("t.parquet").read_bytes())
+    Shop.asked.clear()
     shard, table = discover(["shop://bucket/0.tar", "shop://bucket/t.parquet"], column="image", unread=True)
     assert (shard.content, table.content) == (Container("shard"), Container("table"))
     assert row_groups(table.path) == [2, 1]
+    assert Shop.asked == ["info", "cat_file"] * 2  # of the table only its end, for its column and here
     for image in (shard, table):
         whole = list(discover([image.path], column="image"))
         assert list(expand(image, "image", False)) == whole
@@ -368,11 +373,15 @@ def test_open_content_reads_no_more_than_the_limit(monkeypatch: pytest.MonkeyPat
     assert problem(image, 4999) == "5,000 bytes, more than the limit of 4,999" and "cat_file" not in Shop.asked
     monkeypatch.setattr("clipcls.stores._BLOCK", 700)
     assert read(image, 5000) == bytes(5000)
+    for size in (1, 699, 700, 701, 1400, 1401):
+        put("other.jpg", bytes(size))
+        (other,) = discover(["shop://bucket/other.jpg"])
+        assert read(other, 5000) == bytes(size)
     unknown = ImageRef(image.path, content=Stored(None, ""))
     assert read(unknown, 5000) == bytes(5000)
     Shop.asked.clear()
     assert problem(unknown, 1400) == "more than the limit of 1,400 bytes"
-    assert Shop.asked == ["cat_file"] * 3
+    assert Shop.asked == ["cat_file"] * 2
 
 
 @pytest.mark.parametrize("size", [0, 4999, 5001])
@@ -493,7 +502,7 @@ def test_a_store_that_fails_in_the_middle_of_a_shard() -> None:
     put_tar("0.tar", {"a.jpg": bytes(2**23), "b.jpg": bytes(2**23)})
     images = discover(["shop://bucket/0.tar"])
     assert next(images).path == "shop://bucket/0.tar/a.jpg"
-    fsspec.filesystem("shop").pipe_file("/bucket/0.tar", b"")
+    fsspec.filesystem("shop").pipe_file("/bucket/0.tar", bytes(2**24 + 9))
     assert [image.error for image in images] == ["it has changed since it was opened"]
 
 

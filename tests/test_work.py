@@ -1,6 +1,7 @@
-"""What a worker of a cluster does, without a cluster."""
+"""What a worker of a cluster does, without a cluster; and the files that its work becomes."""
 
 import pickle
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from clipcls.distributed.parts import PartFiles
 from clipcls.distributed.plan import ROWS, Plan
 from clipcls.distributed.weights import send
-from clipcls.distributed.work import PLAN_NAME, Job, Report, Worker
+from clipcls.distributed.work import Job, Report, Task, Worker
 from clipcls.embed import Execution
 from clipcls.errors import ModelError, StoppedError
 from clipcls.predict import Classifier
-from clipcls.records import ImageRef, ModelSpec
+from clipcls.records import Format, ImageRef, ModelSpec
 from clipcls.web import Web
 from conftest import save_pictures
 from killing import check_equal, rows_in
@@ -29,22 +31,25 @@ def classifier(tiny_model: Path) -> Classifier:
 
 
 @pytest.fixture
-def make(classifier: Classifier, tmp_path: Path, one_thread: None) -> Make:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a node's own temporary folder is in."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def make(classifier: Classifier, tmp_path: Path, own_folder: Path, one_thread: None) -> Make:
     """A job on these images, as it comes out of the pickle at a worker, and its plan."""
 
     def made(images: list[ImageRef], **changes: Any) -> tuple[Job, Plan]:
-        folder = tmp_path / "out"
-        folder.mkdir(exist_ok=True)
-        plan = Plan(folder / PLAN_NAME, goes_on=False)
+        plan = Plan(tmp_path / "plan", goes_on=False)
         plan.extend(images, 1)
-        plan.write("this run")
         _ = classifier.label_features
         encoder = classifier.encoder
         facts = encoder.facts(classifier.execution.open_cache())
-        fixed: dict[str, Any] = {"threads": 1, "folder": folder, "kind": "jsonl", "run": "this run"}
-        fixed |= {"directory": str(Path.cwd()), "column": None}
-        fixed |= dict.fromkeys(("allow_urls", "allow_private_urls", "retry", "default_cache"), False)
-        job = Job(classifier=classifier, model=send(encoder.files, None), facts=facts, **fixed)
+        fixed: dict[str, Any] = {"threads": 1, "kind": "jsonl", "run": "run", "directory": str(Path.cwd())}
+        fixed |= dict.fromkeys(("allow_urls", "allow_private_urls", "default_cache"), False)
+        job = Job(classifier=classifier, model=send(encoder.files, None), facts=facts, column=None, **fixed)
         return replace(pickle.loads(pickle.dumps(job)), **changes), plan
 
     return made
@@ -52,8 +57,19 @@ def make(classifier: Classifier, tmp_path: Path, one_thread: None) -> Make:
 
 def label(job: Job, plan: Plan) -> list[Report]:
     worker = Worker(job, lambda _: b"")
-    # as they come back
-    return [Report.parse(worker.label(part.line).as_json()) for part in plan.parts]
+    return [worker.label(Task(part.line)) for part in plan.parts]
+
+
+def written(folder: Path, kind: Format, reports: list[Report]) -> Path:
+    folder.mkdir(exist_ok=True)
+    files = PartFiles(folder, kind, {}, retry=False)
+    for report in reports:
+        files.write(report)
+    return folder
+
+
+def parts_in(folder: Path) -> dict[int, Path]:
+    return dict(enumerate(sorted(folder.iterdir())))
 
 
 def files(folder: Path, count: int) -> list[ImageRef]:
@@ -61,7 +77,7 @@ def files(folder: Path, count: int) -> list[ImageRef]:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_worker_writes_what_one_process_would(make: Make, classifier: Classifier, tmp_path: Path, kind: str) -> None:
+def test_worker_says_what_one_process_would(make: Make, classifier: Classifier, tmp_path: Path, kind: Format) -> None:
     images = files(tmp_path, 230)
     Path(images[150].path).write_bytes(b"no picture")
     odd = ImageRef(str(tmp_path / "gone\udcff.png"), "no such file or directory")
@@ -70,13 +86,12 @@ def test_worker_writes_what_one_process_would(make: Make, classifier: Classifier
     reports = label(job, plan)
     assert [report.count for report in reports] == [100, 100, 31]
     assert [[path for path, _ in report.failed] for report in reports] == [[], [images[150].path], [odd.path]]
-    rows = rows_in(job.folder)
+    out = written(tmp_path / "out", kind, reports)
+    assert [path.name for path in parts_in(out).values()] == [f"part-00000{number}.{kind}" for number in range(3)]
+    rows = rows_in(out)
     check_equal(rows, list(classifier.predict(images)), 1e-5)
     expected = [number * ROWS + row for number, count in enumerate((100, 100, 31)) for row in range(count)]
     assert [row.index for row in rows] == expected
-    assert sorted(path.name for path in job.folder.iterdir() if path.name != PLAN_NAME) == [
-        f"part-00000{number}.{kind}" for number in range(3)
-    ]
 
 
 def test_worker_takes_relative_paths_from_where_the_run_was_started(
@@ -88,72 +103,99 @@ def test_worker_takes_relative_paths_from_where_the_run_was_started(
     monkeypatch.chdir("/")
     (report,) = label(job, plan)
     assert not report.failed
-    assert [row.path for row in rows_in(job.folder)] == ["pictures/000.png"]
+    assert [row.path for row in rows_in(written(tmp_path / "out", "jsonl", [report]))] == ["pictures/000.png"]
 
 
-def test_worker_leaves_a_part_that_is_there_alone(make: Make, tmp_path: Path) -> None:
-    job, plan = make(files(tmp_path, 3))
-    (first,) = label(job, plan)
-    before = job.part_file(0).stat()
-    (second,) = label(job, plan)
-    assert second == first
-    assert job.part_file(0).stat().st_mtime_ns == before.st_mtime_ns
-
-
-def test_worker_retries_only_what_failed(make: Make, tmp_path: Path) -> None:
-    images = files(tmp_path, 5)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_only_what_failed_is_run_again(make: Make, tmp_path: Path, kind: Format) -> None:
+    images = files(tmp_path, 105)
     good = Path(images[3].path).read_bytes()
     Path(images[1].path).write_bytes(b"")
     Path(images[3].path).write_bytes(good[:50])
-    job, plan = make(images)
-    label(job, plan)
-    before = rows_in(job.folder)
+    job, plan = make(images, kind=kind)
+    out = written(tmp_path / "out", kind, label(job, plan))
+    before = rows_in(out)
     Path(images[3].path).write_bytes(good)
     Path(images[0].path).unlink()  # it isn't looked at again
-    (report,) = label(replace(job, retry=True), plan)
-    after = rows_in(job.folder)
-    assert report.count == 5
-    assert [path for path, _ in report.failed] == [images[1].path]
-    assert [row.path for row in after] == [image.path for image in images]
-    assert [row.index for row in after] == list(range(5))
-    assert [row.error is None for row in after] == [True, False, True, True, True]
-    assert [after[row] for row in (0, 1, 2, 4)] == [before[row] for row in (0, 1, 2, 4)]
+    output = PartFiles(out, "jsonl", parts_in(out), retry=True)
+    assert output.done == (103, 0)
+    (task,) = output.retries(plan.parts)
+    assert task.again == (images[1].path, images[3].path)
+    report = Worker(replace(job, kind="jsonl"), lambda _: b"").label(task)
+    assert (report.count, [path for path, _ in report.failed]) == (2, [images[1].path])
+    output.write(report)
+    assert len(parts_in(out)) == 2
+    after = rows_in(out)
+    assert [(row.path, row.index) for row in after] == [(row.path, row.index) for row in before]
+    assert [number for number, row in enumerate(after) if row.error is not None] == [1]
+    assert [after[number] for number in (0, 2, 4, 104)] == [before[number] for number in (0, 2, 4, 104)]
+
+
+def test_files_that_are_there_are_counted(make: Make, tmp_path: Path) -> None:
+    images = files(tmp_path, 105)
+    Path(images[1].path).write_bytes(b"")
+    out = written(tmp_path / "out", "parquet", label(*make(images, kind="parquet")))
+    output = PartFiles(out, "parquet", parts_in(out), retry=False)
+    assert output.done == (105, 1)
+    assert 1 in output
+    assert 2 not in output
+
+
+def test_part_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "part-000000.jsonl").mkdir()
+    with pytest.raises(StoppedError, match=r"part-000000\.jsonl: can't be written"):
+        PartFiles(tmp_path, "jsonl", {}, retry=False).write(Report(0, content=b"x"))
 
 
 def test_worker_gives_up_a_part_that_ended_others(make: Make, tmp_path: Path) -> None:
     job, plan = make(files(tmp_path, 2))
-    for attempt in range(5):
-        (job.folder / f".part-000000.jsonl.{attempt:032x}.part").touch()
+
+    for _ in range(3):  # as if the process had ended, the mark stays
+        worker = Worker(job, lambda _: b"")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+            worker.label(Task(plan.parts[0].line))
     (report,) = label(job, plan)
-    with pytest.raises(StoppedError, match=r"part-000000.jsonl: 5 workers .* line 1 of .*\.clipcls-plan"):
+    with pytest.raises(StoppedError, match=r"part 0: 3 workers .* Line 1 of \.clipcls-plan"):
         report.require()
+    (report,) = label(replace(job, run="another"), plan)
+    report.require()
+
+
+def test_worker_leaves_nothing_behind(make: Make, own_folder: Path, tmp_path: Path) -> None:
+    label(*make(files(tmp_path, 2)))
+    (folder,) = own_folder.glob("clipcls*")
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "path", "message"),
     [
-        ({"run": "another"}, "doesn't see .* that all nodes share"),
-        ({"release": "0.0"}, "started by 0.0"),
-        ({"directory": "/no/such"}, "/no/such: No such file"),
-        ({"folder": Path("/no/such")}, "doesn't see /no/such"),
+        ({"release": "0.0"}, None, "started by 0.0"),
+        ({}, "/no/such/folder/a.png", "doesn't see /no/such/folder: "),
+        ({"directory": "/no/such"}, "folder/a.png", "doesn't see /no/such/folder: "),
     ],
 )
 def test_worker_on_a_node_that_differs_ends_the_run(
-    make: Make, tmp_path: Path, changes: dict[str, Any], message: str
+    make: Make, tmp_path: Path, changes: dict[str, Any], path: str | None, message: str
 ) -> None:
-    job, plan = make(files(tmp_path, 1), **changes)
+    job, plan = make(files(tmp_path, 1) if path is None else [ImageRef(path)], **changes)
     (report,) = label(job, plan)
     with pytest.raises(StoppedError, match=message):
         report.require()
 
 
-def test_worker_passes_on_that_its_model_cannot_be_had(make: Make, tmp_path: Path, tiny_model: Path) -> None:
+def test_worker_needs_no_folder_for_absolute_paths(make: Make, tmp_path: Path) -> None:
+    (report,) = label(*make(files(tmp_path, 1), directory="/no/such"))
+    assert (report.count, report.failed) == (1, ())
+
+
+def test_worker_passes_on_that_its_model_cannot_be_had(make: Make, tmp_path: Path) -> None:
     job, plan = make(files(tmp_path, 1))
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no weights")
     job = replace(job, model=send(replace(job.model.files, weights=broken), None))
     (report,) = label(job, plan)
-    assert not job.part_file(0).exists()
     with pytest.raises(ModelError, match=r"broken\.safetensors"):
         report.require()
 

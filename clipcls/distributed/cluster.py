@@ -3,6 +3,7 @@
 Scheduling, retries and spilling are Ray's. This is the only module that imports it; it comes with the extra `ray`.
 """
 
+import json
 import logging
 import os
 import queue
@@ -13,8 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipcls.distributed.plan import Part
-from clipcls.distributed.work import Job, Report, Worker
+from clipcls.distributed.work import Job, Report, Task, Worker
 from clipcls.errors import StoppedError, UsageError, first_line
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class Cluster:
         except self._ray.exceptions.RayError as exc:
             raise StoppedError(f"no worker says what its GPU can do: {first_line(exc)}") from exc
 
-    def label(self, job: Job, parts: Sequence[Part], pool: Pool) -> Iterator[Report | None]:
+    def label(self, job: Job, tasks: Sequence[Task], pool: Pool) -> Iterator[Report | None]:
         """Label parts on the workers.
 
         Yields:
@@ -229,9 +229,9 @@ class Cluster:
         """
         self._tell_if_busy(pool)
         results: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, args=(job, parts, pool, results), daemon=True).start()
+        threading.Thread(target=self._run, args=(job, tasks, pool, results), daemon=True).start()
         watch = _Watch(self._head)
-        left = len(parts)
+        left = len(tasks)
         while left:
             try:
                 result = results.get(timeout=_POLL_SECONDS)
@@ -256,11 +256,11 @@ class Cluster:
                     *(free.get(kind, 0.0), kind, pool.workers, needed * pool.workers),
                 )
 
-    def _run(self, job: Job, parts: Sequence[Part], pool: Pool, results: Any) -> None:
+    def _run(self, job: Job, tasks: Sequence[Task], pool: Pool, results: Any) -> None:
         """On a thread, since waiting for Ray can't be interrupted."""
         try:
-            for row in self._dataset(job, parts, pool).iter_rows():
-                results.put(Report.parse(row["report"]))
+            for row in self._dataset(job, tasks, pool).iter_rows():
+                results.put(_report(row))
             results.put(None)
         except BaseException as exc:  # noqa: BLE001 - raised again where the results are read
             results.put(exc)
@@ -271,15 +271,15 @@ class Cluster:
             return str(exc).strip().splitlines()[-1].strip()
         return f"{type(exc).__name__}: {first_line(exc)}"
 
-    def _dataset(self, job: Job, parts: Sequence[Part], pool: Pool) -> Any:
+    def _dataset(self, job: Job, tasks: Sequence[Task], pool: Pool) -> Any:
         """One block a part, and one task a block."""
         data = self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = self._verbose
         context.print_on_execution_start = self._verbose
-        rows = [{"part": part.line} for part in parts]
+        rows = [{"task": json.dumps([task.line, task.again])} for task in tasks]
         # a second part is sent while a worker is at the first; more would wait there while other workers are idle
-        actors = data.ActorPoolStrategy(size=min(pool.workers, len(parts)), max_tasks_in_flight_per_actor=2)
+        actors = data.ActorPoolStrategy(size=min(pool.workers, len(tasks)), max_tasks_in_flight_per_actor=2)
         return data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
             fn_constructor_args=(job,),
@@ -292,15 +292,24 @@ class Cluster:
 
 
 class _Actor:
-    """A worker as Ray Data calls it."""
+    """A worker as Ray Data calls it: rows in, rows out."""
 
     def __init__(self, job: Job) -> None:
         import ray
 
         self._worker = Worker(job, ray.get)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"report": [self._worker.label(str(line)).as_json() for line in batch["part"]]}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        (text,) = batch["task"]  # one part, one task, one row
+        line, again = json.loads(str(text))
+        report = self._worker.label(Task(line, again and tuple(again)))
+        facts = [report.number, report.count, report.failed, report.stopped]
+        return {"facts": [json.dumps(facts)], "content": [report.content]}
+
+
+def _report(row: dict[str, Any]) -> Report:
+    number, count, failed, stopped = json.loads(row["facts"])
+    return Report(number, count, tuple(map(tuple, failed)), row["content"], stopped and tuple(stopped))
 
 
 class _Watch:

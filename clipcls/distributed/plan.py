@@ -7,12 +7,11 @@ its file is done, and nothing of it is done twice.
 import itertools
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from clipcls.errors import ImageError, StoppedError, UsageError
 from clipcls.files import write_atomically
@@ -43,6 +42,13 @@ class Part:
     number: int
     count: int | None
     line: str
+
+    @property
+    def place(self) -> str | None:
+        """The path of its first picture, or what holds it, that was seen in a file system; None where there is none."""
+        images, _ = _parsed(json.loads(self.line))
+        seen = (image for image in images if image.error is None and isinstance(image.content, Container | None))
+        return next((image.path for image in seen if not in_store(image.path)), None)
 
     def images(self, column: str | None, allow_urls: bool, allow_private_urls: bool) -> Iterator[ImageRef]:
         """Its pictures in input order; a shard or a table is read for that.
@@ -94,56 +100,39 @@ class Plan:
         if goes_on:
             self._read()
 
-    def extend(self, images: Iterable[ImageRef], workers: int) -> None:
+    def extend(self, images: Iterable[ImageRef], workers: int, column: str | None = None) -> None:
         """Add what isn't planned yet.
 
         Args:
             images: as `clipcls.inputs.discover` lists them, with `unread`.
             workers: that shall all have something to do.
+            column: of the pictures, in tables.
         """
         planned = Counter(path for part in self.parts for path in _paths_in(part.line))
         new = list(_missing(images, planned))
         first = self.parts[-1].number + 1 if self.parts else 0
-        self.parts += [_part(number, cut) for number, cut in enumerate(_cuts(new, workers), first)]
+        self.parts += [_part(number, cut) for number, cut in enumerate(_cuts(new, workers, column), first)]
 
-    def write(self, run: str) -> None:
+    def write(self) -> None:
         """Put the plan on the disk.
-
-        Args:
-            run: a name of this run, by which workers recognise the folder.
 
         Raises:
             StoppedError: it can't be written.
         """
-
-        def write(file: BinaryIO) -> None:
-            for line in (*(part.line for part in self.parts), json.dumps({"run": run})):
-                file.write(line.encode("ascii") + b"\n")
-
+        content = "".join(part.line + "\n" for part in self.parts).encode("ascii")
         try:
-            write_atomically(self._path, write)
+            write_atomically(self._path, lambda file: file.write(content))
         except OSError as exc:
             raise StoppedError(f"{self._path}: can't be written: {exc.strerror}.") from exc
 
     def _read(self) -> None:
         try:
-            lines = self._path.read_text(encoding="ascii").splitlines()
-            self.parts = [read_part(line) for line in lines if not line.startswith('{"run"')]
+            self.parts = [read_part(line) for line in self._path.read_text(encoding="ascii").splitlines()]
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise UsageError(
                 f"{self._path}: missing, or not the plan of a run, so that its results can't be gone on with. Choose "
                 "another output."
             ) from exc
-
-
-def run_of(path: Path) -> str | None:
-    """The run that a plan's file was last written by; None where there is none to be seen."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            return str(json.loads(file.read().splitlines()[-1])["run"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
 
 
 def _missing(images: Iterable[ImageRef], planned: Counter[str]) -> Iterator[ImageRef]:
@@ -200,11 +189,11 @@ def _paths_in(line: str) -> Iterator[str]:
 # Where to cut
 
 
-def _cuts(images: Sequence[ImageRef], workers: int) -> Iterator[_Cut]:
+def _cuts(images: Sequence[ImageRef], workers: int, column: str | None) -> Iterator[_Cut]:
     """The input in parts, which are no larger than needed for all workers to have some."""
     containers = [image for image in images if isinstance(image.content, Container)]
     shards = [image for image in containers if image.content == Container("shard")]
-    groups = {image.path: _groups(image) for image in containers if image.content == Container("table")}
+    groups = {image.path: _groups(image, column) for image in containers if image.content == Container("table")}
     few = len(shards) < workers * _PARTS_A_WORKER
     counts = {image.path: count for image in shards if few and (count := _pictures_in(image)) is not None}
     total = len(images) - len(containers) + sum(map(sum, groups.values())) + sum(counts.values())
@@ -231,10 +220,10 @@ def _batches(images: Sequence[ImageRef], size: int) -> Iterator[_Cut]:
         yield _Cut(batch, count=len(batch))
 
 
-def _groups(table: ImageRef) -> list[int]:
+def _groups(table: ImageRef, column: str | None) -> list[int]:
     try:
-        return row_groups(table.path)
-    except ImageError:
+        return row_groups(table.path, column)
+    except (ImageError, UsageError):
         return []  # whoever reads it will say so
 
 

@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 
 from clipcls.cache import default_folder
 from clipcls.distributed.cluster import Cluster, Pool, divide, require_ray
+from clipcls.distributed.parts import PartFiles
 from clipcls.distributed.plan import Plan
 from clipcls.distributed.weights import send
-from clipcls.distributed.work import PLAN_NAME, Job, Report
+from clipcls.distributed.work import Job, Report, Task
 from clipcls.embed import find_model
-from clipcls.errors import StoppedError, UsageError
-from clipcls.outputs import Target, claim_folder, remove_drafts, tally
+from clipcls.errors import UsageError
+from clipcls.outputs import Target, claim_folder
 from clipcls.predict import Classifier
 from clipcls.records import ImageRef, ModelFacts, ModelSpec
-from clipcls.sinks import format_for
 
+#: Of the plan's file, in the output's folder.
+PLAN_NAME = ".clipcls-plan"
 #: Which formats can have an index.
 FORMATS = ("parquet", "jsonl")
 
@@ -65,30 +67,24 @@ class Run:
 
     Attributes:
         total: images that there are; None where they would have to be read to know.
-        before: images that were done before.
+        before: images that were done before, and aren't run again.
         failed: how many of them have an error.
-        pool: how the cluster is divided.
     """
 
-    def __init__(self, cluster: Cluster, pool: Pool, job: Job, plan: Plan, done: dict[int, tuple[int, int]]) -> None:
+    def __init__(self, cluster: Cluster, pool: Pool, job: Job, plan: Plan, output: PartFiles) -> None:
         self._cluster = cluster
+        self._pool = pool
         self._job = job
-        retried = {number for number, (_, failed) in done.items() if failed} if job.retry else set()
-        self._left = [part for part in plan.parts if part.number not in done or part.number in retried]
-        kept = [counts for number, counts in done.items() if number not in retried]
-        self.pool = pool
-        self.before = sum(count for count, _ in kept)
-        self.failed = sum(failed for _, failed in kept)
-        counts = [part.count for part in self._left]
-        self.total = None if None in counts else self.before + sum(count or 0 for count in counts)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return not self._left
+        self._output = output
+        self.before, self.failed = output.done
+        left = [part for part in plan.parts if part.number not in output]
+        self._tasks = [*map(Task, (part.line for part in left)), *output.retries(plan.parts)]
+        counts = [part.count for part in left]
+        again = sum(len(task.again or ()) for task in self._tasks)
+        self.total = None if None in counts else self.before + again + sum(count or 0 for count in counts)
 
     def reports(self) -> Iterator[Report | None]:
-        """Have the rest done.
+        """Have the rest done, and write it.
 
         Yields:
             What became of each part, as they come; None several times a second where none does.
@@ -97,18 +93,11 @@ class Run:
             StoppedError: the cluster is lost, the output can't be written, or a part ended several workers.
             ModelError: the model can't be had on a node.
         """
-        if self._left:
-            for report in self._cluster.label(self._job, self._left, self.pool):
+        if self._tasks:
+            for report in self._cluster.label(self._job, self._tasks, self._pool):
                 if report is not None:
-                    self._require_visible(report)
+                    self._output.write(report)
                 yield report
-
-    def _require_visible(self, report: Report) -> None:
-        if not self._job.part_file(report.number).exists():
-            raise StoppedError(
-                f"{self._job.part_file(report.number)}: a worker has written it, and it isn't there: --output-dir has "
-                "to be in a file system that all nodes share."
-            )
 
 
 @contextlib.contextmanager
@@ -144,27 +133,23 @@ def open_run(
             if files and target.retry_errors:
                 journal.restate(settings)
             plan = Plan(folder / PLAN_NAME, goes_on=bool(files))
-            plan.extend(listing.images(), pool.workers)
+            plan.extend(listing.images(), pool.workers, listing.column)
+            plan.write()
+            output = PartFiles(folder, target.kind or "parquet", files, target.retry_errors)
             job = Job(
                 classifier=classifier,
                 model=send(classifier.encoder.files, cluster.put),
                 facts=facts,
                 threads=pool.threads,
-                folder=folder.absolute(),
-                kind=target.kind or "parquet",
-                run=secrets.token_hex(16),
+                kind=output.kind,
+                run=secrets.token_hex(8),
                 directory=os.getcwd(),  # noqa: PTH109
                 column=listing.column,
                 allow_urls=listing.allow_urls,
                 allow_private_urls=listing.allow_private_urls,
-                retry=target.retry_errors,
                 default_cache=classifier.execution.cache_dir == default_folder(),
             )
-            plan.write(job.run)
-            done = {number: tally(path, format_for(path)) for number, path in files.items()}
-            yield Run(cluster, pool, job, plan, done)
-            with contextlib.suppress(OSError):  # of workers that were lost
-                remove_drafts(folder)
+            yield Run(cluster, pool, job, plan, output)
 
 
 def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
@@ -174,7 +159,7 @@ def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
         UsageError: it can't, or Ray isn't installed.
     """
     if target.folder is None:
-        raise UsageError("--engine ray writes part files: give --output-dir DIR, which all nodes see.")
+        raise UsageError("--engine ray writes part files: give --output-dir DIR.")
     if (target.kind or "parquet") not in FORMATS:
         raise UsageError(f"--engine ray writes {' or '.join(FORMATS)}, whose rows have an index; not {target.kind}.")
     if spec.device not in ("auto", "cpu", "cuda"):

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcls.cache import file_status
+from clipcls.distributed.node import NAME, own_folder
 from clipcls.errors import StoppedError
 from clipcls.files import lock
 
@@ -55,13 +55,13 @@ class SentModel:
         if all(_status(file.path) == file.status for file in self.sent):
             return self.files
         described = json.dumps([[str(file.path), file.status] for file in self.sent])
-        folder = _folder() / hashlib.sha256(described.encode()).hexdigest()[:16]
+        folder = own_folder() / hashlib.sha256(described.encode()).hexdigest()[:16]
         try:
             with _locked(folder):
                 for file in self.sent:
                     _copy(file, _place(folder, file.path), fetch)
         except OSError as exc:
-            raise StoppedError(f"{folder}: the model can't be put there: {exc.strerror}.") from exc
+            raise StoppedError(f"{NAME}: {folder}: the model can't be put there: {exc.strerror}.") from exc
         return _moved(self.files, {file.path: _place(folder, file.path) for file in self.sent})
 
 
@@ -126,17 +126,9 @@ def _place(folder: Path, path: Path) -> Path:
     return folder / hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:8] / path.name
 
 
-def _folder() -> Path:
-    """Of this user, in the node's own temporary folder."""
-    return Path(tempfile.gettempdir()) / f"clipcls-{os.getuid() if hasattr(os, 'getuid') else 'models'}"
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Have one worker of the node at it; the others wait."""
-    folder.parent.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and folder.parent.stat().st_uid != os.getuid():
-        raise StoppedError(f"{folder.parent}: belongs to somebody else, whose weights could be anything. Remove it.")
     folder.mkdir(exist_ok=True)
     with (folder / ".lock").open("ab") as file:
         lock(file, wait=True)

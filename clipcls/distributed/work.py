@@ -1,28 +1,26 @@
 """What a worker does: one part of the input at a time, with the same classifier as a run on one machine."""
 
-import json
+import contextlib
 import os
-import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from clipcls import errors
 from clipcls.cache import Cache, default_folder
-from clipcls.distributed.plan import ROWS, Part, read_part, run_of
+from clipcls.distributed.node import NAME, own_folder
+from clipcls.distributed.plan import ROWS, Part, read_part
 from clipcls.distributed.weights import SentModel
 from clipcls.embed import LazyEncoder
 from clipcls.errors import ClipclsError, StoppedError
-from clipcls.outputs import predictions_in
 from clipcls.predict import Classifier
 from clipcls.records import Format, ImageRef, ModelFacts, Prediction
-from clipcls.sinks import Sink, part_name, published
+from clipcls.sinks import encode
 
-PLAN_NAME = ".clipcls-plan"
-# of a part, before it is taken for the workers' killer
-_MOST_ATTEMPTS = 5
+# of a part on one node, before it is taken for the workers' killer
+_MOST_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +31,9 @@ class Job:
         classifier: with its labels embedded, and without a model.
         facts: of the model, on the workers' device.
         threads: that decode, and on a CPU that compute.
-        folder: for part files.
-        run: a name of this run, which the plan in the folder ends with.
+        kind: what rows are to be written as.
+        run: a name of this run.
         directory: that relative paths start from.
-        retry: run those images again that failed.
         default_cache: whether the cache lies where each node has its own by default.
         release: of clipcls.
     """
@@ -45,20 +42,27 @@ class Job:
     model: SentModel
     facts: ModelFacts
     threads: int
-    folder: Path
     kind: Format
     run: str
     directory: str
     column: str | None
     allow_urls: bool
     allow_private_urls: bool
-    retry: bool
     default_cache: bool
     release: str = version("clipcls")
 
-    def part_file(self, number: int) -> Path:
-        """Where the rows of a part go."""
-        return self.folder / part_name(number, self.kind)
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A part to be labelled.
+
+    Attributes:
+        line: of the plan.
+        again: paths of the pictures to label, of a part whose others are done; None for all of it.
+    """
+
+    line: str
+    again: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +73,14 @@ class Report:
         number: the part's.
         count: images that were done.
         failed: paths and errors of those that couldn't be read.
+        content: the rows, as a file has them.
         stopped: the class and the message of an error that ends the run.
     """
 
     number: int
     count: int = 0
     failed: tuple[tuple[str, str], ...] = ()
+    content: bytes = b""
     stopped: tuple[str, str] | None = None
 
     def require(self) -> None:
@@ -86,17 +92,6 @@ class Report:
         if self.stopped is not None:
             name, message = self.stopped
             raise getattr(errors, name)(message)
-
-    def as_json(self) -> str:
-        """For the way back from the worker."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> "Report":
-        """What `as_json` gave."""
-        fields = json.loads(text)
-        failed = tuple((path, error) for path, error in fields["failed"])
-        return cls(fields["number"], fields["count"], failed, fields["stopped"] and tuple(fields["stopped"]))
 
 
 class Worker:
@@ -111,36 +106,25 @@ class Worker:
         self._fetch = fetch
         self._classifier: Classifier | None = None
 
-    def label(self, line: str) -> Report:
-        """Label a part, and write its file.
-
-        Args:
-            line: of the plan.
-        """
-        part = read_part(line)
+    def label(self, task: Task) -> Report:
+        """Label a part."""
+        part = read_part(task.line)
         try:
             if self._classifier is None:
                 self._classifier = self._prepare()
-            return self._label(part, self._classifier)
+            self._require_seen(part)
+            with _attempt(self._job.run, part):
+                return self._label(part, task.again, self._classifier)
         except ClipclsError as exc:
             # an exception would be taken for a failure of the machine, and come to the other end in Ray's wording
             return Report(part.number, stopped=(type(exc).__name__, str(exc)))
 
     def _prepare(self) -> Classifier:
         job = self._job
-        node = os.uname().nodename if hasattr(os, "uname") else "this node"
         if job.release != version("clipcls"):
-            raise StoppedError(f"{node} has clipcls {version('clipcls')}, the run was started by {job.release}.")
-        try:
+            raise StoppedError(f"{NAME} has clipcls {version('clipcls')}, the run was started by {job.release}.")
+        with contextlib.suppress(OSError):  # only relative paths need it
             os.chdir(job.directory)
-        except OSError as exc:
-            raise StoppedError(
-                f"{node}: {job.directory}: {exc.strerror}. All nodes need the folder that the run was started in."
-            ) from exc
-        if run_of(job.folder / PLAN_NAME) != job.run:
-            raise StoppedError(
-                f"{node} doesn't see {job.folder}: --output-dir has to be in a file system that all nodes share."
-            )
         classifier = job.classifier
         cache_dir = default_folder() if job.default_cache else classifier.execution.cache_dir
         classifier.execution = replace(classifier.execution, workers=job.threads, cache_dir=cache_dir)
@@ -157,55 +141,67 @@ class Worker:
         files = self._job.model.here(self._fetch)
         return open_encoder(files, self._job.facts.device, self._job.facts.precision, cache.weights, cache.file_sha256)
 
-    def _label(self, part: Part, classifier: Classifier) -> Report:
+    def _require_seen(self, part: Part) -> None:
+        """Stop where the pictures are on another machine; they would all be errors."""
+        place = part.place
+        if place is None:
+            return
+        folder = os.path.dirname(os.path.join(self._job.directory, place))  # noqa: PTH118, PTH120, as given
+        if not os.path.isdir(folder):  # noqa: PTH112
+            raise StoppedError(
+                f"{NAME} doesn't see {folder}: what is to be labelled has to be in a file system that all nodes share, "
+                "or in a store such as s3://."
+            )
+
+    def _label(self, part: Part, again: tuple[str, ...] | None, classifier: Classifier) -> Report:
         job = self._job
-        path = job.part_file(part.number)
-        images = part.images(job.column, job.allow_urls, job.allow_private_urls)
-        if not path.exists():
-            _refuse_killer(part, path)
-            rows = classifier.predict(images)
-        elif job.retry:
-            rows = self._retried(path, images, classifier)
-        else:
-            # an earlier attempt wrote it, and was lost before anybody heard of it
-            return _tallied(part.number, predictions_in(path, job.kind))
-        with published(path, job.kind, early=False, attempt=secrets.token_hex(16)) as sink:
-            return _tallied(part.number, _written(rows, sink, part.number * ROWS))
+        images: Iterable[ImageRef] = part.images(job.column, job.allow_urls, job.allow_private_urls)
+        if again is not None:
+            images = _only(images, again)
+        failed: list[tuple[str, str]] = []
+        count = 0
 
-    def _retried(self, path: Path, images: Iterator[ImageRef], classifier: Classifier) -> Iterator[Prediction]:
-        """The rows of a part, anew where they have an error."""
-        rows = list(predictions_in(path, self._job.kind))
-        listed = list(images)
-        if [row.path for row in rows] != [image.path for image in listed]:
-            return classifier.predict(listed)  # a shard or a table that isn't what it was
-        again = classifier.predict(image for image, row in zip(listed, rows, strict=True) if row.error is not None)
-        return (row if row.error is None else next(again) for row in rows)
+        def rows() -> Iterator[Prediction]:
+            nonlocal count
+            for prediction in classifier.predict(images):
+                if prediction.error is not None:
+                    failed.append((prediction.path, prediction.error))
+                yield replace(prediction, index=part.number * ROWS + count)
+                count += 1
+
+        content = encode(rows(), job.kind)
+        return Report(part.number, count, tuple(failed), content)
 
 
-def _written(rows: Iterator[Prediction], sink: Sink, first: int) -> Iterator[Prediction]:
-    for index, row in enumerate(rows, first):
-        sink.write(replace(row, index=index))
-        yield row
+def _only(images: Iterable[ImageRef], paths: tuple[str, ...]) -> Iterator[ImageRef]:
+    """Those that have these paths, each as often as it is named."""
+    wanted = Counter(paths)
+    for image in images:
+        if wanted[image.path] > 0:
+            wanted[image.path] -= 1
+            yield image
 
 
-def _tallied(number: int, rows: Iterator[Prediction]) -> Report:
-    count, failed = 0, []
-    for row in rows:
-        count += 1
-        if row.error is not None:
-            failed.append((row.path, row.error))
-    return Report(number, count, tuple(failed))
-
-
-def _refuse_killer(part: Part, path: Path) -> None:
-    """Give a part up that ended several workers, whose drafts are left behind.
+@contextlib.contextmanager
+def _attempt(run: str, part: Part) -> Iterator[None]:
+    """Leave a mark for as long as a worker is at a part, which stays where the worker is killed.
 
     Raises:
-        StoppedError: it did.
+        StoppedError: several were, so that the next one would be.
     """
-    attempts = sum(1 for _ in path.parent.glob(f".{path.name}.*.part"))
+    mark = own_folder() / f"{run}-{part.number}"
+    try:
+        with mark.open("ab") as file:
+            attempts = file.tell()
+            file.write(b".")
+    except OSError as exc:
+        raise StoppedError(f"{NAME}: {mark}: can't be written: {exc.strerror}.") from exc
     if attempts >= _MOST_ATTEMPTS:
         raise StoppedError(
-            f"{path.name}: {attempts} workers ended without a word while they were at it, as for want of memory. Its "
-            f"images are in line {part.number + 1} of {path.parent / PLAN_NAME}."
+            f"part {part.number}: {attempts} workers on {NAME} were killed while they were at it, as for want of "
+            f"memory. Line {part.number + 1} of .clipcls-plan in the output's folder says which pictures it has."
         )
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
