@@ -23,7 +23,7 @@ from training import scratch_folder
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-PER_FILE = 5_000
+PER_FILE = 10_000
 WORKERS = 100
 
 
