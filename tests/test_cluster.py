@@ -61,7 +61,7 @@ def test_divide_refuses_what_never_fits(nodes: list[Node], options: dict[str, fl
         divide(nodes, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("address", ["nonsense", "host:", "host:port", ":1", "ray://host:10001"])
+@pytest.mark.parametrize("address", ["", "nonsense", "host:", "host:port", ":1", "ray://host:10001"])
 def test_cluster_refuses_what_is_no_address(address: str) -> None:
     with pytest.raises(UsageError, match="HOST:PORT"):
         Cluster(address, verbose=False)

@@ -1,6 +1,7 @@
 """What a worker of a cluster does, without a cluster; and the files that its work becomes."""
 
 import pickle
+import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,8 @@ from clipcls.distributed.plan import ROWS, Plan
 from clipcls.distributed.weights import send
 from clipcls.distributed.work import Job, Report, Task, Worker
 from clipcls.embed import Execution
-from clipcls.errors import ModelError, StoppedError
+from clipcls.errors import ModelError, StoppedError, UsageError
+from clipcls.inputs import discover
 from clipcls.predict import Classifier
 from clipcls.records import Format, ImageRef, ModelSpec
 from clipcls.web import Web
@@ -118,8 +120,8 @@ def test_only_what_failed_is_run_again(make: Make, tmp_path: Path, kind: Format)
     Path(images[3].path).write_bytes(good)
     Path(images[0].path).unlink()  # it isn't looked at again
     output = PartFiles(out, "jsonl", parts_in(out), retry=True)
+    (task,) = output.count(plan.parts)
     assert output.done == (103, 0)
-    (task,) = output.retries(plan.parts)
     assert task.again == (images[1].path, images[3].path)
     report = Worker(replace(job, kind="jsonl"), lambda _: b"").label(task)
     assert (report.count, [path for path, _ in report.failed]) == (2, [images[1].path])
@@ -131,11 +133,56 @@ def test_only_what_failed_is_run_again(make: Make, tmp_path: Path, kind: Format)
     assert [after[number] for number in (0, 2, 4, 104)] == [before[number] for number in (0, 2, 4, 104)]
 
 
+def test_what_could_not_be_listed_is_listed_anew(make: Make, tmp_path: Path) -> None:
+    images = files(tmp_path, 3)
+    listed = [images[0], ImageRef("later.png", "no such file or directory"), images[1]]
+    job, plan = make(listed)
+    plan.write()
+    out = written(tmp_path / "out", "jsonl", label(job, plan))
+    retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
+    retried.extend([images[0], ImageRef("later.png"), images[1]], 1)
+    assert [part.count for part in retried.parts] == [2, 1]
+    output = PartFiles(out, "jsonl", parts_in(out), retry=True)
+    assert output.count(retried.parts) == []
+    assert output.done == (2, 0)
+    # as many rows in the files and in the plan as before, without the one that is to come
+    assert [row.path for row in rows_in(out)] == [images[0].path, images[1].path]
+    assert [image.path for image in retried.parts[1].images(None, False, False)] == ["later.png"]
+
+
+def test_shard_that_was_broken_is_read_again_as_a_whole(make: Make, tmp_path: Path) -> None:
+    images = files(tmp_path, 3)
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(b"no shard")
+    listed = list(discover([shard], unread=True))
+    job, plan = make(listed)
+    plan.write()
+    out = written(tmp_path / "out", "jsonl", label(job, plan))
+    assert [row.path for row in rows_in(out)] == [str(shard)]
+    with tarfile.open(shard, "w") as archive:
+        for image in images:
+            archive.add(image.path, Path(image.path).name)
+    again = list(discover([shard], unread=True))
+    with pytest.raises(UsageError, match=r"a\.tar isn't what it was"):
+        Plan(tmp_path / "plan", goes_on=True).extend(again, 1)
+    retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
+    retried.extend(again, 1)
+    output = PartFiles(out, "parquet", parts_in(out), retry=True)
+    (task,) = output.count(retried.parts)
+    output.write(Worker(replace(job, kind="parquet"), lambda _: b"").label(task))
+    assert [row.path for row in rows_in(out)] == [f"{shard}/00{number}.png" for number in range(3)]
+    # from now on it is what it was
+    retried.write()
+    Plan(tmp_path / "plan", goes_on=True).extend(again, 1)
+
+
 def test_files_that_are_there_are_counted(make: Make, tmp_path: Path) -> None:
     images = files(tmp_path, 105)
     Path(images[1].path).write_bytes(b"")
-    out = written(tmp_path / "out", "parquet", label(*make(images, kind="parquet")))
+    job, plan = make(images, kind="parquet")
+    out = written(tmp_path / "out", "parquet", label(job, plan))
     output = PartFiles(out, "parquet", parts_in(out), retry=False)
+    assert output.count(plan.parts) == []
     assert output.done == (105, 1)
     assert 1 in output
     assert 2 not in output

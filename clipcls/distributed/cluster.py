@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 5
 #: And so many seconds later the cluster has let us in.
 JOIN_SECONDS = 40
+_LET_IN = "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH have to be those of its nodes, and Ray and Python the same versions."
 # a head node that isn't heard of for so long is gone
 _LOST_SECONDS = 30
 _POLL_SECONDS = 0.2
@@ -142,15 +143,17 @@ class Cluster:
     def __init__(self, address: str | None, verbose: bool) -> None:
         self._ray = require_ray()
         self._verbose = verbose
-        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        variable = os.environ.get("RAY_ADDRESS")
+        self._name = f"--ray-address {address}" if address is not None else f"RAY_ADDRESS={variable}"
+        self._address = address if address is not None else variable or "local"
         _quiet(verbose)
         if self._address not in ("auto", "local"):
-            _require_answer(self._address)
+            _require_answer(self._address, self._name)
         self._error: BaseException | None = None
         self._joined, self._leaving, self._left = threading.Event(), threading.Event(), threading.Event()
         threading.Thread(target=self._stay, name="ray", daemon=True).start()
         if not self._joined.wait(JOIN_SECONDS):
-            raise StoppedError(f"{self._name}: no Ray cluster let us in within {JOIN_SECONDS} seconds.")
+            raise StoppedError(f"{self._name}: no Ray cluster let us in within {JOIN_SECONDS} seconds. {_LET_IN}")
         if self._error is not None:
             raise self._error
         self._head: str = self._ray.get_runtime_context().gcs_address
@@ -178,10 +181,6 @@ class Cluster:
             self._ray.shutdown()
         self._left.set()
 
-    @property
-    def _name(self) -> str:
-        return f"--ray-address {self._address}" if self._address != "local" else "Ray"
-
     def _join(self) -> None:
         own: dict[str, Any] = {"num_cpus": _cores(), "object_store_memory": _OBJECT_STORE_BYTES}
         try:
@@ -192,7 +191,9 @@ class Cluster:
                 **(own | {"include_dashboard": False} if self._address == "local" else {}),
             )
         except (self._ray.exceptions.RayError, OSError, RuntimeError, ValueError) as exc:
-            raise StoppedError(f"{self._name}: {first_line(exc)}") from exc
+            if self._address == "local":
+                raise StoppedError(f"Ray can't be started: {first_line(exc)}") from exc
+            raise StoppedError(f"{self._name}: {first_line(exc)}. {_LET_IN}") from exc
 
     @property
     def nodes(self) -> list[Node]:
@@ -328,7 +329,7 @@ class _Watch:
             return
         self._looked = now
         try:
-            _require_answer(self._head)
+            _require_answer(self._head, self._head)
         except StoppedError as exc:
             if time.monotonic() - self._heard > _LOST_SECONDS:
                 raise StoppedError(f"the Ray cluster at {self._head} is gone; --resume goes on with another.") from exc
@@ -342,20 +343,26 @@ def _precision_here() -> str:
     return choose_precision("auto", choose_device("cuda"))
 
 
-def _require_answer(address: str) -> None:
+def _require_answer(address: str, name: str) -> None:
+    """Have something answer at an address, which messages call by its name.
+
+    Raises:
+        StoppedError: nothing does.
+        UsageError: it isn't an address.
+    """
     host, _, port = address.rpartition(":")
     if "://" in address:
         raise UsageError(
-            f"--ray-address {address}: use HOST:PORT of the head node, on one of the cluster's nodes; from elsewhere, "
-            "`ray job submit` runs the whole command there."
+            f"{name}: use HOST:PORT of the head node, on one of the cluster's nodes; from elsewhere, `ray job submit` "
+            "runs the whole command there."
         )
     if not host or not port.isdigit():
-        raise UsageError(f"--ray-address {address}: use HOST:PORT, or auto for the cluster that this machine is in.")
+        raise UsageError(f"{name}: use HOST:PORT, or auto for the cluster that this machine is in.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError) as exc:
         reason = getattr(exc, "strerror", None) or first_line(exc)
-        raise StoppedError(f"--ray-address {address}: no Ray cluster answers there ({reason.lower()}).") from exc
+        raise StoppedError(f"{name}: no Ray cluster answers there ({reason.lower()}).") from exc
 
 
 def _quiet(verbose: bool) -> None:

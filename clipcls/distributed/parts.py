@@ -32,20 +32,45 @@ class PartFiles:
         self.kind = kind
         self._folder = folder
         self._files = files
-        counts = {number: tally(path, format_for(path)) for number, path in files.items()}
-        self._broken = {number for number, (_, failed) in counts.items() if failed} if retry else set()
-        count, failed = (sum(pair[i] for pair in counts.values()) for i in range(2))
-        self.done = (count - failed, 0) if retry else (count, failed)
+        self._retry = retry
+        self._merging: set[int] = set()  # the parts of which some rows are run again
+        self.done = (0, 0)
 
     def __contains__(self, number: int) -> bool:
         return number in self._files
 
-    def retries(self, parts: Iterable[Part]) -> Iterator[Task]:
-        """What is to be run again."""
+    def count(self, parts: Iterable[Part]) -> list[Task]:
+        """Count what is done; returns what is to be run again."""
+        again = []
+        done = failed = 0
         for part in parts:
-            if part.number in self._broken:
-                failed = (row.path for row in self._rows(part.number) if row.error is not None)
-                yield Task(part.line, tuple(failed))
+            if part.number not in self._files:
+                continue
+            rows, errors = self._tally(part)
+            if errors and self._retry:
+                again.append(self._retry_of(part))
+                rows, errors = (rows - errors, 0) if part.number in self._merging else (0, 0)
+            done, failed = done + rows, failed + errors
+        self.done = done, failed
+        return again
+
+    def _tally(self, part: Part) -> tuple[int, int]:
+        path = self._files[part.number]
+        rows, errors = tally(path, format_for(path))
+        if part.container is None and part.count is not None and rows > part.count:
+            # a retry has taken images that couldn't be listed out of the plan, to list them anew
+            planned = part.paths
+            kept = [row for row in self._rows(part.number) if planned[row.path] > 0]
+            self._replace(path, encode(kept, format_for(path)))
+            rows, errors = len(kept), sum(row.error is not None for row in kept)
+        return rows, errors
+
+    def _retry_of(self, part: Part) -> Task:
+        failed = tuple(row.path for row in self._rows(part.number) if row.error is not None)
+        if part.container in failed:
+            return Task(part.line)  # what is in it, or how much of it, wasn't known
+        self._merging.add(part.number)
+        return Task(part.line, failed)
 
     def write(self, report: Report) -> None:
         """Write a part, or the rows of it that were run again in their old places.
@@ -53,11 +78,17 @@ class PartFiles:
         Raises:
             StoppedError: it can't be written; what was there is as it was.
         """
-        path = self._folder / part_name(report.number, self.kind)
-        content = report.content
-        if report.number in self._broken:
-            path = self._files[report.number]
-            content = encode(self._merged(report), format_for(path))
+        path = self._files.get(report.number)
+        if path is None:
+            self._replace(self._folder / part_name(report.number, self.kind), report.content)
+            return
+        # an earlier run may have written another format
+        rows = read_predictions(io.BytesIO(report.content), self.kind, "memory")
+        merged = self._merged(report.number, rows) if report.number in self._merging else rows
+        self._replace(path, encode(merged, format_for(path)))
+
+    @staticmethod
+    def _replace(path: Path, content: bytes) -> None:
         try:
             write_atomically(path, lambda file: file.write(content))
         except OSError as exc:
@@ -67,11 +98,11 @@ class PartFiles:
         path = self._files[number]
         return predictions_in(path, format_for(path))
 
-    def _merged(self, report: Report) -> Iterator[Prediction]:
+    def _merged(self, number: int, rows: Iterable[Prediction]) -> Iterator[Prediction]:
         new: dict[str, deque[Prediction]] = defaultdict(deque)
-        for row in read_predictions(io.BytesIO(report.content), self.kind, "memory"):
+        for row in rows:
             new[row.path].append(row)
-        for row in self._rows(report.number):
+        for row in self._rows(number):
             # what isn't in its shard or table any more keeps its error
             again = row.error is not None and new[row.path]
             yield replace(again.popleft(), index=row.index) if again else row

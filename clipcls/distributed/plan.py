@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from clipcls.errors import ImageError, StoppedError, UsageError
 from clipcls.files import write_atomically
 from clipcls.inputs import expand
 from clipcls.records import Address, Container, ImageRef, Span, Stored
-from clipcls.stores import in_store
+from clipcls.stores import in_store, look
 from clipcls.tables import row_groups
 
 #: The index of a row is ROWS times its part's number, plus its place in the part.
@@ -25,6 +26,10 @@ ROWS = 10**9
 
 # pictures in a part: fewer would spend their time between parts, more would be lost with a worker
 _FEWEST, _MOST = 100, 5_000
+# stores that are asked for shards take their time to answer
+_ASKED_AT_ONCE = 16
+# of what the plan has of a picture
+_ENTRY_WITH_ERROR = 2
 # parts for each worker, so that all have something to do until the end
 _PARTS_A_WORKER = 8
 
@@ -42,6 +47,18 @@ class Part:
     number: int
     count: int | None
     line: str
+
+    @property
+    def container(self) -> str | None:
+        """The path of the shard or the table that it is in; None for pictures."""
+        fields = json.loads(self.line)
+        path: str | None = fields.get("shard", fields.get("table"))
+        return path
+
+    @property
+    def paths(self) -> Counter[str]:
+        """What `discover` listed."""
+        return Counter(image.path for image in _parsed(json.loads(self.line))[0])
 
     @property
     def place(self) -> str | None:
@@ -86,6 +103,7 @@ class Plan:
 
     Args:
         goes_on: False where there are no results of it yet, so that it is made anew.
+        retry: forget what couldn't even be listed, so that it is listed anew.
 
     Attributes:
         parts: in input order; what has come since is behind what was there.
@@ -94,11 +112,14 @@ class Plan:
         UsageError: the file isn't a plan.
     """
 
-    def __init__(self, path: Path, goes_on: bool) -> None:
+    def __init__(self, path: Path, goes_on: bool, retry: bool = False) -> None:
         self._path = path
+        self._retry = retry
         self.parts: list[Part] = []
         if goes_on:
             self._read()
+        if retry:
+            self.parts = [_without_errors(part) for part in self.parts]
 
     def extend(self, images: Iterable[ImageRef], workers: int, column: str | None = None) -> None:
         """Add what isn't planned yet.
@@ -107,11 +128,34 @@ class Plan:
             images: as `clipcls.inputs.discover` lists them, with `unread`.
             workers: that shall all have something to do.
             column: of the pictures, in tables.
+
+        Raises:
+            UsageError: a shard or a table isn't what it was when it was planned.
         """
+        images = list(images)
+        statuses = _statuses(images)
+        self._compare(statuses)
         planned = Counter(path for part in self.parts for path in _paths_in(part.line))
         new = list(_missing(images, planned))
         first = self.parts[-1].number + 1 if self.parts else 0
-        self.parts += [_part(number, cut) for number, cut in enumerate(_cuts(new, workers, column), first)]
+        self.parts += [_part(number, cut, statuses) for number, cut in enumerate(_cuts(new, workers, column), first)]
+
+    def _compare(self, statuses: dict[str, str | None]) -> None:
+        """Refuse what has changed; where errors are retried, what has been mended is what it is now."""
+        for number, part in enumerate(self.parts):
+            container = part.container
+            if container is None or container not in statuses:
+                continue
+            fields = json.loads(part.line)
+            if fields["status"] == statuses[container]:
+                continue
+            if not self._retry:
+                raise UsageError(
+                    f"--resume: {container} isn't what it was when it was planned, so that some of its pictures might "
+                    "be left out. Leave it out here and label it with an output of its own; --retry-errors takes it "
+                    "as it is, where only what failed has been mended."
+                )
+            self.parts[number] = _of_fields(fields | {"status": statuses[container]})
 
     def write(self) -> None:
         """Put the plan on the disk.
@@ -144,14 +188,45 @@ def _missing(images: Iterable[ImageRef], planned: Counter[str]) -> Iterator[Imag
             yield image
 
 
-def _part(number: int, cut: _Cut) -> Part:
+def _part(number: int, cut: _Cut, statuses: dict[str, str | None]) -> Part:
     fields: dict[str, Any] = {"part": number, "count": cut.count}
-    container = cut.images[0].content
-    if isinstance(container, Container):
-        fields |= {container.kind: cut.images[0].path, "rows": cut.rows}
+    image = cut.images[0]
+    if isinstance(image.content, Container):
+        fields |= {image.content.kind: image.path, "rows": cut.rows, "status": statuses[image.path]}
     else:
         fields["images"] = [_entry(image) for image in cut.images]
-    return Part(number, cut.count, json.dumps(fields, separators=(",", ":")))
+    return _of_fields(fields)
+
+
+def _of_fields(fields: dict[str, Any]) -> Part:
+    return Part(fields["part"], fields["count"], json.dumps(fields, separators=(",", ":")))
+
+
+def _without_errors(part: Part) -> Part:
+    fields = json.loads(part.line)
+    if "images" not in fields:
+        return part
+    images = [entry for entry in fields["images"] if len(entry) != _ENTRY_WITH_ERROR]
+    return _of_fields(fields | {"images": images, "count": len(images)})
+
+
+def _statuses(images: Iterable[ImageRef]) -> dict[str, str | None]:
+    """What tells whether shards and tables are what they were; None where nothing does."""
+    paths = {image.path for image in images if isinstance(image.content, Container)}
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        return dict(zip(paths, pool.map(_status, paths), strict=True))
+
+
+def _status(path: str) -> str | None:
+    try:
+        if in_store(path):
+            stored = look(path).content
+            return f"{stored.size} {stored.status}" if isinstance(stored, Stored) else None
+        facts = Path(path).stat()
+    except (OSError, ImageError):
+        return None  # whoever reads it will say so
+    # not the inode: a copy on another disk will do
+    return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
 def _entry(image: ImageRef) -> list[Any]:

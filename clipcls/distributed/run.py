@@ -76,9 +76,9 @@ class Run:
         self._pool = pool
         self._job = job
         self._output = output
-        self.before, self.failed = output.done
         left = [part for part in plan.parts if part.number not in output]
-        self._tasks = [*map(Task, (part.line for part in left)), *output.retries(plan.parts)]
+        self._tasks = [*map(Task, (part.line for part in left)), *output.count(plan.parts)]
+        self.before, self.failed = output.done
         counts = [part.count for part in left]
         again = sum(len(task.again or ()) for task in self._tasks)
         self.total = None if None in counts else self.before + again + sum(count or 0 for count in counts)
@@ -132,7 +132,7 @@ def open_run(
         with claim_folder(target, folder, settings) as (journal, files):
             if files and target.retry_errors:
                 journal.restate(settings)
-            plan = Plan(folder / PLAN_NAME, goes_on=bool(files))
+            plan = Plan(folder / PLAN_NAME, bool(files), target.retry_errors)
             plan.extend(listing.images(), pool.workers, listing.column)
             plan.write()
             output = PartFiles(folder, target.kind or "parquet", files, target.retry_errors)
