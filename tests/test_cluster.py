@@ -1,10 +1,12 @@
 """How a cluster is divided among workers."""
 
+import logging
 import socket
 import time
 
 import pytest
 
+from clipcls.distributed import cluster as module
 from clipcls.distributed.cluster import ANSWER_SECONDS, Cluster, Node, Pool, divide
 from clipcls.errors import StoppedError, UsageError
 
@@ -75,3 +77,37 @@ def test_cluster_that_nobody_answers_for_is_given_up_at_once() -> None:
     with pytest.raises(StoppedError, match=rf"{address}: no Ray cluster answers there \(connection refused\)"):
         Cluster(address, verbose=False)
     assert time.monotonic() - start < ANSWER_SECONDS + 1
+
+
+def test_watch_tells_of_a_cluster_without_room_and_gives_it_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    room = True
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module, "_require_answer", lambda *_: None)
+    monkeypatch.setattr(logging.getLogger("clipcls"), "propagate", True)
+    watch = module._Watch("head:1", lambda: room)
+    told = []
+    for now in range(0, 1300, 10):
+        room = not 100 <= now < 200 and now < 500
+        try:
+            watch.look()
+        except StoppedError as exc:
+            assert "for 10 minutes, no node" in str(exc)
+            break
+        told.append(len(caplog.messages))
+    assert now == 1100
+    assert (told[13], told[20], told[-1]) == (1, 1, 2)
+
+
+def test_watch_gives_up_a_head_node_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, *(float(seconds) for seconds in range(10, 100, 10) for _ in range(2))])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        watch = module._Watch(f"127.0.0.1:{silent.getsockname()[1]}", lambda: True)
+        for _ in range(3):
+            watch.look()
+        with pytest.raises(StoppedError, match="is gone; --resume"):
+            watch.look()

@@ -26,6 +26,8 @@ JOIN_SECONDS = 40
 _LET_IN = "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH have to be those of its nodes, and Ray and Python the same versions."
 # a head node that isn't heard of for so long is gone
 _LOST_SECONDS = 30
+# a cluster without a node for a worker is waited for so long
+_ROOM_SECONDS = 600
 _POLL_SECONDS = 0.2
 # more threads in one process would wait for Python's lock
 _MOST_THREADS = 8
@@ -119,6 +121,8 @@ def require_ray() -> Any:
     """
     # nobody is told how clipcls is used unless they want to; before Ray is imported, which reads it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # else a thread that still asks for something after the end would join whatever cluster it finds
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray
         import ray.data
@@ -231,7 +235,7 @@ class Cluster:
         self._tell_if_busy(pool)
         results: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(job, tasks, pool, results), daemon=True).start()
-        watch = _Watch(self._head)
+        watch = _Watch(self._head, lambda: self._has_room(pool))
         left = len(tasks)
         while left:
             try:
@@ -247,6 +251,9 @@ class Cluster:
             result.require()
             left -= 1
             yield result
+
+    def _has_room(self, pool: Pool) -> bool:
+        return any(node.cpus >= pool.cpus and node.gpus >= pool.gpus for node in self.nodes)
 
     def _tell_if_busy(self, pool: Pool) -> None:
         free = self._ray.available_resources()
@@ -314,15 +321,21 @@ def _report(row: dict[str, Any]) -> Report:
 
 
 class _Watch:
-    """Looks whether the head node is still there; Ray itself would end this process after a minute, without a word."""
+    """Looks whether the cluster can still do it.
 
-    def __init__(self, head: str) -> None:
+    Ray itself would end this process a minute after the head node is gone, without a word, and wait for ever for a
+    node that a worker fits on.
+    """
+
+    def __init__(self, head: str, has_room: Callable[[], bool]) -> None:
         self._head = head
-        self._heard = self._looked = time.monotonic()
+        self._has_room = has_room
+        self._heard = self._roomy = self._looked = time.monotonic()
+        self._has_told = False
 
     def look(self) -> None:
         """Raises:
-        StoppedError: it hasn't been there for some time.
+        StoppedError: its head node, or all nodes that a worker fits on, have been away for some time.
         """
         now = time.monotonic()
         if now - self._looked < ANSWER_SECONDS:
@@ -333,8 +346,17 @@ class _Watch:
         except StoppedError as exc:
             if time.monotonic() - self._heard > _LOST_SECONDS:
                 raise StoppedError(f"the Ray cluster at {self._head} is gone; --resume goes on with another.") from exc
-        else:
-            self._heard = now
+            return
+        self._heard = now
+        if self._has_room():
+            self._roomy, self._has_told = now, False
+        elif now - self._roomy > _ROOM_SECONDS:
+            raise StoppedError(
+                f"for {_ROOM_SECONDS // 60} minutes, no node of the cluster had room for a worker; --resume goes on."
+            )
+        elif not self._has_told and now - self._roomy > _LOST_SECONDS:
+            self._has_told = True
+            logger.warning("no node of the cluster has room for a worker any more; waiting for one")
 
 
 def _precision_here() -> str:
