@@ -128,10 +128,49 @@ def test_plan_goes_on_with_what_is_new(tmp_path: Path) -> None:
     plan = planned(tmp_path, files(250))
     plan.write()
     plan = Plan(tmp_path / "plan", goes_on=True)
-    plan.extend([ImageRef("new.jpg"), *files(250), ImageRef("7.jpg")], 2)
+    plan.extend([ImageRef("new.jpg"), *files(250), ImageRef("7.jpg")], 2, finished={0})
     assert sizes(plan) == [100, 100, 50, 2]
     # listed a second time, so wanted twice
     assert [image.path for image in plan.parts[3].images(None, False, False)] == ["new.jpg", "7.jpg"]
+
+
+def test_plan_leaves_out_what_is_not_listed_any_more_unless_it_is_done(tmp_path: Path) -> None:
+    plan = planned(tmp_path, [*files(250), ImageRef("gone.jpg", "no such file")])
+    plan.write()
+    plan = Plan(tmp_path / "plan", goes_on=True)
+    # of the last part nothing is left but what has come meanwhile
+    plan.extend([*files(150)[::3], ImageRef("gone.jpg")], 2, finished={0})
+    assert [(part.number, part.count) for part in plan.parts] == [(0, 100), (1, 16), (2, 1)]
+    assert list(plan.parts[2].images(None, False, False)) == [ImageRef("gone.jpg")]
+    plan.extend(files(10), 2, finished={0})
+    assert [(part.number, part.count) for part in plan.parts] == [(0, 100)]
+
+
+def test_plan_leaves_out_containers_that_are_not_listed_any_more(tmp_path: Path) -> None:
+    tar = shard(tmp_path / "a.tar", save_pictures(tmp_path / "p", 250, (8, 8)))
+    listed = list(discover([tar], unread=True))
+    plan = planned(tmp_path, listed)
+    plan.extend([], 2, finished={1})
+    assert [part.number for part in plan.parts] == [1]
+
+
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_plan_takes_a_container_that_changed_before_any_of_it_was_done(tmp_path: Path, ending: str) -> None:
+    paths = save_pictures(tmp_path / "p", 250, (8, 8))
+
+    def listed(count: int) -> list[ImageRef]:
+        if ending == "tar":
+            made = shard(tmp_path / "a.tar", paths[:count])
+        else:
+            made = table(tmp_path / "t.parquet", [str(path) for path in paths[:count]], 50)
+        return list(discover([made], column="image", unread=True))
+
+    plan = planned(tmp_path, listed(150))
+    assert len(plan.parts) == 2
+    plan.extend(listed(250), 2, "image")
+    assert len(pictures(plan.parts, "image")) == 250
+    with pytest.raises(UsageError, match="isn't what it was"):
+        plan.extend(listed(200), 2, "image", finished={0})
 
 
 def test_plan_knows_the_containers_it_has_cut(tmp_path: Path) -> None:

@@ -90,6 +90,15 @@ def test_model_that_was_put_there_in_part_is_put_there_again(
     assert contents(sent.here(store.fetch)) == contents(locate(ModelSpec(str(original))))
 
 
+def test_model_that_was_not_sent_is_not_taken_for_empty(tiny_model: Path, tmp_path: Path, node: Path) -> None:
+    store = Store()
+    sent, original = moved(tiny_model, store, tmp_path)
+    unsent = replace(sent, sent=tuple(replace(file, chunks=()) for file in sent.sent))
+    with pytest.raises(StoppedError, match=r"doesn't see .*open_clip_model.safetensors, and hasn't got it"):
+        unsent.here(store.fetch)
+    assert contents(sent.here(store.fetch)) == contents(locate(ModelSpec(str(original))))
+
+
 def test_model_that_has_changed_is_another(tiny_model: Path, tmp_path: Path, node: Path) -> None:
     store = Store()
     sent, original = moved(tiny_model, store, tmp_path)

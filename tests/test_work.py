@@ -140,7 +140,7 @@ def test_what_could_not_be_listed_is_listed_anew(make: Make, tmp_path: Path) -> 
     plan.write()
     out = written(tmp_path / "out", "jsonl", label(job, plan))
     retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
-    retried.extend([images[0], ImageRef("later.png"), images[1]], 1)
+    retried.extend([images[0], ImageRef("later.png"), images[1]], 1, finished={0})
     assert [part.count for part in retried.parts] == [2, 1]
     output = PartFiles(out, "jsonl", parts_in(out), retry=True)
     assert output.count(retried.parts) == []
@@ -164,16 +164,16 @@ def test_shard_that_was_broken_is_read_again_as_a_whole(make: Make, tmp_path: Pa
             archive.add(image.path, Path(image.path).name)
     again = list(discover([shard], unread=True))
     with pytest.raises(UsageError, match=r"a\.tar isn't what it was"):
-        Plan(tmp_path / "plan", goes_on=True).extend(again, 1)
+        Plan(tmp_path / "plan", goes_on=True).extend(again, 1, finished={0})
     retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
-    retried.extend(again, 1)
+    retried.extend(again, 1, finished={0})
     output = PartFiles(out, "parquet", parts_in(out), retry=True)
     (task,) = output.count(retried.parts)
     output.write(Worker(replace(job, kind="parquet"), lambda _: b"").label(task))
     assert [row.path for row in rows_in(out)] == [f"{shard}/00{number}.png" for number in range(3)]
     # from now on it is what it was
     retried.write()
-    Plan(tmp_path / "plan", goes_on=True).extend(again, 1)
+    Plan(tmp_path / "plan", goes_on=True).extend(again, 1, finished={0})
 
 
 def test_files_that_are_there_are_counted(make: Make, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from clipcls.distributed.work import Job, Report, Task, Worker
@@ -24,6 +25,7 @@ ANSWER_SECONDS = 5
 #: And so many seconds later the cluster has let us in.
 JOIN_SECONDS = 40
 _LET_IN = "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH have to be those of its nodes, and Ray and Python the same versions."
+_NEEDED = f"All nodes need clipcls {version('clipcls')} with its extra ray; -v says more."
 # a head node that isn't heard of for so long is gone
 _LOST_SECONDS = 30
 # a cluster without a node for a worker is waited for so long
@@ -245,7 +247,7 @@ class Cluster:
                 yield None
                 continue
             if isinstance(result, BaseException):
-                raise StoppedError(f"Ray gave up: {self._reason(result)}") from result
+                raise StoppedError(f"Ray gave up: {self._reason(result)}. {_NEEDED}") from result
             if result is None:
                 raise StoppedError(f"Ray ended with {left:,} parts undone.")
             result.require()

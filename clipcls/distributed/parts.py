@@ -1,7 +1,7 @@
 """The part files of a run on a cluster, which only the machine writes that the run was started on."""
 
 import io
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ class PartFiles:
         rows, errors = tally(path, format_for(path))
         if part.container is None and part.count is not None and rows > part.count:
             # a retry has taken images that couldn't be listed out of the plan, to list them anew
-            planned = part.paths
+            planned = Counter(part.paths)
             kept = [row for row in self._rows(part.number) if planned[row.path] > 0]
             self._replace(path, encode(kept, format_for(path)))
             rows, errors = len(kept), sum(row.error is not None for row in kept)

@@ -7,8 +7,9 @@ its file is done, and nothing of it is done twice.
 import itertools
 import json
 import math
-from collections import Counter
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,10 @@ class Part:
         return path
 
     @property
-    def paths(self) -> Counter[str]:
-        """What `discover` listed."""
-        return Counter(image.path for image in _parsed(json.loads(self.line))[0])
+    def paths(self) -> list[str]:
+        """What `discover` listed; of a shard or a table that is cut, its first part says so."""
+        images, rows = _parsed(json.loads(self.line))
+        return [image.path for image in images] if rows is None or rows[0] == 0 else []
 
     @property
     def place(self) -> str | None:
@@ -121,27 +123,46 @@ class Plan:
         if retry:
             self.parts = [_without_errors(part) for part in self.parts]
 
-    def extend(self, images: Iterable[ImageRef], workers: int, column: str | None = None) -> None:
-        """Add what isn't planned yet.
+    def extend(
+        self,
+        images: Iterable[ImageRef],
+        workers: int,
+        column: str | None = None,
+        finished: AbstractSet[int] = frozenset(),
+    ) -> None:
+        """Plan what is listed now: add what is new, and take out what isn't listed any more and not finished.
 
         Args:
             images: as `clipcls.inputs.discover` lists them, with `unread`.
             workers: that shall all have something to do.
             column: of the pictures, in tables.
+            finished: numbers of parts that stay as they are.
 
         Raises:
-            UsageError: a shard or a table isn't what it was when it was planned.
+            UsageError: a shard or a table isn't what it was when some of it was done.
         """
         images = list(images)
         statuses = _statuses(images)
-        self._compare(statuses)
-        planned = Counter(path for part in self.parts for path in _paths_in(part.line))
-        new = list(_missing(images, planned))
+        self._compare(statuses, finished)
+        places: dict[str, deque[int]] = defaultdict(deque)  # where in the list a path is
+        for place, image in enumerate(images):
+            places[image.path].append(place)
         first = self.parts[-1].number + 1 if self.parts else 0
-        self.parts += [_part(number, cut, statuses) for number, cut in enumerate(_cuts(new, workers, column), first)]
+        kept = []
+        for part in self.parts:
+            listed = [images[places[path].popleft()] for path in part.paths if places[path]]
+            if part.number in finished or (part.container is not None and part.container in statuses):
+                kept.append(part)
+            elif listed and part.container is None:
+                # as they are now; one that wasn't there may have come
+                kept.append(_part(part.number, _Cut(listed, count=len(listed)), statuses))
+        new = [images[place] for place in sorted(place for several in places.values() for place in several)]
+        parts = (_part(number, cut, statuses) for number, cut in enumerate(_cuts(new, workers, column), first))
+        self.parts = [*kept, *parts]
 
-    def _compare(self, statuses: dict[str, str | None]) -> None:
-        """Refuse what has changed; where errors are retried, what has been mended is what it is now."""
+    def _compare(self, statuses: dict[str, str | None], finished: AbstractSet[int]) -> None:
+        """Refuse what has changed since some of it was done; where errors are retried, it is taken as it is now."""
+        begun = {part.container for part in self.parts if part.number in finished}
         for number, part in enumerate(self.parts):
             container = part.container
             if container is None or container not in statuses:
@@ -149,7 +170,7 @@ class Plan:
             fields = json.loads(part.line)
             if fields["status"] == statuses[container]:
                 continue
-            if not self._retry:
+            if container in begun and not self._retry:
                 raise UsageError(
                     f"--resume: {container} isn't what it was when it was planned, so that some of its pictures might "
                     "be left out. Leave it out here and label it with an output of its own; --retry-errors takes it "
@@ -177,15 +198,6 @@ class Plan:
                 f"{self._path}: missing, or not the plan of a run, so that its results can't be gone on with. Choose "
                 "another output."
             ) from exc
-
-
-def _missing(images: Iterable[ImageRef], planned: Counter[str]) -> Iterator[ImageRef]:
-    """What isn't planned; what is listed twice is wanted twice."""
-    for image in images:
-        if planned[image.path] > 0:
-            planned[image.path] -= 1
-        else:
-            yield image
 
 
 def _part(number: int, cut: _Cut, statuses: dict[str, str | None]) -> Part:
@@ -253,13 +265,6 @@ def _parsed(fields: dict[str, Any]) -> tuple[list[ImageRef], tuple[int, int] | N
     return [_image(*entry) for entry in fields["images"]], None
 
 
-def _paths_in(line: str) -> Iterator[str]:
-    """The paths that `discover` listed; of a container that is cut, its first part tells."""
-    images, rows = _parsed(json.loads(line))
-    if rows is None or rows[0] == 0:
-        yield from (image.path for image in images)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Where to cut
 
@@ -278,15 +283,13 @@ def _cuts(images: Sequence[ImageRef], workers: int, column: str | None) -> Itera
             yield from _batches(list(several), size)
             continue
         for image in several:
-            pictures = counts.get(image.path)
-            sizes = groups.get(image.path) or [pictures or 0]
+            sizes = groups.get(image.path) or [counts.get(image.path, 0)]
             ranges = list(_ranges(sizes, size))
-            if pictures is not None and ranges:
-                # whatever has come since it was counted
-                ranges[-1] = (ranges[-1][0], ROWS)
-            yield from (_Cut([image], rows, min(rows[1], sum(sizes)) - rows[0]) for rows in ranges)
             if not ranges:
                 yield _Cut([image])
+                continue
+            ranges[-1] = (ranges[-1][0], ROWS)  # with whatever has come since it was counted
+            yield from (_Cut([image], rows, min(rows[1], sum(sizes)) - rows[0]) for rows in ranges)
 
 
 def _batches(images: Sequence[ImageRef], size: int) -> Iterator[_Cut]:

@@ -133,7 +133,7 @@ def open_run(
             if files and target.retry_errors:
                 journal.restate(settings)
             plan = Plan(folder / PLAN_NAME, bool(files), target.retry_errors)
-            plan.extend(listing.images(), pool.workers, listing.column)
+            plan.extend(listing.images(), pool.workers, listing.column, files.keys())
             plan.write()
             output = PartFiles(folder, target.kind or "parquet", files, target.retry_errors)
             job = Job(

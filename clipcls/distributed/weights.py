@@ -28,11 +28,13 @@ class SentFile:
 
     Attributes:
         status: by which it is recognised where others see it too.
+        size: in bytes.
         chunks: references to its content; empty where nobody needs it.
     """
 
     path: Path
     status: str
+    size: int
     chunks: tuple[Any, ...]
 
 
@@ -77,10 +79,15 @@ def send(files: "ModelFiles", put: Callable[[bytes], Any] | None) -> SentModel:
     # the same file may be named twice
     paths = list(dict.fromkeys(path.absolute() for path in files.all()))
     try:
-        sent = [SentFile(path, _status(path) or "", tuple(map(put, _chunks(path))) if put else ()) for path in paths]
+        sent = [_sent(path, put) for path in paths]
     except OSError as exc:
         raise StoppedError(f"{exc.filename}: can't be read: {exc.strerror}.") from exc
     return SentModel(_moved(files, {path: path for path in paths}), tuple(sent))
+
+
+def _sent(path: Path, put: Callable[[bytes], Any] | None) -> SentFile:
+    facts = path.stat()
+    return SentFile(path, file_status(facts), facts.st_size, tuple(map(put, _chunks(path))) if put else ())
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -90,14 +97,23 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _copy(file: SentFile, target: Path, fetch: Callable[[Any], bytes]) -> None:
-    """Write a file unless an earlier worker has; it has its name once it is whole."""
-    if target.exists():
+    """Write a file unless an earlier worker has; it has its name once it is whole.
+
+    Raises:
+        StoppedError: there is no content to write, or not all of it.
+    """
+    if target.exists() and target.stat().st_size == file.size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f"{target.name}.part")
     with draft.open("wb") as out:
         for chunk in file.chunks:
             out.write(fetch(chunk))
+    if draft.stat().st_size != file.size:
+        raise StoppedError(
+            f"{NAME} doesn't see {file.path}, and hasn't got it: the node came after the run had begun, or the file "
+            "changed meanwhile. --resume goes on with the cluster as it is."
+        )
     draft.replace(target)
 
 
