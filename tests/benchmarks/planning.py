@@ -51,7 +51,7 @@ def plan(path: Path, paths: int, shards: int, again: bool) -> tuple[float, float
     before, start = resident(), time.perf_counter()
     made = Plan(path, goes_on=again)
     made.extend(listed(paths, shards), WORKERS)
-    made.write("benchmark")
+    made.write()
     return time.perf_counter() - start, resident() - before, len(made.parts)
 
 
