@@ -111,3 +111,22 @@ def test_watch_gives_up_a_head_node_that_is_gone(monkeypatch: pytest.MonkeyPatch
             watch.look()
         with pytest.raises(StoppedError, match="is gone; --resume"):
             watch.look()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "\x1b[36mray::f()\x1b[39m (pid=1)\n  File x\nModuleNotFoundError: No module named 'clipcls'",
+            "ModuleNotFoundError: No",
+        ),
+        (
+            "Failed\nray.exceptions.OutOfMemoryError: no room\nTo change retry attempts, configure",
+            "ray.exceptions.OutOf",
+        ),
+        ("something else\nand more", "RuntimeError: something else"),
+        ("", "RuntimeError: "),
+    ],
+)
+def test_reason_is_found_in_what_ray_says(text: str, reason: str) -> None:
+    assert module._reason(RuntimeError(text)).startswith(reason)

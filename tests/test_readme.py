@@ -61,6 +61,10 @@ def test_every_option_named_in_prose_exists() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose))
     # options of pip, git, torchrun, benchmarks and cog, and of `clipcls models` and `clipcls cache`
     elsewhere = {
+        "--address",
+        "--block",
+        "--head",
+        "--port",
         "--more-words",
         "--memory",
         "--nproc-per-node",

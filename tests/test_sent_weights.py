@@ -94,7 +94,7 @@ def test_model_that_was_not_sent_is_not_taken_for_empty(tiny_model: Path, tmp_pa
     store = Store()
     sent, original = moved(tiny_model, store, tmp_path)
     unsent = replace(sent, sent=tuple(replace(file, chunks=()) for file in sent.sent))
-    with pytest.raises(StoppedError, match=r"doesn't see .*open_clip_model.safetensors, and hasn't got it"):
+    with pytest.raises(StoppedError, match=r"open_clip_model.safetensors isn't seen, and hasn't been sent"):
         unsent.here(store.fetch)
     assert contents(sent.here(store.fetch)) == contents(locate(ModelSpec(str(original))))
 

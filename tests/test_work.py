@@ -203,7 +203,7 @@ def test_worker_gives_up_a_part_that_ended_others(make: Make, tmp_path: Path) ->
             patch.setattr(Path, "unlink", lambda *_, **__: None)
             worker.label(Task(plan.parts[0].line))
     (report,) = label(job, plan)
-    with pytest.raises(StoppedError, match=r"part 0: 3 workers .* Line 1 of \.clipcls-plan"):
+    with pytest.raises(StoppedError, match=r"3 workers .* part 0, .*\.clipcls-plan"):
         report.require()
     (report,) = label(replace(job, run="another"), plan)
     report.require()
@@ -218,9 +218,9 @@ def test_worker_leaves_nothing_behind(make: Make, own_folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "path", "message"),
     [
-        ({"release": "0.0"}, None, "started by 0.0"),
-        ({}, "/no/such/folder/a.png", "doesn't see /no/such/folder: "),
-        ({"directory": "/no/such"}, "folder/a.png", "doesn't see /no/such/folder: "),
+        ({"release": "0.0"}, None, "0.0 where the run was started"),
+        ({}, "/no/such/folder/a.png", "on .*: there is no /no/such/folder: "),
+        ({"directory": "/no/such"}, "folder/a.png", "on .*: there is no /no/such/folder: "),
     ],
 )
 def test_worker_on_a_node_that_differs_ends_the_run(

@@ -23,7 +23,9 @@ def predict(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Files, directories, globs, or - for paths on standard input.", show_default=False
+            metavar="INPUT",
+            help="Files, directories, globs, addresses, or - for paths on standard input.",
+            show_default=False,
         ),
     ] = None,
     # what to look for

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import re
 import socket
 import threading
 import time
@@ -198,8 +199,8 @@ class Cluster:
             )
         except (self._ray.exceptions.RayError, OSError, RuntimeError, ValueError) as exc:
             if self._address == "local":
-                raise StoppedError(f"Ray can't be started: {first_line(exc)}") from exc
-            raise StoppedError(f"{self._name}: {first_line(exc)}. {_LET_IN}") from exc
+                raise StoppedError(f"Ray can't be started: {_reason(exc)}") from exc
+            raise StoppedError(f"{self._name}: {_reason(exc)}. {_LET_IN}") from exc
 
     @property
     def nodes(self) -> list[Node]:
@@ -222,7 +223,7 @@ class Cluster:
         try:
             return str(self._ray.get(ask.remote(), timeout=300))
         except self._ray.exceptions.RayError as exc:
-            raise StoppedError(f"no worker says what its GPU can do: {first_line(exc)}") from exc
+            raise StoppedError(f"no worker says what its GPU can do: {_reason(exc)}") from exc
 
     def label(self, job: Job, tasks: Sequence[Task], pool: Pool) -> Iterator[Report | None]:
         """Label parts on the workers.
@@ -234,7 +235,6 @@ class Cluster:
             StoppedError: the cluster is lost, or can't do it.
             ClipclsError: what ended a worker's work.
         """
-        self._tell_if_busy(pool)
         results: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(job, tasks, pool, results), daemon=True).start()
         watch = _Watch(self._head, lambda: self._has_room(pool))
@@ -247,7 +247,7 @@ class Cluster:
                 yield None
                 continue
             if isinstance(result, BaseException):
-                raise StoppedError(f"Ray gave up: {self._reason(result)}. {_NEEDED}") from result
+                raise StoppedError(f"Ray gave up: {_reason(result)}. {_NEEDED}") from result
             if result is None:
                 raise StoppedError(f"Ray ended with {left:,} parts undone.")
             result.require()
@@ -257,7 +257,8 @@ class Cluster:
     def _has_room(self, pool: Pool) -> bool:
         return any(node.cpus >= pool.cpus and node.gpus >= pool.gpus for node in self.nodes)
 
-    def _tell_if_busy(self, pool: Pool) -> None:
+    def tell_if_busy(self, pool: Pool) -> None:
+        """Warn where workers will have to wait for others' work."""
         free = self._ray.available_resources()
         for kind, needed in (("CPU", pool.cpus), ("GPU", pool.gpus)):
             if needed * pool.workers > free.get(kind, 0.0) + 1e-6:
@@ -275,18 +276,13 @@ class Cluster:
         except BaseException as exc:  # noqa: BLE001 - raised again where the results are read
             results.put(exc)
 
-    def _reason(self, exc: BaseException) -> str:
-        """What went wrong; of what another machine raised, the last line of its traceback says so."""
-        if isinstance(exc, self._ray.exceptions.RayError):
-            return str(exc).strip().splitlines()[-1].strip()
-        return f"{type(exc).__name__}: {first_line(exc)}"
-
     def _dataset(self, job: Job, tasks: Sequence[Task], pool: Pool) -> Any:
         """One block a part, and one task a block."""
         data = self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = self._verbose
         context.print_on_execution_start = self._verbose
+        context.scheduling_strategy = "SPREAD"  # not one node full before the next has anything
         rows = [{"task": json.dumps([task.line, task.again])} for task in tasks]
         # a second part is sent while a worker is at the first; more would wait there while other workers are idle
         actors = data.ActorPoolStrategy(size=min(pool.workers, len(tasks)), max_tasks_in_flight_per_actor=2)
@@ -297,7 +293,6 @@ class Cluster:
             compute=actors,
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
-            scheduling_strategy="SPREAD",
         )
 
 
@@ -401,3 +396,10 @@ def _quiet(verbose: bool) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _reason(exc: BaseException) -> str:
+    """What went wrong; Ray's messages hold it among tracebacks of other machines, advice and colours."""
+    lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", str(exc)).splitlines()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
+    return named[-1] if named else f"{type(exc).__name__}: {lines[0] if lines else ''}"

@@ -23,7 +23,7 @@ def own_folder() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         owner = folder.stat().st_uid
     except OSError as exc:
-        raise StoppedError(f"{NAME}: {folder}: can't be made: {exc.strerror}.") from exc
+        raise StoppedError(f"{folder}: can't be made: {exc.strerror}.") from exc
     if user is not None and owner != user:
-        raise StoppedError(f"{NAME}: {folder} belongs to somebody else, who could put anything there. Remove it.")
+        raise StoppedError(f"{folder} belongs to somebody else, who could put anything there. Remove it.")
     return folder

@@ -144,10 +144,18 @@ class Plan:
         images = list(images)
         statuses = _statuses(images)
         self._compare(statuses, finished)
+        first = self.parts[-1].number + 1 if self.parts else 0
+        if self.parts:
+            images = self._go_on(images, statuses, finished)
+        self.parts += [_part(number, cut, statuses) for number, cut in enumerate(_cuts(images, workers, column), first)]
+
+    def _go_on(
+        self, images: Sequence[ImageRef], statuses: dict[str, str | None], finished: AbstractSet[int]
+    ) -> list[ImageRef]:
+        """Keep of the parts what is finished or listed; returns what else is listed."""
         places: dict[str, deque[int]] = defaultdict(deque)  # where in the list a path is
         for place, image in enumerate(images):
             places[image.path].append(place)
-        first = self.parts[-1].number + 1 if self.parts else 0
         kept = []
         for part in self.parts:
             listed = [images[places[path].popleft()] for path in part.paths if places[path]]
@@ -156,9 +164,8 @@ class Plan:
             elif listed and part.container is None:
                 # as they are now; one that wasn't there may have come
                 kept.append(_part(part.number, _Cut(listed, count=len(listed)), statuses))
-        new = [images[place] for place in sorted(place for several in places.values() for place in several)]
-        parts = (_part(number, cut, statuses) for number, cut in enumerate(_cuts(new, workers, column), first))
-        self.parts = [*kept, *parts]
+        self.parts = kept
+        return [images[place] for place in sorted(place for several in places.values() for place in several)]
 
     def _compare(self, statuses: dict[str, str | None], finished: AbstractSet[int]) -> None:
         """Refuse what has changed since some of it was done; where errors are retried, it is taken as it is now."""
@@ -225,8 +232,10 @@ def _without_errors(part: Part) -> Part:
 def _statuses(images: Iterable[ImageRef]) -> dict[str, str | None]:
     """What tells whether shards and tables are what they were; None where nothing does."""
     paths = {image.path for image in images if isinstance(image.content, Container)}
+    stored = {path for path in paths if in_store(path)}
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        return dict(zip(paths, pool.map(_status, paths), strict=True))
+        found = dict(zip(stored, pool.map(_status, stored), strict=True))
+    return found | {path: _status(path) for path in paths - stored}
 
 
 def _status(path: str) -> str | None:

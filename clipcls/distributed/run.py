@@ -126,6 +126,7 @@ def open_run(
     with _joined(spread) as cluster:
         gpus = 0.0 if spec.device == "cpu" else spread.gpus_per_worker
         pool = divide(cluster.nodes, spread.workers, gpus, spread.threads)
+        cluster.tell_if_busy(pool)
         facts = _settle_model(classifier, spec, cluster, pool)
         classifier.label_features = classifier.embed_labels(report_labels)
         settings = classifier.settings() | {"--engine": "ray", "--precision": facts.precision}

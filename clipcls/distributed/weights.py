@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcls.cache import file_status
-from clipcls.distributed.node import NAME, own_folder
+from clipcls.distributed.node import own_folder
 from clipcls.errors import StoppedError
 from clipcls.files import lock
 
@@ -63,7 +63,7 @@ class SentModel:
                 for file in self.sent:
                     _copy(file, _place(folder, file.path), fetch)
         except OSError as exc:
-            raise StoppedError(f"{NAME}: {folder}: the model can't be put there: {exc.strerror}.") from exc
+            raise StoppedError(f"{folder}: the model can't be put there: {exc.strerror}.") from exc
         return _moved(self.files, {file.path: _place(folder, file.path) for file in self.sent})
 
 
@@ -111,8 +111,8 @@ def _copy(file: SentFile, target: Path, fetch: Callable[[Any], bytes]) -> None:
             out.write(fetch(chunk))
     if draft.stat().st_size != file.size:
         raise StoppedError(
-            f"{NAME} doesn't see {file.path}, and hasn't got it: the node came after the run had begun, or the file "
-            "changed meanwhile. --resume goes on with the cluster as it is."
+            f"{file.path} isn't seen, and hasn't been sent: the node came after the run had begun, or the file changed "
+            "meanwhile. --resume goes on with the cluster as it is."
         )
     draft.replace(target)
 

@@ -117,12 +117,12 @@ class Worker:
                 return self._label(part, task.again, self._classifier)
         except ClipclsError as exc:
             # an exception would be taken for a failure of the machine, and come to the other end in Ray's wording
-            return Report(part.number, stopped=(type(exc).__name__, str(exc)))
+            return Report(part.number, stopped=(type(exc).__name__, f"on {NAME}: {exc}"))
 
     def _prepare(self) -> Classifier:
         job = self._job
         if job.release != version("clipcls"):
-            raise StoppedError(f"{NAME} has clipcls {version('clipcls')}, the run was started by {job.release}.")
+            raise StoppedError(f"clipcls is {version('clipcls')} here, and {job.release} where the run was started.")
         with contextlib.suppress(OSError):  # only relative paths need it
             os.chdir(job.directory)
         classifier = job.classifier
@@ -149,8 +149,8 @@ class Worker:
         folder = os.path.dirname(os.path.join(self._job.directory, place))  # noqa: PTH118, PTH120, as given
         if not os.path.isdir(folder):  # noqa: PTH112
             raise StoppedError(
-                f"{NAME} doesn't see {folder}: what is to be labelled has to be in a file system that all nodes share, "
-                "or in a store such as s3://."
+                f"there is no {folder}: what is to be labelled has to be in a file system that all nodes share, or in "
+                "a store such as s3://."
             )
 
     def _label(self, part: Part, again: tuple[str, ...] | None, classifier: Classifier) -> Report:
@@ -195,11 +195,11 @@ def _attempt(run: str, part: Part) -> Iterator[None]:
             attempts = file.tell()
             file.write(b".")
     except OSError as exc:
-        raise StoppedError(f"{NAME}: {mark}: can't be written: {exc.strerror}.") from exc
+        raise StoppedError(f"{mark}: can't be written: {exc.strerror}.") from exc
     if attempts >= _MOST_ATTEMPTS:
         raise StoppedError(
-            f"part {part.number}: {attempts} workers on {NAME} were killed while they were at it, as for want of "
-            f"memory. Line {part.number + 1} of .clipcls-plan in the output's folder says which pictures it has."
+            f"{attempts} workers were killed while they were at part {part.number}, as for want of memory. Its line in "
+            ".clipcls-plan, in the output's folder, says which pictures it has."
         )
     try:
         yield
