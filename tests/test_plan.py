@@ -146,6 +146,17 @@ def test_plan_leaves_out_what_is_not_listed_any_more_unless_it_is_done(tmp_path:
     assert [(part.number, part.count) for part in plan.parts] == [(0, 100)]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_plan_takes_a_shard_that_has_come_without_losing_its_neighbours(tmp_path: Path, first: bool) -> None:
+    tar = tmp_path / "a.tar"
+    names = [ImageRef(str(tar), "no such file"), ImageRef("b.jpg")]
+    plan = planned(tmp_path, names if first else names[::-1])
+    shard(tar, save_pictures(tmp_path / "p", 3, (8, 8)))
+    listed = [ImageRef(str(tar), content=Container("shard")), ImageRef("b.jpg")]
+    plan.extend(listed if first else listed[::-1], 2)
+    assert pictures(plan.parts) == [ImageRef("b.jpg"), *discover([tar])]
+
+
 def test_plan_leaves_out_containers_that_are_not_listed_any_more(tmp_path: Path) -> None:
     tar = shard(tmp_path / "a.tar", save_pictures(tmp_path / "p", 250, (8, 8)))
     listed = list(discover([tar], unread=True))

@@ -166,14 +166,38 @@ def test_shard_that_was_broken_is_read_again_as_a_whole(make: Make, tmp_path: Pa
     with pytest.raises(UsageError, match=r"a\.tar isn't what it was"):
         Plan(tmp_path / "plan", goes_on=True).extend(again, 1, finished={0})
     retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
-    retried.extend(again, 1, finished={0})
     output = PartFiles(out, "parquet", parts_in(out), retry=True)
     (task,) = output.count(retried.parts)
+    retried.extend(again, 1, finished={0}, mended=output.mended)
     output.write(Worker(replace(job, kind="parquet"), lambda _: b"").label(task))
     assert [row.path for row in rows_in(out)] == [f"{shard}/00{number}.png" for number in range(3)]
     # from now on it is what it was
     retried.write()
     Plan(tmp_path / "plan", goes_on=True).extend(again, 1, finished={0})
+
+
+def test_shard_that_was_broken_is_read_again_in_the_parts_that_follow_too(make: Make, tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as archive:
+        for image in files(tmp_path, 230):
+            archive.add(image.path, Path(image.path).name)
+    whole = shard.read_bytes()
+    job, plan = make(list(discover([shard], unread=True)))
+    plan.write()
+    shard.write_bytes(whole[: len(whole) * 3 // 5])
+    out = written(tmp_path / "out", "jsonl", label(job, plan))
+    assert 100 < len(rows_in(out)) < 200
+    shard.write_bytes(whole)
+    retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
+    output = PartFiles(out, "jsonl", parts_in(out), retry=True)
+    tasks = output.count(retried.parts)
+    retried.extend(discover([shard], unread=True), 1, finished={0, 1, 2}, mended=output.mended)
+    assert (output.done, [task.again for task in tasks]) == ((100, 0), [None, None])
+    for task in tasks:
+        output.write(Worker(job, lambda _: b"").label(task))
+    rows = rows_in(out)
+    assert [row.path for row in rows] == [image.path for image in discover([shard])]
+    assert not any(row.error for row in rows)
 
 
 def test_files_that_are_there_are_counted(make: Make, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,8 @@ class PartFiles:
         retry: whether the images in them that failed are to be run again.
 
     Attributes:
-        done: images in the files that aren't run again, and how many of them have an error.
+        done: images in the files that aren't run again, and how many of them have an error; see `count`.
+        mended: shards and tables that are read again from where they were broken.
     """
 
     def __init__(self, folder: Path, kind: Format, files: dict[int, Path], retry: bool) -> None:
@@ -35,11 +36,12 @@ class PartFiles:
         self._retry = retry
         self._merging: set[int] = set()  # the parts of which some rows are run again
         self.done = (0, 0)
+        self.mended: set[str] = set()
 
     def __contains__(self, number: int) -> bool:
         return number in self._files
 
-    def count(self, parts: Iterable[Part]) -> list[Task]:
+    def count(self, parts: Sequence[Part]) -> list[Task]:
         """Count what is done; returns what is to be run again."""
         again = []
         done = failed = 0
@@ -47,7 +49,7 @@ class PartFiles:
             if part.number not in self._files:
                 continue
             rows, errors = self._tally(part)
-            if errors and self._retry:
+            if self._retry and (errors or part.container in self.mended):
                 again.append(self._retry_of(part))
                 rows, errors = (rows - errors, 0) if part.number in self._merging else (0, 0)
             done, failed = done + rows, failed + errors
@@ -68,7 +70,9 @@ class PartFiles:
     def _retry_of(self, part: Part) -> Task:
         failed = tuple(row.path for row in self._rows(part.number) if row.error is not None)
         if part.container in failed:
-            return Task(part.line)  # what is in it, or how much of it, wasn't known
+            self.mended.add(str(part.container))
+        if part.container in self.mended:
+            return Task(part.line)  # how much is in it wasn't known, there and in the parts of it that follow
         self._merging.add(part.number)
         return Task(part.line, failed)
 

@@ -116,7 +116,6 @@ class Plan:
 
     def __init__(self, path: Path, goes_on: bool, retry: bool = False) -> None:
         self._path = path
-        self._retry = retry
         self.parts: list[Part] = []
         if goes_on:
             self._read()
@@ -129,6 +128,7 @@ class Plan:
         workers: int,
         column: str | None = None,
         finished: AbstractSet[int] = frozenset(),
+        mended: AbstractSet[str] = frozenset(),
     ) -> None:
         """Plan what is listed now: add what is new, and take out what isn't listed any more and not finished.
 
@@ -137,13 +137,14 @@ class Plan:
             workers: that shall all have something to do.
             column: of the pictures, in tables.
             finished: numbers of parts that stay as they are.
+            mended: shards and tables that may have changed since, which are read again.
 
         Raises:
             UsageError: a shard or a table isn't what it was when some of it was done.
         """
         images = list(images)
         statuses = _statuses(images)
-        self._compare(statuses, finished)
+        self._compare(statuses, finished, mended)
         first = self.parts[-1].number + 1 if self.parts else 0
         if self.parts:
             images = self._go_on(images, statuses, finished)
@@ -153,12 +154,14 @@ class Plan:
         self, images: Sequence[ImageRef], statuses: dict[str, str | None], finished: AbstractSet[int]
     ) -> list[ImageRef]:
         """Keep of the parts what is finished or listed; returns what else is listed."""
-        places: dict[str, deque[int]] = defaultdict(deque)  # where in the list a path is
+        # where in the list something is; what wasn't there before may have come as a shard or a table
+        places: dict[tuple[str, bool], deque[int]] = defaultdict(deque)
         for place, image in enumerate(images):
-            places[image.path].append(place)
+            places[image.path, isinstance(image.content, Container)].append(place)
         kept = []
         for part in self.parts:
-            listed = [images[places[path].popleft()] for path in part.paths if places[path]]
+            found = (places[path, part.container is not None] for path in part.paths)
+            listed = [images[several.popleft()] for several in found if several]
             if part.number in finished or (part.container is not None and part.container in statuses):
                 kept.append(part)
             elif listed and part.container is None:
@@ -167,9 +170,8 @@ class Plan:
         self.parts = kept
         return [images[place] for place in sorted(place for several in places.values() for place in several)]
 
-    def _compare(self, statuses: dict[str, str | None], finished: AbstractSet[int]) -> None:
-        """Refuse what has changed since some of it was done; where errors are retried, it is taken as it is now."""
-        begun = {part.container for part in self.parts if part.number in finished}
+    def _compare(self, statuses: dict[str, str | None], finished: AbstractSet[int], mended: AbstractSet[str]) -> None:
+        begun = {part.container for part in self.parts if part.number in finished} - mended
         for number, part in enumerate(self.parts):
             container = part.container
             if container is None or container not in statuses:
@@ -177,11 +179,10 @@ class Plan:
             fields = json.loads(part.line)
             if fields["status"] == statuses[container]:
                 continue
-            if container in begun and not self._retry:
+            if container in begun:
                 raise UsageError(
-                    f"--resume: {container} isn't what it was when it was planned, so that some of its pictures might "
-                    "be left out. Leave it out here and label it with an output of its own; --retry-errors takes it "
-                    "as it is, where only what failed has been mended."
+                    f"--resume: {container} isn't what it was when some of it was done, so that other pictures in it "
+                    "might be left out. Leave it out here, and label it with an output of its own."
                 )
             self.parts[number] = _of_fields(fields | {"status": statuses[container]})
 

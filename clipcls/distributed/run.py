@@ -5,7 +5,7 @@ import importlib
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from clipcls.cache import default_folder
@@ -71,17 +71,18 @@ class Run:
         failed: how many of them have an error.
     """
 
-    def __init__(self, cluster: Cluster, pool: Pool, job: Job, plan: Plan, output: PartFiles) -> None:
+    def __init__(
+        self, cluster: Cluster, pool: Pool, job: Job, plan: Plan, output: PartFiles, again: Sequence[Task]
+    ) -> None:
         self._cluster = cluster
         self._pool = pool
         self._job = job
         self._output = output
         left = [part for part in plan.parts if part.number not in output]
-        self._tasks = [*map(Task, (part.line for part in left)), *output.count(plan.parts)]
+        self._tasks = [*(Task(part.line) for part in left), *again]
         self.before, self.failed = output.done
-        counts = [part.count for part in left]
-        again = sum(len(task.again or ()) for task in self._tasks)
-        self.total = None if None in counts else self.before + again + sum(count or 0 for count in counts)
+        counts = [part.count for part in left] + [None if task.again is None else len(task.again) for task in again]
+        self.total = None if None in counts else self.before + sum(count or 0 for count in counts)
 
     def reports(self) -> Iterator[Report | None]:
         """Have the rest done, and write it.
@@ -134,9 +135,10 @@ def open_run(
             if files and target.retry_errors:
                 journal.restate(settings)
             plan = Plan(folder / PLAN_NAME, bool(files), target.retry_errors)
-            plan.extend(listing.images(), pool.workers, listing.column, files.keys())
-            plan.write()
             output = PartFiles(folder, target.kind or "parquet", files, target.retry_errors)
+            again = output.count(plan.parts)
+            plan.extend(listing.images(), pool.workers, listing.column, files.keys(), output.mended)
+            plan.write()
             job = Job(
                 classifier=classifier,
                 model=send(classifier.encoder.files, cluster.put),
@@ -150,7 +152,7 @@ def open_run(
                 allow_private_urls=listing.allow_private_urls,
                 default_cache=classifier.execution.cache_dir == default_folder(),
             )
-            yield Run(cluster, pool, job, plan, output)
+            yield Run(cluster, pool, job, plan, output, again)
 
 
 def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:

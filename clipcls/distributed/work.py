@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from clipcls.sinks import encode
 
 # of a part on one node, before it is taken for the workers' killer
 _MOST_ATTEMPTS = 3
+# a part takes less
+_MARKS_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ class Worker:
         job = self._job
         if job.release != version("clipcls"):
             raise StoppedError(f"clipcls is {version('clipcls')} here, and {job.release} where the run was started.")
+        _remove_old_marks()
         with contextlib.suppress(OSError):  # only relative paths need it
             os.chdir(job.directory)
         classifier = job.classifier
@@ -189,13 +193,12 @@ def _attempt(run: str, part: Part) -> Iterator[None]:
     Raises:
         StoppedError: several were, so that the next one would be.
     """
-    mark = own_folder() / f"{run}-{part.number}"
-    try:
+    mark, attempts = None, 0
+    with contextlib.suppress(OSError, StoppedError):  # a precaution, and nothing that a full disk should end a run for
+        mark = own_folder() / f"{run}-{part.number}.at"
         with mark.open("ab") as file:
             attempts = file.tell()
             file.write(b".")
-    except OSError as exc:
-        raise StoppedError(f"{mark}: can't be written: {exc.strerror}.") from exc
     if attempts >= _MOST_ATTEMPTS:
         raise StoppedError(
             f"{attempts} workers were killed while they were at part {part.number}, as for want of memory. Its line in "
@@ -204,4 +207,14 @@ def _attempt(run: str, part: Part) -> Iterator[None]:
     try:
         yield
     finally:
-        mark.unlink(missing_ok=True)
+        if mark is not None:
+            with contextlib.suppress(OSError):
+                mark.unlink(missing_ok=True)
+
+
+def _remove_old_marks() -> None:
+    """Those of runs that were interrupted."""
+    with contextlib.suppress(OSError, StoppedError):
+        for mark in own_folder().glob("*.at"):
+            if mark.stat().st_mtime < time.time() - _MARKS_SECONDS:
+                mark.unlink(missing_ok=True)
