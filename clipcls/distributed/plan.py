@@ -101,7 +101,7 @@ def read_part(line: str) -> Part:
 
 
 class Plan:
-    """The parts of a run, in a file that only grows.
+    """The parts of a run, and the file that lists them.
 
     Args:
         goes_on: False where there are no results of it yet, so that it is made anew.
