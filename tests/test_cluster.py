@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 import time
 
 import pytest
@@ -85,12 +86,12 @@ def test_watch_tells_of_a_cluster_without_room_and_gives_it_up(
     now = 0.0
     room = True
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    monkeypatch.setattr(module, "_require_answer", lambda *_: None)
     monkeypatch.setattr(logging.getLogger("clipcls"), "propagate", True)
     watch = module._Watch("head:1", lambda: room)
     told = []
     for now in range(0, 1300, 10):
         room = not 100 <= now < 200 and now < 500
+        watch.ask()
         try:
             watch.look()
         except StoppedError as exc:
@@ -101,16 +102,16 @@ def test_watch_tells_of_a_cluster_without_room_and_gives_it_up(
     assert (told[13], told[20], told[-1]) == (1, 1, 2)
 
 
-def test_watch_gives_up_a_head_node_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, *(float(seconds) for seconds in range(10, 100, 10) for _ in range(2))])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        watch = module._Watch(f"127.0.0.1:{silent.getsockname()[1]}", lambda: True)
-        for _ in range(3):
-            watch.look()
-        with pytest.raises(StoppedError, match="is gone; --resume"):
-            watch.look()
+def test_watch_gives_up_a_head_node_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = threading.Event()
+    monkeypatch.setattr(module, "_LOST_SECONDS", 0.2)
+    watch = module._Watch("head:1", silent.wait)
+    watch.start()
+    watch.look()
+    time.sleep(0.3)
+    with pytest.raises(StoppedError, match="head:1 is gone; --resume"):
+        watch.look()
+    silent.set()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Scheduling, retries and spilling are Ray's. This is the only module that imports it; it comes with the extra `ray`.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ _LOST_SECONDS = 30
 # a cluster without a node for a worker is waited for so long
 _ROOM_SECONDS = 600
 _POLL_SECONDS = 0.2
+_LEAVE_SECONDS = 10
 # more threads in one process would wait for Python's lock
 _MOST_THREADS = 8
 # of shared memory, on a cluster of our own: for lists of paths
@@ -164,6 +166,9 @@ class Cluster:
         if self._error is not None:
             raise self._error
         self._head: str = self._ray.get_runtime_context().gcs_address
+        if self._address == "auto":
+            # of several, Ray takes the latest
+            logger.warning("the Ray cluster is that at %s", self._head)
 
     def __enter__(self) -> "Cluster":
         return self
@@ -171,7 +176,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         # what hangs at the end must not keep anybody waiting
         self._leaving.set()
-        self._left.wait(JOIN_SECONDS)
+        self._left.wait(_LEAVE_SECONDS)
 
     def _stay(self) -> None:
         """On a thread of its own: it may hang, and Ray leaves the handlers of signals alone there.
@@ -200,6 +205,8 @@ class Cluster:
         except (self._ray.exceptions.RayError, OSError, RuntimeError, ValueError) as exc:
             if self._address == "local":
                 raise StoppedError(f"Ray can't be started: {_reason(exc)}") from exc
+            if self._address == "auto":
+                raise StoppedError(f"{self._name}: this machine is in no cluster that can be joined.") from exc
             raise StoppedError(f"{self._name}: {_reason(exc)}. {_LET_IN}") from exc
 
     @property
@@ -238,6 +245,7 @@ class Cluster:
         results: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(job, tasks, pool, results), daemon=True).start()
         watch = _Watch(self._head, lambda: self._has_room(pool))
+        watch.start()
         left = len(tasks)
         while left:
             try:
@@ -263,8 +271,8 @@ class Cluster:
         for kind, needed in (("CPU", pool.cpus), ("GPU", pool.gpus)):
             if needed * pool.workers > free.get(kind, 0.0) + 1e-6:
                 logger.warning(
-                    "the cluster has %g %ss to spare, %d workers want %g: the rest of them waits",
-                    *(free.get(kind, 0.0), kind, pool.workers, needed * pool.workers),
+                    "the workers want %g %ss, and the cluster has %g to spare: who finds none waits",
+                    *(needed * pool.workers, kind, free.get(kind, 0.0)),
                 )
 
     def _run(self, job: Job, tasks: Sequence[Task], pool: Pool, results: Any) -> None:
@@ -322,36 +330,50 @@ class _Watch:
 
     Ray itself would end this process a minute after the head node is gone, without a word, and wait for ever for a
     node that a worker fits on.
+
+    Args:
+        head: the head node's address, for messages.
+        has_room: asks the cluster whether a worker fits on any node, which may hang.
     """
 
     def __init__(self, head: str, has_room: Callable[[], bool]) -> None:
         self._head = head
         self._has_room = has_room
-        self._heard = self._roomy = self._looked = time.monotonic()
+        self._heard = self._roomy = time.monotonic()
         self._has_told = False
 
+    def start(self) -> None:
+        """Begin to ask, on a thread that ends with the process: signals don't interrupt what asks Ray."""
+        threading.Thread(target=self._ask_always, daemon=True).start()
+
+    def _ask_always(self) -> None:
+        # an exception would say that the cluster is gone, as its silence does
+        with contextlib.suppress(Exception):
+            while True:
+                self.ask()
+                time.sleep(ANSWER_SECONDS)
+
+    def ask(self) -> None:
+        """Ask once."""
+        roomy = self._has_room()
+        self._heard = time.monotonic()
+        if roomy:
+            self._roomy, self._has_told = self._heard, False
+
     def look(self) -> None:
-        """Raises:
-        StoppedError: its head node, or all nodes that a worker fits on, have been away for some time.
+        """Say what was heard.
+
+        Raises:
+            StoppedError: the head node, or all nodes that a worker fits on, have been away for some time.
         """
         now = time.monotonic()
-        if now - self._looked < ANSWER_SECONDS:
-            return
-        self._looked = now
-        try:
-            _require_answer(self._head, self._head)
-        except StoppedError as exc:
-            if time.monotonic() - self._heard > _LOST_SECONDS:
-                raise StoppedError(f"the Ray cluster at {self._head} is gone; --resume goes on with another.") from exc
-            return
-        self._heard = now
-        if self._has_room():
-            self._roomy, self._has_told = now, False
-        elif now - self._roomy > _ROOM_SECONDS:
+        if now - self._heard > _LOST_SECONDS:
+            raise StoppedError(f"the Ray cluster at {self._head} is gone; --resume goes on with another.")
+        if now - self._roomy > _ROOM_SECONDS:
             raise StoppedError(
                 f"for {_ROOM_SECONDS // 60} minutes, no node of the cluster had room for a worker; --resume goes on."
             )
-        elif not self._has_told and now - self._roomy > _LOST_SECONDS:
+        if not self._has_told and now - self._roomy > _LOST_SECONDS:
             self._has_told = True
             logger.warning("no node of the cluster has room for a worker any more; waiting for one")
 

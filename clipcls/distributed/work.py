@@ -22,6 +22,8 @@ from clipcls.sinks import encode
 
 # of a part on one node, before it is taken for the workers' killer
 _MOST_ATTEMPTS = 3
+# Arrow's limit for one value
+_MOST_BYTES = 2**31 - 1
 # a part takes less
 _MARKS_SECONDS = 24 * 3600
 
@@ -174,6 +176,11 @@ class Worker:
                 count += 1
 
         content = encode(rows(), job.kind)
+        if len(content) > _MOST_BYTES:
+            raise StoppedError(
+                f"the rows of part {part.number} are {len(content):,} bytes, more than the {_MOST_BYTES:,} that can be "
+                "sent: list fewer labels (--top-k), or cut its shard into smaller ones."
+            )
         return Report(part.number, count, tuple(failed), content)
 
 
