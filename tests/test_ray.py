@@ -20,7 +20,6 @@ from conftest import EXAMPLES, ROOT, save_pictures
 from killing import check_equal, rows_in
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.xdist_group("ray")
 
 COUNT = 600
 Start = Callable[..., "subprocess.Popen[bytes]"]
