@@ -154,21 +154,18 @@ class Plan:
         self, images: Sequence[ImageRef], statuses: dict[str, str | None], finished: AbstractSet[int]
     ) -> list[ImageRef]:
         """Keep of the parts what is finished or listed; returns what else is listed."""
-        # where in the list something is; what wasn't there before may have come as a shard or a table
-        places: dict[tuple[str, bool], deque[int]] = defaultdict(deque)
-        for place, image in enumerate(images):
-            places[image.path, isinstance(image.content, Container)].append(place)
+        places = _Places(images)
         kept = []
         for part in self.parts:
-            found = (places[path, part.container is not None] for path in part.paths)
-            listed = [images[several.popleft()] for several in found if several]
+            found = (places.take(path, part.container is not None) for path in part.paths)
+            listed = [images[place] for place in found if place is not None]
             if part.number in finished or (part.container is not None and part.container in statuses):
                 kept.append(part)
             elif listed and part.container is None:
                 # as they are now; one that wasn't there may have come
                 kept.append(_part(part.number, _Cut(listed, count=len(listed)), statuses))
         self.parts = kept
-        return [images[place] for place in sorted(place for several in places.values() for place in several)]
+        return [images[place] for place in places.left()]
 
     def _compare(self, statuses: dict[str, str | None], finished: AbstractSet[int], mended: AbstractSet[str]) -> None:
         begun = {part.container for part in self.parts if part.number in finished} - mended
@@ -206,6 +203,30 @@ class Plan:
                 f"{self._path}: missing, or not the plan of a run, so that its results can't be gone on with. Choose "
                 "another output."
             ) from exc
+
+
+class _Places:
+    """Where in a long list something is; what was a picture before may have come as a shard or a table."""
+
+    def __init__(self, images: Sequence[ImageRef]) -> None:
+        self._first: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of pictures, and of what holds several
+        self._more: dict[tuple[str, bool], deque[int]] = defaultdict(deque)
+        for place, image in enumerate(images):
+            is_container = isinstance(image.content, Container)
+            if self._first[is_container].setdefault(image.path, place) != place:
+                self._more[image.path, is_container].append(place)
+
+    def take(self, path: str, is_container: bool) -> int | None:
+        """The place of a path that wasn't taken before; None where there is none."""
+        place = self._first[is_container].pop(path, None)
+        if place is None and (more := self._more.get((path, is_container))):
+            place = more.popleft()
+        return place
+
+    def left(self) -> list[int]:
+        """Those that weren't taken, in their order."""
+        first = (place for places in self._first for place in places.values())
+        return sorted(itertools.chain(first, *self._more.values()))
 
 
 def _part(number: int, cut: _Cut, statuses: dict[str, str | None]) -> Part:
