@@ -157,11 +157,12 @@ class Plan:
         places = _Places(images)
         kept = []
         for part in self.parts:
-            found = (places.take(path, part.container is not None) for path in part.paths)
+            container = part.container
+            found = (places.take(path, container is not None) for path in part.paths)
             listed = [images[place] for place in found if place is not None]
-            if part.number in finished or (part.container is not None and part.container in statuses):
+            if part.number in finished or (container is not None and container in statuses):
                 kept.append(part)
-            elif listed and part.container is None:
+            elif listed and container is None:
                 # as they are now; one that wasn't there may have come
                 kept.append(_part(part.number, _Cut(listed, count=len(listed)), statuses))
         self.parts = kept
