@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clipcls.distributed.parts import PartFiles
-from clipcls.distributed.plan import ROWS, Plan
+from clipcls.distributed.plan import ROWS, Plan, read_part
 from clipcls.distributed.weights import send
 from clipcls.distributed.work import Job, Report, Task, Worker
 from clipcls.embed import Execution
@@ -193,7 +193,12 @@ def test_shard_that_was_broken_is_read_again_in_the_parts_that_follow_too(make: 
     tasks = output.count(retried.parts)
     retried.extend(discover([shard], unread=True), 1, finished={0, 1, 2}, mended=output.mended)
     assert (output.done, [task.again for task in tasks]) == ((100, 0), [None, None])
+    retried.write()
     for task in tasks:
+        # were it cut short after any of them, the rest would be known
+        output = PartFiles(out, "jsonl", parts_in(out), retry=False)
+        left = output.count(Plan(tmp_path / "plan", goes_on=True).parts)
+        assert read_part(task.line).number in [read_part(one.line).number for one in left]
         output.write(Worker(job, lambda _: b"").label(task))
     rows = rows_in(out)
     assert [row.path for row in rows] == [image.path for image in discover([shard])]
@@ -210,6 +215,20 @@ def test_files_that_are_there_are_counted(make: Make, tmp_path: Path) -> None:
     assert output.done == (105, 1)
     assert 1 in output
     assert 2 not in output
+
+
+def test_file_that_lacks_rows_is_made_again(make: Make, tmp_path: Path) -> None:
+    job, plan = make(files(tmp_path, 105))
+    reports = label(job, plan)
+    out = written(tmp_path / "out", "jsonl", reports)
+    path = out / "part-000000.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
+    output = PartFiles(out, "jsonl", parts_in(out), retry=False)
+    assert output.count(plan.parts) == [Task(plan.parts[0].line)]
+    assert output.done == (5, 0)
+    output.write(reports[0])
+    assert path.read_bytes() == whole
 
 
 def test_part_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clipcls.distributed.plan import Part
+from clipcls.distributed.plan import Part, read_part
 from clipcls.distributed.work import Report, Task
 from clipcls.errors import StoppedError
 from clipcls.files import write_atomically
@@ -49,11 +49,16 @@ class PartFiles:
             if part.number not in self._files:
                 continue
             rows, errors = self._tally(part)
-            if self._retry and (errors or part.container in self.mended):
-                again.append(self._retry_of(part))
-                rows, errors = (rows - errors, 0) if part.number in self._merging else (0, 0)
+            task = self._retry_of(part) if self._retry and (errors or part.container in self.mended) else None
+            if rows < (part.count or 0):
+                # a retry was cut short, or the end of a broken shard lay in it
+                task = Task(part.line)
+            if task is not None:
+                again.append(task)
+                rows, errors = (0, 0) if task.again is None else (rows - errors, 0)
             done, failed = done + rows, failed + errors
         self.done = done, failed
+        self._merging = {read_part(task.line).number for task in again if task.again is not None}
         return again
 
     def _tally(self, part: Part) -> tuple[int, int]:
@@ -71,10 +76,8 @@ class PartFiles:
         failed = tuple(row.path for row in self._rows(part.number) if row.error is not None)
         if part.container in failed:
             self.mended.add(str(part.container))
-        if part.container in self.mended:
-            return Task(part.line)  # how much is in it wasn't known, there and in the parts of it that follow
-        self._merging.add(part.number)
-        return Task(part.line, failed)
+        # how much is in what was broken wasn't known, there and in the parts of it that follow
+        return Task(part.line, None if part.container in self.mended else failed)
 
     def write(self, report: Report) -> None:
         """Write a part, or the rows of it that were run again in their old places.
