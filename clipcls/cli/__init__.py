@@ -66,7 +66,7 @@ def main() -> None:
     gc.set_threshold(100_000, 20, 50)
     open_stderr()
     try:
-        code = app(prog_name="clipcls", standalone_mode=False)
+        code = _run()
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -101,11 +101,29 @@ def main() -> None:
 
 
 class _TerminatedError(BaseException):
-    """SIGTERM, raised so that files are closed on the way out."""
+    """SIGTERM, raised so that files are closed on the way out.
+
+    Attributes:
+        was_raised: whether it ever was.
+    """
+
+    was_raised = False
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    _TerminatedError.was_raised = True
     raise _TerminatedError
+
+
+def _run() -> int | None:
+    try:
+        code: int | None = app(prog_name="clipcls", standalone_mode=False)
+    except Exception as exc:
+        if _TerminatedError.was_raised:
+            # what C++ code made of it on its way, as safetensors and torch do
+            raise _TerminatedError from exc
+        raise
+    return code
 
 
 def _report_unraisable(unraisable: "UnraisableHookArgs") -> None:
