@@ -33,3 +33,18 @@ def test_stop_signals_keep_one_that_was_swallowed() -> None:
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert signals.received() and signals.exit_code == 130
+
+
+def test_sigterm_is_known_in_what_other_code_makes_of_its_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipcls import cli
+
+    def app(**_: object) -> None:
+        try:
+            cli._terminate(signal.SIGTERM, None)
+        except cli._TerminatedError:  # as C++ code does that calls Python
+            raise ValueError("could not determine the shape") from None
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(cli._TerminatedError, "was_raised", False)
+    with pytest.raises(cli._TerminatedError):
+        cli._run()
