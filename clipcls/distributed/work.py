@@ -96,7 +96,8 @@ class Report:
         """
         if self.stopped is not None:
             name, message = self.stopped
-            raise getattr(errors, name)(message)
+            # a module's own kind of error is at least one that ends the run
+            raise getattr(errors, name, StoppedError)(message)
 
 
 class Worker:
