@@ -11,20 +11,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipcls.embed import Execution
-    from clipcls.encoder import Encoder, load_encoder
+    from clipcls.embed.execution import Execution
     from clipcls.errors import ClipclsError, ImageError, ModelError, StoppedError, UsageError
-    from clipcls.inputs import discover
-    from clipcls.predict import Classifier
-    from clipcls.prompts import load_prompt_set, templates_set
-    from clipcls.ranking import Scoring
+    from clipcls.inputs.discover import discover
+    from clipcls.labels.prompts import load_prompt_set, templates_set
+    from clipcls.models.encoder import Encoder, load_encoder
+    from clipcls.predict.classifier import Classifier
+    from clipcls.predict.ranking import Scoring
     from clipcls.records import ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
 
 _HOMES = {
-    "Classifier": "predict",
+    "Classifier": "predict.classifier",
     "ClipclsError": "errors",
-    "Encoder": "encoder",
-    "Execution": "embed",
+    "Encoder": "models.encoder",
+    "Execution": "embed.execution",
     "ImageError": "errors",
     "ImageRef": "records",
     "Label": "records",
@@ -33,13 +33,13 @@ _HOMES = {
     "Prediction": "records",
     "PromptSet": "records",
     "ScoredLabel": "records",
-    "Scoring": "ranking",
+    "Scoring": "predict.ranking",
     "StoppedError": "errors",
     "UsageError": "errors",
-    "discover": "inputs",
-    "load_encoder": "encoder",
-    "load_prompt_set": "prompts",
-    "templates_set": "prompts",
+    "discover": "inputs.discover",
+    "load_encoder": "models.encoder",
+    "load_prompt_set": "labels.prompts",
+    "templates_set": "labels.prompts",
 }
 
 __all__ = [

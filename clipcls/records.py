@@ -1,5 +1,6 @@
 """The data that modules hand to one another: frozen, without behaviour beyond derived values."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,7 +108,7 @@ class Span:
         file: path of the larger file.
         offset: of the picture's first byte.
         size: in bytes.
-        status: what `clipcls.cache.file_status` gave for the larger file when it was listed.
+        status: what `file_status` gave for the larger file when it was listed.
     """
 
     file: str
@@ -155,7 +156,7 @@ class ImageRef:
         path: as found, and what results call it; bytes that aren't UTF-8 are kept as surrogates (`os.fsdecode`).
         error: why it can't be opened, where that is known before opening (a name that doesn't exist).
         content: where the picture is, or the bytes of its file; None for the file at `path`. A container isn't a
-            picture, but holds some (`clipcls.inputs.expand`).
+            picture, but holds some (`clipcls.inputs.discover.expand`).
     """
 
     path: str
@@ -216,3 +217,9 @@ class Prediction:
     error: str | None = None
     explanation: Explanation | None = None
     index: int | None = None
+
+
+def file_status(facts: os.stat_result) -> str:
+    """What changes with a file's content: size, times in nanoseconds, inode."""
+    # models of one architecture have one size, and images of a system may give all files one mtime
+    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"

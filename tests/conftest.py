@@ -76,7 +76,7 @@ def _run_main(arguments: Sequence[str], folder: Path, environment: dict[str, str
 def forks() -> Any:
     """Processes that begin with torch already imported, which takes longer than most tests."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clipcls.encoder", "clipcls.predict"])
+    context.set_forkserver_preload(["clipcls.models", "clipcls.predict.classifier"])
     return context
 
 
@@ -166,10 +166,10 @@ class FakeEncoder:
         self.batches: list[int] = []
         self.streams = 1
 
-    def facts(self, cache: Any) -> Any:
+    def facts(self, sha256: Any) -> Any:
         from clipcls.records import ModelFacts
 
-        fingerprint = self.fingerprint(cache) if cache.is_on else b""
+        fingerprint = b"" if sha256 is None else self.fingerprint(sha256)
         sizes = (self.logit_scale, self.logit_bias, self.context_length, self.embed_dim)
         return ModelFacts(self.name, fingerprint, str(self.device), self.precision, self.preprocess, *sizes, self.words)
 
@@ -194,7 +194,7 @@ class FakeEncoder:
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         return [len(text.split()) + 2 > self.context_length for text in texts]
 
-    def fingerprint(self, cache: object) -> bytes:
+    def fingerprint(self, sha256: object) -> bytes:
         return b"fake"
 
     @staticmethod
@@ -204,8 +204,10 @@ class FakeEncoder:
 
 def embed_images(images: Any, encoder: Any, cache: Any = None, **settings: Any) -> Any:
     """The batches of `clipcls.embed.embed_images` for a model that is open."""
-    from clipcls.cache import Cache
-    from clipcls.embed import Execution, embed_images, find_model
+    from clipcls.embed.cache.store import Cache
+    from clipcls.embed.execution import Execution
+    from clipcls.embed.images import embed_images
+    from clipcls.embed.lazy_encoder import find_model
 
     cache = cache or Cache(None)
     return embed_images(images, find_model(encoder, cache), cache, Execution(**settings))
@@ -213,8 +215,9 @@ def embed_images(images: Any, encoder: Any, cache: Any = None, **settings: Any) 
 
 def embed_texts(prompts: Any, encoder: Any, cache: Any = None, report: Any = None) -> Any:
     """The texts of `clipcls.embed.embed_texts` for a model that is open."""
-    from clipcls.cache import Cache
-    from clipcls.embed import embed_texts, find_model
+    from clipcls.embed.cache.store import Cache
+    from clipcls.embed.lazy_encoder import find_model
+    from clipcls.embed.texts import embed_texts
 
     cache = cache or Cache(None)
     return embed_texts(prompts, find_model(encoder, cache), cache, report=report)

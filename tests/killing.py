@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from clipcls.outputs.read_back import read_predictions
 from clipcls.records import Prediction
-from clipcls.results import read_predictions
 
 
 class Process(Protocol):

@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipcls.outputs import Target, open_output
+from clipcls.outputs.resume import open_output
+from clipcls.outputs.target import Target
 from clipcls.records import ImageRef, Prediction, ScoredLabel
 
 SETTINGS = {"--model": "ab12", "--labels": [["cat", "cat"], ["dog", "dog"]], "--top-k": None, "--threshold": 0.5}

@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
-    "clipcls/pictogram/open_clip_config.json",
-    "clipcls/pictogram/open_clip_model.safetensors",
-    "clipcls/pictogram/words.txt",
+    "clipcls/models/pictogram/open_clip_config.json",
+    "clipcls/models/pictogram/open_clip_model.safetensors",
+    "clipcls/models/pictogram/words.txt",
     "clipcls/prompt_sets/default.yaml",
     "clipcls/py.typed",
 }

@@ -16,7 +16,7 @@ import typer
 from clipcls.cli import cache, check, models, predict, prompts, sort, train
 from clipcls.cli.calibrate import calibrate
 from clipcls.cli.eval import evaluate
-from clipcls.cli.messages import open_stderr
+from clipcls.cli.stderr import open_stderr
 from clipcls.errors import ClipclsError
 
 if TYPE_CHECKING:

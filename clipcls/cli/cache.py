@@ -12,8 +12,9 @@ app = typer.Typer(no_args_is_help=True, help="Show the cache, clear it, and make
 @app.command()
 def info(cache_dir: options.CacheDirOption = None, cache_size: options.CacheSizeOption = None) -> None:
     """Show where the cache is and what it holds."""
-    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
-    from clipcls.cache import info as cache_info
+    from clipcls.embed.cache.database import default_folder
+    from clipcls.embed.cache.prune import info as cache_info
+    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
 
     facts = cache_info(cache_dir or default_folder())
     _show("path", facts.path)
@@ -30,8 +31,8 @@ def info(cache_dir: options.CacheDirOption = None, cache_size: options.CacheSize
 @app.command()
 def clear(cache_dir: options.CacheDirOption = None) -> None:
     """Remove the cache, converted weights included."""
-    from clipcls.cache import clear as clear_cache
-    from clipcls.cache import default_folder
+    from clipcls.embed.cache.database import default_folder
+    from clipcls.embed.cache.prune import clear as clear_cache
 
     _show("freed", _megabytes(clear_cache(cache_dir or default_folder())))
 
@@ -60,8 +61,9 @@ def prune(
     ] = None,
 ) -> None:
     """Remove what is of no use any more from the cache."""
-    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
-    from clipcls.cache import prune as prune_cache
+    from clipcls.embed.cache.database import default_folder
+    from clipcls.embed.cache.prune import prune as prune_cache
+    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
 
     limit = DEFAULT_LIMIT if size is None else size * MEGABYTE
     removed = prune_cache(cache_dir or default_folder(), older_than, limit)

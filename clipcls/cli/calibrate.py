@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
-from clipcls.cli.evaluation import Output
+from clipcls.cli.eval_report import Output
 from clipcls.cli.progress import Progress
 from clipcls.errors import UsageError
+from clipcls.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from clipcls.calibrate import Report, Settings
-    from clipcls.calibration import LabelThreshold, Rule
-    from clipcls.corrections import Measures
-    from clipcls.evaluate import Plan
-    from clipcls.metrics import Estimate
+    from clipcls.evaluate.before_after import Measures
+    from clipcls.evaluate.calibrate import Report, Settings
+    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.metrics import Estimate
+    from clipcls.inputs.labelled.examples import Truth
+    from clipcls.predict.calibration import LabelThreshold, Rule
     from clipcls.records import Label, PromptSet
-    from clipcls.truth import Truth
 
 # images, below which a fit is said to be rough
 _FEW = 100
@@ -108,14 +108,15 @@ def calibrate(
     Example: clipcls calibrate pictures/ --target-precision 0.95 -o calibration.yaml
     """
     options.set_up_logging(verbose, quiet)
-    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
-    from clipcls.calibrate import Settings
-    from clipcls.contents import MAX_BYTES
-    from clipcls.embed import Execution
-    from clipcls.evaluate import Plan
-    from clipcls.images import MAX_PIXELS
-    from clipcls.labels import make_label
-    from clipcls.ranking import Scoring
+    from clipcls.embed.cache.database import default_folder
+    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
+    from clipcls.embed.execution import Execution
+    from clipcls.evaluate.calibrate import Settings
+    from clipcls.evaluate.evaluate import Plan
+    from clipcls.images.limits import MAX_PIXELS
+    from clipcls.inputs.contents import MAX_BYTES
+    from clipcls.labels.label_files import make_label
+    from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
 
     target = Output("table", output, None)
@@ -145,9 +146,9 @@ def calibrate(
 
 
 def _run(truth: "Truth", plan: "Plan", settings: "Settings", target: Output, quiet: bool) -> None:
-    from clipcls.calibrate import calibrate
-    from clipcls.calibration import render
-    from clipcls.evaluate import Watch
+    from clipcls.evaluate.calibrate import calibrate
+    from clipcls.evaluate.evaluate import Watch
+    from clipcls.predict.calibration import render
 
     with Progress(not quiet, "") as progress:
         watch = Watch(
@@ -170,7 +171,7 @@ def _run(truth: "Truth", plan: "Plan", settings: "Settings", target: Output, qui
 
 def _keep_other_files(output: str) -> None:
     """Refuse to replace what isn't a calibration."""
-    from clipcls.calibration import read_calibration
+    from clipcls.predict.calibration import read_calibration
 
     path = Path(output)
     if output == "-" or not path.is_file() or path.stat().st_size == 0:
@@ -182,7 +183,7 @@ def _keep_other_files(output: str) -> None:
 
 
 def _rule(target_precision: float | None, best_f1: bool, least: int | None) -> "Rule | None":
-    from clipcls.corrections import rule_for_f1, rule_for_precision
+    from clipcls.evaluate.before_after import rule_for_f1, rule_for_precision
 
     if target_precision is not None:
         if best_f1:
@@ -197,7 +198,7 @@ def _rule(target_precision: float | None, best_f1: bool, least: int | None) -> "
 
 def _labels(labels: str | None, label: Sequence[str] | None, file: Path | None) -> "tuple[Label, ...] | None":
     """What is asked for; None for the data's classes."""
-    from clipcls.labels import parse_labels
+    from clipcls.labels.label_files import parse_labels
 
     return None if labels is None and not label and file is None else parse_labels(labels, label or (), file)
 
@@ -205,14 +206,14 @@ def _labels(labels: str | None, label: Sequence[str] | None, file: Path | None) 
 def _truth(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
     from dataclasses import replace
 
-    from clipcls.truth import read_truth
+    from clipcls.inputs.labelled.read import read_truth
 
     truth = read_truth(data, None if labels is None else [label.name for label in labels])
     return replace(truth, multi_label=True) if multi_label else truth
 
 
 def _prompt_set(prompts: str | None, templates: Sequence[str] | None, truth: "Truth") -> "PromptSet":
-    from clipcls.prompts import load_prompt_set, templates_set
+    from clipcls.labels.prompts import load_prompt_set, templates_set
 
     if templates:
         if prompts is not None:
@@ -248,8 +249,8 @@ def _opening(report: "Report") -> str:
 
 
 def _figures(measures: "Measures") -> str:
-    from clipcls.cli.evaluation import table
-    from clipcls.corrections import ERRORS
+    from clipcls.cli.eval_report import table
+    from clipcls.evaluate.before_after import ERRORS
 
     rows = [
         (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in ERRORS else "")
@@ -259,7 +260,7 @@ def _figures(measures: "Measures") -> str:
 
 
 def _thresholds(report: "Report") -> str:
-    from clipcls.cli.evaluation import table
+    from clipcls.cli.eval_report import table
 
     made, held = report.calibration, report.held_out
     rows: list[tuple[str, ...]] = []
@@ -277,7 +278,7 @@ def _thresholds(report: "Report") -> str:
 
 
 def _precision(found: "LabelThreshold") -> tuple[str, str]:
-    from clipcls.fitting import share_interval
+    from clipcls.predict.calibration import share_interval
 
     if not found.answers:
         return "–", ""
@@ -286,7 +287,7 @@ def _precision(found: "LabelThreshold") -> tuple[str, str]:
 
 
 def _notes(report: "Report") -> str:
-    from clipcls.cli.evaluation import plain
+    from clipcls.cli.eval_report import plain
 
     made, lines = report.calibration, []
     if not report.is_fitted:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
 from clipcls.cli.progress import Progress
+from clipcls.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from clipcls.findings import Finding
+    from clipcls.check.findings import Finding
 
 ReportFormat = Literal["table", "tsv", "json"]
 
@@ -45,12 +45,12 @@ def check(
     Example: clipcls check --model my-model/ --labels cat,dog,truck
     """
     options.set_up_logging(verbose, quiet)
-    from clipcls.cache import default_folder
-    from clipcls.embed import Execution
-    from clipcls.findings import exit_code
-    from clipcls.preflight import preflight
+    from clipcls.check.findings import exit_code
+    from clipcls.check.labels import Wording
+    from clipcls.check.preflight import preflight
+    from clipcls.embed.cache.database import default_folder
+    from clipcls.embed.execution import Execution
     from clipcls.records import ModelSpec
-    from clipcls.wording import Wording
 
     execution = Execution(cache_dir=None if no_cache else cache_dir or default_folder(), strict_prompts=strict_prompts)
     wording = Wording(labels, tuple(label or ()), labels_file, prompts, tuple(template or ()))
@@ -65,7 +65,7 @@ def _shown(findings: "Iterator[Finding]", kind: ReportFormat | None, quiet: bool
     """Print findings as they come; with `quiet` only what is wrong."""
     import shutil
 
-    from clipcls.findings import as_json, table_lines, tsv_line
+    from clipcls.check.findings import as_json, table_lines, tsv_line
 
     kind = kind or ("table" if sys.stdout is not None and sys.stdout.isatty() else "tsv")
     width = shutil.get_terminal_size().columns

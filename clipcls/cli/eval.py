@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
-from clipcls.cli.evaluation import Command, Evaluation, Output
+from clipcls.cli.eval_report import Command, Evaluation, Output
 from clipcls.errors import UsageError
+from clipcls.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from clipcls.inputs.labelled.examples import Truth
     from clipcls.records import Label, PromptSet
-    from clipcls.truth import Truth
 
 
 def evaluate(
@@ -98,13 +98,14 @@ def evaluate(
     Example: clipcls eval pictures/ --prompts simple --prompts default
     """
     options.set_up_logging(verbose, quiet)
-    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
-    from clipcls.contents import MAX_BYTES
-    from clipcls.embed import Execution
-    from clipcls.evaluate import Plan
-    from clipcls.images import MAX_PIXELS
-    from clipcls.labels import make_label
-    from clipcls.ranking import Scoring
+    from clipcls.embed.cache.database import default_folder
+    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
+    from clipcls.embed.execution import Execution
+    from clipcls.evaluate.evaluate import Plan
+    from clipcls.images.limits import MAX_PIXELS
+    from clipcls.inputs.contents import MAX_BYTES
+    from clipcls.labels.label_files import make_label
+    from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
 
     target = Output(format, output, confusion_plot)
@@ -158,7 +159,7 @@ def evaluate(
 
 def _labels(labels: str | None, label: Sequence[str] | None, file: Path | None) -> "tuple[Label, ...] | None":
     """What is asked for; None for the data's classes."""
-    from clipcls.labels import parse_labels
+    from clipcls.labels.label_files import parse_labels
 
     return None if labels is None and not label and file is None else parse_labels(labels, label or (), file)
 
@@ -166,7 +167,7 @@ def _labels(labels: str | None, label: Sequence[str] | None, file: Path | None) 
 def _truth(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
     from dataclasses import replace
 
-    from clipcls.truth import read_truth
+    from clipcls.inputs.labelled.read import read_truth
 
     truth = read_truth(data, None if labels is None else [label.name for label in labels])
     return replace(truth, multi_label=True) if multi_label else truth
@@ -189,7 +190,7 @@ def _prompt_sets(
     prompts: Sequence[str], templates: Sequence[str], truth: "Truth"
 ) -> "list[tuple[list[str], PromptSet]]":
     """The prompt sets, each with the options that stand for it."""
-    from clipcls.prompts import load_prompt_set, templates_set
+    from clipcls.labels.prompts import load_prompt_set, templates_set
 
     sets = [(["--prompts", name], load_prompt_set(name)) for name in dict.fromkeys(prompts)]
     if templates:

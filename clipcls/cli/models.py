@@ -18,12 +18,12 @@ def models(
     if context.invoked_subcommand is not None:
         return
     if all_models:
-        import open_clip
+        from clipcls.models.locate import pretrained_names
 
-        for name, tag in open_clip.list_pretrained():
-            typer.echo(f"{name}:{tag}")
+        for name in pretrained_names():
+            typer.echo(name)
         return
-    from clipcls.catalog import CATALOG, DEFAULT_MODEL
+    from clipcls.models.catalog import CATALOG, DEFAULT_MODEL
 
     for entry in CATALOG:
         default = " (default)" if entry.alias == DEFAULT_MODEL else ""
@@ -45,7 +45,7 @@ def pull(
 ) -> None:
     """Download a model ahead, or a newer copy of it; prints where its weights are."""
     options.set_up_logging(verbose, quiet)
-    from clipcls.encoder import locate
+    from clipcls.models.locate import locate
     from clipcls.records import ModelSpec
 
     typer.echo(locate(ModelSpec(name), refresh=True).weights)

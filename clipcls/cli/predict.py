@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipcls.catalog import DEFAULT_MODEL
 from clipcls.cli import options
-from clipcls.cli.labelling import ErrorLimit, Labelling, Sources
+from clipcls.cli.predict_run import Labelling
+from clipcls.models.catalog import DEFAULT_MODEL
 from clipcls.records import Engine, Format, OnError
 
 if TYPE_CHECKING:
-    from clipcls.distributed import Spread
-    from clipcls.outputs import Target
+    from clipcls.distributed.run import Spread
+    from clipcls.outputs.target import Target
     from clipcls.records import PromptSet
 
 
@@ -135,18 +135,21 @@ def predict(
     Example: clipcls predict images/ --labels cat,dog,truck
     """
     options.set_up_logging(verbose, quiet)
-    from clipcls import labels as label_sources
-    from clipcls.cache import DEFAULT_LIMIT, MEGABYTE, default_folder
-    from clipcls.calibration import read_calibration
-    from clipcls.contents import MAX_BYTES
-    from clipcls.embed import Execution
+    from clipcls.embed.cache.database import default_folder
+    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
+    from clipcls.embed.execution import Execution
     from clipcls.errors import UsageError
-    from clipcls.images import MAX_PIXELS
-    from clipcls.outputs import Target
-    from clipcls.predict import Classifier
-    from clipcls.ranking import Scoring
+    from clipcls.images.limits import MAX_PIXELS
+    from clipcls.inputs.contents import MAX_BYTES
+    from clipcls.inputs.listing import Sources
+    from clipcls.inputs.web import Web
+    from clipcls.labels import label_files as label_sources
+    from clipcls.outputs.target import Target
+    from clipcls.predict.calibration import read_calibration
+    from clipcls.predict.classifier import Classifier
+    from clipcls.predict.error_limit import ErrorLimit
+    from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
-    from clipcls.web import Web
 
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
@@ -162,7 +165,7 @@ def predict(
     spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, workers, verbose)
     spec = ModelSpec(model, arch, preprocess, device, precision)
     if spread is not None:
-        from clipcls.distributed import check_spread
+        from clipcls.distributed.run import check_spread
 
         check_spread(target, spec, spread)
     classifier = Classifier(
@@ -189,7 +192,7 @@ def predict(
     if spread is None:
         Labelling(classifier, sources, target, limit, quiet).run()
     else:
-        from clipcls.cli.spreading import SpreadLabelling
+        from clipcls.cli.predict_on_cluster import SpreadLabelling
 
         SpreadLabelling(classifier, sources, target, limit, quiet, spec, spread).run()
 
@@ -205,7 +208,7 @@ def _spread(
     from clipcls.errors import UsageError
 
     if engine == "ray":
-        from clipcls.distributed import Spread
+        from clipcls.distributed.run import Spread
 
         return Spread(address, workers, gpus_per_worker, threads, verbose)
     if any(option is not None for option in (address, workers, gpus_per_worker)):
@@ -216,8 +219,8 @@ def _spread(
 def _check_target(target: "Target", sources: Sequence[str | Path | None]) -> None:
     """Refuse an output that can't be written, or that would replace a picture or what the results are made from."""
     from clipcls.errors import StoppedError, UsageError
-    from clipcls.inputs import EXTENSIONS
-    from clipcls.outputs import check_target
+    from clipcls.inputs.discover import EXTENSIONS
+    from clipcls.outputs.target import check_target
 
     check_target(target)
     if target.folder is not None or target.output == "-":
@@ -236,7 +239,7 @@ def _check_target(target: "Target", sources: Sequence[str | Path | None]) -> Non
 
 def _check_format_of_explanations(target: "Target") -> None:
     from clipcls.errors import UsageError
-    from clipcls.sinks import format_for
+    from clipcls.outputs.sinks import format_for
 
     kind = target.kind or ("parquet" if target.folder is not None else None)
     if kind is None and target.output != "-":
@@ -249,7 +252,7 @@ def _check_format_of_explanations(target: "Target") -> None:
 
 def _prompt_set(prompts: str, templates: list[str] | None) -> "PromptSet":
     from clipcls.errors import UsageError
-    from clipcls.prompts import load_prompt_set, templates_set
+    from clipcls.labels.prompts import load_prompt_set, templates_set
 
     if not templates:
         return load_prompt_set(prompts)

@@ -10,7 +10,7 @@ app = typer.Typer(no_args_is_help=True, help="List and show prompt sets.")
 @app.command("list")
 def list_sets() -> None:
     """List the built-in prompt sets."""
-    from clipcls.prompts import builtin_names, load_prompt_set
+    from clipcls.labels.prompts import builtin_names, load_prompt_set
 
     for name in builtin_names():
         prompt_set = load_prompt_set(name)
@@ -21,7 +21,7 @@ def list_sets() -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Name of a set, or a file.")]) -> None:
     """Print the templates of a set, one per line."""
-    from clipcls.prompts import load_prompt_set
+    from clipcls.labels.prompts import load_prompt_set
 
     for template in load_prompt_set(name).templates:
         typer.echo(template)

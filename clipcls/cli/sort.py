@@ -17,8 +17,8 @@ from clipcls.errors import StoppedError, UsageError
 from clipcls.records import Format
 
 if TYPE_CHECKING:
+    from clipcls.outputs.sort.sort import Plan
     from clipcls.records import Prediction
-    from clipcls.sort import Plan
 
 Method = Literal["copy", "hardlink", "symlink", "move"]
 
@@ -72,7 +72,7 @@ def sort(
     asks = by == "move" and not yes and not dry_run
     if asks and (predictions == "-" or not _is_terminal()):
         raise UsageError("--by move asks first, and there is nobody to ask: give --yes. --dry-run shows what it does.")
-    from clipcls.sort import plan
+    from clipcls.outputs.sort.sort import plan
 
     planned = plan(_read(predictions, format), into, by)
     if not (planned.actions or planned.left_out or planned.already_there):
@@ -89,8 +89,8 @@ def _is_terminal() -> bool:
 
 def _read(source: str, kind: Format | None) -> "Iterator[Prediction]":
     """The predictions in a file, in the part files of a folder, or on standard input."""
-    from clipcls.results import read_predictions
-    from clipcls.sinks import format_for
+    from clipcls.outputs.read_back import read_predictions
+    from clipcls.outputs.sinks import format_for
 
     if source == "-":
         with _standard_input() as file:
@@ -143,7 +143,7 @@ def _show(planned: "Plan", quiet: bool) -> None:
 
 
 def _print_pair(first: str, second: str) -> None:
-    from clipcls.rows import escaped
+    from clipcls.outputs.rows import escaped
 
     if sys.stdout is None:
         raise StoppedError("standard output is closed.")
@@ -164,7 +164,7 @@ def _print_done(first: str, second: str) -> bool:
 
 
 def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
-    from clipcls.sort import carry_out
+    from clipcls.outputs.sort.sort import carry_out
 
     if asks and planned.actions and not _agreed(planned):
         typer.echo("clipcls: nothing was moved", err=True)
@@ -238,7 +238,7 @@ def _files(count: int) -> str:
 
 
 def _undo(into: Path, verbose: bool, quiet: bool) -> None:
-    from clipcls.sort import undo
+    from clipcls.outputs.sort.undo import undo
 
     done = kept = 0
     with (

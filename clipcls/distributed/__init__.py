@@ -9,8 +9,3 @@ into Ray. `run` is what the machine does that a run is started on, and alone wri
 whole or not at all, and a part that has its file is done: so a part may be tried as often as machines fail, and a run
 be ended and gone on with, without a row twice.
 """
-
-from clipcls.distributed.run import Listing, Run, Spread, check_spread, open_run
-from clipcls.distributed.work import Report
-
-__all__ = ["Listing", "Report", "Run", "Spread", "check_spread", "open_run"]

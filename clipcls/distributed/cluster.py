@@ -379,7 +379,7 @@ class _Watch:
 
 
 def _precision_here() -> str:
-    from clipcls.encoder import choose_device, choose_precision
+    from clipcls.models.device import choose_device, choose_precision
 
     return choose_precision("auto", choose_device("cuda"))
 

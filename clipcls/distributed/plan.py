@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from clipcls.errors import ImageError, StoppedError, UsageError
-from clipcls.files import write_atomically
-from clipcls.inputs import expand
+from clipcls.inputs.discover import expand
+from clipcls.inputs.stores import in_store, look
+from clipcls.inputs.tables import row_groups
+from clipcls.outputs.atomic import write_atomically
 from clipcls.records import Address, Container, ImageRef, Span, Stored
-from clipcls.stores import in_store, look
-from clipcls.tables import row_groups
 
 #: The index of a row is ROWS times its part's number, plus its place in the part.
 ROWS = 10**9
@@ -73,7 +73,7 @@ class Part:
         """Its pictures in input order; a shard or a table is read for that.
 
         Args:
-            column: see `clipcls.inputs.expand`.
+            column: see `clipcls.inputs.discover.expand`.
             allow_urls, allow_private_urls: the same.
         """
         images, rows = _parsed(json.loads(self.line))
@@ -133,7 +133,7 @@ class Plan:
         """Plan what is listed now: add what is new, and take out what isn't listed any more and not finished.
 
         Args:
-            images: as `clipcls.inputs.discover` lists them, with `unread`.
+            images: as `clipcls.inputs.discover.discover` lists them, with `unread`.
             workers: that shall all have something to do.
             column: of the pictures, in tables.
             finished: numbers of parts that stay as they are.

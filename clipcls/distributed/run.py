@@ -8,16 +8,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from clipcls.cache import default_folder
 from clipcls.distributed.cluster import Cluster, Pool, divide, require_ray
-from clipcls.distributed.parts import PartFiles
+from clipcls.distributed.model_files import send
+from clipcls.distributed.part_files import PartFiles
 from clipcls.distributed.plan import Plan
-from clipcls.distributed.weights import send
 from clipcls.distributed.work import Job, Report, Task
-from clipcls.embed import find_model
+from clipcls.embed.cache.database import default_folder
+from clipcls.embed.lazy_encoder import find_model
 from clipcls.errors import UsageError
-from clipcls.outputs import Target, claim_folder
-from clipcls.predict import Classifier
+from clipcls.outputs.resume import claim_folder
+from clipcls.outputs.target import Target
+from clipcls.predict.classifier import Classifier
 from clipcls.records import ImageRef, ModelFacts, ModelSpec
 
 #: Of the plan's file, in the output's folder.
@@ -50,7 +51,7 @@ class Listing:
     """What there is to label.
 
     Attributes:
-        images: lists the pictures, with what holds several unread; see `clipcls.inputs.discover`.
+        images: lists the pictures, with what holds several unread; see `clipcls.inputs.discover.discover`.
         column: of the pictures, in tables.
         allow_urls: whether addresses may be fetched.
         allow_private_urls: whether from any machine.
@@ -177,7 +178,7 @@ def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
 @contextlib.contextmanager
 def _joined(spread: Spread) -> Iterator[Cluster]:
     """The cluster; torch, which takes as long to import, is imported meanwhile."""
-    threading.Thread(target=importlib.import_module, args=("clipcls.encoder",), daemon=True).start()
+    threading.Thread(target=importlib.import_module, args=("clipcls.models",), daemon=True).start()
     with Cluster(spread.address, spread.verbose) as cluster:
         yield cluster
 

@@ -10,15 +10,16 @@ from importlib.metadata import version
 from typing import Any
 
 from clipcls import errors
-from clipcls.cache import Cache, default_folder
+from clipcls.distributed.model_files import SentModel
 from clipcls.distributed.node import NAME, own_folder
 from clipcls.distributed.plan import ROWS, Part, read_part
-from clipcls.distributed.weights import SentModel
-from clipcls.embed import LazyEncoder
+from clipcls.embed.cache.database import default_folder
+from clipcls.embed.cache.store import Cache
+from clipcls.embed.lazy_encoder import LazyEncoder
 from clipcls.errors import ClipclsError, StoppedError
-from clipcls.predict import Classifier
+from clipcls.outputs.sinks import encode
+from clipcls.predict.classifier import Classifier
 from clipcls.records import Format, ImageRef, ModelFacts, Prediction
-from clipcls.sinks import encode
 
 # of a part on one node, before it is taken for the workers' killer
 _MOST_ATTEMPTS = 3
@@ -142,7 +143,7 @@ class Worker:
         # torch is imported here, so that parts that are cached do without
         import torch
 
-        from clipcls.encoder import open_encoder
+        from clipcls.models.encoder import open_encoder
 
         torch.set_num_threads(self._job.threads)
         files = self._job.model.here(self._fetch)

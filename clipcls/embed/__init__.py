@@ -4,18 +4,3 @@
 isn't cached, so that a run with only hits imports no torch. `ahead` reads the input of the second on a thread of its
 own, `batches` keeps batches within the device's memory, `execution` says how a run is carried out.
 """
-
-from clipcls.embed.execution import Execution
-from clipcls.embed.images import ImageBatch, embed_images
-from clipcls.embed.model import LazyEncoder, find_model
-from clipcls.embed.texts import embed_texts, truncated_message
-
-__all__ = [
-    "Execution",
-    "ImageBatch",
-    "LazyEncoder",
-    "embed_images",
-    "embed_texts",
-    "find_model",
-    "truncated_message",
-]

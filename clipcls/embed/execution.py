@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from clipcls.cache import DEFAULT_LIMIT, Cache
-from clipcls.contents import MAX_BYTES
+from clipcls.embed.cache.store import DEFAULT_LIMIT, Cache
 from clipcls.errors import UsageError
-from clipcls.images import MAX_PIXELS
+from clipcls.images.limits import MAX_PIXELS
+from clipcls.inputs.contents import MAX_BYTES
+from clipcls.inputs.web import Web
 from clipcls.records import Decode
-from clipcls.web import Web
 
 _MAX_WORKERS = 32
 

@@ -13,14 +13,17 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.cache import Cache, CachedImage
-from clipcls.contents import known_path, known_status, located, open_content
-from clipcls.embed.ahead import Ahead
 from clipcls.embed.batches import Batches
+from clipcls.embed.cache.entries import CachedImage
+from clipcls.embed.cache.store import Cache
 from clipcls.embed.execution import Execution
-from clipcls.embed.model import LazyEncoder
+from clipcls.embed.lazy_encoder import LazyEncoder
+from clipcls.embed.read_ahead import Ahead
 from clipcls.errors import ImageError
-from clipcls.images import Source, decode_picture, pillow_errors
+from clipcls.images.decoding import decode_picture
+from clipcls.images.pillow_errors import pillow_errors
+from clipcls.images.sources import Source
+from clipcls.inputs.contents import known_path, known_status, located, open_content
 from clipcls.records import Decode, ImageRef, ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -251,7 +254,7 @@ class _Pipeline:
         preprocessing, decode = self._facts.preprocess, self._execution.decode
         picture = decode_picture(source, preprocessing, decode, self._execution.max_pixels)
         # not before there is a picture: it imports torch, which a run with only hits and errors does without
-        from clipcls.pixels import fit
+        from clipcls.images.fit import fit
 
         return fit(picture, preprocessing, decode)
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipcls.cache import Cache, CachedText, text_key
 from clipcls.embed.batches import Batches
-from clipcls.embed.model import LazyEncoder
+from clipcls.embed.cache.entries import CachedText, text_key
+from clipcls.embed.cache.store import Cache
+from clipcls.embed.lazy_encoder import LazyEncoder
 from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
-    from clipcls.encoder import Encoder
+    from clipcls.models.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""From an image file to a decoded, corrected, upright picture; `clipcls.pixels` fits it to a model's input.
+"""From an image file to a decoded, corrected, upright picture; `clipcls.images.fit` fits it to a model's input.
 
 What open_clip's own transform gets silently wrong is corrected before it: EXIF orientation is applied (`orientation`),
 palettes become colours before anything is resized, transparency is laid on white, 16-bit and float pictures are scaled
@@ -12,11 +12,3 @@ first (`limits`).
 
 Whatever is wrong with a file ends as an `ImageError` that doesn't name it (`damage`): the caller knows its path.
 """
-
-from clipcls.images.damage import pillow_errors
-from clipcls.images.decoding import decode_picture, load_layers
-from clipcls.images.formats import FORMATS
-from clipcls.images.limits import MAX_PIXELS
-from clipcls.images.sources import Source, open_file
-
-__all__ = ["FORMATS", "MAX_PIXELS", "Source", "decode_picture", "load_layers", "open_file", "pillow_errors"]

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipcls.geometry import Picture, as_image, placement
-from clipcls.images.modes import to_eight_bits
+from clipcls.images.colour import to_eight_bits
+from clipcls.images.geometry import Picture, as_image, placement
 from clipcls.images.orientation import orientation_of, turn_upright
 from clipcls.records import Preprocessing
 

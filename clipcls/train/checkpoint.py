@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from clipcls.errors import StoppedError, UsageError, first_line
-from clipcls.files import write_atomically
+from clipcls.outputs.atomic import write_atomically
 from clipcls.train.settings import SETTINGS_NAME, Settings, load_settings, read_config_file, setting_values
 from clipcls.train.trainer import Trainer
 

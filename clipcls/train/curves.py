@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.files import write_atomically
+from clipcls.outputs.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from clipcls.files import write_atomically
-from clipcls.train.board import Board
+from clipcls.errors import UsageError
+from clipcls.outputs.atomic import write_atomically
 from clipcls.train.curves import draw_curves
 from clipcls.train.trainer import Progress
 from clipcls.train.validation import headline
@@ -28,7 +28,7 @@ class History:
         last: the last step that is noted; None before the first.
     """
 
-    def __init__(self, folder: Path, file: TextIO, lines: Sequence[bytes], board: Board | None) -> None:
+    def __init__(self, folder: Path, file: TextIO, lines: Sequence[bytes], board: "Board | None") -> None:
         self.best, self.validated = -math.inf, 0
         self.last: Progress | None = None
         for record in map(json.loads, lines):
@@ -99,3 +99,37 @@ def _step(line: bytes) -> float:
         return int(record["step"]) if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+class Board:
+    """Writes figures into a folder of TensorBoard's event files; several runs, or parts of one, may share it.
+
+    Args:
+        folder: created when needed.
+        done: steps that are behind a run that was resumed; what a killed run wrote of later ones is hidden.
+
+    Raises:
+        UsageError: the package `tensorboard` isn't installed.
+        OSError: the folder can't be written.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as exc:
+            raise UsageError("tensorboard isn't installed: pip install 'clipcls[tensorboard]'") from exc
+        self._writer = SummaryWriter(folder, purge_step=done + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add one value to each of some curves.
+
+        Args:
+            step: counted from 1.
+            figures: by tag; what stands before a tag's slash groups the curves, as in `train/loss`.
+        """
+        for tag, value in figures.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Write what is still in memory; it is written every two minutes anyway."""
+        self._writer.close()

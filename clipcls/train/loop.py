@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from clipcls.encoder.encoder import choose_device
 from clipcls.errors import StoppedError, UsageError
+from clipcls.models.device import choose_device
 from clipcls.train import history
 from clipcls.train.checkpoint import restore_checkpoint, save_checkpoint
-from clipcls.train.data import read_data
-from clipcls.train.folder import copy_model, remove_drafts
+from clipcls.train.data.corpus import Corpus
+from clipcls.train.data.read import read_data
 from clipcls.train.history import History
+from clipcls.train.model_folder import copy_model, remove_drafts
 from clipcls.train.processes import joined, own_device
-from clipcls.train.rows import Corpus
 from clipcls.train.settings import SETTINGS_NAME, Settings, write_settings
-from clipcls.train.start import start_model
+from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Progress, Trainer
 from clipcls.train.validation import Validation
 

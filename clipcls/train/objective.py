@@ -12,15 +12,14 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from clipcls.encoder.padding import cut_to_length, without_padding
-from clipcls.train.data import require_table
-from clipcls.train.feed import Prepared
-from clipcls.train.folder import DualEncoder
+from clipcls.models.padding import cut_to_length, without_padding
+from clipcls.train.data.batches import Prepared
+from clipcls.train.data.captions import caption_key
+from clipcls.train.data.corpus import Corpus, Row
+from clipcls.train.data.read import require_table
 from clipcls.train.loss import Positives, ProxyLoss, contrastive_loss, find_positives, sigmoid_loss
-from clipcls.train.phrasing import caption_key
-from clipcls.train.processes import Processes
-from clipcls.train.randomness import random_states, restore_random_states
-from clipcls.train.rows import Corpus, Row
+from clipcls.train.model_folder import DualEncoder
+from clipcls.train.processes import Processes, random_states, restore_random_states
 from clipcls.train.settings import Settings
 from clipcls.train.towers import batch_norms, image_modules, kept_statistics, text_parameters
 

@@ -1,10 +1,12 @@
-"""AdamW and its learning rate over a run."""
+"""AdamW, its learning rate over a run, and the moving average of the weights."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from clipcls.train.settings import Settings
 
@@ -41,3 +43,27 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
     return settings.learning_rate * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+
+
+WARM_UP = 10  # the first steps' weights are forgotten quickly
+
+
+def moving_average(model: Any, decay: float) -> AveragedModel:
+    """A copy of a model that follows it by `update_parameters`; buffers are copied.
+
+    Source: Tarvainen and Valpola 2017, Mean teachers are better role models, equation 1; the decay rises over the
+    first steps as in TensorFlow's ExponentialMovingAverage, (1 + n) / (10 + n).
+
+    Args:
+        model: as it is before the first step.
+        decay: the share of the average that stays at each step.
+    """
+
+    @torch.no_grad()
+    def follow(averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], count: torch.Tensor | int) -> None:
+        share = 1 - min(decay, (1 + float(count)) / (WARM_UP + float(count)))
+        torch._foreach_lerp_(list(averages), list(weights), share)
+
+    average = AveragedModel(model, multi_avg_fn=follow)
+    average.requires_grad_(False)
+    return average

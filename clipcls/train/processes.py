@@ -1,4 +1,6 @@
-"""The processes of one run, as torchrun starts them: each has its share of a batch, the features are gathered."""
+"""The processes of one run, as torchrun starts them: each has its share of a batch and its own random states, the
+features are gathered.
+"""
 
 import inspect
 import os
@@ -14,7 +16,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from clipcls.errors import ClipclsError, StoppedError
-from clipcls.train.rows import Share
+from clipcls.train.data.corpus import Share
 
 T = TypeVar("T")
 # the first process validates and saves while the others wait
@@ -151,3 +153,22 @@ def own_device(name: str) -> str:
     if several and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return name
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the CPU and of the device, to be given to `restore_random_states`."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def restore_random_states(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+    """Set the states that `random_states` gave; those of a device that isn't used now are passed over."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])

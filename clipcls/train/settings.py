@@ -13,9 +13,9 @@ from typing import Any, Literal
 import yaml
 
 from clipcls.errors import UsageError, first_line
-from clipcls.files import write_atomically
-from clipcls.prompts import load_prompt_set
-from clipcls.train.shards import are_shards, is_remote
+from clipcls.labels.prompts import load_prompt_set
+from clipcls.outputs.atomic import write_atomically
+from clipcls.train.data.shards import are_shards, is_remote
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)

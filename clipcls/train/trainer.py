@@ -14,17 +14,15 @@ from open_clip.modified_resnet import ModifiedResNet
 from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
-from clipcls.encoder.encoder import choose_device, choose_precision
 from clipcls.errors import StoppedError, UsageError, first_line
-from clipcls.train.average import moving_average
-from clipcls.train.data import require_table
-from clipcls.train.feed import Feed, Prepared
-from clipcls.train.folder import DualEncoder, write_model
+from clipcls.models.device import choose_device, choose_precision
+from clipcls.train.data.batches import Feed, Prepared
+from clipcls.train.data.corpus import Corpus
+from clipcls.train.data.read import require_table
+from clipcls.train.model_folder import DualEncoder, write_model
 from clipcls.train.objective import Objective
-from clipcls.train.optimizer import build_optimizer, learning_rate
-from clipcls.train.processes import Processes, own_device
-from clipcls.train.randomness import random_states, restore_random_states
-from clipcls.train.rows import Corpus
+from clipcls.train.optimizer import build_optimizer, learning_rate, moving_average
+from clipcls.train.processes import Processes, own_device, random_states, restore_random_states
 from clipcls.train.settings import Settings
 from clipcls.train.spread import spread_images, spread_texts
 from clipcls.train.towers import lock_towers

@@ -11,18 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipcls.cache import Cache
-from clipcls.embed import Execution, embed_images, embed_texts, find_model
-from clipcls.encoder import Encoder, load_encoder
+from clipcls.embed.cache.store import Cache
+from clipcls.embed.execution import Execution
+from clipcls.embed.images import embed_images
+from clipcls.embed.lazy_encoder import find_model
+from clipcls.embed.texts import embed_texts
 from clipcls.errors import StoppedError, UsageError
-from clipcls.ranking import similarities
+from clipcls.models.encoder import Encoder, load_encoder
+from clipcls.predict.ranking import similarities
 from clipcls.records import ImageRef, ModelSpec
-from clipcls.train.data import read_pairs
-from clipcls.train.phrasing import Phrasing, caption_key
-from clipcls.train.rows import Row
+from clipcls.train.data.captions import Phrasing, caption_key
+from clipcls.train.data.corpus import Row
+from clipcls.train.data.read import read_pairs
+from clipcls.train.data.shards import are_shards
+from clipcls.train.data.table import Table
 from clipcls.train.settings import Settings
-from clipcls.train.shards import are_shards
-from clipcls.train.table import Table
 
 Features = NDArray[np.float32]
 # the indices of what is right, for each picture or each text

@@ -20,8 +20,8 @@ from PIL import Image
 from torch.nn import functional
 
 from clipcls.records import Preprocessing
-from clipcls.train.augment import Augmentation, held_out_seed
-from clipcls.train.pictures import decode_picture
+from clipcls.train.data.augment import Augmentation, held_out_seed
+from clipcls.train.data.pictures import decode_picture
 
 EVERYDAY = Path(__file__).with_name("everyday.json")
 STYLES = ("noto", "twemoji", "openmoji")  # the first was trained on

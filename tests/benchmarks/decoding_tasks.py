@@ -15,11 +15,11 @@ import ray
 import ray.data
 
 from clipcls import Classifier, ModelSpec
-from clipcls.embed import Execution
-from clipcls.encoder import load_encoder
-from clipcls.ranking import LabelFeatures, Scoring, rank, scores
+from clipcls.embed.execution import Execution
+from clipcls.models.encoder import load_encoder
+from clipcls.outputs.sinks import open_sink
+from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
 from clipcls.records import Preprocessing
-from clipcls.sinks import open_sink
 
 BATCH = 16
 # pictures of a task; their pixels are an object of 19 MB
@@ -33,7 +33,7 @@ class Decoder:
         self.preprocessing = preprocessing
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from clipcls.pixels import load_pixels
+        from clipcls.images.fit import load_pixels
 
         pixels = np.stack([load_pixels(path, self.preprocessing) for path in batch["path"]])
         return {"path": batch["path"], "pixels": pixels}

@@ -207,8 +207,8 @@ def with_checksums(data: bytes) -> bytes:
 
 def decode(data: bytes, mode: str) -> "np.ndarray[Any, Any]":
     """As `clipcls predict` reads a file."""
-    from clipcls.images import decode_picture
-    from clipcls.pixels import fit
+    from clipcls.images.decoding import decode_picture
+    from clipcls.images.fit import fit
     from clipcls.records import Preprocessing
 
     preprocessing = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)
@@ -253,7 +253,7 @@ def work(connection: Connection, decoder: Decoder, limits: Limits) -> None:
     """In a worker: answer each mutant with a verdict, until there are no more."""
     import torch
 
-    import clipcls.pixels  # noqa: F401, before memory is measured
+    import clipcls.images.fit  # noqa: F401, before memory is measured
 
     torch.set_num_threads(1)
     printed = os.memfd_create("printed")
@@ -291,7 +291,7 @@ class Worker:
         self._decoder = decoder
         self._limits = limits
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload(["clipcls.pixels"])
+        self._context.set_forkserver_preload(["clipcls.images.fit"])
         self._start()
 
     def _start(self) -> None:

@@ -57,9 +57,9 @@ def plan(path: Path, paths: int, shards: int, again: bool) -> tuple[float, float
 
 def count(folder: Path, files: int) -> tuple[float, float, int]:
     """Seconds and MiB of counting the rows of part files, and how many files."""
-    from clipcls.outputs import tally
+    from clipcls.outputs.part_files import part_name, tally
+    from clipcls.outputs.sinks import published
     from clipcls.records import Prediction, ScoredLabel
-    from clipcls.sinks import part_name, published
 
     top = (ScoredLabel("cat", 0.9, 0.3),)
     for number in range(files):

@@ -36,10 +36,10 @@ from records import (
 from safetensors.torch import save_file
 
 from clipcls import Classifier, Execution, ModelSpec
-from clipcls.encoder import load_encoder
-from clipcls.encoder.encoder import choose_device, choose_precision
-from clipcls.pixels import load_pixels
-from clipcls.ranking import Scoring
+from clipcls.images.fit import load_pixels
+from clipcls.models.device import choose_device, choose_precision
+from clipcls.models.encoder import load_encoder
+from clipcls.predict.ranking import Scoring
 
 LABELS = ["cat", "dog", "truck"]
 TEMPLATE = "a photo of a {}"

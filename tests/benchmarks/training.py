@@ -66,7 +66,7 @@ def pictures_and_precision(folder: Path, count: int, size: tuple[int, int]) -> t
     import torch
     from corpora import make_pictures
 
-    from clipcls.encoder.encoder import choose_precision
+    from clipcls.models.device import choose_precision
 
     return make_pictures(folder, count, size), choose_precision("auto", torch.device("cpu"))
 

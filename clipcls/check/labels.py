@@ -1,0 +1,259 @@
+"""Labels, templates and prompts: all that is wrong with them at once, and what could be better."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcls.check.findings import Finding, error, listed, note, ok, warning
+from clipcls.errors import UsageError
+from clipcls.labels.label_files import make_label, read_labels, refuse_duplicates
+from clipcls.labels.prompts import load_prompt_set, render, templates_set
+from clipcls.records import Label, PromptSet
+
+# cosine of two labels' features from which on they are called nearly the same; chosen, not measured: how near labels
+# come differs from model to model
+NEARLY_SAME = 0.97
+# mean cosine of a template's prompts to the bare labels, above which the template is said to change next to nothing
+WITHOUT_EFFECT = 0.99
+NEAREST_PAIRS = 5
+
+_ARTICLE = re.compile(r"(a|an|the)\s", re.IGNORECASE)
+_ARTICLE_BEFORE_LABEL = re.compile(r"\b(a|an|the)\s+\{(c|label)?\}", re.IGNORECASE)
+_BARE = re.compile(r"\s*\{(c|label)?\}\s*")
+_NO_WORD = re.compile(r"n\d{8}|\d+")  # WordNet's identifiers, numbers of classes
+_BLOCK = 512
+_MEDIAN_OF = 1000
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """Labels and prompts as the options give them; see `clipcls predict`."""
+
+    labels: str | None = None
+    label: tuple[str, ...] = ()
+    labels_file: Path | None = None
+    prompts: str = "default"
+    templates: tuple[str, ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any were given, good or bad."""
+        return self.labels is not None or bool(self.label) or self.labels_file is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two labels, by their numbers."""
+
+    first: int
+    second: int
+    cosine: float
+
+
+def read_label_options(wording: Wording) -> tuple[list[Label], list[Finding]]:
+    """The labels that can be used, no two the same, and what is wrong with the others."""
+    labels: list[Label] = []
+    findings: list[Finding] = []
+    names = wording.labels.split(",") if wording.labels is not None else []
+    for name in [*(name.strip() for name in names), *wording.label]:
+        with _reported("labels", findings):
+            labels.append(make_label(name))
+    if wording.labels_file is not None:
+        with _reported("labels", findings):
+            labels += read_labels(wording.labels_file)
+    return _without_duplicates(labels, findings), findings
+
+
+def read_prompt_options(wording: Wording) -> tuple[PromptSet | None, list[Finding]]:
+    """The templates that can be used, None for none, and what is wrong with the others."""
+    findings: list[Finding] = []
+    if not wording.templates:
+        with _reported("prompts", findings):
+            return load_prompt_set(wording.prompts), findings
+        return None, findings
+    if wording.prompts != "default":
+        findings.append(error("prompts", UsageError("Give --prompts or --template, not both.")))
+    good: list[str] = []
+    for template in wording.templates:
+        with _reported("template", findings):
+            good += templates_set([template]).templates
+    return (templates_set(good) if good else None), findings
+
+
+def check_labels(labels: Sequence[Label]) -> Iterator[Finding]:
+    """What can be said of labels without a model."""
+    if len(labels) == 1:
+        split = " It has commas: --labels splits at them, --label and a .txt file don't." * ("," in labels[0].name)
+        yield warning(
+            "labels",
+            f"there is one label only, {labels[0].name!r}: its softmax score is always 1",
+            f"Add labels for what else is in the pictures, or score with --score cosine.{split}",
+        )
+    lists = [label.name for label in labels if label.name.count(",") > 1 and not label.prompts]
+    if lists and len(labels) > 1:
+        yield note(
+            "labels",
+            f"{listed(lists)}: prompted with all the commas",
+            "If these are synonyms, list them as such in a labels file, and each gets prompts of its own.",
+        )
+    numbers = [label.name for label in labels if all(_NO_WORD.fullmatch(text) for text in label.texts)]
+    if numbers:
+        yield note(
+            "labels",
+            f"{listed(numbers)}: a number to you, a text to the model",
+            "If these are numbers of classes, use the classes' names.",
+        )
+    yield from _check_spelling(labels)
+
+
+def check_templates(labels: Sequence[Label], prompts: PromptSet) -> Iterator[Finding]:
+    """What can be said of templates, and the prompts that they make, without a model."""
+    templated = [label for label in labels if not label.prompts]
+    twice = {template for template in prompts.templates if prompts.templates.count(template) > 1}
+    if twice:
+        yield note("template", f"{listed(sorted(twice))}: there more than once, and counts as often", "Remove copies.")
+    articles = [label.name for label in templated if any(_ARTICLE.match(text) for text in label.texts)]
+    doubling = [template for template in prompts.templates if _ARTICLE_BEFORE_LABEL.search(template)]
+    if articles and doubling:
+        label = next(label for label in templated if label.name == articles[0])
+        prompt = render(label, PromptSet("", (doubling[0],)))[0]
+        yield warning(
+            "labels",
+            f"{listed(articles)}: the label's article follows the template's, as in {prompt!r}",
+            "Leave the article out of the label.",
+        )
+    seen: dict[tuple[str, ...], str] = {}
+    for label in labels:
+        rendered = render(label, prompts)
+        if rendered in seen:
+            yield error("prompts", UsageError(f"Labels {seen[rendered]!r} and {label.name!r} have the same prompts."))
+        seen.setdefault(rendered, label.name)
+
+
+def check_nearness(names: Sequence[str], features: Features) -> Iterator[Finding]:
+    """Labels that the model can hardly tell apart, and those that it tells apart worst.
+
+    Args:
+        features: (n_labels, embed_dim) float32, L2-normalised.
+    """
+    if len(names) < 2:
+        return
+    pairs, nearly_same = nearest_pairs(features, 2 * NEAREST_PAIRS)
+    same, others = pairs[: min(nearly_same, NEAREST_PAIRS)], pairs[nearly_same:][:NEAREST_PAIRS]
+    for pair in same:
+        yield warning(
+            "labels",
+            f"{names[pair.first]!r} and {names[pair.second]!r} are nearly the same to the model: "
+            f"cosine {pair.cosine:.3f}",
+            "Merge them, as synonyms of one label, or say more clearly what tells them apart.",
+        )
+    if nearly_same > len(same):
+        yield warning("labels", f"{nearly_same - len(same):,} more pairs with a cosine of {NEARLY_SAME} or more")
+    if others:
+        shown = "; ".join(f"{names[pair.first]!r} and {names[pair.second]!r} {pair.cosine:.3f}" for pair in others)
+        yield note("labels", f"nearest pairs, by cosine: {shown}; the median of all pairs is {_median(features):.3f}")
+
+
+def check_effects(templates: Sequence[str], cosines: Sequence[float]) -> Iterator[Finding]:
+    """Templates that change next to nothing.
+
+    Args:
+        cosines: for each template the mean cosine of its prompts to the bare labels.
+    """
+    weak = [(template, cosine) for template, cosine in zip(templates, cosines, strict=True) if cosine > WITHOUT_EFFECT]
+    if not weak:
+        return
+    shown = "; ".join(f"{template!r} {cosine:.4f}" for template, cosine in weak[:NEAREST_PAIRS])
+    more = f" and {len(weak) - NEAREST_PAIRS} more" if len(weak) > NEAREST_PAIRS else ""
+    yield note(
+        "template",
+        f"{len(weak)} of {len(templates)} change next to nothing, by the cosine of their prompts to the bare labels: "
+        f"{shown}{more}",
+        "Leave them out, or say more of the pictures.",
+    )
+
+
+def is_bare(template: str) -> bool:
+    """Whether a template is nothing but its placeholder."""
+    return _BARE.fullmatch(template) is not None
+
+
+def nearest_pairs(features: Features, most: int) -> tuple[list[Pair], int]:
+    """The nearest pairs of labels, nearest first, and how many pairs there are at NEARLY_SAME or above."""
+    found: list[Pair] = []
+    nearly_same = 0
+    for start in range(0, len(features), _BLOCK):
+        cosines = features[start : start + _BLOCK] @ features.T  # (block, n_labels)
+        # each pair once, no label with itself
+        cosines[np.tri(len(cosines), len(features), start, dtype=np.bool_)] = -2.0
+        nearly_same += int((cosines >= NEARLY_SAME).sum())
+        flat = cosines.ravel()
+        best = np.argpartition(-flat, min(most, flat.size - 1))[:most]
+        rows, columns = np.unravel_index(best, cosines.shape)
+        found += [
+            Pair(start + int(row), int(column), float(cosines[row, column]))
+            for row, column in zip(rows, columns, strict=True)
+            if cosines[row, column] > -2.0
+        ]
+    return sorted(found, key=lambda pair: -pair.cosine)[:most], nearly_same
+
+
+def summary(labels: Sequence[Label], prompts: PromptSet) -> Finding:
+    """How much there is of what."""
+    texts = sum(len(render(label, prompts)) for label in labels)
+    count, templates = len(labels), len(prompts.templates)
+    said = f"{count:,} label{'s' * (count != 1)}, {templates} template{'s' * (templates != 1)} ({prompts.name})"
+    return ok("labels", f"{said}, {texts:,} prompt{'s' * (texts != 1)}")
+
+
+def _check_spelling(labels: Sequence[Label]) -> Iterator[Finding]:
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        key = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", label.name)).casefold()
+        groups.setdefault(key, []).append(label.name)
+    for key, names in groups.items():
+        if key and len(names) > 1:
+            yield note("labels", f"{listed(names)}: differ in punctuation or spaces only", "Keep one, if they are one.")
+
+
+def _without_duplicates(labels: Iterable[Label], findings: list[Finding]) -> list[Label]:
+    """The first of each group of labels that `refuse_duplicates` would refuse."""
+    kept: list[Label] = []
+    owners: dict[str, Label] = {}
+    for label in labels:
+        # the forms in which `refuse_duplicates` compares
+        texts = [make_label(unicodedata.normalize("NFKC", text)).texts[0].casefold() for text in label.texts]
+        same = next((owners[text] for text in texts if text in owners), None)
+        if same is None:
+            kept.append(label)
+            owners |= dict.fromkeys(texts, label)
+        else:
+            with _reported("labels", findings):
+                refuse_duplicates([same, label])
+    with _reported("labels", findings):
+        refuse_duplicates(kept)
+    return kept
+
+
+def _median(features: Features) -> float:
+    step = -(-len(features) // _MEDIAN_OF)
+    sample = features[::step]
+    cosines = sample @ sample.T
+    return float(np.median(cosines[np.triu_indices(len(sample), k=1)]))
+
+
+@contextmanager
+def _reported(subject: str, findings: list[Finding]) -> Iterator[None]:
+    """What is refused becomes a finding."""
+    try:
+        yield
+    except UsageError as exc:
+        findings.append(error(subject, exc))

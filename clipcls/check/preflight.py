@@ -1,0 +1,148 @@
+"""A look at all that `predict` rests on, before there are pictures: the model, its weights, labels and prompts.
+
+`predict` ends at the first thing that is wrong; here all findings come in one run.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from clipcls.check.findings import Finding, error, listed, note, warning
+from clipcls.check.labels import (
+    Wording,
+    check_effects,
+    check_labels,
+    check_nearness,
+    check_templates,
+    is_bare,
+    read_label_options,
+    read_prompt_options,
+    summary,
+)
+from clipcls.check.model import SoundModel, check_model
+from clipcls.check.weights import is_unreadable
+from clipcls.embed.cache.store import Cache
+from clipcls.embed.execution import Execution
+from clipcls.embed.lazy_encoder import LazyEncoder, find_model
+from clipcls.embed.texts import embed_texts, truncated_message
+from clipcls.errors import ClipclsError, UsageError
+from clipcls.labels import vocabulary
+from clipcls.labels.prompts import render
+from clipcls.models.tokenizer import context_length_of, truncated
+from clipcls.records import Label, ModelSpec, PromptSet
+
+# labels that a template is tried on
+_SAMPLE = 8
+
+Texts = tuple[Sequence[Label], PromptSet]
+Report = Callable[[int, int], None]
+
+
+def preflight(
+    spec: ModelSpec, wording: Wording, execution: Execution, report: Report | None = None
+) -> Iterator[Finding]:
+    """Check a model, and the labels and prompts if there are any.
+
+    Args:
+        execution: its cache takes the texts' features, for `predict` to find; `strict_prompts` makes errors of prompts
+            over the context length.
+        report: called with the numbers of labels done and to do, as they are embedded.
+
+    Yields:
+        Findings, as they are made.
+    """
+    cache = execution.open_cache()
+    try:
+        model = yield from check_model(spec, cache)
+        texts = yield from _check_wording(wording, model, execution.strict_prompts)
+        if texts is not None and model is not None and model.encoder is not None:
+            yield from _check_features(*texts, find_model(model.encoder, cache), cache, report)
+    finally:
+        cache.close()
+
+
+def _check_wording(wording: Wording, model: SoundModel | None, strict: bool) -> Generator[Finding, None, Texts | None]:
+    """The labels and templates that can be used."""
+    prompts, findings = read_prompt_options(wording)
+    if not wording.has_labels:
+        yield from findings
+        yield note("labels", "none were given, so that only the model was checked", "Give --labels as to predict.")
+        return None
+    labels, label_findings = read_label_options(wording)
+    yield from [*label_findings, *findings]
+    yield from check_labels(labels)
+    if not labels or prompts is None:
+        return None
+    yield summary(labels, prompts)
+    yield from check_templates(labels, prompts)
+    if model is None:
+        yield note("prompts", "the model isn't there to read them, so nothing more was checked of them")
+        return None
+    yield from _check_known_words(labels, model)
+    yield from _check_lengths(labels, prompts, model, strict)
+    return labels, prompts
+
+
+def _check_known_words(labels: Sequence[Label], model: SoundModel) -> Iterator[Finding]:
+    unknown = []
+    if (words := model.files.words) is not None:
+        unknown = [label.name for label in labels if not any(vocabulary.is_known(text, words) for text in label.texts)]
+    if unknown:
+        yield warning(
+            "labels",
+            f"the model was never trained on a word of {listed(unknown)}; scores for "
+            f"{'it' if len(unknown) == 1 else 'them'} mean nothing",
+            "Use words that it knows, or a model that was trained on more.",
+        )
+    if (tokenizer := model.tokenizer) is None:
+        return
+    texts = {label.name: (*label.texts, *label.prompts) for label in labels}
+    unreadable = [name for name, of_label in texts.items() if all(is_unreadable(tokenizer, text) for text in of_label)]
+    if unreadable:
+        yield warning(
+            "labels",
+            f"the model's tokenizer knows no part of {listed(unreadable)}",
+            "Write it in a language, or a script, that the model was trained on.",
+        )
+
+
+def _check_lengths(labels: Sequence[Label], prompts: PromptSet, model: SoundModel, strict: bool) -> Iterator[Finding]:
+    if model.tokenizer is None:
+        return
+    rendered = list(dict.fromkeys(prompt for label in labels for prompt in render(label, prompts)))
+    cut = [prompt for prompt, is_cut in zip(rendered, truncated(model.tokenizer, rendered), strict=True) if is_cut]
+    if not cut:
+        return
+    message = truncated_message(cut, context_length_of(model.files))
+    remedy = "Shorten the label or the template."
+    yield (
+        error("prompts", UsageError(f"--strict-prompts: {message}"), remedy)
+        if strict
+        else warning("prompts", message, remedy)
+    )
+
+
+def _check_features(
+    labels: Sequence[Label], prompts: PromptSet, model: LazyEncoder, cache: Cache, report: Report | None
+) -> Iterator[Finding]:
+    try:
+        texts = embed_texts([render(label, prompts) for label in labels], model, cache, report=report)
+        yield from check_nearness([label.name for label in labels], np.stack([text.features for text in texts]))
+        yield from _check_effects(labels, prompts, model, cache)
+    except ClipclsError as exc:
+        yield error("prompts", exc)
+
+
+def _check_effects(labels: Sequence[Label], prompts: PromptSet, model: LazyEncoder, cache: Cache) -> Iterator[Finding]:
+    """Compare the prompts of each template with the bare labels, of some labels."""
+    templated = [replace(label, texts=label.texts[:1]) for label in labels if not label.prompts]
+    sample = templated[:: -(-len(templated) // _SAMPLE) or 1]
+    templates = [template for template in dict.fromkeys(prompts.templates) if not is_bare(template)]
+    if not sample or not templates:
+        return
+    filled = [render(label, PromptSet("", (template,))) for template in ("{}", *templates) for label in sample]
+    features = np.stack([text.features for text in embed_texts(filled, model, cache)])
+    # (1 + n_templates, n_labels, embed_dim)
+    bare, *others = features.reshape(1 + len(templates), len(sample), -1)
+    yield from check_effects(templates, [float((other * bare).sum(-1).mean()) for other in others])

@@ -1,0 +1,440 @@
+"""The run of `clipcls eval`: from labelled pictures to tables or JSON."""
+
+import io
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+import typer
+
+from clipcls.cli.progress import Progress
+from clipcls.errors import StoppedError, UsageError
+from clipcls.records import Label, Prediction
+
+if TYPE_CHECKING:
+    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.metrics import Estimate
+    from clipcls.evaluate.results import Outcome, Result
+    from clipcls.inputs.labelled.examples import Truth
+    from clipcls.records import Format
+
+# rows of a table of classes; where there are more, those that fare worst are shown
+_MOST_CLASSES = 40
+_WORST_CLASSES = 20
+# images, below which bootstrap intervals are known to be too narrow
+_FEW = 50
+# names that a line lists
+_MOST_NAMES = 5
+_DASH = "–"
+
+Rows = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where an evaluation goes.
+
+    Attributes:
+        file: `-` is standard output.
+        plot: of the confusion matrix.
+    """
+
+    format: Literal["table", "json"]
+    file: str
+    plot: Path | None
+
+    def check(self, sources: Sequence[str | Path | None]) -> None:
+        """Refuse files that can't be written, or would replace what is read.
+
+        Raises:
+            UsageError: one is among what is read, or isn't a PNG.
+            StoppedError: one can't be written, or standard output is closed.
+        """
+        from clipcls.inputs.discover import EXTENSIONS
+
+        if self.file == "-" and sys.stdout is None:
+            raise StoppedError("standard output is closed. Give --output FILE.")
+
+        if self.plot is not None and self.plot.suffix.lower() != ".png":
+            raise UsageError(f"--confusion-plot {self.plot}: a name that ends in .png is needed.")
+        if Path(self.file).suffix.lower() in EXTENSIONS:
+            raise UsageError(f"--output {self.file}: not a name for results.")
+        for option, path in (("--output", self.file), ("--confusion-plot", self.plot)):
+            if path is None or path == "-":
+                continue
+            target = Path(path)
+            written = target.absolute().parent if _is_replaced(target) else target
+            if target.is_dir() or not os.access(written, os.W_OK):
+                raise StoppedError(
+                    f"{target}: can't be written: it is a folder, or in one that isn't there or is closed."
+                )
+            for source in sources:
+                if source and target.exists() and os.path.exists(source) and target.samefile(source):  # noqa: PTH110
+                    raise UsageError(f"{option} {target} is one of the inputs, which it would overwrite.")
+                if source and path is self.plot and target.resolve().is_relative_to(Path(source).resolve()):
+                    raise UsageError(f"{option} {target} lies in {source}, where it would be taken for data.")
+
+    def write(self, text: str) -> None:
+        """Write all of it at once.
+
+        Raises:
+            StoppedError: the file can't be written.
+        """
+        if self.file == "-":
+            typer.echo(text.encode("utf-8", "replace"), nl=False)
+            return
+        from clipcls.outputs.atomic import write_atomically
+
+        def write(file: BinaryIO) -> None:
+            file.write(text.encode("utf-8", "replace"))
+
+        path = Path(self.file)
+        try:
+            if _is_replaced(path):
+                write_atomically(path, write)
+            else:
+                with path.open("wb") as opened:
+                    write(opened)
+        except OSError as exc:
+            raise StoppedError(f"{self.file}: can't be written: {exc.strerror}.") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The `clipcls predict` that does what was evaluated.
+
+    Attributes:
+        models: in the order of the plan.
+        prompts: the options of each prompt set, in the order of the plan.
+        labels: the options that give them.
+        settings: further options; those that are None or False are left out, True is a flag.
+    """
+
+    models: Sequence[str]
+    prompts: Sequence[Sequence[str]]
+    labels: Sequence[str]
+    settings: Mapping[str, object]
+
+    def of(self, result: int) -> str:
+        """The command for one of the results."""
+        model, prompts = divmod(result, len(self.prompts))
+        given = {option: value for option, value in self.settings.items() if value is not None and value is not False}
+        more = [
+            part for option, value in given.items() for part in ([option] if value is True else [option, str(value)])
+        ]
+        parts = ["--model", self.models[model], *self.prompts[prompts], *self.labels, *more]
+        return f"clipcls predict INPUT {shlex.join(parts)}"
+
+
+class Evaluation:
+    """One run.
+
+    Args:
+        quiet: without progress and lines for bad images.
+    """
+
+    def __init__(self, truth: "Truth", output: Output, quiet: bool) -> None:
+        self._truth = truth
+        self._output = output
+        self._quiet = quiet
+
+    def measure(self, plan: "Plan", command: Command) -> None:
+        """Run the models, and write what comes of it.
+
+        Raises:
+            StoppedError: the output can't be written.
+            typer.Exit: some images failed.
+        """
+        from clipcls.evaluate.evaluate import Watch, evaluate
+
+        with Progress(not self._quiet, "") as progress:
+            watch = Watch(
+                labels=progress.update_labels,
+                begin=lambda total: progress.start(lambda: total),
+                images=progress.update,
+                failed=progress.print_error,
+            )
+            outcome = evaluate(self._truth, plan, watch)
+        self._finish(outcome, command.of(outcome.best))
+
+    def judge(self, predictions: Path, labels: Sequence[Label] | None, confused: int) -> None:
+        """Judge what was predicted before, and write what comes of it.
+
+        Raises:
+            UsageError: the predictions can't be read.
+            StoppedError: the output can't be written.
+            typer.Exit: some images have no answer.
+        """
+        from clipcls.evaluate.evaluate import evaluate_predictions
+
+        try:
+            outcome = evaluate_predictions(self._truth, _read(predictions), labels, confused)
+        except OSError as exc:
+            raise UsageError(f"{predictions}: can't be read: {(exc.strerror or str(exc)).lower()}.") from exc
+        self._finish(outcome, None)
+
+    def _finish(self, outcome: "Outcome", command: str | None) -> None:
+        from clipcls.evaluate.results import record
+
+        best = outcome.results[outcome.best]
+        if self._output.plot is not None:
+            if best.confusion is None:
+                raise UsageError("--confusion-plot needs one label an image.")
+            from clipcls.evaluate.confusion import draw_confusion
+
+            draw_confusion(best.confusion, _title(best), self._output.plot)
+        if self._output.format == "json":
+            text = json.dumps(record(outcome) | {"command": command}, ensure_ascii=False, allow_nan=False)
+            self._output.write(text + "\n")
+        else:
+            self._output.write(report(outcome, command))
+        without = len(outcome.left_out.failed) + len(outcome.left_out.missing)
+        if without:
+            if not self._quiet:
+                typer.echo(f"clipcls: {without:,} of {outcome.images:,} images were left out of the figures", err=True)
+            raise typer.Exit(1)
+
+
+def _read(predictions: Path) -> "Iterator[Prediction]":
+    """What a run wrote to a file, or to the part files in a folder."""
+    from clipcls.outputs.read_back import read_predictions
+
+    parts = sorted(predictions.glob("part-*.*")) if predictions.is_dir() else [predictions]
+    if not parts:
+        raise UsageError(f"{predictions}: a folder without part files, as `clipcls predict --output-dir` writes them.")
+    is_empty = True
+    for part in parts:
+        kind = _format_of(part)
+        with part.open("rb") as file:
+            for prediction in read_predictions(file, kind, str(part)):
+                is_empty = False
+                yield prediction
+    if is_empty:
+        raise UsageError(f"{predictions}: holds no predictions.")
+
+
+def _format_of(predictions: Path) -> "Format":
+    from clipcls.outputs.sinks import format_for
+
+    try:
+        return format_for(predictions)
+    except UsageError as exc:
+        raise UsageError(
+            f"{predictions}: its name tells no format: predictions end in .tsv, .csv, .jsonl or .parquet."
+        ) from exc
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def report(outcome: "Outcome", command: str | None) -> str:
+    """An evaluation as text: the figures of the best result in full, the others beside it."""
+    best = outcome.results[outcome.best]
+    parts = [_opening(outcome)]
+    if len(outcome.results) > 1:
+        parts += [_comparison(outcome), f"The best, {_title(best)}:\n"]
+    parts += [_figures(best), _classes(outcome, best)]
+    if best.levels:
+        parts += [_levels(best), _label_levels(best)]
+    if best.confusion is not None and best.confusion.pairs:
+        parts.append(_confused(best))
+    parts.append(_notes(outcome, best))
+    if command is not None:
+        parts.append(f"To label pictures so:\n{plain(command)}\n")
+    return "\n".join(part for part in parts if part)
+
+
+def _opening(outcome: "Outcome") -> str:
+    of = "" if outcome.measured == outcome.images else f" of {outcome.images:,}"
+    labels = outcome.classes.n_labels
+    return f"{outcome.measured:,}{of} images measured, {labels:,} label{'s' if labels != 1 else ''}\n"
+
+
+def _comparison(outcome: "Outcome") -> str:
+    name = outcome.results[0].headline[0]
+    rows: Rows = []
+    for number, (result, beside) in enumerate(zip(outcome.results, outcome.comparisons, strict=True)):
+        row = (result.model or "", result.prompts or "", *_cells(result.headline[1]))
+        if number == outcome.best:
+            rows.append((*row, "best", "", ""))
+        else:
+            p = "" if beside.p is None else f"{beside.p:.4f}"
+            rows.append((*row, f"{beside.difference.value:+.4f}", _interval(beside.difference), p))
+    header = ("model", "prompts", name, "95 % interval", "to the best", "95 % interval", "McNemar's p")
+    return table(header if not outcome.multi_label else header[:-1], rows, left=2) + _warn_of_choice(outcome)
+
+
+def _warn_of_choice(outcome: "Outcome") -> str:
+    """What is too good about the best of many."""
+    if len(outcome.results) < 3:
+        return ""
+    others = len(outcome.results) - 1
+    return (
+        f"The best was chosen by these images, so that its figure is rather too high; p isn't corrected for {others} "
+        "comparisons.\n"
+    )
+
+
+def _figures(result: "Result") -> str:
+    from clipcls.evaluate.results import ERRORS
+
+    rows: Rows = [
+        (name, *_cells(estimate), "less is better" if name in ERRORS else "")
+        for name, estimate in result.figures.items()
+    ]
+    lines = [f"{name}: left out, {reason}\n" for name, reason in result.omitted.items()]
+    return table(("figure", "value", "95 % interval", ""), rows, left=1) + "".join(lines)
+
+
+def _classes(outcome: "Outcome", result: "Result") -> str:
+    figures = list(zip(outcome.classes.names, result.classes, strict=False))
+    title = ""
+    if len(figures) > _MOST_CLASSES:
+        found = [entry for entry in figures if entry[1].support]
+        figures = sorted(found, key=lambda entry: entry[1].recall)[:_WORST_CLASSES]
+        title = f"The {len(figures)} classes with the lowest recall; --format json tells all {len(result.classes):,}.\n"
+    rows: Rows = []
+    for name, of_class in figures:
+        row = (name, f"{of_class.support:,}", *map(_number, (of_class.precision, of_class.recall, of_class.f1)))
+        rows.append((*row, _number(of_class.average_precision)) if outcome.multi_label else row)
+    header = ("class", "images", "precision", "recall", "F1", "average precision")
+    return title + table(header if outcome.multi_label else header[:-1], rows, left=1)
+
+
+def _levels(result: "Result") -> str:
+    from clipcls.evaluate.metrics import Level
+
+    rows = [
+        (f"{level.threshold:.2f}", f"{level.answered:,}", _number(level.coverage), _number(level.accuracy))
+        for level in result.levels
+        if isinstance(level, Level)
+    ]
+    return table(("threshold", "answered", "coverage", "accuracy"), rows, left=0)
+
+
+def _label_levels(result: "Result") -> str:
+    from clipcls.evaluate.metrics import LabelLevel
+
+    rows = [
+        (f"{level.threshold:.2f}", _number(level.precision), _number(level.recall), _number(level.f1))
+        for level in result.levels
+        if isinstance(level, LabelLevel)
+    ]
+    return table(("threshold", "precision", "recall", "F1"), rows, left=0)
+
+
+def _confused(result: "Result") -> str:
+    assert result.confusion is not None
+    from clipcls.evaluate.confusion import NO_ANSWER
+
+    rows: Rows = [
+        (
+            pair.truth,
+            NO_ANSWER if pair.predicted is None else pair.predicted,
+            f"{pair.count:,}",
+            f"{pair.share:.0%}",
+            "  ".join(pair.paths),
+        )
+        for pair in result.confusion.pairs
+    ]
+    return table(("truth", "answer", "images", "of class", "such as"), rows, left=2, last_left=True)
+
+
+def _notes(outcome: "Outcome", best: "Result") -> str:
+    told = outcome.left_out
+    lines = _caution(outcome, best)
+    if told.failed:
+        paths = _listed(path for path, _ in told.failed)
+        lines.append(f"{len(told.failed):,} images could not be read and are in none of the figures: {paths}")
+    if told.missing:
+        lines.append(f"{len(told.missing):,} images aren't among the predictions: {_listed(told.missing)}")
+    if told.unasked:
+        lines.append(f"{len(told.unasked):,} predictions are of pictures that the data don't hold, and don't count")
+    if told.unknown:
+        lines.append(f"{told.unknown:,} images are unknown, which is counted as wrong")
+    if told.outside:
+        named = _listed(f"{name} ({count:,})" for name, count in told.outside.items())
+        what = "such labels don't count" if outcome.multi_label else "they are counted as wrong"
+        within = "" if math.isnan(best.within) else f"; accuracy@1 without them: {best.within:.4f}"
+        lines.append(f"images of classes that aren't among the labels: {named}; {what}{within}")
+    if told.unseen:
+        lines.append(f"no image is of {_listed(told.unseen)}; such labels are in no mean over classes")
+    if told.repeated:
+        lines.append(f"{len(told.repeated):,} paths come more than once and count as often: {_listed(told.repeated)}")
+    if told.problems:
+        lines.append(f"in the data, {len(told.problems):,} to look at: {_listed(told.problems, '; ')}")
+    return "".join(f"Note: {plain(line)}\n" for line in lines)
+
+
+def _caution(outcome: "Outcome", best: "Result") -> list[str]:
+    """What the intervals can't tell."""
+    count = outcome.measured
+    if outcome.classes.n_labels == 1 and not outcome.multi_label:
+        return ["with one label there is nothing to take it for; the figures tell nothing"]
+    if best.right is not None and best.right.all():
+        # 95 % of the time, n images show an error that happens at least once in n / 3
+        most = min(1.0, 3 / count)
+        return [f"no answer was wrong, so that resamples can't be; of new images, up to {most:.1%} may well be"]
+    if count < _FEW:
+        return [f"{count:,} images are few: the intervals are rough, and each class's figures rougher still"]
+    return []
+
+
+def _title(result: "Result") -> str:
+    return "predictions" if result.model is None else f"model {result.model}, prompts {result.prompts}"
+
+
+def _cells(estimate: "Estimate") -> tuple[str, str]:
+    return _number(estimate.value), _interval(estimate)
+
+
+def _interval(estimate: "Estimate") -> str:
+    return f"{_number(estimate.low)} to {_number(estimate.high)}"
+
+
+def _number(value: float) -> str:
+    return _DASH if math.isnan(value) else f"{value:.4f}"
+
+
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
+    found = list(names)
+    more = f" and {len(found) - _MOST_NAMES:,} more" if len(found) > _MOST_NAMES else ""
+    return separator.join(found[:_MOST_NAMES]) + more
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether a new file takes the place of what is there; links, devices and pipes, as /dev/stdout, are written to."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
+
+
+def plain(text: str) -> str:
+    """Text that can't move a terminal's cursor."""
+    shown = os.fsencode(text).decode("utf-8", "replace")
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in shown)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
+    """Columns as wide as what is in them; those after the first `left` are flush right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return ""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(header):
+        is_left = number < left or (last_left and number == len(header) - 1)
+        grid.add_column(Text(name), justify="left" if is_left else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(plain(cell)) for cell in row[: len(header)]))
+    buffer = io.StringIO()
+    # as wide as a path may be: what is cut can't be opened
+    Console(file=buffer, width=100_000, color_system=None, legacy_windows=False).print(grid)
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())

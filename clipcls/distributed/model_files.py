@@ -1,0 +1,158 @@
+"""A model's files, brought to the nodes that don't see them: once each, by Ray's object store."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcls.distributed.node import own_folder
+from clipcls.errors import StoppedError
+from clipcls.outputs.atomic import lock
+from clipcls.records import file_status
+
+if TYPE_CHECKING:
+    from clipcls.models.locate import ModelFiles
+
+# of a file that is sent at once; an object has to fit into a node's shared memory beside others
+_CHUNK = 2**27
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """A file on the machine that the run was started on.
+
+    Attributes:
+        status: by which it is recognised where others see it too.
+        size: in bytes.
+        chunks: references to its content; empty where nobody needs it.
+    """
+
+    path: Path
+    status: str
+    size: int
+    chunks: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SentModel:
+    """A model with all of its files."""
+
+    files: "ModelFiles"
+    sent: tuple[SentFile, ...]
+
+    def here(self, fetch: Callable[[Any], bytes]) -> "ModelFiles":
+        """The model on this node: the very files where it sees them, else copies that its workers share.
+
+        Args:
+            fetch: gives the content that a reference stands for.
+
+        Raises:
+            StoppedError: the copies can't be written.
+        """
+        if all(_status(file.path) == file.status for file in self.sent):
+            return self.files
+        described = json.dumps([[str(file.path), file.status] for file in self.sent])
+        folder = own_folder() / hashlib.sha256(described.encode()).hexdigest()[:16]
+        try:
+            with _locked(folder):
+                for file in self.sent:
+                    _copy(file, _place(folder, file.path), fetch)
+        except OSError as exc:
+            raise StoppedError(f"{folder}: the model can't be put there: {exc.strerror}.") from exc
+        return _moved(self.files, {file.path: _place(folder, file.path) for file in self.sent})
+
+
+def send(files: "ModelFiles", put: Callable[[bytes], Any] | None) -> SentModel:
+    """Put a model's files where all nodes can get them.
+
+    Args:
+        put: stores some content, and gives a reference to it; None where every worker sees the files themselves.
+
+    Raises:
+        StoppedError: a file can't be read.
+    """
+    # the same file may be named twice
+    paths = list(dict.fromkeys(path.absolute() for path in files.all()))
+    try:
+        sent = [_sent(path, put) for path in paths]
+    except OSError as exc:
+        raise StoppedError(f"{exc.filename}: can't be read: {exc.strerror}.") from exc
+    return SentModel(_moved(files, {path: path for path in paths}), tuple(sent))
+
+
+def _sent(path: Path, put: Callable[[bytes], Any] | None) -> SentFile:
+    facts = path.stat()
+    return SentFile(path, file_status(facts), facts.st_size, tuple(map(put, _chunks(path))) if put else ())
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _copy(file: SentFile, target: Path, fetch: Callable[[Any], bytes]) -> None:
+    """Write a file unless an earlier worker has; it has its name once it is whole.
+
+    Raises:
+        StoppedError: there is no content to write, or not all of it.
+    """
+    if target.exists() and target.stat().st_size == file.size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{target.name}.part")
+    with draft.open("wb") as out:
+        for chunk in file.chunks:
+            out.write(fetch(chunk))
+    if draft.stat().st_size != file.size:
+        raise StoppedError(
+            f"{file.path} isn't seen, and hasn't been sent: the node came after the run had begun, or the file changed "
+            "meanwhile. --resume goes on with the cluster as it is."
+        )
+    draft.replace(target)
+
+
+def _moved(files: "ModelFiles", places: dict[Path, Path]) -> "ModelFiles":
+    """A model that is read from other places."""
+
+    def folder(path: Path) -> Path:
+        """Where the files are that were in a folder."""
+        return next((new.parent for old, new in places.items() if old.parent == path.absolute()), path)
+
+    config = deepcopy(files.config)
+    text_model = config["text_cfg"].get("hf_model_name")
+    if text_model:
+        config["text_cfg"]["hf_model_name"] = str(folder(Path(text_model)))
+    return replace(
+        files,
+        config=config,
+        weights=places[files.weights.absolute()],
+        settings=tuple(places[path.absolute()] for path in files.settings),
+        tokenizer=files.tokenizer and folder(files.tokenizer),
+    )
+
+
+def _place(folder: Path, path: Path) -> Path:
+    """Where a copy lies: files of one folder are in one folder again, which a tokenizer needs."""
+    return folder / hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:8] / path.name
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Have one worker of the node at it; the others wait."""
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("ab") as file:
+        lock(file, wait=True)
+        yield
+
+
+def _status(path: Path) -> str | None:
+    try:
+        return file_status(path.stat())
+    except OSError:
+        return None

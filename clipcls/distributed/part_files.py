@@ -1,0 +1,115 @@
+"""The part files of a run on a cluster, which only the machine writes that the run was started on."""
+
+import io
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from clipcls.distributed.plan import Part, read_part
+from clipcls.distributed.work import Report, Task
+from clipcls.errors import StoppedError
+from clipcls.outputs.atomic import write_atomically
+from clipcls.outputs.part_files import part_name, predictions_in, tally
+from clipcls.outputs.read_back import read_predictions
+from clipcls.outputs.sinks import encode, format_for
+from clipcls.records import Format, Prediction
+
+
+class PartFiles:
+    """Part files in a folder, each written at once and whole.
+
+    Args:
+        kind: of new ones.
+        files: those that are there, by their parts' numbers.
+        retry: whether the images in them that failed are to be run again.
+
+    Attributes:
+        done: images in the files that aren't run again, and how many of them have an error; see `count`.
+        mended: shards and tables that are read again from where they were broken.
+    """
+
+    def __init__(self, folder: Path, kind: Format, files: dict[int, Path], retry: bool) -> None:
+        self.kind = kind
+        self._folder = folder
+        self._files = files
+        self._retry = retry
+        self._merging: set[int] = set()  # the parts of which some rows are run again
+        self.done = (0, 0)
+        self.mended: set[str] = set()
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._files
+
+    def count(self, parts: Sequence[Part]) -> list[Task]:
+        """Count what is done; returns what is to be run again."""
+        again = []
+        done = failed = 0
+        for part in parts:
+            if part.number not in self._files:
+                continue
+            rows, errors = self._tally(part)
+            task = self._retry_of(part) if self._retry and (errors or part.container in self.mended) else None
+            if rows < (part.count or 0):
+                # a retry was cut short, or the end of a broken shard lay in it
+                task = Task(part.line)
+            if task is not None:
+                again.append(task)
+                rows, errors = (0, 0) if task.again is None else (rows - errors, 0)
+            done, failed = done + rows, failed + errors
+        self.done = done, failed
+        self._merging = {read_part(task.line).number for task in again if task.again is not None}
+        return again
+
+    def _tally(self, part: Part) -> tuple[int, int]:
+        path = self._files[part.number]
+        rows, errors = tally(path, format_for(path))
+        if part.container is None and part.count is not None and rows > part.count:
+            # a retry has taken images that couldn't be listed out of the plan, to list them anew
+            planned = Counter(part.paths)
+            kept = [row for row in self._rows(part.number) if planned[row.path] > 0]
+            self._replace(path, encode(kept, format_for(path)))
+            rows, errors = len(kept), sum(row.error is not None for row in kept)
+        return rows, errors
+
+    def _retry_of(self, part: Part) -> Task:
+        failed = tuple(row.path for row in self._rows(part.number) if row.error is not None)
+        if part.container in failed:
+            self.mended.add(str(part.container))
+        # how much is in what was broken wasn't known, there and in the parts of it that follow
+        return Task(part.line, None if part.container in self.mended else failed)
+
+    def write(self, report: Report) -> None:
+        """Write a part, or the rows of it that were run again in their old places.
+
+        Raises:
+            StoppedError: it can't be written; what was there is as it was.
+        """
+        path = self._files.get(report.number)
+        if path is None:
+            self._replace(self._folder / part_name(report.number, self.kind), report.content)
+            return
+        # an earlier run may have written another format
+        rows = read_predictions(io.BytesIO(report.content), self.kind, "memory")
+        merged = self._merged(report.number, rows) if report.number in self._merging else rows
+        self._replace(path, encode(merged, format_for(path)))
+
+    @staticmethod
+    def _replace(path: Path, content: bytes) -> None:
+        try:
+            write_atomically(path, lambda file: file.write(content))
+        except OSError as exc:
+            raise StoppedError(f"{path}: can't be written: {exc.strerror}.") from exc
+
+    def _rows(self, number: int) -> Iterator[Prediction]:
+        path = self._files[number]
+        return predictions_in(path, format_for(path))
+
+    def _merged(self, number: int, rows: Iterable[Prediction]) -> Iterator[Prediction]:
+        new: dict[str, deque[Prediction]] = defaultdict(deque)
+        for row in rows:
+            new[row.path].append(row)
+        for row in self._rows(number):
+            # what isn't in its shard or table any more keeps its error
+            again = row.error is not None and new[row.path]
+            yield replace(again.popleft(), index=row.index) if again else row

@@ -1,0 +1,1 @@
+"""How good the answers are on labelled pictures: metrics, confusion, comparison, and fitting a calibration."""

@@ -1,0 +1,340 @@
+"""Scores of labelled pictures, what corrects them, and how they fare before and after. NumPy only."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcls.errors import UsageError
+from clipcls.evaluate import fit as fitting
+from clipcls.evaluate import metrics
+from clipcls.evaluate.metrics import Estimate, Flags, Indices, Statistic, Values
+from clipcls.evaluate.results import ACCURACY, CALIBRATION_ERROR, MICRO_F1
+from clipcls.predict.calibration import LabelThreshold, Rule
+from clipcls.predict.ranking import LabelFeatures, Scoring, contrasts, scores, similarities
+from clipcls.records import ScoreKind
+
+Array = NDArray[np.float32]
+
+LOG_LOSS = "log loss"
+ANSWERED = "share answered"
+PRECISION = "right of the answered"
+#: Figures of which less is better.
+ERRORS = frozenset((CALIBRATION_ERROR, LOG_LOSS))
+#: Images of a label without which no threshold is fitted to its best F1.
+LEAST_OF_LABEL = 10
+# significant digits of what a file holds; float32 has fewer
+_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Labelled pictures beside the labels.
+
+    Attributes:
+        features: (n, embed_dim) float32, L2-normalised.
+        truth: (n, n_labels) bool.
+        outside: (n,) bool, whether none of the labels is right; with one label an image only.
+        cosines: (n, n_labels) float32.
+        values: (n, n_labels) float32, what the scale is multiplied with.
+    """
+
+    features: Array
+    truth: Flags
+    outside: Flags
+    cosines: Array
+    values: Array
+    kind: ScoreKind
+    multi_label: bool
+
+    @classmethod
+    def make(cls, features: Array, truth: Flags, side: LabelFeatures, scoring: Scoring) -> "Scored":
+        """What follows from features and labels."""
+        assert scoring.kind is not None
+        cosines = similarities(features, side.features)
+        values = contrasts(cosines, features, side) if scoring.kind == "sigmoid" else cosines
+        outside: Flags = ~np.any(truth, axis=1) & (not scoring.multi_label)
+        return cls(features, truth, outside, cosines, values, scoring.kind, scoring.multi_label)
+
+    @property
+    def count(self) -> int:
+        """Of the pictures."""
+        return len(self.features)
+
+    @property
+    def right(self) -> Indices:
+        """(n,) int64, the label of each image; any where it is outside."""
+        right: Indices = self.truth.argmax(axis=1).astype(np.int64)
+        return right
+
+    def select(self, chosen: Flags) -> "Scored":
+        """Some of the pictures."""
+        return replace(
+            self,
+            features=self.features[chosen],
+            truth=self.truth[chosen],
+            outside=self.outside[chosen],
+            cosines=self.cosines[chosen],
+            values=self.values[chosen],
+        )
+
+    def scores(self, side: LabelFeatures) -> Array:
+        """(n, n_labels) float32."""
+        return scores(self.features, side, self.kind)[1]
+
+    def answers(self, label_scores: Array) -> Flags:
+        """What is an answer as far as there is no threshold, (n, n_labels) bool."""
+        if self.multi_label:
+            return np.ones(label_scores.shape, dtype=bool)
+        best = label_scores == label_scores.max(axis=1, keepdims=True)
+        # of equal scores the nearer label, of equally near ones the first, as in `clipcls.predict.ranking.rank`
+        predicted = np.where(best, self.cosines, -np.inf).argmax(axis=1)
+        answered: Flags = np.arange(label_scores.shape[1]) == predicted[:, None]
+        return answered
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What was fitted to scores; see `Calibration`.
+
+    Attributes:
+        is_fitted: False where no answer was wrong, so that there is no best scale and the model's own was kept; and
+            for cosines.
+    """
+
+    temperature: float | None
+    logit_scale: float | None
+    logit_bias: float | None
+    is_fitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How scores fare on some images.
+
+    Attributes:
+        images: how many.
+        before: the figures of the model's own scores, by name.
+        after: those of the calibrated ones.
+        labels: of each label the images, the answers that its threshold lets pass, and how many of them are right;
+            empty without thresholds.
+    """
+
+    images: int
+    before: Mapping[str, Estimate]
+    after: Mapping[str, Estimate]
+    labels: tuple[LabelThreshold, ...] = ()
+
+
+def rule_for_precision(target: float, least: int | None = None) -> Rule:
+    """Thresholds that reach a precision.
+
+    Args:
+        least: answers for a threshold to rest on; None for as many as can hold one wrong answer at the target, since
+            fewer can't tell it from perfection.
+
+    Raises:
+        UsageError: no number of answers shows such a precision.
+    """
+    if not 0 < target < 1:
+        raise UsageError("--target-precision must lie between 0 and 1, such as 0.95; no number of images shows 1.")
+    return Rule(target, least or math.ceil(round(1 / (1 - target), 6)))
+
+
+def rule_for_f1(least: int | None = None) -> Rule:
+    """Thresholds of the best F1.
+
+    Args:
+        least: images of a label for its threshold to rest on; None for 10.
+    """
+    return Rule(None, least or LEAST_OF_LABEL)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The fit
+
+
+def hold_out(data: Scored, share: float, seed: int) -> Flags:
+    """Choose some images of each class by chance, (n,) bool."""
+    order = np.random.default_rng(seed).permutation(data.count)
+    groups = np.zeros(data.count, dtype=np.int64) if data.multi_label else np.where(data.outside, -1, data.right)
+    chosen = np.zeros(data.count, dtype=bool)
+    by_group = order[np.argsort(groups[order], kind="stable")]
+    for members in np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1):
+        chosen[members[: round(share * len(members))]] = True
+    return chosen
+
+
+def fit_scores(data: Scored, side: LabelFeatures) -> Correction:
+    """Fit scores to the truth.
+
+    Raises:
+        UsageError: the similarities tell nothing of the truth.
+    """
+    if data.kind == "cosine":
+        return Correction(None, None, None, False)
+    if data.kind == "sigmoid":
+        scale, bias = fitting.fit_scale_and_bias(data.values, data.truth)
+        return Correction(_rounded(math.exp(side.logit_scale - scale)), _rounded(scale), _rounded(bias), True)
+    inside = ~data.outside
+    found = fitting.fit_scale(data.values[inside], data.right[inside], side.logit_scale)
+    scale = side.logit_scale if found is None else found
+    return Correction(_rounded(math.exp(side.logit_scale - scale)), _rounded(scale), None, found is not None)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def fit_thresholds(data: Scored, side: LabelFeatures, rule: Rule) -> tuple[LabelThreshold, ...]:
+    """Fit a threshold for each label.
+
+    Args:
+        side: with the corrected scale and bias.
+    """
+    label_scores = data.scores(side)
+    answers = data.answers(label_scores)
+    return tuple(
+        _threshold(label_scores[answers[:, label], label], data.truth[:, label], answers[:, label], rule, data)
+        for label in range(len(side.names))
+    )
+
+
+def _threshold(found: Array, truth: Flags, answers: Flags, rule: Rule, data: Scored) -> LabelThreshold:
+    """One label's.
+
+    Args:
+        found: (n_answers,) float32, the label's scores where it is an answer.
+        truth: (n,) bool.
+        answers: (n,) bool.
+    """
+    images, right = int(truth.sum()), truth[answers]
+    value, note = None, None
+    if rule.target_precision is not None:
+        value = fitting.threshold_of_precision(found, right, rule.target_precision, rule.least)
+        if value is None:
+            note = _why_never(len(found), images, rule)
+    elif images < rule.least:
+        value = 0.5 if data.multi_label else -1.0 if data.kind == "cosine" else 0.0
+        note = f"not fitted: {images} images of it, of {rule.least} that it takes"
+    else:
+        value = fitting.threshold_of_f1(found, right, images)
+        note = "never answered: no answer was right" if value is None else None
+    passing = found >= np.float32(np.inf if value is None else value)
+    shown = None if value is None else _shortest(value)
+    return LabelThreshold(shown, images, int(passing.sum()), int(right[passing].sum()), note)
+
+
+def _why_never(answers: int, images: int, rule: Rule) -> str:
+    if not images:
+        return "never answered: no image of it"
+    if answers < rule.least:
+        return f"never answered: {answers} answers, of {rule.least} that it takes"
+    return f"never answered: no threshold with {rule.least} answers reaches {rule.target_precision:g}"
+
+
+def _shortest(value: float) -> float:
+    """The number with the fewest digits that is the same one in float32."""
+    return float(str(np.float32(value)))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Before and after
+
+
+def measure(data: Scored, before: LabelFeatures, after: LabelFeatures) -> Measures:
+    """Figures of the model's own scores and of those that a calibration was applied to."""
+    return Measures(
+        data.count,
+        metrics.bootstrap(_statistics(data, before, after.thresholds is not None), data.count),
+        metrics.bootstrap(_statistics(data, after, after.thresholds is not None), data.count),
+        _counts(data, after) if after.thresholds is not None else (),
+    )
+
+
+def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[str, Statistic]:
+    """The figures.
+
+    Args:
+        of_thresholds: also those that without thresholds say nothing.
+    """
+    label_scores = data.scores(side)
+    answers = data.answers(label_scores)
+    answered = answers & _reached(label_scores, side, data)
+    hits, given = (answered & data.truth).sum(axis=1), answered.sum(axis=1)
+    found: dict[str, Statistic] = {}
+    if data.multi_label:
+        found[MICRO_F1] = metrics.micro_f1(answered, data.truth)
+        found[CALIBRATION_ERROR] = _calibration_error_of_labels(label_scores, data.truth)
+    else:
+        right: Flags = np.any(answers & data.truth, axis=1)
+        found[ACCURACY] = metrics.mean(right)
+        if data.kind != "cosine":
+            found[CALIBRATION_ERROR] = metrics.calibration_error(label_scores.max(axis=1), right)
+    if data.kind != "cosine":
+        found[LOG_LOSS] = metrics.mean(_losses(data, side)) if data.kind == "sigmoid" else _softmax_loss(data, side)
+    if of_thresholds:
+        found |= {ANSWERED: metrics.mean(given > 0), PRECISION: _ratio(hits, given)}
+    return found
+
+
+def _reached(label_scores: Array, side: LabelFeatures, data: Scored) -> Flags:
+    """Which scores are high enough, (n, n_labels) bool."""
+    if side.thresholds is not None:
+        return label_scores >= side.thresholds
+    return label_scores >= np.float32(0.5 if data.multi_label else -np.inf)
+
+
+def _losses(data: Scored, side: LabelFeatures) -> Values:
+    logits = math.exp(side.logit_scale) * data.values.astype(np.float64) + (side.logit_bias or 0.0)
+    return fitting.label_log_loss(logits, data.truth)
+
+
+def _softmax_loss(data: Scored, side: LabelFeatures) -> Statistic:
+    """Of the images whose class is among the labels."""
+    inside = ~data.outside
+    losses = np.zeros(data.count)
+    logits = math.exp(side.logit_scale) * data.values[inside].astype(np.float64)
+    losses[inside] = fitting.log_loss(logits, data.right[inside])
+    return _ratio(losses, inside)
+
+
+def _calibration_error_of_labels(label_scores: Array, truth: Flags) -> Statistic:
+    """The expected calibration error over all pairs of an image and a label; see `metrics.calibration_error`."""
+    count, labels = label_scores.shape
+    edges = np.linspace(0, 1, metrics.BINS + 1, dtype=np.float32)
+    bins = np.searchsorted(edges, label_scores, side="right") - 1
+    cells = bins + (metrics.BINS + 1) * np.arange(count)[:, None]
+    sums = np.bincount(cells.ravel(), (label_scores - truth).ravel(), count * (metrics.BINS + 1))
+    gaps = sums.reshape(count, metrics.BINS + 1)
+
+    def statistic(weights: Values) -> Values:
+        error: Values = np.abs(weights @ gaps).sum(axis=1) / (labels * weights.sum(axis=1))
+        return error
+
+    return statistic
+
+
+def _ratio(parts: "NDArray[np.generic]", wholes: "NDArray[np.generic]") -> Statistic:
+    """One sum over another; NaN where that is 0."""
+    upper, lower = parts.astype(np.float64), wholes.astype(np.float64)
+
+    def statistic(weights: Values) -> Values:
+        total = weights @ lower
+        ratio: Values = np.divide(weights @ upper, total, out=np.full(len(weights), np.nan), where=total > 0)
+        return ratio
+
+    return statistic
+
+
+def _counts(data: Scored, side: LabelFeatures) -> tuple[LabelThreshold, ...]:
+    assert side.thresholds is not None
+    label_scores = data.scores(side)
+    answered = data.answers(label_scores) & _reached(label_scores, side, data)
+    counts = [flags.sum(axis=0).tolist() for flags in (data.truth, answered, answered & data.truth)]
+    return tuple(
+        LabelThreshold(None if math.isinf(value) else value, images, given, hits)
+        for value, images, given, hits in zip(side.thresholds.tolist(), *counts, strict=True)
+    )

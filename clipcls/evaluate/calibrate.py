@@ -1,0 +1,196 @@
+"""From labelled pictures to a calibration."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcls.embed.images import embed_images
+from clipcls.embed.lazy_encoder import LazyEncoder, find_model
+from clipcls.errors import UsageError
+from clipcls.evaluate.before_after import Correction, Measures, Scored, fit_scores, fit_thresholds, hold_out, measure
+from clipcls.evaluate.evaluate import Plan, Watch, right_flags, right_labels
+from clipcls.evaluate.match_labels import repeated_paths
+from clipcls.evaluate.metrics import Flags
+from clipcls.evaluate.results import Classes, match_classes
+from clipcls.inputs.labelled.examples import Truth
+from clipcls.predict.calibration import Basis, Calibration, Origin, Rule
+from clipcls.predict.classifier import Classifier
+from clipcls.records import ModelSpec
+
+#: Images without which nothing is fitted.
+LEAST_IMAGES = 10
+
+Array = NDArray[np.float32]
+Failures = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is fitted, and what on.
+
+    Attributes:
+        rule: for thresholds; None for none.
+        holdout: the share of the images that is kept to measure on; None to measure on those that it is fitted on.
+        seed: of the choice of these.
+    """
+
+    rule: Rule | None = None
+    holdout: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a share that isn't one."""
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise UsageError("--holdout is a share of the images: it must lie between 0 and 1, such as 0.5.")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a calibration.
+
+    Attributes:
+        fitted: on the images that it was fitted on, which is rather too good.
+        held_out: on the others.
+        failed: path and error of each image that couldn't be read.
+        outside: images whose class isn't among the labels: any answer to them is wrong.
+        is_fitted: False where no answer was wrong, so that the model's temperature was kept.
+        problems: of the data.
+    """
+
+    calibration: Calibration
+    fitted: Measures
+    held_out: Measures | None
+    failed: Failures
+    outside: int
+    is_fitted: bool
+    problems: tuple[str, ...] = ()
+
+
+def calibrate(truth: Truth, plan: Plan, settings: Settings, watch: Watch | None = None) -> Report:
+    """Fit the scores of one model with one prompt set to labelled pictures.
+
+    Args:
+        plan: one model and one prompt set.
+
+    Raises:
+        ModelError: the model can't be had.
+        UsageError: labels, prompts or settings that can't be used, or pictures that tell nothing of scores.
+    """
+    if plan.scoring.multi_label:
+        truth = replace(truth, multi_label=True)
+    _refuse(truth, plan, settings)
+    classes = match_classes(truth, plan.labels)
+    watch = watch or Watch()
+    model = _find(plan)
+    classifier = Classifier(plan.labels, model, plan.prompts[0], plan.scoring, plan.background, plan.execution)
+    side = classifier.embed_labels(watch.labels)
+    features, good, failed = _embed(truth, plan, model, watch)
+    data = Scored.make(features, _flags(truth, classes)[good], side, plan.scoring)
+    fit_on, rest = data, None
+    if settings.holdout is not None:
+        chosen = hold_out(data, settings.holdout, settings.seed)
+        fit_on, rest = data.select(~chosen), data.select(chosen)
+    _require_images(fit_on, rest)
+    correction = fit_scores(fit_on, side)
+    calibration = _calibration(_basis(classifier, plan), correction, fit_on.count)
+    if settings.rule is not None:
+        thresholds = fit_thresholds(fit_on, calibration.apply(side), settings.rule)
+        calibration = replace(calibration, rule=settings.rule, thresholds=thresholds)
+    after = calibration.apply(side)
+    return Report(
+        calibration,
+        measure(fit_on, side, after),
+        None if rest is None else measure(rest, side, after),
+        failed,
+        int(data.outside.sum()),
+        correction.is_fitted or plan.scoring.kind == "cosine",
+        tuple(repeated_paths(truth.examples)) + truth.problems,
+    )
+
+
+def _find(plan: Plan) -> LazyEncoder:
+    cache = plan.execution.open_cache()
+    try:
+        return find_model(plan.models[0], cache)
+    finally:
+        cache.close()
+
+
+def _basis(classifier: Classifier, plan: Plan) -> Basis:
+    """With the name that the model was asked for by."""
+    (asked,) = plan.models
+    basis = classifier.basis()
+    return replace(basis, model=asked.name) if isinstance(asked, ModelSpec) else basis
+
+
+def _calibration(basis: Basis, correction: Correction, images: int) -> Calibration:
+    origin = Origin(images, datetime.now(UTC).date().isoformat(), version("clipcls"))
+    return Calibration(basis, origin, correction.temperature, correction.logit_scale, correction.logit_bias)
+
+
+def _refuse(truth: Truth, plan: Plan, settings: Settings) -> None:
+    """What can't be calibrated, before a model is opened."""
+    kind, multi_label = plan.scoring.kind, plan.scoring.multi_label
+    if len(plan.models) != 1 or len(plan.prompts) != 1:
+        raise UsageError("A calibration is of one model with one prompt set.")
+    if truth.multi_label and not multi_label:
+        raise UsageError("The data give several labels an image, or none: use --multi-label.")
+    if multi_label and kind == "cosine":
+        raise UsageError("--multi-label with --score cosine can't be calibrated; with --score sigmoid it can.")
+    if kind == "cosine" and settings.rule is None:
+        raise UsageError("Cosines have no temperature: give --target-precision or --best-f1, for thresholds.")
+    if kind == "softmax" and len(plan.labels) == 1:
+        raise UsageError("With one label its softmax score is always 1: use --score sigmoid, or give more labels.")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The pictures
+
+
+def _embed(truth: Truth, plan: Plan, model: LazyEncoder, watch: Watch) -> tuple[Array, Flags, Failures]:
+    """Features of the pictures that can be read, which these are, and what is wrong with the others."""
+    examples = truth.examples
+    features = []
+    failed: dict[int, str] = {}
+    done = 0
+    watch.begin(len(examples))
+    cache = plan.execution.open_cache()
+    try:
+        for batch in embed_images((example.image for example in examples), model, cache, plan.execution):
+            errors = {done + row: error for row, error in enumerate(batch.errors) if error is not None}
+            for image, error in errors.items():
+                watch.failed(examples[image].image.path, error)
+            failed |= errors
+            features.append(batch.features)
+            done += len(batch.images)
+            watch.images(done, len(failed))
+    finally:
+        cache.close()
+    problems = tuple((examples[image].image.path, error) for image, error in failed.items())
+    if len(failed) == len(examples):
+        first = problems[0] if problems else ("", "there is none")
+        raise UsageError(f"No picture can be read. The first: {first[0]}: {first[1]}")
+    good = np.ones(len(examples), dtype=bool)
+    good[list(failed)] = False
+    return np.concatenate(features), good, problems
+
+
+def _flags(truth: Truth, classes: Classes) -> Flags:
+    if truth.multi_label:
+        return right_flags(truth, classes)
+    flags: Flags = right_labels(truth, classes)[:, None] == np.arange(classes.n_labels)
+    return flags
+
+
+def _require_images(fit_on: Scored, rest: Scored | None) -> None:
+    usable = int((~fit_on.outside).sum())
+    if usable < LEAST_IMAGES:
+        raise UsageError(
+            f"{usable} images{'' if rest is None else ' besides those held out'} are too few to fit anything: give "
+            f"{LEAST_IMAGES} or more with labels that are asked for."
+        )
+    if rest is not None and not rest.count:
+        raise UsageError("--holdout leaves no image to measure on: give a larger share, or more images.")

@@ -1,0 +1,455 @@
+"""How well labels, prompts and models do on pictures whose answers are known: a labelling job, before it is run."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcls.embed.cache.database import default_folder
+from clipcls.embed.execution import Execution
+from clipcls.embed.images import embed_images
+from clipcls.embed.lazy_encoder import LazyEncoder, find_model
+from clipcls.errors import UsageError
+from clipcls.evaluate import metrics
+from clipcls.evaluate.match_labels import label_indices
+from clipcls.evaluate.metrics import UNKNOWN, Answers, Flags, Indices, LabelAnswers
+from clipcls.evaluate.results import (
+    BRIER_SCORE,
+    CALIBRATION_ERROR,
+    MEAN_AVERAGE_PRECISION,
+    Classes,
+    LeftOut,
+    Outcome,
+    Result,
+    judge,
+    judge_labels,
+    match_classes,
+    outcome,
+)
+from clipcls.inputs.labelled.examples import Truth
+from clipcls.labels.label_files import make_label
+from clipcls.predict.classifier import Classifier
+from clipcls.predict.ranking import LabelFeatures, Scoring, scores
+from clipcls.records import Label, ModelSpec, Prediction, PromptSet
+
+if TYPE_CHECKING:
+    from clipcls.models.encoder import Encoder
+
+Scores = NDArray[np.float32]
+
+DEFAULT_CONFUSED = 10
+_DEFAULT_THRESHOLD = 0.5  # of the answers, where an image may have several labels; as in `predict`
+_NOWHERE = 2**31  # the place of a label that isn't listed
+_NO_PROBABILITIES = "cosines are no probabilities"
+_OUT_OF_RANGE = "scores that don't lie between 0 and 1 are no probabilities"
+# how far from 1 the sum of an image's scores may be, of which a file holds some digits
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is evaluated: each model with each prompt set.
+
+    Attributes:
+        scoring: its `kind` and `multi_label`, and with several labels an image its `threshold`.
+        confused: how many of the most confused pairs are wanted.
+    """
+
+    labels: tuple[Label, ...]
+    models: "tuple[ModelSpec | Encoder | Callable[[], Encoder], ...]"
+    prompts: tuple[PromptSet, ...]
+    scoring: Scoring = field(default_factory=Scoring)
+    background: str | None = None
+    execution: Execution = field(default_factory=lambda: Execution(cache_dir=default_folder()))
+    confused: int = DEFAULT_CONFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Told how far a run is.
+
+    Attributes:
+        labels: called with the numbers of labels embedded and to be embedded.
+        begin: called with the number of images, of all models, before the first.
+        images: called with the numbers of images done, of all models, and of those that failed.
+        failed: called with path and error of an image that can't be read.
+    """
+
+    labels: Callable[[int, int], None] = lambda done, total: None
+    begin: Callable[[int], None] = lambda total: None
+    images: Callable[[int, int], None] = lambda done, failed: None
+    failed: Callable[[str, str], None] = lambda path, error: None
+
+
+def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
+    """Run each model with each prompt set over labelled pictures.
+
+    The pictures are embedded once for each model, or taken from the cache; scores are those of `predict`. A picture
+    that can't be read is left out for all models alike.
+
+    Raises:
+        ModelError: a model can't be had.
+        UsageError: labels, prompts or settings that can't be used, or no picture that can be read.
+    """
+    if truth.multi_label or plan.scoring.multi_label:
+        truth, plan = replace(truth, multi_label=True), _for_labels(plan)
+    classes = match_classes(truth, plan.labels)
+    run = _Run(truth, plan, classes, watch or Watch())
+    cache = plan.execution.open_cache()
+    try:
+        models = [find_model(model, cache) for model in plan.models]
+        # all that can go wrong with models and prompts does so before the first picture
+        sides = [[run.embed_labels(model, prompts) for prompts in plan.prompts] for model in models]
+        run.begin(len(models))
+        tallies = [tally for model, own in zip(models, sides, strict=True) for tally in run.answer(model, own)]
+    finally:
+        cache.close()
+    good = run.good
+    results = _results(tallies, good, plan, classes, truth)
+    named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, _names(plan, models), strict=True)]
+    failed = tuple((truth.examples[image].image.path, error) for image, error in sorted(run.failed.items()))
+    return outcome(truth, classes, good, named, LeftOut(failed=failed))
+
+
+def _results(
+    tallies: "Sequence[_Tally | _LabelTally]", good: Flags, plan: Plan, classes: Classes, truth: Truth
+) -> list[Result]:
+    paths = [truth.examples[image].image.path for image in np.flatnonzero(good)]
+    omitted = _untellable(plan.scoring)
+    return [_judged(tally.answers(good), classes, paths, omitted, plan.confused) for tally in tallies]
+
+
+def _names(plan: Plan, models: Sequence[LazyEncoder]) -> list[tuple[str, str]]:
+    """The model and the prompt set of each result."""
+    names = [
+        asked.name if isinstance(asked, ModelSpec) else model.facts.name
+        for asked, model in zip(plan.models, models, strict=True)
+    ]
+    return [(name, prompts.name) for name in names for prompts in plan.prompts]
+
+
+def _for_labels(plan: Plan) -> Plan:
+    """The same where an image may have several labels."""
+    scoring = plan.scoring
+    if scoring.multi_label:
+        return plan
+    kind = None if scoring.kind == "softmax" else scoring.kind
+    return replace(plan, scoring=Scoring(kind, multi_label=True, threshold=scoring.threshold))
+
+
+def _untellable(scoring: Scoring) -> dict[str, str]:
+    """By name, why figures can't be had of such scores."""
+    if scoring.multi_label or scoring.kind == "softmax":
+        return {}
+    if scoring.kind == "cosine":
+        return {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
+    return {BRIER_SCORE: "sigmoid scores don't add up to 1"}
+
+
+def _judged(
+    answers: Answers | LabelAnswers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
+) -> Result:
+    if isinstance(answers, Answers):
+        return judge(answers, classes, paths, omitted, confused)
+    return judge_labels(answers, omitted)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Answers of models
+
+
+class _Run:
+    """The pictures, each model in its turn."""
+
+    def __init__(self, truth: Truth, plan: Plan, classes: Classes, watch: Watch) -> None:
+        self._truth = truth
+        self._plan = plan
+        self._classes = classes
+        self._watch = watch
+        self._done = 0
+        self.failed: dict[int, str] = {}
+
+    @property
+    def good(self) -> Flags:
+        """(n,) bool, whether every model could read a picture.
+
+        Raises:
+            UsageError: there is none.
+        """
+        good = np.ones(len(self._truth.examples), dtype=bool)
+        good[list(self.failed)] = False
+        if not good.any():
+            path, error = self._truth.examples[0].image.path, next(iter(self.failed.values()), "")
+            raise UsageError(f"No picture can be read. The first: {path}: {error}")
+        return good
+
+    def embed_labels(self, model: LazyEncoder, prompts: PromptSet) -> LabelFeatures:
+        """The labels in one prompt set."""
+        plan = self._plan
+        classifier = Classifier(plan.labels, model, prompts, plan.scoring, plan.background, plan.execution)
+        return classifier.embed_labels(self._watch.labels)
+
+    def begin(self, models: int) -> None:
+        """All is ready for the pictures."""
+        self._watch.begin(models * len(self._truth.examples))
+
+    def answer(self, model: LazyEncoder, sides: Sequence[LabelFeatures]) -> "list[_Tally | _LabelTally]":
+        """One model's answers with each prompt set."""
+        plan, examples = self._plan, self._truth.examples
+        tallies = [self._tally(side) for side in sides]
+        cache = plan.execution.open_cache()
+        first = 0
+        try:
+            for batch in embed_images((example.image for example in examples), model, cache, plan.execution):
+                errors = {first + row: error for row, error in enumerate(batch.errors) if error is not None}
+                for image in errors.keys() - self.failed.keys():
+                    self._watch.failed(examples[image].image.path, errors[image])
+                self.failed |= errors
+                last = first + len(batch.images)
+                rows = np.array([row for row in range(first, last) if row not in errors], dtype=np.int64)
+                for tally in tallies:
+                    tally.add(batch.features, rows)
+                first, self._done = last, self._done + len(batch.images)
+                self._watch.images(self._done, len(self.failed))
+        finally:
+            cache.close()
+        return tallies
+
+    def _tally(self, side: LabelFeatures) -> "_Tally | _LabelTally":
+        if self._plan.scoring.multi_label:
+            return _LabelTally(side, self._plan.scoring, right_flags(self._truth, self._classes))
+        return _Tally(side, self._plan.scoring, right_labels(self._truth, self._classes))
+
+
+def right_labels(truth: Truth, classes: Classes) -> Indices:
+    """The place of each picture's class among `classes.names`, (n,) int64; any for what has none and can't be read."""
+    names = [example.labels[0] if example.labels else None for example in truth.examples]
+    return np.array([0 if name is None else classes.indices[name] for name in names], dtype=np.int64)
+
+
+def right_flags(truth: Truth, classes: Classes) -> Flags:
+    """Which labels each picture has, (n, n_labels) bool."""
+    flags = np.zeros((len(truth.examples), len(classes.names)), dtype=bool)
+    for row, example in enumerate(truth.examples):
+        flags[row, [classes.indices[name] for name in example.labels]] = True
+    return flags[:, : classes.n_labels]
+
+
+class _Tally:
+    """What one model with one prompt set answers, one label an image.
+
+    Args:
+        truth: (n,) int64, of all pictures, as `right_labels` gives it.
+    """
+
+    def __init__(self, side: LabelFeatures, scoring: Scoring, truth: Indices) -> None:
+        self._side = side
+        self._kind = scoring.kind
+        self._truth = truth
+        self._predicted, self._places = np.zeros_like(truth), np.zeros_like(truth)
+        self._scores = np.zeros(len(truth), dtype=np.float32)
+        self._brier = np.zeros(len(truth))
+
+    def add(self, features: Scores, rows: Indices) -> None:
+        """Take the features of some pictures in."""
+        cosines, label_scores = scores(features, self._side, self._kind)
+        truth = self._truth[rows]
+        best = label_scores.max(axis=1, keepdims=True)
+        # of equal scores the nearer label, of equally near ones the first, as in `clipcls.predict.ranking.rank`
+        self._predicted[rows] = np.where(label_scores == best, cosines, -np.inf).argmax(axis=1)
+        self._scores[rows] = best[:, 0]
+        self._places[rows] = metrics.places(cosines, label_scores, truth)
+        if self._kind == "softmax":
+            self._brier[rows] = metrics.brier(label_scores, truth)
+
+    def answers(self, good: Flags) -> Answers:
+        """The answers to the pictures that could be read."""
+        brier = self._brier[good] if self._kind == "softmax" else None
+        return Answers(self._truth[good], self._predicted[good], self._places[good], self._scores[good], brier)
+
+
+class _LabelTally:
+    """What one model with one prompt set answers, any number of labels an image; see `_Tally`."""
+
+    def __init__(self, side: LabelFeatures, scoring: Scoring, truth: Flags) -> None:
+        self._side = side
+        self._scoring = scoring
+        self._truth = truth
+        self._scores = np.zeros(truth.shape, dtype=np.float32)
+
+    def add(self, features: Scores, rows: Indices) -> None:
+        """Take the features of some pictures in."""
+        self._scores[rows] = scores(features, self._side, self._scoring.kind)[1]
+
+    def answers(self, good: Flags) -> LabelAnswers:
+        """The answers to the pictures that could be read."""
+        threshold = _DEFAULT_THRESHOLD if self._scoring.threshold is None else self._scoring.threshold
+        found = self._scores[good]
+        return LabelAnswers(self._truth[good], found >= np.float32(threshold), found)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Answers that were given before
+
+
+def evaluate_predictions(
+    truth: Truth,
+    predictions: Iterable[Prediction],
+    labels: Sequence[Label] | None = None,
+    confused: int = DEFAULT_CONFUSED,
+) -> Outcome:
+    """Judge predictions that were written before; no model is needed.
+
+    Args:
+        labels: of the run that wrote them; None for those that the predictions name, and where they don't list all
+            labels for each image, the data's classes.
+
+    Raises:
+        UsageError: none of the predictions is of a picture of the data, or none has an answer.
+    """
+    found = _by_path(predictions)
+    keys = [_key(example.image.path) for example in truth.examples]
+    given = [found.get(key) for key in keys]
+    asked = set(keys)
+    good = [prediction for prediction in given if prediction is not None and prediction.error is None]
+    if not good:
+        raise UsageError(_no_match(truth, found, given))
+    listing = _Listing(good, truth, labels)
+    classes = match_classes(truth, listing.labels)
+    chosen = np.array([prediction is not None and prediction.error is None for prediction in given])
+    answers = (
+        listing.label_answers(right_flags(truth, classes)[chosen])
+        if truth.multi_label
+        else listing.answers(right_labels(truth, classes)[chosen], classes)
+    )
+    paths = [prediction.path for prediction in good]
+    result = _judged(answers, classes, paths, listing.omitted(classes, truth.multi_label), confused)
+    pairs = list(zip(truth.examples, given, strict=True))
+    left_out = LeftOut(
+        failed=tuple((e.image.path, p.error) for e, p in pairs if p is not None and p.error is not None),
+        missing=tuple(e.image.path for e, p in pairs if p is None),
+        unasked=tuple(prediction.path for key, prediction in found.items() if key not in asked),
+        unknown=0 if truth.multi_label else sum(prediction.label is None for prediction in good),
+    )
+    return outcome(truth, classes, chosen, [result], left_out)
+
+
+def _by_path(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
+    """The predictions by where their pictures are; the first of those of one picture."""
+    found: dict[str, Prediction] = {}
+    for prediction in predictions:
+        found.setdefault(_key(prediction.path), prediction)
+    return found
+
+
+def _key(path: str) -> str:
+    return os.path.abspath(path)  # noqa: PTH100, it may be the name of something inside a file
+
+
+def _no_match(truth: Truth, found: Mapping[str, Prediction], given: Sequence[Prediction | None]) -> str:
+    failed = next((p for p in given if p is not None), None)
+    if failed is not None:
+        return f"None of the predictions has an answer. The first: {failed.path}: {failed.error}"
+    if not found:
+        return "The file holds no predictions."
+    return (
+        "None of the predictions is of a picture of the data. The first prediction is of "
+        f"{next(iter(found.values())).path}, the first picture of the data is {truth.examples[0].image.path}. "
+        "Paths are taken from the folder that this is run in: run it where `clipcls predict` was run."
+    )
+
+
+class _Listing:
+    """What predictions list for each image.
+
+    Args:
+        predictions: that have answers.
+        labels: None for what the predictions name, and where that may not be all labels, the data's classes.
+
+    Attributes:
+        labels: that could be answered.
+
+    Raises:
+        UsageError: a prediction names another one.
+    """
+
+    def __init__(self, predictions: Sequence[Prediction], truth: Truth, labels: Sequence[Label] | None) -> None:
+        self._predictions = predictions
+        self._shortest = min(len(prediction.top) for prediction in predictions)
+        named = dict.fromkeys(entry.label for prediction in predictions for entry in prediction.top)
+        if labels is None:
+            labels = [make_label(name) for name in named]
+            if len(named) < 2 or self._shortest < len(named):
+                known = label_indices(truth.classnames, labels)
+                labels += [make_label(name) for name in truth.classnames if name not in known]
+        self.labels = tuple(labels)
+        self._places = label_indices(named, labels)
+        strange = next((name for name in named if name not in self._places), None)
+        if strange is not None:
+            raise UsageError(
+                f"The predictions name {strange!r}, which isn't among the labels that were given. Give all that "
+                "`clipcls predict` had, or none."
+            )
+        self._is_whole = self._shortest >= len(self.labels)
+
+    def answers(self, right: Indices, classes: Classes) -> Answers:
+        """One answer an image.
+
+        Args:
+            right: (n,) int64.
+        """
+        predicted, places = [], []
+        for prediction, truth in zip(self._predictions, right, strict=True):
+            ranked = [self._places[entry.label] for entry in prediction.top]
+            known = prediction.label is not None
+            predicted.append(ranked[0] if known else UNKNOWN)
+            places.append(ranked.index(truth) if known and truth in ranked else _NOWHERE)
+        best = np.array([prediction.score for prediction in self._predictions], dtype=np.float32)
+        brier = None if BRIER_SCORE in self.omitted(classes, False) else metrics.brier(self._scores, right)
+        return Answers(right, np.array(predicted), np.array(places), best, brier)
+
+    def label_answers(self, right: Flags) -> LabelAnswers:
+        """Each listed label as an answer, but for an image that is unknown.
+
+        Args:
+            right: (n, n_labels) bool.
+        """
+        answered = np.zeros(right.shape, dtype=bool)
+        for row, prediction in enumerate(self._predictions):
+            if prediction.label is not None:
+                answered[row, [self._places[entry.label] for entry in prediction.top]] = True
+        return LabelAnswers(right, answered, self._scores if self._is_whole else None)
+
+    def omitted(self, classes: Classes, multi_label: bool) -> dict[str, str]:
+        """By name, why figures can't be told."""
+        partly = f"the predictions list {self._shortest} of {len(self.labels)} labels for some images"
+        if multi_label:
+            reason = f"{partly}; with --threshold 0 `clipcls predict` lists all"
+            return {} if self._is_whole else {MEAN_AVERAGE_PRECISION: reason}
+        found: dict[str, str] = {}
+        if self._shortest < classes.places:
+            found[f"accuracy@{classes.places}"] = (
+                f"{partly}; --top-k {classes.places} of `clipcls predict` lists enough"
+            )
+        if all(prediction.score == prediction.similarity for prediction in self._predictions):
+            return found | {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
+        if not all(prediction.score is None or 0 <= prediction.score <= 1 for prediction in self._predictions):
+            return found | {CALIBRATION_ERROR: _OUT_OF_RANGE, BRIER_SCORE: _OUT_OF_RANGE}
+        if not self._is_whole:
+            found[BRIER_SCORE] = f"{partly}; --top-k {len(self.labels)} of `clipcls predict` lists all"
+        elif np.abs(self._scores.sum(axis=1) - 1).max() > _ROUNDING:
+            found[BRIER_SCORE] = "the scores don't add up to 1"
+        return found
+
+    @cached_property
+    def _scores(self) -> Scores:
+        """(n, n_labels) float32, where all labels are listed."""
+        found = np.zeros((len(self._predictions), len(self.labels)), dtype=np.float32)
+        for row, prediction in enumerate(self._predictions):
+            for entry in prediction.top:
+                found[row, self._places[entry.label]] = entry.score
+        return found

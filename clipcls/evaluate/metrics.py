@@ -1,0 +1,448 @@
+"""How well answers agree with the truth, and how sure one can be of that. NumPy only.
+
+Each figure is a function of weights of the images: with ones it is the figure itself, which equals scikit-learn's or
+torchmetrics', with the counts of a resample it is that of the resample. So a thousand resamples are a few products of
+matrices; and a run over cached features needn't import scikit-learn, which takes longer than all the rest of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+#: Of equal width, for the calibration error.
+BINS = 15
+#: At which coverage and accuracy are told.
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+#: What `Answers.predicted` is where there is no answer.
+UNKNOWN = -1
+
+_SEED = 0
+_CELLS = 2**21  # weights in memory at once: 16 MB, and as much again for what is made of them
+
+Values = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+#: From weights of the images, (r, n) float64, to a figure for each row, (r,) float64.
+Statistic = Callable[[Values], Values]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its bootstrap interval.
+
+    Attributes:
+        low: of the interval's ends, as percentiles of the resamples.
+        resampled: (RESAMPLES,) float64, the figure in each resample; the same resamples for as many images.
+    """
+
+    value: float
+    low: float
+    high: float
+    resampled: Values = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One answer to each image, as arrays with an entry an image.
+
+    Attributes:
+        truth: (n,) int64, the class that is right; classes from n_labels on aren't among the labels.
+        predicted: (n,) int64, the label that was answered, or UNKNOWN.
+        place: (n,) int64, how many labels were ranked before the right one; very many where it wasn't ranked.
+        score: (n,) float32, of the answer.
+        brier: (n,) float64, the squared distance of the scores from the truth; None where not all scores are known.
+    """
+
+    truth: Indices
+    predicted: Indices
+    place: Indices
+    score: NDArray[np.float32]
+    brier: Values | None = None
+
+    @property
+    def right(self) -> Flags:
+        """(n,) bool."""
+        right: Flags = self.truth == self.predicted
+        return right
+
+    def select(self, chosen: Flags) -> "Answers":
+        """The answers to some of the images."""
+        brier = None if self.brier is None else self.brier[chosen]
+        return Answers(self.truth[chosen], self.predicted[chosen], self.place[chosen], self.score[chosen], brier)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelAnswers:
+    """Any number of answers to each image, as arrays with a row an image and a column a label.
+
+    Attributes:
+        truth: (n, n_labels) bool.
+        answered: (n, n_labels) bool.
+        scores: (n, n_labels) float32; None where not all are known.
+    """
+
+    truth: Flags
+    answered: Flags
+    scores: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """How one class fares; NaN where a figure has no meaning, such as the recall of a class without images.
+
+    Attributes:
+        support: images of the class.
+        average_precision: for several labels an image only.
+    """
+
+    support: int
+    precision: float
+    recall: float
+    f1: float
+    average_precision: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What a threshold does.
+
+    Attributes:
+        answered: images whose score reaches it.
+        coverage: their share.
+        accuracy: the share of right answers among them; NaN where there are none.
+    """
+
+    threshold: float
+    answered: int
+    coverage: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelLevel:
+    """What a threshold does where an image may have several labels, over all pairs of an image and a label."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The bootstrap
+
+
+def bootstrap(statistics: Mapping[str, Statistic], count: int) -> dict[str, Estimate]:
+    """Figures with their 95 % percentile intervals over 1,000 resamples, which are the same ones each time.
+
+    Args:
+        count: of the images, one at least.
+
+    Returns:
+        By the statistics' names.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    whole = np.ones((1, count))
+    drawn: dict[str, list[Values]] = {name: [] for name in statistics}
+    for weights in _resamples(count):
+        for name, statistic in statistics.items():
+            drawn[name].append(statistic(weights))
+    return {
+        name: _estimate(float(statistic(whole)[0]), np.concatenate(drawn[name]))
+        for name, statistic in statistics.items()
+    }
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """By how much one figure is above another of the same images, with the interval of the paired resamples."""
+    return _estimate(one.value - other.value, one.resampled - other.resampled)
+
+
+def _estimate(value: float, resampled: Values) -> Estimate:
+    tail = 50 * (1 - CONFIDENCE)
+    defined = resampled[~np.isnan(resampled)]
+    low, high = np.percentile(defined, [tail, 100 - tail]) if defined.size else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high), resampled)
+
+
+def _resamples(count: int) -> Iterator[Values]:
+    """How often each image is drawn, (some resamples, count), until there are RESAMPLES rows."""
+    random = np.random.default_rng(_SEED)
+    rows = max(1, _CELLS // count)
+    for start in range(0, RESAMPLES, rows):
+        size = min(rows, RESAMPLES - start)
+        drawn = random.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One answer an image
+
+
+def mean(values: NDArray[Any]) -> Statistic:
+    """The mean of a value an image, such as whether its answer is right.
+
+    Args:
+        values: (n,).
+    """
+    column = values.astype(np.float64)
+    return lambda weights: weights @ column / weights.sum(axis=1)
+
+
+def mean_recall(truth: Indices, right: Flags) -> Statistic:
+    """The mean of the classes' recalls; classes without images don't count.
+
+    Args:
+        truth: (n,) int64.
+        right: (n,) bool.
+    """
+    order = np.argsort(truth, kind="stable")
+    starts = np.flatnonzero(np.diff(truth[order], prepend=-1))
+    hits = right[order].astype(np.float64)
+
+    def statistic(weights: Values) -> Values:
+        by_class = np.take(weights, order, axis=1)
+        support = np.add.reduceat(by_class, starts, axis=1)
+        recall = np.add.reduceat(by_class * hits, starts, axis=1) / np.maximum(support, 1)
+        return _sums(recall) / _sums(support > 0)
+
+    return statistic
+
+
+def calibration_error(score: NDArray[np.float32], right: Flags) -> Statistic:
+    """The expected calibration error: how far accuracy is from the mean score, bin by bin.
+
+    Args:
+        score: (n,) float32, from 0 to 1.
+        right: (n,) bool.
+
+    Source: Naeini et al. 2015, https://ojs.aaai.org/index.php/AAAI/article/view/9602, with bins as in torchmetrics.
+    """
+    edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
+    bins = np.searchsorted(edges, score, side="right") - 1
+    gaps = np.zeros((len(score), BINS + 1))
+    gaps[np.arange(len(score)), bins] = score - right.astype(np.float64)
+    return lambda weights: _sums(np.abs(weights @ gaps)) / weights.sum(axis=1)
+
+
+def brier(scores: NDArray[np.float32], truth: Indices) -> Values:
+    """The squared distance of each image's scores from the truth; that of a class without a score is 1.
+
+    Args:
+        scores: (n, n_labels) float32, which add up to 1.
+        truth: (n,) int64.
+
+    Returns:
+        (n,) float64, from 0 to 2.
+
+    Source: Brier 1950, https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
+    """
+    wide = scores.astype(np.float64)
+    known = truth < wide.shape[1]
+    given = np.zeros(len(truth))
+    given[known] = wide[known, truth[known]]
+    squares: Values = np.einsum("ij,ij->i", wide, wide) - 2 * given + 1
+    return squares
+
+
+def places(cosines: NDArray[np.float32], scores: NDArray[np.float32], truth: Indices) -> Indices:
+    """How many labels `clipcls.predict.ranking.rank` puts before the right one.
+
+    Where it is none of them, the number of labels.
+
+    Args:
+        cosines: (n, n_labels) float32.
+        scores: (n, n_labels) float32.
+        truth: (n,) int64.
+
+    Returns:
+        (n,) int64.
+    """
+    labels = scores.shape[1]
+    column = np.minimum(truth, labels - 1)[:, None]
+    score, cosine = np.take_along_axis(scores, column, axis=1), np.take_along_axis(cosines, column, axis=1)
+    before = (cosines > cosine) | ((cosines == cosine) & (np.arange(labels) < column))
+    found: Indices = ((scores > score) | ((scores == score) & before)).sum(axis=1, dtype=np.int64)
+    return np.where(truth < labels, found, labels)
+
+
+def levels(score: NDArray[np.float32], right: Flags, thresholds: Sequence[float] = THRESHOLDS) -> tuple[Level, ...]:
+    """Coverage and accuracy at each threshold, which a score reaches as in `predict`."""
+    found = []
+    for threshold in thresholds:
+        answered = score >= np.float32(threshold)
+        count = int(answered.sum())
+        accuracy = float(right[answered].mean()) if count else float("nan")
+        found.append(Level(threshold, count, count / len(score), accuracy))
+    return tuple(found)
+
+
+def confusion_matrix(truth: Indices, predicted: Indices, classes: int) -> Indices:
+    """How many images of each class got each answer.
+
+    Returns:
+        (classes, classes + 1) int64; the last column is of those without an answer.
+    """
+    answers = np.where(predicted == UNKNOWN, classes, predicted)
+    cells = truth * (classes + 1) + answers
+    return np.bincount(cells, minlength=classes * (classes + 1)).reshape(classes, classes + 1).astype(np.int64)
+
+
+def class_figures(confusion: Indices) -> tuple[ClassFigures, ...]:
+    """Precision, recall and F1 of each class.
+
+    Args:
+        confusion: as `confusion_matrix` gives it.
+    """
+    hits = np.diagonal(confusion).astype(np.float64)
+    support, answered = confusion.sum(axis=1), confusion.sum(axis=0)[:-1]
+    return _figures(hits, support, answered, [float("nan")] * len(hits))
+
+
+def mcnemar(one: Flags, other: Flags) -> float:
+    """The exact two-sided p of McNemar's test: how probable so unequal a number of images is, that only one of two
+    got right, if both were equally good.
+
+    Args:
+        one: (n,) bool, whether the first is right.
+        other: (n,) bool, the second.
+
+    Source: McNemar 1947, https://doi.org/10.1007/BF02295996
+    """
+    first, second = int((one & ~other).sum()), int((other & ~one).sum())
+    trials = first + second
+    ways = tail = 1
+    for successes in range(1, min(first, second) + 1):
+        ways = ways * (trials - successes + 1) // successes
+        tail += ways
+    p: float = 2 * tail / 2**trials
+    return min(1.0, p)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Several labels an image
+
+
+def average_precision(scores: NDArray[np.float32], truth: Flags) -> Statistic:
+    """The average precision of one label: of its images, those with equal scores are taken at once.
+
+    Args:
+        scores: (n,) float32.
+        truth: (n,) bool.
+
+    Returns:
+        A statistic that is NaN where no image has the label.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=np.float32(np.nan)) != 0)
+    positive = np.flatnonzero(truth[order])
+    # only where images of the label are does precision count; what is between is summed up
+    counted = np.unique(ends[np.searchsorted(ends, positive)])
+    starts = np.concatenate([[0], counted[:-1] + 1]).astype(np.int64)
+    own = np.searchsorted(positive, starts)
+
+    def statistic(weights: Values) -> Values:
+        if not len(counted):
+            return np.full(len(weights), np.nan)
+        ranked = np.take(weights, order[: counted[-1] + 1], axis=1)
+        hits = np.add.reduceat(np.take(ranked, positive, axis=1), own, axis=1)
+        total = np.cumsum(np.add.reduceat(ranked, starts, axis=1), axis=1)
+        found = np.cumsum(hits, axis=1)
+        return _ratio(_sums(hits * found / np.maximum(total, 1)), found[:, -1])
+
+    return statistic
+
+
+def mean_average_precision(scores: NDArray[np.float32], truth: Flags) -> Statistic:
+    """The mean of the labels' average precisions; labels without images don't count.
+
+    Args:
+        scores: (n, n_labels) float32.
+        truth: (n, n_labels) bool.
+    """
+    found = [average_precision(scores[:, label], truth[:, label]) for label in np.flatnonzero(truth.any(axis=0))]
+
+    def statistic(weights: Values) -> Values:
+        total, count = np.zeros(len(weights)), np.zeros(len(weights))
+        for label in found:
+            precision = label(weights)
+            count += ~np.isnan(precision)
+            total += np.nan_to_num(precision)
+        return _ratio(total, count)
+
+    return statistic
+
+
+def micro_f1(answered: Flags, truth: Flags) -> Statistic:
+    """The F1 of all pairs of an image and a label together.
+
+    Args:
+        answered: (n, n_labels) bool.
+        truth: (n, n_labels) bool.
+    """
+    hits = (answered & truth).sum(axis=1).astype(np.float64)
+    both = (answered.sum(axis=1) + truth.sum(axis=1)).astype(np.float64)
+
+    def statistic(weights: Values) -> Values:
+        total = weights @ both
+        return _ratio(2 * (weights @ hits), total)
+
+    return statistic
+
+
+def label_levels(
+    scores: NDArray[np.float32], truth: Flags, thresholds: Sequence[float] = THRESHOLDS
+) -> tuple[LabelLevel, ...]:
+    """Precision, recall and F1 over all pairs of an image and a label, at each threshold."""
+    found = []
+    for threshold in thresholds:
+        answered = scores >= np.float32(threshold)
+        hits, support, given = float((answered & truth).sum()), float(truth.sum()), float(answered.sum())
+        found.append(
+            LabelLevel(threshold, _share(hits, given), _share(hits, support), _share(2 * hits, support + given))
+        )
+    return tuple(found)
+
+
+def label_figures(answers: LabelAnswers) -> tuple[ClassFigures, ...]:
+    """Precision, recall and F1 of each label's answers; and where all scores are known, its average precision."""
+    truth, answered, known = answers.truth, answers.answered, answers.scores
+    whole = np.ones((1, len(truth)))
+    precisions = [float("nan")] * truth.shape[1]
+    if known is not None:
+        precisions = [
+            float(average_precision(known[:, label], truth[:, label])(whole)[0]) for label in range(truth.shape[1])
+        ]
+    hits = (answered & truth).sum(axis=0).astype(np.float64)
+    return _figures(hits, truth.sum(axis=0), answered.sum(axis=0), precisions)
+
+
+def _figures(
+    hits: Values, support: Indices, answered: Indices, precisions: Sequence[float]
+) -> tuple[ClassFigures, ...]:
+    return tuple(
+        ClassFigures(int(n), _share(hit, given), _share(hit, n), _share(2 * hit, n + given), precision)
+        for hit, n, given, precision in zip(hits, support, answered, precisions, strict=True)
+    )
+
+
+def _ratio(parts: Values, wholes: Values) -> Values:
+    """NaN where the whole is 0."""
+    ratios: Values = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
+    return ratios
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def _sums(values: NDArray[Any]) -> Values:
+    rows: Values = values.sum(axis=1, dtype=np.float64)
+    return rows

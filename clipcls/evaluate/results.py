@@ -1,0 +1,328 @@
+"""From answers and truth to the figures of an evaluation, and to which of several results is the best."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from clipcls.errors import UsageError
+from clipcls.evaluate import metrics
+from clipcls.evaluate.confusion import Confusion, most_confused
+from clipcls.evaluate.match_labels import label_indices, repeated_paths
+from clipcls.evaluate.metrics import Answers, ClassFigures, Estimate, Flags, LabelAnswers, LabelLevel, Level, Statistic
+from clipcls.inputs.labelled.examples import Truth
+from clipcls.outputs import rows
+from clipcls.records import Label, Prediction
+
+ACCURACY = "accuracy@1"
+MEAN_RECALL = "mean per-class recall"
+CALIBRATION_ERROR = "calibration error"
+BRIER_SCORE = "Brier score"
+MEAN_AVERAGE_PRECISION = "mean average precision"
+MICRO_F1 = "micro F1"
+#: Figures of which less is better.
+ERRORS = frozenset((CALIBRATION_ERROR, BRIER_SCORE))
+
+_MOST_PLACES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes of the data in terms of the labels.
+
+    Attributes:
+        names: the labels, and behind them what else the data hold.
+        n_labels: how many of them are labels.
+        indices: by what the data call a class, its place among `names`.
+    """
+
+    names: tuple[str, ...]
+    n_labels: int
+    indices: Mapping[str, int]
+
+    @property
+    def places(self) -> int:
+        """The k of accuracy@k."""
+        return min(_MOST_PLACES, self.n_labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one model with one prompt set does.
+
+    Attributes:
+        model: its name; None for predictions that were read.
+        prompts: the name of the set; None for predictions that were read.
+        figures: the headline figures, by name; the first is what results are compared by.
+        omitted: by name, why a figure isn't there.
+        classes: the figures of each class, in the order of `Classes.names`.
+        levels: what thresholds do, where the scores are known.
+        confusion: with one label an image.
+        within: the accuracy among the images whose class is one of the labels.
+        right: (n,) bool, whether each image's answer is right; with one label an image.
+    """
+
+    model: str | None
+    prompts: str | None
+    figures: Mapping[str, Estimate]
+    omitted: Mapping[str, str]
+    classes: tuple[ClassFigures, ...]
+    levels: tuple[Level, ...] | tuple[LabelLevel, ...] = ()
+    confusion: Confusion | None = None
+    within: float = float("nan")
+    right: Flags | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def headline(self) -> tuple[str, Estimate]:
+        """What results are compared by."""
+        return next(iter(self.figures.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A result beside the best.
+
+    Attributes:
+        difference: of the headline figures, this one's minus the best's.
+        p: of McNemar's exact test; None with several labels an image.
+    """
+
+    difference: Estimate
+    p: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What isn't in the figures, or can't be right in them.
+
+    Attributes:
+        failed: path and error of each image that couldn't be read.
+        missing: paths of the images that the predictions don't hold.
+        unasked: paths in the predictions that the data don't hold.
+        unknown: images without an answer, which are counted as wrong.
+        outside: by class that isn't among the labels, its images; they are counted as wrong, or where an image may
+            have several labels, such a label isn't looked for.
+        unseen: labels that no image has.
+        repeated: a message for each path that the data hold more than once; it counts as often.
+        problems: of the data, see `Truth`.
+    """
+
+    failed: tuple[tuple[str, str], ...] = ()
+    missing: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
+    unknown: int = 0
+    outside: Mapping[str, int] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An evaluation.
+
+    Attributes:
+        images: that the data hold.
+        measured: images that the figures are of.
+        multi_label: whether an image may have several labels.
+        results: of each model with each prompt set.
+        best: the index of the result with the highest headline figure; of equal ones the first.
+        comparisons: of each result with the best.
+    """
+
+    images: int
+    measured: int
+    classes: Classes
+    multi_label: bool
+    left_out: LeftOut
+    results: tuple[Result, ...]
+    best: int
+    comparisons: tuple[Comparison, ...]
+
+
+def match_classes(truth: Truth, labels: Sequence[Label]) -> Classes:
+    """Find the classes of the data among the labels.
+
+    Raises:
+        UsageError: none of them is.
+    """
+    indices = label_indices(truth.classnames, labels)
+    used = dict.fromkeys(name for example in truth.examples for name in example.labels)
+    if used and not any(name in indices for name in used):
+        raise UsageError(
+            f"None of the data's classes is among the labels. The data: {_listed(used)}. "
+            f"The labels: {_listed(label.name for label in labels)}."
+        )
+    outside = [name for name in used if name not in indices]
+    places = {name: len(labels) + number for number, name in enumerate(outside)}
+    return Classes((*(label.name for label in labels), *outside), len(labels), indices | places)
+
+
+def judge(
+    answers: Answers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
+) -> Result:
+    """The figures of one answer an image.
+
+    Args:
+        paths: of the images.
+        omitted: by name, why a figure can't be told.
+        confused: how many of the most confused pairs are wanted.
+    """
+    right, within = answers.right, answers.truth < classes.n_labels
+    statistics = {ACCURACY: metrics.mean(right)}
+    if classes.places > 1:
+        statistics[f"accuracy@{classes.places}"] = metrics.mean(answers.place < classes.places)
+    statistics[MEAN_RECALL] = metrics.mean_recall(answers.truth, right)
+    if CALIBRATION_ERROR not in omitted:
+        statistics[CALIBRATION_ERROR] = metrics.calibration_error(answers.score, right)
+    if answers.brier is not None:
+        statistics[BRIER_SCORE] = metrics.mean(answers.brier)
+    counts = metrics.confusion_matrix(answers.truth, answers.predicted, len(classes.names))
+    pairs = most_confused(answers, counts, classes.names, paths, confused)
+    return Result(
+        None,
+        None,
+        _estimated(statistics, omitted, len(right)),
+        omitted,
+        metrics.class_figures(counts),
+        metrics.levels(answers.score, right) if CALIBRATION_ERROR not in omitted else (),
+        Confusion(classes.names, counts, pairs),
+        float(right[within].mean()) if within.any() else float("nan"),
+        right,
+    )
+
+
+def judge_labels(answers: LabelAnswers, omitted: Mapping[str, str]) -> Result:
+    """The figures of any number of answers an image."""
+    statistics: dict[str, Statistic] = {}
+    levels: tuple[LabelLevel, ...] = ()
+    if answers.scores is not None:
+        statistics[MEAN_AVERAGE_PRECISION] = metrics.mean_average_precision(answers.scores, answers.truth)
+        levels = metrics.label_levels(answers.scores, answers.truth)
+    statistics[MICRO_F1] = metrics.micro_f1(answers.answered, answers.truth)
+    figures = _estimated(statistics, omitted, len(answers.truth))
+    return Result(None, None, figures, omitted, metrics.label_figures(answers), levels)
+
+
+def compare(results: Sequence[Result]) -> tuple[int, tuple[Comparison, ...]]:
+    """The index of the best result, all being of the same images, and each beside it."""
+    values = [result.headline[1].value for result in results]
+    index = int(np.argmax(np.nan_to_num(values, nan=-1.0)))
+    best = results[index]
+    comparisons = []
+    for result in results:
+        both = None if result.right is None or best.right is None else (result.right, best.right)
+        gap = metrics.difference(result.headline[1], best.headline[1])
+        comparisons.append(Comparison(gap, None if both is None else metrics.mcnemar(*both)))
+    return index, tuple(comparisons)
+
+
+def outcome(truth: Truth, classes: Classes, measured: Flags, results: Sequence[Result], left_out: LeftOut) -> Outcome:
+    """Put an evaluation together.
+
+    Args:
+        measured: (n,) bool, whether an image is in the figures.
+        left_out: as far as it doesn't follow from the rest.
+    """
+    counted: dict[str, int] = {}
+    for image in np.flatnonzero(measured):
+        for name in truth.examples[image].labels:
+            counted[name] = counted.get(name, 0) + 1
+    seen = {classes.indices[name] for name in counted}
+    labels, outside = classes.names[: classes.n_labels], classes.names[classes.n_labels :]
+    best, comparisons = compare(results)
+    told = replace(
+        left_out,
+        outside={name: counted[name] for name in outside if name in counted},
+        unseen=tuple(name for label, name in enumerate(labels) if label not in seen),
+        repeated=tuple(repeated_paths(truth.examples)),
+        problems=truth.problems,
+    )
+    count = int(measured.sum())
+    return Outcome(len(truth.examples), count, classes, truth.multi_label, told, tuple(results), best, comparisons)
+
+
+def record(outcome: Outcome) -> dict[str, Any]:
+    """An evaluation as JSON's types; what has no meaning, such as the recall of a class without images, is None."""
+    told = outcome.left_out
+    return {
+        "images": outcome.images,
+        "measured": outcome.measured,
+        "multi_label": outcome.multi_label,
+        "labels": list(outcome.classes.names[: outcome.classes.n_labels]),
+        "failed": [_failure(path, error) for path, error in told.failed],
+        "missing": [_printable(path) for path in told.missing],
+        "unasked": [_printable(path) for path in told.unasked],
+        "unknown": told.unknown,
+        "outside": dict(told.outside),
+        "unseen": list(told.unseen),
+        "repeated": [_printable(message) for message in told.repeated],
+        "problems": [_printable(message) for message in told.problems],
+        "results": [
+            _result_record(result, outcome.classes) | _comparison_record(comparison)
+            for result, comparison in zip(outcome.results, outcome.comparisons, strict=True)
+        ],
+        "best": outcome.best,
+    }
+
+
+def _result_record(result: Result, classes: Classes) -> dict[str, Any]:
+    return {
+        "model": result.model,
+        "prompts": result.prompts,
+        "figures": {name: _estimate_record(estimate) for name, estimate in result.figures.items()},
+        "omitted": dict(result.omitted),
+        "accuracy_within_labels": _number(result.within),
+        "classes": [
+            {"class": name} | _fields(figures) for name, figures in zip(classes.names, result.classes, strict=False)
+        ],
+        "levels": [_fields(level) for level in result.levels],
+        "confusion": None if result.confusion is None else _confusion_record(result.confusion),
+    }
+
+
+def _confusion_record(confusion: Confusion) -> dict[str, Any]:
+    return {
+        "classes": list(confusion.names),
+        "answers": [*confusion.names, None],
+        "counts": confusion.counts.tolist(),
+        "pairs": [_fields(pair) | {"paths": [_printable(path) for path in pair.paths]} for pair in confusion.pairs],
+    }
+
+
+def _comparison_record(comparison: Comparison) -> dict[str, Any]:
+    return {"difference_to_best": _estimate_record(comparison.difference), "mcnemar_p": comparison.p}
+
+
+def _estimate_record(estimate: Estimate) -> dict[str, float | None]:
+    return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
+
+
+def _fields(figures: Any) -> dict[str, Any]:
+    named = {entry.name: getattr(figures, entry.name) for entry in fields(figures)}
+    return {name: _number(value) if isinstance(value, float) else value for name, value in named.items()}
+
+
+def _failure(path: str, error: str) -> dict[str, Any]:
+    row = rows.record(Prediction(path, None, None, None, error=error))
+    return {name: row[name] for name in ("path", "error", "path_b64") if name in row}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _printable(text: str) -> str:
+    return os.fsencode(text).decode("utf-8", "replace")
+
+
+def _estimated(statistics: Mapping[str, Statistic], omitted: Mapping[str, str], count: int) -> dict[str, Estimate]:
+    return metrics.bootstrap({name: made for name, made in statistics.items() if name not in omitted}, count)
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

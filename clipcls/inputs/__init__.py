@@ -1,0 +1,1 @@
+"""From what a user names to one `ImageRef` a picture, and from that to its bytes."""

@@ -1,0 +1,1 @@
+"""What the right answers are: read from class folders, tables or shards."""

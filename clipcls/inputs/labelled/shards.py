@@ -1,0 +1,201 @@
+"""Tar shards of pictures with their classes, laid out as CLIP_benchmark's data sets are.
+
+    DATA/classnames.txt                            the classes' names, one a line
+    DATA/zeroshot_classification_templates.txt     prompts, with {c} for the name
+    DATA/dataset_type.txt                          `multilabel`, or not there
+    DATA/test/nshards.txt                          how many shards there are: 0.tar, 1.tar …
+    DATA/test/0.tar                                NAME.jpg (.webp, .png …) beside NAME.cls, the class's number from 0;
+                                                   or NAME.npy, with several labels an image, a 0 or 1 for each class
+
+Source: clip_benchmark.webdataset_builder, https://github.com/LAION-AI/CLIP_benchmark
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from clipcls.errors import UsageError, first_line
+from clipcls.inputs.discover import EXTENSIONS
+from clipcls.inputs.labelled.examples import Example, Truth
+from clipcls.inputs.shards import DAMAGE, expand_braces, is_shard, members, read_pictures
+from clipcls.records import ImageRef
+
+_CLASSNAMES = "classnames.txt"
+_TEMPLATES = "zeroshot_classification_templates.txt"
+_TYPE = "dataset_type.txt"
+_COUNT = "nshards.txt"
+_SPLIT = "test"
+_CLASS, _FLAGS = ".cls", ".npy"
+_LONGEST_CLASS = 2**20  # of a member with a class, in bytes
+
+
+def shards_in(folder: Path) -> bool:
+    """Whether a folder is laid out as shards."""
+    places = (folder, folder / _SPLIT)
+    return any((place / _COUNT).is_file() for place in places) or any(map(_first_shard, places))
+
+
+def read_shards_of_folder(folder: Path, labels: Sequence[str] | None) -> Truth:
+    """Read the shards in a folder's `test`, or in the folder itself.
+
+    Raises:
+        UsageError: see `read_shards`.
+    """
+    split = folder / _SPLIT
+    place = split if (split / _COUNT).is_file() or _first_shard(split) else folder
+    try:
+        count = int((place / _COUNT).read_text(encoding="ascii"))
+    except FileNotFoundError:
+        found = sorted((path for path in place.iterdir() if is_shard(path.name)), key=_numerically)
+        return read_shards([str(path) for path in found], labels)
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"{place / _COUNT}: no number of shards can be read: {first_line(exc)}") from exc
+    return read_shards([str(place / f"{number}.tar") for number in range(count)], labels)
+
+
+def read_shards(data: Sequence[str], labels: Sequence[str] | None) -> Truth:
+    """Read shards; a picture without a class is told of, and left out.
+
+    Args:
+        data: paths, patterns, and names with braces in them.
+        labels: the names that numbers stand for, where no `classnames.txt` lies beside the shards or above them.
+
+    Raises:
+        UsageError: no such names, a number without a name, a shard that is compressed, or no picture with a class.
+    """
+    shards = [shard for name in data for shard in _named(name)]
+    beside = _Beside(Path(shards[0]).parent) if shards else _Beside(Path())
+    names = beside.lines(_CLASSNAMES) or list(labels or ())
+    if not names:
+        raise UsageError(
+            f"{beside.folder}: no {_CLASSNAMES} tells what the shards' numbers stand for. Give --labels in their order."
+        )
+    is_several = beside.lines(_TYPE)[:1] == ["multilabel"]
+    examples: list[Example] = []
+    problems: list[str] = []
+    for shard in shards:
+        for image, found in _classes(shard, names, _FLAGS if is_several else _CLASS):
+            if found is None and image.error is None:
+                problems.append(f"{image.path}: no class")
+            else:
+                examples.append(Example(image, found or ()))
+    if not any(example.labels for example in examples):
+        first = next((example.image for example in examples), None)
+        reason = "" if first is None else f" The first: {first.path}: {first.error}."
+        raise UsageError(
+            f"{', '.join(data)}: no picture with a class beside it, in a member that ends in .cls.{reason}"
+        )
+    return Truth(
+        tuple(examples),
+        tuple(names),
+        is_several,
+        tuple(problems),
+        beside.path_of(_CLASSNAMES),
+        beside.path_of(_TEMPLATES),
+    )
+
+
+class _Beside:
+    """The files that say what shards hold: in their folder, or else in the one above."""
+
+    def __init__(self, folder: Path) -> None:
+        # as it was given, where that can be told from its name
+        above = folder.parent if folder.name not in ("", "..") else folder.absolute().parent
+        self.folder = folder if (folder / _CLASSNAMES).is_file() or not (above / _CLASSNAMES).is_file() else above
+
+    def path_of(self, name: str) -> str | None:
+        """The path of a file, if it is there."""
+        return os.fspath(self.folder / name) if (self.folder / name).is_file() else None
+
+    def lines(self, name: str) -> list[str]:
+        """A file's lines; none if it isn't there."""
+        path = self.path_of(name)
+        if path is None:
+            return []
+        try:
+            return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, ValueError) as exc:
+            raise UsageError(f"{path}: can't be read: {first_line(exc)}") from exc
+
+
+def _first_shard(folder: Path) -> bool:
+    return folder.is_dir() and any(is_shard(path.name) for path in folder.iterdir() if path.is_file())
+
+
+def _numerically(path: Path) -> tuple[tuple[int, str], ...]:
+    """A key by which 10.tar comes behind 9.tar."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name))
+
+
+def _named(name: str) -> list[str]:
+    """The shards that a path, a pattern or a name with braces stands for."""
+    if os.path.lexists(name):
+        return [name]
+    found = []
+    for part in expand_braces(name):
+        # a pattern gives the shards' own pictures; their paths begin with the shard's
+        found += _matching(part) if any(sign in part for sign in "*?[") else [part]
+    return found
+
+
+def _matching(pattern: str) -> list[str]:
+    import glob
+
+    found = sorted(map(Path, glob.glob(pattern)), key=_numerically)  # noqa: PTH207, as it was given
+    if not found:
+        raise UsageError(f"{pattern}: no file matches this pattern.")
+    return [str(path) for path in found]
+
+
+def _classes(shard: str, names: Sequence[str], ending: str) -> Iterator[tuple[ImageRef, tuple[str, ...] | None]]:
+    """The pictures of a shard, each with its classes, or None where there is nothing that tells."""
+    images = list(read_pictures(shard, EXTENSIONS))
+    if any(isinstance(image.content, bytes) for image in images):
+        raise UsageError(f"{shard}: compressed; decompress it first, for its pictures are read more than once.")
+    found = dict(_members(shard, ending))
+    for image in images:
+        data = found.get(_key(image.path))
+        yield image, None if data is None else _decoded(data, names, ending, image.path)
+
+
+def _members(shard: str, ending: str) -> Iterator[tuple[str, bytes]]:
+    """By what their names have in common with the pictures', what is in the members with classes."""
+    # damage has been told of as a picture that can't be read
+    with suppress(*DAMAGE), open(shard, "rb") as file:  # noqa: PTH123, the name stays as given
+        for member in members(file):
+            header = member.header
+            if header.isreg() and header.name.endswith(ending) and header.size <= _LONGEST_CLASS:
+                yield _key(f"{shard}/{header.name}"), member.read()
+
+
+def _key(path: str) -> str:
+    """What webdataset takes for the key of a sample: all before the first dot of the last part."""
+    folder, name = os.path.split(path)
+    return f"{folder}/{name.partition('.')[0]}"
+
+
+def _decoded(data: bytes, names: Sequence[str], ending: str, path: str) -> tuple[str, ...]:
+    if ending == _FLAGS:
+        return _flagged(data, names, path)
+    try:
+        number = int(data)
+    except ValueError as exc:
+        raise UsageError(f"{path}: its class isn't a number: {data[:20]!r}") from exc
+    if not 0 <= number < len(names):
+        raise UsageError(f"{path}: class {number}, but there are {len(names)} names, from 0 to {len(names) - 1}.")
+    return (names[number],)
+
+
+def _flagged(data: bytes, names: Sequence[str], path: str) -> tuple[str, ...]:
+    import numpy as np
+
+    try:
+        flags = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as exc:
+        raise UsageError(f"{path}: its classes can't be read: {first_line(exc)}") from exc
+    if flags.shape != (len(names),):
+        raise UsageError(f"{path}: {flags.size} classes, but there are {len(names)} names.")
+    return tuple(name for name, flag in zip(names, flags, strict=True) if flag)

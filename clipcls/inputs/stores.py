@@ -1,0 +1,286 @@
+"""Files in stores such as S3, by the addresses that fsspec opens: `s3://bucket/a.jpg`, `gs://…`, `hf://…`.
+
+What is behind fsspec is many packages, whose errors have no common root. So every call goes through `_ask`, where they
+are translated and where those that can be are given up after a time. A folder's address ends in `/` here.
+"""
+
+import hashlib
+import io
+import os
+import posixpath
+import re
+from datetime import datetime
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
+
+from clipcls.errors import ClipclsError, ImageError, first_line
+from clipcls.records import ImageRef, Stored
+
+_PROTOCOL = re.compile(r"([a-z][a-z0-9+.:_-]+)://", re.IGNORECASE)
+_ELSEWHERE = ("", "http", "https", "file", "local")
+# Whoever wrote a list or a table could have the reader's machine connect to any other, also inside its own network,
+# if the server were part of an address. Of these stores it is a setting of the user's, or one company's.
+_SETTLED = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"})
+# these pass what is behind them on to any other protocol, http among them, which has a guarded fetcher of its own
+_WRAPPERS = frozenset(
+    "generic reference simplecache filecache blockcache cached dir zip tar libarchive dask "  # noqa: SIM905
+    "async_wrapper asyncwrapper asynclocal data".split()
+)
+# what of a file's facts changes with its content, in all the spellings of the stores
+_VERSIONS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified")
+_BLOCK = 2**23  # bytes that are asked for at once
+# seconds for one answer, or for a listing, which may be thousands of them; packages try again by themselves, some of
+# them for half an hour
+_PATIENCE = {"ls": 600.0}
+_USUAL_PATIENCE = 120.0
+
+
+class NotFoundError(ImageError):
+    """There is nothing at an address."""
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address that is fsspec's affair; those of the web and of local files aren't."""
+    return _protocol(text) not in _ELSEWHERE
+
+
+def in_store(name: str) -> bool:
+    """Whether a name is that of something in a store; a file that is called so goes before it."""
+    return is_address(name) and not os.path.lexists(name)
+
+
+def local_path(name: str) -> str:
+    """The path that a `file://` address means, percent-encoded or not; other names are left as they are."""
+    if _protocol(name) not in ("file", "local") or os.path.lexists(name):
+        return name
+    path = name.partition("://")[2]
+    return path if os.path.lexists(path) else unquote(path, errors="surrogateescape")
+
+
+def require_readable(address: str, trusted: bool = True) -> None:
+    """Refuse what mustn't be asked for.
+
+    Args:
+        trusted: whether the user himself has named it, and so may name any server.
+
+    Raises:
+        ImageError: it mustn't.
+    """
+    protocol = _protocol(address)
+    if "::" in address:
+        raise ImageError("a chained address (with ::), and those aren't read")
+    if protocol in _WRAPPERS:
+        raise ImageError(f"{protocol}:// stands for other addresses, and those aren't read")
+    if not trusted and protocol not in _SETTLED:
+        raise ImageError(f"a {protocol}:// address in a list or a table; --allow-private-urls has it read")
+
+
+def look(address: str) -> ImageRef:
+    """What there is at an address: a folder, which then ends in `/`, or a file with its status.
+
+    Raises:
+        NotFoundError: nothing.
+        ImageError: the store can't be asked.
+    """
+    if address.endswith("/"):
+        return ImageRef(address)
+    return _reference(address, _ask(address, "info"))
+
+
+def entries(folder: str) -> list[ImageRef]:
+    """What is in a folder, as `look` gives it, sorted by name.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        ImageError: the store can't be asked.
+    """
+    found = {}
+    for facts in _ask(folder, "ls", detail=True, forget=True):
+        name = posixpath.basename(facts["name"].rstrip("/"))
+        # S3's consoles mark a folder by an object with its own name
+        if name and not _is_same(folder, facts["name"]):
+            found[name] = _reference(posixpath.join(folder, name), facts)
+    return [found[name] for name in sorted(found)]
+
+
+def read(address: str, stored: Stored, max_bytes: int) -> bytes:
+    """The content of a file; safe to call from many threads.
+
+    Args:
+        stored: as `look` gave it.
+        max_bytes: more is refused, and not read.
+
+    Raises:
+        ImageError: it can't be read, is too large, or isn't as long as it was.
+    """
+    limit = max_bytes if stored.size is None else stored.size
+    content = io.BytesIO()
+    while stored.size != 0 and (left := limit - content.tell()) >= 0:
+        # one more shows whether it has grown; by itself it couldn't be asked for, nor could a part of an empty file
+        asked = left + 1 if left <= _BLOCK else _BLOCK
+        if content.write(_part(address, content.tell(), asked)) < asked:
+            break
+    if stored.size is not None and content.tell() != stored.size:
+        raise ImageError("it has changed since it was listed")
+    if content.tell() > max_bytes:
+        raise ImageError(f"more than the limit of {max_bytes:,} bytes")
+    return content.getvalue()
+
+
+def open_named(name: str) -> BinaryIO:
+    """Open a file for reading, on disk or in a store, of which some megabytes are asked for at once.
+
+    Raises:
+        ImageError: in a store, it can't be opened; from then on also while reading.
+        OSError, ValueError: on disk.
+    """
+    if not in_store(name):
+        return open(name, "rb")  # noqa: PTH123, the name stays as given
+    content = look(name).content
+    if not isinstance(content, Stored):
+        raise ImageError("a folder, not a file")
+    if content.size is None:
+        raise ImageError("its store doesn't say how long it is")
+    return cast("BinaryIO", io.BufferedReader(_Stream(name, content.size), _BLOCK))
+
+
+def beside(table: str, name: str) -> str:
+    """The address of what a table in a store calls by a relative path."""
+    protocol, _, place = table.rpartition("/")[0].partition("://")
+    server, _, folder = place.partition("/")
+    path = posixpath.join("/", folder, name)
+    if {".", ".."} & set(name.split("/")):  # which stores don't know; it never leaves the bucket
+        path = posixpath.normpath(path) + "/" * name.endswith("/")
+    return f"{protocol}://{server}{path}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The seam
+
+
+def _protocol(text: str) -> str:
+    found = _PROTOCOL.match(text) if "://" in text else None  # of most names, that is quicker
+    return found[1].lower() if found else ""
+
+
+def _ask(address: str, method: str, forget: bool = False, **options: Any) -> Any:
+    """What a file system's method answers.
+
+    Args:
+        forget: whether the answer isn't kept, which is a whole listing else.
+    """
+    require_readable(address)
+    try:
+        # here, so that a run without addresses doesn't load it
+        from fsspec.asyn import sync
+        from fsspec.core import url_to_fs
+
+        # looked up each time: fsspec keeps it, for each thread and process where that is needed
+        system, path = url_to_fs(address)
+        if system.async_impl:
+            answer = sync(
+                system.loop,
+                getattr(system, f"_{method}"),
+                path,
+                timeout=_PATIENCE.get(method, _USUAL_PATIENCE),
+                **options,
+            )
+        else:
+            answer = getattr(system, method)(path, **options)
+        if forget:
+            system.invalidate_cache(path)
+        return answer
+    except ClipclsError:
+        raise
+    except FileNotFoundError as exc:
+        raise NotFoundError(_reason(exc, address)) from exc
+    except Exception as exc:
+        raise ImageError(_reason(exc, address)) from exc
+
+
+def _reason(exc: Exception, address: str) -> str:
+    if isinstance(exc, ImportError):  # fsspec says which one
+        return f"{_protocol(address)}:// needs a package that isn't installed: {first_line(exc)}"
+    if isinstance(exc, TimeoutError):
+        return "no answer in time"
+    message = exc.strerror if isinstance(exc, OSError) and exc.strerror else first_line(exc)
+    if isinstance(exc, FileNotFoundError):  # most say only what isn't there
+        return "no such file or directory" if "/" in message else f"no such file or directory: {message}"
+    return f"access denied: {message}" if isinstance(exc, PermissionError) else message
+
+
+def _part(address: str, start: int, size: int) -> bytes:
+    data: bytes = _ask(address, "cat_file", start=start, end=start + size)
+    return data
+
+
+class _Stream(io.RawIOBase):
+    """A file in a store, part by part; not fsspec's own, which waits for ever and raises what its package raises."""
+
+    def __init__(self, address: str, size: int) -> None:
+        self._address = address
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte is read."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go there."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, unless the file ends before that.
+
+        Raises:
+            ImageError: see `open_named`.
+        """
+        wanted = min(len(buffer), self._size - self._position)
+        if wanted <= 0:
+            return 0
+        data = _part(self._address, self._position, wanted)
+        if len(data) != wanted:
+            raise ImageError("it has changed since it was opened")
+        buffer[:wanted] = data
+        self._position += wanted
+        return wanted
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What a store says of a file
+
+
+def _reference(address: str, facts: dict[str, Any]) -> ImageRef:
+    if facts["type"] == "directory":
+        return ImageRef(f"{address}/")
+    size = facts.get("size")
+    return ImageRef(address, content=Stored(size, "" if size is None else _status(size, facts)))
+
+
+def _status(size: int, facts: dict[str, Any]) -> str:
+    """As `clipcls.records.file_status` gives it of a file on disk: size, times in nanoseconds, and a number."""
+    version = next((facts[name] for name in _VERSIONS if facts.get(name)), None)
+    if version is not None:
+        digest = hashlib.sha256(str(version).encode("utf-8", "surrogatepass")).digest()
+        return f"{size} 0 0 {int.from_bytes(digest[:8])}"
+    moment = next((facts[name] for name in _TIMES if isinstance(facts.get(name), datetime)), None)
+    if moment is None:
+        return ""
+    time = round(moment.timestamp() * 1e9)
+    return f"{size} {time} {time} 0"
+
+
+def _is_same(folder: str, name: str) -> bool:
+    return posixpath.join("/", folder.partition("://")[2]).strip("/") == name.strip("/")

@@ -1,0 +1,178 @@
+"""Connections that lead to public addresses only, and end when the fetch that uses them must.
+
+This is a network backend for httpcore2. The pool of connections hands on what a request gives for `timeout` untouched,
+so here it is a moment in `time.monotonic()`, by which the whole fetch is to be over: a limit for each single read, as
+is usual, could be stretched without end by a server that sends a byte now and then.
+"""
+
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpcore2
+
+from clipcls.errors import ImageError
+from clipcls.inputs.web.addresses import IP, is_public, look_up
+
+
+class PassingError(ImageError):
+    """What may go better another time.
+
+    Attributes:
+        wait: seconds before which the server doesn't want to be asked again.
+    """
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait.
+
+    Attributes:
+        whole: seconds for a fetch.
+        once: seconds for one thing within it, such as the next bytes.
+    """
+
+    whole: float
+    once: float
+
+    def seconds(self, until: float | None) -> float:
+        """How long the next thing may take.
+
+        Raises:
+            ImageError: no time is left.
+        """
+        left = self.once if until is None else until - time.monotonic()
+        if left <= 0:
+            raise ImageError(f"no complete answer within {self.whole:g} s")
+        return min(left, self.once)
+
+    def ended(self, until: float | None) -> ImageError:
+        """What a wait that came to nothing amounts to."""
+        try:
+            self.seconds(until)
+        except ImageError as exc:
+            return exc
+        return PassingError(f"no answer for {self.once:g} s")
+
+
+class Network(httpcore2.NetworkBackend):
+    """Opens connections; all `timeout` are moments.
+
+    Args:
+        allow_private: whether addresses that aren't public are connected to as well.
+    """
+
+    def __init__(self, patience: Patience, allow_private: bool) -> None:
+        self._patience = patience
+        self._allow_private = allow_private
+        self._sockets = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """Connect to the first of a host's public addresses that answers.
+
+        Raises:
+            PassingError: none of them answers.
+            ImageError: it has none, or the time is over.
+        """
+        addresses = self._allowed(host, self._found(host, port, timeout))
+        problem: ImageError | None = None
+        for position, address in enumerate(addresses):
+            # a share of the time each, so that one that is silent leaves some to the others
+            seconds = self._patience.seconds(timeout) / (len(addresses) - position)
+            try:
+                # the address itself, not the name: another look-up could lead elsewhere
+                stream = self._sockets.connect_tcp(str(address), port, seconds, local_address, socket_options)
+            except httpcore2.ConnectTimeout:
+                problem = PassingError(f"no connection to {address} within {seconds:.3g} s")
+            except httpcore2.ConnectError as exc:
+                problem = PassingError(f"no connection to {address}: {_reason(exc)}")
+            else:
+                return _Stream(stream, self._patience)
+        self._patience.seconds(timeout)
+        raise problem or ImageError(f"the name {host} has no address")
+
+    def _found(self, host: str, port: int, until: float | None) -> list[IP]:
+        try:
+            return look_up(host, port, self._patience.seconds(until))
+        except TimeoutError as exc:
+            raise self._patience.ended(until) from exc
+        except OSError as exc:
+            message = f"the name {host} can't be resolved: {(exc.strerror or str(exc)).lower()}"
+            raise (PassingError if exc.errno == socket.EAI_AGAIN else ImageError)(message) from exc
+
+    def _allowed(self, host: str, addresses: Sequence[IP]) -> list[IP]:
+        allowed = [address for address in addresses if self._allow_private or is_public(address)]
+        if addresses and not allowed:
+            what = str(addresses[0]) if host == str(addresses[0]) else f"{host}, which leads to {addresses[0]},"
+            raise ImageError(f"{what} isn't on the public web; --allow-private-urls allows it")
+        return allowed
+
+
+class _Stream(httpcore2.NetworkStream):
+    """A connection; all `timeout` are moments."""
+
+    def __init__(self, stream: httpcore2.NetworkStream, patience: Patience) -> None:
+        self._stream = stream
+        self._patience = patience
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        seconds = self._patience.seconds(timeout)
+        try:
+            return self._stream.read(max_bytes, seconds)
+        except httpcore2.ReadTimeout as exc:
+            raise self._patience.ended(timeout) from exc
+        except httpcore2.ReadError as exc:
+            raise PassingError(f"the connection broke: {_reason(exc)}") from exc
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        seconds = self._patience.seconds(timeout)
+        try:
+            # a WriteError stays what it is: the server may have answered already, which is read then
+            self._stream.write(buffer, seconds)
+        except httpcore2.WriteTimeout as exc:
+            raise self._patience.ended(timeout) from exc
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        try:
+            seconds = self._patience.seconds(timeout)
+            return _Stream(self._stream.start_tls(ssl_context, server_hostname, seconds), self._patience)
+        except httpcore2.ConnectTimeout as exc:
+            raise self._patience.ended(timeout) from exc
+        except httpcore2.ConnectError as exc:
+            if isinstance(exc.__cause__, ssl.SSLCertVerificationError):
+                message = f"its certificate can't be trusted: {exc.__cause__.verify_message}"
+                raise ImageError(f"{message} (SSL_CERT_FILE names a file of others to trust)") from exc
+            raise PassingError(f"no secure connection: {_reason(exc)}") from exc
+        except ImageError:
+            self.close()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _reason(exc: Exception) -> str:
+    """What the system said, in its words."""
+    cause = exc.__cause__
+    if isinstance(cause, ssl.SSLError) and cause.reason:
+        return cause.reason.replace("_", " ").lower()
+    return (getattr(cause, "strerror", None) or str(exc) or type(exc).__name__).lower()

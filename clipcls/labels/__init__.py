@@ -1,0 +1,1 @@
+"""Label files, prompt sets, and the words that a model knows."""

@@ -1,0 +1,144 @@
+"""Prompt sets: templates by name or from a file, and the prompts they make of a label."""
+
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from types import ModuleType
+
+import yaml
+
+from clipcls.errors import UsageError
+from clipcls.records import Label, PromptSet
+
+PLACEHOLDERS = ("", "c", "label")
+_OPEN_CLIP_SETS = {
+    "openai-imagenet-80": (
+        "OPENAI_IMAGENET_TEMPLATES",
+        "The 80 templates of OpenAI's ImageNet evaluation, from open_clip.",
+    ),
+    "openai-imagenet-7": ("SIMPLE_IMAGENET_TEMPLATES", "OpenAI's best 7 of the 80, from open_clip."),
+}
+
+
+def load_prompt_set(name_or_file: str) -> PromptSet:
+    """Load a built-in set by name, or a .yaml, .yml or .txt file of templates.
+
+    Raises:
+        UsageError: no such set or file, or a template that can't be used.
+    """
+    if name_or_file in _OPEN_CLIP_SETS:
+        return _from_open_clip(name_or_file)
+    if name_or_file in builtin_names():
+        return _from_file(_builtin_folder() / f"{name_or_file}.yaml")
+    path = Path(name_or_file)
+    if path.suffix.lower() not in (".yaml", ".yml", ".txt") and not os.path.isfile(path):  # noqa: PTH113, long names
+        raise UsageError(
+            f"No prompt set or file {name_or_file!r}. Built in: {', '.join(builtin_names())}. "
+            "A file ends in .yaml or .txt; one template can be given with --template."
+        )
+    return _from_file(path)
+
+
+def templates_set(templates: Sequence[str], name: str = "templates") -> PromptSet:
+    """A set of the caller's own templates.
+
+    Raises:
+        UsageError: no template, or one without a placeholder or with an unknown one.
+    """
+    if isinstance(templates, str) or not isinstance(templates, Sequence):
+        raise UsageError(f"expected a list of templates, got {templates!r}.")
+    if not templates:
+        raise UsageError("A prompt set needs at least one template.")
+    for template in templates:
+        _check(template)
+    return PromptSet(name=name, templates=tuple(templates))
+
+
+def builtin_names() -> list[str]:
+    """Names that `load_prompt_set` knows, sorted."""
+    return sorted([*_OPEN_CLIP_SETS, *(path.stem for path in _builtin_folder().glob("*.yaml"))])
+
+
+def render(label: Label, prompt_set: PromptSet) -> tuple[str, ...]:
+    """The prompts of one label, in order: its own, or every template with its name and each synonym."""
+    if label.prompts:
+        return label.prompts
+    return tuple(_fill(template, text) for text in label.texts for template in prompt_set.templates)
+
+
+def _fill(template: str, text: str) -> str:
+    # a template may say {} more than once
+    return template.format(*[text] * template.count("{"), c=text, label=text)
+
+
+def _check(template: object) -> None:
+    if not isinstance(template, str):
+        raise UsageError(f"Template {template!r} is not text. Put it in quotes.")
+    try:
+        fields = list(_placeholders(template))
+    except ValueError as exc:
+        raise UsageError(f"Template {template!r}: {exc}. Write a literal brace twice: {{{{ or }}}}.") from exc
+    if not fields:
+        raise UsageError(
+            f"Template {template!r} has no placeholder, so every label would get the same prompt. Add {{}}."
+        )
+    for field in fields:
+        if field not in PLACEHOLDERS:
+            raise UsageError(f"Template {template!r}: unknown placeholder {{{field}}}. Use {{}}, {{c}} or {{label}}.")
+
+
+def _placeholders(template: str) -> Iterator[str]:
+    for _, field, spec, conversion in Formatter().parse(template):
+        if field is not None:
+            yield field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+
+
+def _from_file(path: Path) -> PromptSet:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        data = text.splitlines() if path.suffix.lower() == ".txt" else yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        raise UsageError(f"{path}: can't read prompts: {exc}") from exc
+    details = data if isinstance(data, dict) else {"templates": data}
+    templates = details.get("templates")
+    if not isinstance(templates, list):
+        raise UsageError(f"{path}: expected a list of templates, or a mapping with `templates`.")
+    try:
+        checked = templates_set(
+            [line for line in templates if not isinstance(line, str) or line.strip()], name=path.stem
+        )
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc}") from exc
+    return PromptSet(checked.name, checked.templates, str(details.get("description") or "").strip())
+
+
+def _from_open_clip(name: str) -> PromptSet:
+    attribute, description = _OPEN_CLIP_SETS[name]
+    functions = getattr(_zero_shot_metadata(), attribute)
+    return PromptSet(name, tuple(function("{}") for function in functions), description)
+
+
+@cache
+def _zero_shot_metadata() -> ModuleType:
+    """open_clip's template lists, loaded by path: importing open_clip would import torch."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        raise UsageError("open_clip isn't installed: pip install open_clip_torch")
+    path = Path(package.submodule_search_locations[0]) / "zero_shot_metadata.py"
+    spec = importlib.util.spec_from_file_location("clipcls._zero_shot_metadata", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def _builtin_folder() -> Path:
+    """`clipcls.prompt_sets` where it is installed, else `prompts/` of the checkout that `python -m clipcls` runs in."""
+    spec = importlib.util.find_spec("clipcls.prompt_sets")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0])
+    return Path(__file__).parents[2] / "prompts"

@@ -1,0 +1,55 @@
+"""Which device and precision a model runs with."""
+
+import torch
+
+from clipcls.errors import UsageError
+from clipcls.records import Precision
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps.") from exc
+    here = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not here.get(device.type, False):
+        raise UsageError(f"--device {name}: this machine, or this build of torch, has no such device.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp16 on CUDA, else fp32.
+
+    Raises:
+        UsageError: an unknown precision, or fp16 on a CPU.
+    """
+    match name:
+        case "fp32" | "bf16":
+            return name
+        case "fp16":
+            if device.type == "cpu":
+                raise UsageError("--precision fp16 needs a GPU; a CPU takes bf16 or fp32.")
+            return "fp16"
+        case "auto":
+            if device.type == "cuda":
+                return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+    raise UsageError(f"--precision {name}: use auto, fp32, bf16 or fp16.")
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has AMX or AVX512-BF16; elsewhere bf16 is emulated, and slower than fp32."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

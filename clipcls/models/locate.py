@@ -1,0 +1,322 @@
+"""From the name of a model to its files and settings, without a guess on the way."""
+
+import re
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip import pretrained as open_clip_pretrained
+
+from clipcls.errors import ClipclsError, ModelError, UsageError
+from clipcls.labels import vocabulary
+from clipcls.models import catalog, hub
+from clipcls.models.preprocess import parse_preprocessing, preprocess_settings, read_json
+from clipcls.records import ModelSpec, Preprocessing
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# in open_clip's order of preference; safetensors hold no code
+_WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+_VOCABULARY_FILES = (
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+# all that `AutoTokenizer` reads; a model's config.json says which class its tokenizer is of, where nothing else does
+_TOKENIZER_FILES = ("tokenizer_config.json", *_VOCABULARY_FILES, "added_tokens.json", "config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model that has been found, down to the last setting.
+
+    Attributes:
+        name: as the user asked for it.
+        config: open_clip's `model_cfg`, with the activation that belongs to the weights.
+        weights: a safetensors file or a checkpoint of tensors.
+        tokenizer: folder of a Hugging Face tokenizer; None for CLIP's own.
+        words: what the model's captions were made of, where it says so.
+        settings: the files that `config` and `preprocess` were read from.
+    """
+
+    name: str
+    config: dict[str, Any]
+    preprocess: Preprocessing
+    weights: Path
+    tokenizer: Path | None = None
+    words: frozenset[str] | None = None
+    settings: tuple[Path, ...] = ()
+
+    def all(self) -> list[Path]:
+        """Every file that the model is read from."""
+        return [self.weights, *self.settings, *self.tokenizer_files()]
+
+    def tokenizer_files(self) -> list[Path]:
+        """The files that decide how a text becomes tokens; none for CLIP's own tokenizer."""
+        if self.tokenizer is None:
+            return []
+        return [self.tokenizer / name for name in _TOKENIZER_FILES if (self.tokenizer / name).is_file()]
+
+
+def pretrained_names() -> list[str]:
+    """Return every NAME:TAG that open_clip has weights for."""
+    return [f"{name}:{tag}" for name, tag in open_clip.list_pretrained()]
+
+
+def locate(spec: ModelSpec, *, refresh: bool = False) -> ModelFiles:
+    """Find a model's files; what is on the hub is downloaded unless it is cached.
+
+    Args:
+        refresh: ask the hub for a newer copy.
+
+    Raises:
+        ModelError: it can't be had, or activation or preprocessing would be a guess.
+        UsageError: --arch or --preprocess where the model says these itself, or missing where it doesn't.
+    """
+    if not spec.name:
+        raise UsageError("--model is empty. `clipcls models` lists what there is.")
+    if (weights := bare_weights(spec)) is not None:
+        return _from_file(spec, weights)
+    if spec.arch is not None:
+        raise UsageError(f"--arch belongs to a bare weights file; {spec.name!r} says its architecture itself.")
+    if (folder := _folder(spec)) is not None:
+        return _from_folder(spec, folder)
+    name = _full_name(spec)
+    if name.startswith("hf-hub:"):
+        return _from_hub(spec, name.removeprefix("hf-hub:"), refresh)
+    return _from_tag(spec, name, refresh)
+
+
+def locate_despite(spec: ModelSpec) -> tuple[ModelFiles | None, list[ClipclsError]]:
+    """What `locate` finds, and all that it would refuse the model for, where `locate` raises the first only.
+
+    Returns:
+        The files as they would be without the errors, in a folder without weights those that it should have; None
+        where they can't be told. And the errors.
+    """
+    errors: dict[str, ClipclsError] = {}
+    for find in _attempts(spec):
+        try:
+            found = find()
+        except ClipclsError as exc:
+            errors.setdefault(str(exc), exc)
+        else:
+            # an attempt that answers a part of the question only
+            if isinstance(found, ModelFiles):
+                return found, list(errors.values())
+    return None, list(errors.values())
+
+
+def bare_weights(spec: ModelSpec) -> Path | None:
+    """The file that `spec` names, if that is a bare weights file; it may not exist."""
+    name = _full_name(spec)
+    path = Path(name.removeprefix("local-dir:"))
+    return path if path.is_file() or (path.suffix in WEIGHT_SUFFIXES and ":" not in name) else None
+
+
+def _attempts(spec: ModelSpec) -> Iterator[Callable[[], object]]:
+    """Ways to find a model or a part of it, each with less that may be wrong."""
+    yield partial(locate, spec)
+    if bare_weights(spec) is not None:
+        if spec.arch is not None:
+            yield partial(_architecture, spec.arch)
+        if spec.preprocess is not None:
+            yield partial(preprocess_settings, spec.preprocess)
+        return
+    options = [replace(spec, arch=None), replace(spec, arch=None, preprocess=None)]
+    for fewer in dict.fromkeys(options):
+        if fewer != spec:
+            yield partial(locate, fewer)
+    if (folder := _folder(spec)) is not None and folder.is_dir():
+        yield partial(_weights_in, folder)
+        for fewer in dict.fromkeys(options):
+            yield partial(_from_folder, fewer, folder, folder / _WEIGHT_NAMES[0])
+
+
+def _full_name(spec: ModelSpec) -> str:
+    entry = catalog.find(spec.name)
+    return entry.model if entry else spec.name
+
+
+def _folder(spec: ModelSpec) -> Path | None:
+    """The model folder that `spec` names, if it names one."""
+    name = _full_name(spec)
+    folder = Path(name.removeprefix("local-dir:"))
+    return folder if name and (folder.is_dir() or name.startswith("local-dir:")) else None
+
+
+def _from_folder(spec: ModelSpec, folder: Path, weights: Path | None = None) -> ModelFiles:
+    config_path = folder / CONFIG_NAME
+    if not config_path.is_file():
+        raise ModelError(f"{folder}: no {CONFIG_NAME} in this folder, so it isn't a model that can be loaded.")
+    weights = weights or _weights_in(folder)
+    return _from_config(spec, config_path, weights, tokenizer=folder, words=vocabulary.read_words(folder))
+
+
+def _from_hub(spec: ModelSpec, repo: str, refresh: bool) -> ModelFiles:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UsageError(f"hf-hub:{repo}: expected hf-hub:ORG/REPO.")
+    config_path = hub.fetch(repo, [CONFIG_NAME], refresh=refresh)
+    weights = hub.fetch(repo, _WEIGHT_NAMES, refresh=refresh)
+    text = (read_json(config_path).get("model_cfg") or {}).get("text_cfg") or {}
+    return _from_config(spec, config_path, weights, tokenizer=_fetch_tokenizer(text, refresh), words=None)
+
+
+def _has_towers(model: dict[str, Any]) -> bool:
+    return all(isinstance(model.get(name), dict) for name in ("vision_cfg", "text_cfg"))
+
+
+def _from_config(
+    spec: ModelSpec, config_path: Path, weights: Path, *, tokenizer: Path | None, words: frozenset[str] | None
+) -> ModelFiles:
+    config = read_json(config_path)
+    model = config.get("model_cfg")
+    if not isinstance(model, dict) or "embed_dim" not in model or not _has_towers(model):
+        raise ModelError(f"{config_path}: no model_cfg with embed_dim, vision_cfg and text_cfg.")
+    stated = config.get("preprocess_cfg")
+    if stated and not isinstance(stated, dict):
+        raise ModelError(f"{config_path}: preprocess_cfg is {stated!r}, not an object.")
+    if stated and spec.preprocess:
+        raise UsageError(f"--preprocess: {config_path} states the preprocessing itself.")
+    if not stated and not spec.preprocess:
+        raise ModelError(
+            f"{config_path}: no preprocess_cfg, and a guess could be silently wrong. "
+            "Give --preprocess openai|imagenet|siglip|FILE.json."
+        )
+    settings: dict[str, Any] = preprocess_settings(spec.preprocess) if spec.preprocess else dict(stated or {})
+    needs_tokenizer = bool(model["text_cfg"].get("hf_tokenizer_name"))
+    model = _with_local_text_model(model)
+    return ModelFiles(
+        name=spec.name,
+        config=model,
+        preprocess=parse_preprocessing(settings, model, str(config_path)),
+        weights=weights,
+        tokenizer=tokenizer if needs_tokenizer else None,
+        words=words,
+        settings=(config_path, *_settings_files(spec, model)),
+    )
+
+
+def _from_file(spec: ModelSpec, path: Path) -> ModelFiles:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file.")
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise ModelError(f"{path}: not a weights file ({', '.join(WEIGHT_SUFFIXES)}) and not a model folder.")
+    if spec.arch is None or spec.preprocess is None:
+        raise UsageError(
+            f"{path}: a bare weights file says neither its activation nor its preprocessing, and either guess could "
+            "be silently wrong. Give --arch NAME (such as ViT-B-32 or ViT-B-32-quickgelu) and "
+            "--preprocess openai|imagenet|siglip|FILE.json."
+        )
+    config = _architecture(spec.arch)
+    return ModelFiles(
+        name=spec.name,
+        config=config,
+        preprocess=parse_preprocessing(preprocess_settings(spec.preprocess), config, "--preprocess"),
+        weights=path,
+        tokenizer=_fetch_tokenizer(config["text_cfg"], refresh=False),
+        settings=_settings_files(spec, config),
+    )
+
+
+def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
+    arch, _, tag = name.partition(":")
+    config = _architecture(arch, asked=name)
+    if spec.preprocess is not None:
+        raise UsageError(f"--preprocess: open_clip states the preprocessing of {name!r}.")
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    stated = open_clip_pretrained.get_pretrained_cfg(arch, tag) if tag else {}
+    if not stated:
+        problem = f"has no weights tagged {tag!r}" if tag else "needs a tag, as in NAME:TAG"
+        raise UsageError(f"Model {arch!r} {problem}. Its tags: {', '.join(tags) or 'none'}.")
+    repo, _, filename = stated.get("hf_hub", "").rpartition("/")
+    if not repo:
+        raise ModelError(f"open_clip has no hub address for {name!r}.")
+    names = [f"{filename.rpartition('.')[0]}.safetensors", filename] if filename else _WEIGHT_NAMES
+    # the tag knows the activation its weights were trained with; open_clip itself only warns of a mismatch
+    config["quick_gelu"] = bool(config.get("quick_gelu") or stated.get("quick_gelu"))
+    return ModelFiles(
+        name=name,
+        config=config,
+        preprocess=parse_preprocessing(stated, config, name),
+        weights=hub.fetch(repo, names, refresh=refresh),
+        tokenizer=_fetch_tokenizer(config["text_cfg"], refresh),
+        settings=_settings_files(spec, config),
+    )
+
+
+def _settings_files(spec: ModelSpec, config: dict[str, Any]) -> tuple[Path, ...]:
+    """The file that --preprocess names, and what describes a text tower of transformers."""
+    stated = [Path(spec.preprocess)] if spec.preprocess and spec.preprocess.endswith(".json") else []
+    text_model = config["text_cfg"].get("hf_model_name")
+    return (*stated, *([Path(text_model) / "config.json"] if text_model else []))
+
+
+def _architecture(arch: str, asked: str | None = None) -> dict[str, Any]:
+    config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
+    if config is None:
+        known = [*(entry.alias for entry in catalog.CATALOG), *open_clip.list_models()]
+        near = catalog.suggestions(arch, known)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(
+            f"No model, folder or file {asked or arch!r}.{hint} See `clipcls models` and `clipcls models --all`."
+        )
+    return _with_local_text_model(config)
+
+
+def _with_local_text_model(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy whose transformers text tower, if it has one, is described by a local folder, not a hub name."""
+    config = deepcopy(config)
+    name = config["text_cfg"].get("hf_model_name")
+    if name and not isinstance(name, str):
+        raise ModelError(f"text_cfg: hf_model_name is {name!r}, not a name.")
+    if name and not Path(name).is_dir():
+        config["text_cfg"]["hf_model_name"] = str(hub.fetch(name, ["config.json"]).parent)
+    return config
+
+
+def _fetch_tokenizer(text_config: dict[str, Any], refresh: bool) -> Path | None:
+    """The folder of a Hugging Face tokenizer, with its optional files; None where the model uses CLIP's own."""
+    repo = text_config.get("hf_tokenizer_name")
+    if not repo:
+        return None
+    folder = hub.fetch(repo, ["tokenizer_config.json"], refresh=refresh).parent
+    # a config.json may be there for a text tower of transformers, without any file of the tokenizer
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        for name in _TOKENIZER_FILES[1:]:
+            try:
+                hub.fetch(repo, [name], refresh=refresh)
+            except ModelError:
+                # repositories hold different ones of these; none at all fails where the tokenizer is loaded
+                continue
+    return folder
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in _WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if len(others) == 1:
+        return folder / others[0]
+    if others:
+        raise ModelError(f"{folder}: which weights? Rename one of {', '.join(others)} to {_WEIGHT_NAMES[0]}.")
+    raise ModelError(f"{folder}: no weights here ({_WEIGHT_NAMES[0]}); random ones are never used instead.")

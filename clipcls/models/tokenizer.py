@@ -1,0 +1,62 @@
+"""A model's tokenizer, from open_clip, and which texts it cuts."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from open_clip import tokenizer as open_clip_tokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+from clipcls.errors import ModelError
+from clipcls.models.locate import ModelFiles
+
+
+def context_length_of(files: ModelFiles) -> int:
+    """Tokens a prompt may have, its start and end included."""
+    length: int = files.config["text_cfg"].get("context_length", 77)
+    return length
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """One of open_clip's tokenizers, set up for a model; see `truncated`.
+
+    Raises:
+        ModelError: its package or its files are missing, or can't be read.
+    """
+    text_config = files.config["text_cfg"]
+    context_length = context_length_of(files)
+    try:
+        options = dict(text_config.get("tokenizer_kwargs") or {})
+        if files.tokenizer is None:
+            return _clip_tokenizer(context_length, options)
+        return HFTokenizer(
+            str(files.tokenizer),
+            context_length=context_length,
+            tokenizer_mode=text_config.get("tokenizer_mode"),
+            **options,
+        )
+    except ImportError as exc:
+        raise ModelError(
+            f"{files.name}: its tokenizer needs the extra clipcls[siglip]: pip install transformers sentencepiece"
+        ) from exc
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(f"{files.tokenizer or files.name}: the tokenizer can't be loaded: {exc}") from exc
+
+
+def _clip_tokenizer(context_length: int, options: dict[str, Any]) -> SimpleTokenizer:
+    if options:
+        return SimpleTokenizer(context_length=context_length, **options)
+    # open_clip has built one already, and its table of word pieces takes 0.1 s
+    tokenizer = copy.copy(open_clip_tokenizer._tokenizer)
+    tokenizer.context_length = context_length
+    return tokenizer
+
+
+def truncated(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
+    """Which texts have more tokens than one of open_clip's tokenizers leaves them."""
+    length: int = tokenizer.context_length
+    if isinstance(tokenizer, HFTokenizer):
+        cleaned = [tokenizer.clean_fn(text) for text in texts]
+        return [len(ids) > length for ids in tokenizer.tokenizer(cleaned)["input_ids"]] if cleaned else []
+    # start and end tokens are added to what `encode` gives
+    return [len(tokenizer.encode(text)) + 2 > length for text in texts]

@@ -1,0 +1,1 @@
+"""From predictions to files and back: formats, resuming, part files, sorting."""

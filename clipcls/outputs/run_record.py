@@ -1,0 +1,143 @@
+"""The file beside an output that says what it was begun with, so that a run can go on with it.
+
+Lines of JSON, appended whole: `settings` first, and again where failures were taken out; `failed` for an image that the
+output has no row for (TSV); `retry`, which makes all failures before it void; `whole` for an orderly end, with the
+output's size in bytes.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from clipcls.errors import StoppedError, UsageError
+from clipcls.outputs.atomic import lock
+from clipcls.outputs.rows import prediction_of, record
+from clipcls.records import Prediction
+
+Settings = Mapping[str, Any]
+
+
+def journal_path(output: Path) -> Path:
+    """Where the journal of an output file, or of a folder of part files, lies."""
+    return output / ".clipcls-run" if output.is_dir() else output.with_name(f".{output.name}.run")
+
+
+class Journal:
+    """An open journal, locked: of two runs that write to the same output, the second is refused.
+
+    Attributes:
+        path: where it lies.
+        settings: by the names of their options; None where nothing was begun.
+        failed: the images that the output has no row for.
+        whole: the size that the output had at its orderly end; None where there was none.
+
+    Raises:
+        OSError: it can't be opened.
+        StoppedError: another run holds it.
+        UsageError: what is there isn't a journal.
+    """
+
+    def __init__(self, path: Path, output: str) -> None:
+        self.path = path
+        self._output = output
+        self.settings: dict[str, Any] | None = None
+        self.failed: list[Prediction] = []
+        self.whole: int | None = None
+        self._file = cast("BinaryIO", path.open("ab+", buffering=0))
+        try:
+            if not lock(self._file):
+                raise StoppedError(
+                    f"{output}: another run is writing to it. Wait for its end, or choose another output."
+                )
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def begin(self, settings: Settings) -> None:
+        """Forget what was, for an output that is empty."""
+        self._file.truncate(0)
+        self.settings, self.failed, self.whole = dict(settings), [], None
+        self._append({"settings": self.settings})
+        # without it, no row could be gone on with after a power failure
+        os.fsync(self._file.fileno())
+
+    def restate(self, settings: Settings) -> None:
+        """Note what the output holds for from now on."""
+        self.settings = dict(settings)
+        self._append({"settings": self.settings})
+
+    def add_failure(self, prediction: Prediction) -> None:
+        """Keep an image that the output has no row for."""
+        self._append({"failed": record(prediction)})
+
+    def retry(self) -> None:
+        """Make all failures void."""
+        self.failed = []
+        self._append({"retry": True})
+
+    def finish(self, size: int) -> None:
+        """Say that the output's rows are whole up to its end."""
+        self._append({"whole": size})
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        data = self._file.read()
+        end = data.rfind(b"\n") + 1
+        self._file.truncate(end)  # a last line that was written in part
+        for line in data[:end].splitlines():
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            match json.loads(line):
+                case {"settings": dict(settings)}:
+                    self.settings = settings
+                case {"failed": dict(row)}:
+                    self.failed.append(prediction_of(row))
+                case {"retry": True}:
+                    self.failed = []
+                case {"whole": int(size)}:
+                    self.whole = size
+                case _:
+                    raise ValueError("no such entry")
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
+            raise UsageError(
+                f"{self.path}: not the record of a run; {self._output} can't be gone on with. Remove both, or choose "
+                "another output."
+            ) from exc
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        data = json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as exc:
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+            raise StoppedError(f"{self.path}: can't be written: {exc.strerror}.") from exc
+
+
+def differences(before: Settings, now: Settings) -> Iterator[str]:
+    """The names of settings that differ, with their values where these are short."""
+    for name in dict.fromkeys([*before, *now]):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        short = all(value is None or isinstance(value, str | int | float) for value in (old, new))
+        brief = short and max(len(str(old)), len(str(new))) <= 40
+        yield f"{name} ({_shown(old)} then, {_shown(new)} now)" if brief else name
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else str(value)

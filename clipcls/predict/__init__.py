@@ -1,0 +1,1 @@
+"""From features to answers: labels ranked by cosine similarity, scored, calibrated, explained."""

@@ -1,0 +1,355 @@
+"""`clipcls sort` as a process."""
+
+import contextlib
+import json
+import os
+import pty
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipcls.outputs.rows import COLUMNS, csv_line, csv_row, jsonl_row, tsv_row
+from clipcls.outputs.sort.log import NAME
+from clipcls.records import Prediction, ScoredLabel
+from conftest import ROOT
+
+Done = subprocess.CompletedProcess[bytes]
+Run = Callable[..., Done]
+
+ODD = os.fsdecode(b"photos/caf\xe9\t\n.jpg")
+LABELS = {"photos/a.jpg": "cat", "photos/b.jpg": "hot dog", "photos/c.jpg": None, ODD: "cat"}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(LABELS):
+        (tmp_path / name).write_bytes(b"%d" % number * 100)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(clipcls: Run) -> Run:
+    """`clipcls sort` in `tmp_path`, with nothing on standard input unless there is some."""
+    return lambda *args, input=b"": clipcls("sort", *args, input=input)
+
+
+def start(folder: Path, *args: str, **options: Any) -> "subprocess.Popen[bytes]":
+    """`clipcls sort` in `folder`, as a process that can be spoken to."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-m", "clipcls", "sort", *args], cwd=folder, env=environment, **options)
+
+
+def predictions() -> list[Prediction]:
+    return [
+        Prediction(path, label, 0.5, 0.25, tuple(ScoredLabel(name, 0.5, 0.25) for name in (label or "cat", "last")))
+        for path, label in LABELS.items()
+    ]
+
+
+def write(path: Path, rows: Sequence[Prediction]) -> Path:
+    if path.suffix == ".parquet":
+        from clipcls.outputs.parquet import ParquetSink
+
+        sink = ParquetSink(path, path.name)
+        for row in rows:
+            sink.write(row)
+        sink.close()
+        return path
+    to_text = {".jsonl": jsonl_row, ".csv": csv_row, ".tsv": tsv_row, ".txt": tsv_row}[path.suffix]
+    text = "".join(map(to_text, rows))
+    if path.suffix == ".csv":
+        text = csv_line(COLUMNS) + text
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder but the record, and the streams of what ran there."""
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and path.name != NAME and ".streams" not in path.parts
+    )
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+SORTED = {
+    "cat/a.jpg": b"0" * 100,
+    "hot dog/b.jpg": b"1" * 100,
+    "_unknown/c.jpg": b"2" * 100,
+    os.fsdecode(b"cat/caf\xe9\t\n.jpg"): b"3" * 100,
+}
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.tsv", "p.txt", "p.parquet"])
+def test_sort_reads_all_that_predict_writes(run: Run, photos: Path, tmp_path: Path, name: str) -> None:
+    if name == "p.parquet":
+        pytest.importorskip("pyarrow")
+    write(tmp_path / name, predictions())
+    before = contents(photos)
+    done = run(name, "--into", "sorted")
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    assert done.stderr.decode().splitlines() == [
+        "clipcls: 4 files copied into sorted/",
+        "clipcls:   1  _unknown",
+        "clipcls:   2  cat",
+        "clipcls:   1  hot dog",
+    ]
+    assert contents(tmp_path / "sorted") == SORTED
+    assert contents(photos) == before
+
+
+def test_sort_reads_a_folder_of_part_files(run: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "part-000000.jsonl", predictions()[:3])
+    write(tmp_path / "parts" / "part-000001.csv", predictions()[3:])
+    done = run("parts", "--into", "sorted")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "sorted") == SORTED
+
+
+def test_sort_says_where_to_run_it_when_it_finds_nothing(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", predictions())
+    done = run("p.jsonl", "--into", "sorted")
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"clipcls: 4 rows left out; run it in the folder that predict was run in\n")
+    assert not (tmp_path / "sorted").exists()
+
+
+def test_sort_reads_standard_input(run: Run, photos: Path, tmp_path: Path) -> None:
+    jsonl = write(tmp_path / "p.jsonl", predictions()).read_bytes()
+    done = run("-", "--into", "sorted", "--by", "move", "--yes", input=jsonl)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "sorted") == SORTED
+    assert not contents(photos)
+    tsv = write(tmp_path / "p.tsv", predictions()).read_bytes()
+    assert run("--undo", "sorted").returncode == 0
+    assert run("-", "--into", "sorted", "--format", "tsv", input=tsv).returncode == 0
+    assert contents(tmp_path / "sorted") == SORTED
+
+
+def test_sort_refuses_what_breaks_off_before_it_touches_anything(run: Run, photos: Path, tmp_path: Path) -> None:
+    jsonl = write(tmp_path / "p.jsonl", predictions()).read_bytes()
+    for broken in (jsonl[:-20], jsonl + b"not a row\n", b'{"path": "photos/a.jpg"}\n'):
+        (tmp_path / "p.jsonl").write_bytes(broken)
+        for done in (
+            run("p.jsonl", "--into", "sorted", "--by", "move", "--yes"),
+            run("-", "--into", "sorted", "--by", "move", "--yes", input=broken),
+        ):
+            assert done.returncode == 2
+            assert done.stderr.count(b"\n") == 1
+    assert len(contents(photos)) == 4
+    assert not (tmp_path / "sorted").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Give predictions and --into DIR"),
+        (("p.jsonl",), "Give predictions and --into DIR"),
+        (("p.jsonl", "--undo", "sorted"), "--undo DIR goes alone"),
+        (("nosuch.jsonl", "--into", "sorted"), "nosuch.jsonl: can't be read: No such file"),
+        (("photos", "--into", "sorted"), "photos: there are no part files in it"),
+        (("p.jsonl", "--into", "p.jsonl"), "p.jsonl isn't a folder"),
+        (("p.jsonl", "--into", "no/such"), "isn't there"),
+        (("p.jsonl", "--into", "sorted", "--format", "table"), "can't be read back from table"),
+        (("p.jsonl", "--into", "sorted", "--by", "move"), "give --yes"),
+        (("-", "--into", "sorted"), "no predictions in it"),
+        (("--undo", "photos"), "nothing to undo"),
+    ],
+)
+def test_sort_says_what_is_wrong_on_one_line(
+    run: Run, photos: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    write(tmp_path / "p.jsonl", predictions())
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert message in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+    assert not (tmp_path / "sorted").exists()
+
+
+@pytest.mark.parametrize("by", ["copy", "hardlink", "symlink", "move"])
+def test_sort_dry_run_says_what_a_run_does(run: Run, photos: Path, tmp_path: Path, by: str) -> None:
+    write(tmp_path / "p.jsonl", [*predictions(), Prediction("photos/gone.jpg", "cat", 0.5, 0.25)])
+    (tmp_path / "sorted" / "cat").mkdir(parents=True)
+    (tmp_path / "sorted" / "cat" / "A.JPG").write_bytes(b"another")
+    before = contents(tmp_path)
+    dry = run("p.jsonl", "--into", "sorted", "--by", by, "--dry-run")
+    assert dry.returncode == 1
+    assert contents(tmp_path) == before
+    assert dry.stdout.splitlines() == [
+        b"photos/a.jpg\tsorted/cat/a-2.jpg",
+        b"photos/b.jpg\tsorted/hot dog/b.jpg",
+        b"photos/c.jpg\tsorted/_unknown/c.jpg",
+        b"photos/caf\xe9\\t\\n.jpg\tsorted/cat/caf\xe9\\t\\n.jpg",
+    ]
+    real = run("p.jsonl", "--into", "sorted", "--by", by, "--yes", "-v")
+    assert (real.returncode, real.stdout) == (1, dry.stdout)
+    for done in (dry, real):
+        assert b"clipcls: photos/gone.jpg: no such file\n" in done.stderr
+        assert done.stderr.endswith(b"clipcls: 1 row left out\n")
+    assert contents(tmp_path / "sorted") == {"cat/A.JPG": b"another", "cat/a-2.jpg": b"0" * 100} | {
+        name: content for name, content in SORTED.items() if name != "cat/a.jpg"
+    }
+
+
+def test_sort_quiet_says_nothing(run: Run, photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", [*predictions(), Prediction("photos/gone.jpg", "cat", 0.5, 0.25)])
+    done = run("p.jsonl", "--into", "sorted", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    undone = run("--undo", "sorted", "-q")
+    assert (undone.returncode, undone.stdout, undone.stderr) == (0, b"", b"")
+
+
+def test_sort_undo_restores_and_says_so(run: Run, photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", predictions())
+    before = contents(tmp_path)
+    assert run("p.jsonl", "--into", "sorted", "--by", "move", "--yes").returncode == 0
+    (photos / "a.jpg").write_bytes(b"new")
+    done = run("--undo", "sorted")
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == [
+        f"clipcls: {tmp_path}/sorted/cat/a.jpg: something else is at {tmp_path}/photos/a.jpg now",
+        "clipcls: 3 files taken back from sorted/; 1 file left there",
+    ]
+    (photos / "a.jpg").unlink()
+    assert run("--undo", "sorted").returncode == 0
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "sorted").exists()
+
+
+def asked(tmp_path: Path, reply: bytes) -> tuple[int, bytes]:
+    """Move on a terminal, and say something when asked; the exit code and all that was shown."""
+    leader, follower = pty.openpty()
+    streams = {"stdin": follower, "stdout": follower, "stderr": follower}
+    process = start(tmp_path, "p.jsonl", "--into", "sorted", "--by", "move", start_new_session=True, **streams)
+    os.close(follower)
+    shown = b""
+    replied = False
+    with contextlib.suppress(OSError):  # the terminal is gone
+        while select.select([leader], [], [], 30)[0] and (part := os.read(leader, 4096)):
+            shown += part
+            if not replied and b"[y/N]" in shown:
+                os.write(leader, reply)
+                replied = True
+    code = process.wait(30)
+    os.close(leader)
+    return code, shown
+
+
+def test_sort_asks_before_it_moves(photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", predictions())
+    for reply in (b"n\n", b"\n"):
+        code, shown = asked(tmp_path, reply)
+        assert code == 1
+        assert b"Move 4 files into sorted/? [y/N]" in shown
+        assert b"nothing was moved" in shown
+        assert len(contents(photos)) == 4
+    code, shown = asked(tmp_path, b"y\n")
+    assert code == 0, shown
+    assert contents(tmp_path / "sorted") == SORTED
+
+
+def limited(folder: Path, size: int, *args: str) -> tuple[int, bytes]:
+    """The exit code and the messages of a run that can't write files of more bytes."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    process = start(folder, *args, stderr=subprocess.PIPE, preexec_fn=limit)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(photos: Path, tmp_path: Path) -> None:
+    (photos / "b.jpg").write_bytes(b"x" * 100_000)
+    write(tmp_path / "p.jsonl", predictions())
+    before = contents(tmp_path)
+
+    code, errors = limited(tmp_path, 50_000, "p.jsonl", "--into", "sorted")
+    assert code == 4
+    assert errors.decode().splitlines() == [
+        "clipcls: error: sorted/hot dog/b.jpg: can't be written: file too large. 1 of 4 files are done: the same "
+        "command goes on, `clipcls sort --undo sorted` takes them back."
+    ]
+    assert contents(tmp_path / "sorted") == {"cat/a.jpg": b"0" * 100}
+    # taking back needs no space
+    assert limited(tmp_path, 0, "--undo", "sorted") == (0, b"clipcls: 1 file taken back from sorted/\n")
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "sorted").exists()
+
+
+@pytest.mark.parametrize(("by", "number"), [("copy", signal.SIGINT), ("move", signal.SIGTERM)])
+def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: str, number: signal.Signals) -> None:
+    (tmp_path / "photos").mkdir()
+    names = [f"photos/{index:04d}.jpg" for index in range(1500)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    write(tmp_path / "p.jsonl", [Prediction(name, "cat", 0.5, 0.5) for name in names])
+    before = contents(tmp_path)
+    process = start(tmp_path, "p.jsonl", "--into", "sorted", "--by", by, "--yes", stderr=subprocess.PIPE)
+    while not (tmp_path / "sorted/cat/0000.jpg").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, errors
+    assert b"of 1,500 files are done: the same command goes on" in errors
+    assert b"Traceback" not in errors
+    record = (tmp_path / "sorted" / NAME).read_bytes()
+    assert json.loads(record.splitlines()[-1]) == {"end": True}
+    some = contents(tmp_path / "sorted")
+    assert 0 < len(some) < 1500
+    assert all(f"photos/{Path(name).name}".encode() == content for name, content in some.items())
+    done = run("p.jsonl", "--into", "sorted", "--by", by, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert f"clipcls: {len(some):,} file".encode() in done.stderr
+    assert len(contents(tmp_path / "sorted")) == 1500
+    assert run("--undo", "sorted").returncode == run("--undo", "sorted").returncode == 0
+    assert contents(tmp_path) == before
+
+
+def test_sort_goes_on_when_nobody_reads_what_it_says(photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", [*predictions(), Prediction("photos/gone.jpg", "cat", 0.5, 0.25)])
+    for arguments, code in ((("p.jsonl", "--into", "sorted"), 1), (("--undo", "sorted"), 0)):
+        process = start(tmp_path, *arguments, "-v", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert b"clipcls: 4 files " in errors
+        assert (tmp_path / "sorted").exists() == (code == 1)
+
+
+def test_sort_says_so_when_standard_output_is_closed(photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", predictions())
+    process = start(
+        tmp_path, "p.jsonl", "--into", "sorted", "--dry-run", stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1)
+    )
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert b"standard output is closed" in errors
+    assert b"Traceback" not in errors
+
+
+def test_sort_loads_neither_torch_nor_numpy(photos: Path, tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", predictions())
+    code = (
+        "import sys\n"
+        "sys.argv = ['clipcls', 'sort', 'p.jsonl', '--into', 'sorted', '--by', 'move', '--yes']\n"
+        "from clipcls.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as exc:\n    assert not exc.code, exc.code\n"
+        "print(*{name.split('.')[0] for name in sys.modules})\n"
+    )
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=environment)
+    assert not set(done.stdout.decode().split()) & {"torch", "numpy", "PIL", "open_clip", "pyarrow", "urllib3", "yaml"}
+    assert contents(tmp_path / "sorted") == SORTED

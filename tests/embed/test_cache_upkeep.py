@@ -1,0 +1,337 @@
+"""`clipcls cache info`, `clear` and `prune`."""
+
+import hashlib
+import os
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_cache import KEY, NAME, text, warnings_in, works
+
+from clipcls.embed.cache.entries import CachedImage
+from clipcls.embed.cache.prune import CacheInfo, Pruned, clear, info, prune
+from clipcls.embed.cache.store import MEGABYTE, Cache
+from clipcls.errors import UsageError
+from clipcls.records import file_status
+
+SPACE = b"s" * 32
+DAY = 24 * 3600
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def image(path: Path, dim: int = 16) -> CachedImage:
+    content = hashlib.sha256(os.fsencode(path)).digest()
+    status = file_status(path.stat()) if path.exists() else None
+    return CachedImage(str(path), status, content, np.ones(dim, np.float32), seen=4e9)
+
+
+def weights(folder: Path, name: str = "a" * 64 + ".safetensors", days: float = 0.0) -> Path:
+    """A file as converted weights are kept, last used some days ago."""
+    (folder / "weights").mkdir(parents=True, exist_ok=True)
+    file = folder / "weights" / name
+    file.write_bytes(b"w" * 1000)
+    moment = time.time() - days * DAY
+    os.utime(file, (moment, moment))
+    return file
+
+
+def answers(output: bytes) -> dict[str, str]:
+    """The lines of a command, each a name and a value."""
+    return dict(line.split("\t") for line in output.decode().splitlines())
+
+
+# ------------------------------------------------------------------------------------------- info and clear
+
+
+def test_info_counts_without_creating(tmp_path: Path) -> None:
+    folder = tmp_path / "c#1? ü%20"
+    assert info(folder) == CacheInfo(folder / NAME, exists=False)
+    assert not folder.exists()
+    cache = Cache(folder)
+    cache.put_texts({b"a": text(), b"b": text()})
+    cache.file_sha256(Path(__file__))
+    for _ in range(2):  # with the cache in use, then closed
+        facts = info(folder)
+        assert (facts.exists, facts.texts, facts.fingerprints) == (True, 2, 1)
+        assert facts.size > 4000
+        cache.close()
+
+
+def test_info_of_a_damaged_file_says_how_to_remove_it(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"not a database at all" * 100)
+    with pytest.raises(UsageError, match="cache clear"):
+        info(tmp_path)
+
+
+def test_info_of_a_locked_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipcls.embed.cache.database.is_remote", lambda folder: True)
+    assert works(tmp_path)
+    other = sqlite3.connect(tmp_path / NAME, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **options | {"timeout": 0.01}))
+    with pytest.raises(UsageError, match="locked by another process") as caught:
+        info(tmp_path)
+    assert "cache clear" not in str(caught.value)
+    other.close()
+    assert info(tmp_path).texts == 1
+
+
+def test_info_of_what_is_no_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert works(tmp_path)
+
+    def fail(*_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    monkeypatch.setattr("clipcls.embed.cache.prune._counts", fail)
+    with pytest.raises(UsageError, match=f"{NAME}: disk I/O error$"):
+        info(tmp_path)
+
+
+def test_clear_removes_the_cache_alone(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("stays")
+    assert works(tmp_path)
+    size = info(tmp_path).size
+    assert clear(tmp_path) == size > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert clear(tmp_path) == clear(tmp_path / "missing") == 0
+    assert works(tmp_path)
+
+
+def test_clear_removes_what_a_running_process_left_beside_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put_texts({KEY: text()})
+    assert (tmp_path / f"{NAME}-wal").exists()
+    assert clear(tmp_path) > 0
+    assert list(tmp_path.iterdir()) == []
+    cache.close()
+
+
+def test_clear_that_fails_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(UsageError, match=NAME):
+        clear(tmp_path)
+
+
+def test_info_counts_every_kind(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put_images([image(tmp_path / name) for name in "abc"], SPACE)
+    cache.put_texts({b"a": text(), b"b": text()})
+    cache.put_model(KEY, "{}")
+    cache.close()
+    weights(tmp_path)
+    weights(tmp_path, "of-the-user.safetensors")
+    facts = info(tmp_path)
+    assert (facts.images, facts.texts, facts.models, facts.fingerprints) == (3, 2, 1, 0)
+    assert (facts.weights, facts.weights_size) == (1, 1000)
+
+
+def test_info_of_a_newer_cache_is_refused(tmp_path: Path) -> None:
+    Cache(tmp_path).close()
+    database = sqlite3.connect(tmp_path / NAME)
+    database.execute("PRAGMA user_version = 3")
+    database.execute(f"PRAGMA application_id = {0x636C6300 + 3}")
+    database.close()
+    with pytest.raises(UsageError, match="newer"):
+        info(tmp_path)
+    with pytest.raises(UsageError, match="newer"):
+        prune(tmp_path)
+
+
+def test_clear_removes_converted_weights_and_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"damaged" * 100)
+    assert works(tmp_path)
+    weights(tmp_path)
+    weights(tmp_path, "." + "b" * 64 + ".safetensors.part")
+    assert clear(tmp_path) > 2000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clear_leaves_the_users_weights_alone(tmp_path: Path) -> None:
+    kept = weights(tmp_path, "model.safetensors")
+    weights(tmp_path)
+    assert clear(tmp_path) == 1000
+    assert list((tmp_path / "weights").iterdir()) == [kept]
+
+
+# ------------------------------------------------------------------------------------------- prune
+
+
+def test_prune_of_nothing(tmp_path: Path) -> None:
+    assert prune(tmp_path / "missing") == Pruned(0, 0, 0, 0, 0, 0)
+    assert not (tmp_path / "missing").exists()
+
+
+def test_prune_forgets_files_that_are_gone(tmp_path: Path) -> None:
+    files = [tmp_path / os.fsdecode(b"\xff%d" % i) for i in range(10)]
+    for file in files:
+        file.write_bytes(b"")
+    cache = Cache(tmp_path / "cache")
+    cache.put_images([image(file) for file in files], SPACE)
+    cache.file_sha256(files[0])
+    cache.close()
+    for file in files[:4]:
+        file.unlink()
+    assert prune(tmp_path / "cache").paths == 4
+    assert prune(tmp_path / "cache").paths == 0
+    facts = info(tmp_path / "cache")
+    assert (facts.images, facts.fingerprints) == (10, 0)
+    cache = Cache(tmp_path / "cache")
+    found = cache.find_images([str(file) for file in files], SPACE)
+    assert [features is not None for features in found] == [False] * 4 + [True] * 6
+    cache.close()
+
+
+def test_prune_removes_what_is_unused_for_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    now = time.time()
+    cache = Cache(tmp_path)
+    for days, name in ((40, "old"), (5, "new")):
+        monkeypatch.setattr(time, "time", lambda days=days: now - days * DAY)
+        cache.put_images([image(tmp_path / name)], SPACE)
+        cache.put_texts({name.encode(): text()})
+    monkeypatch.undo()
+    monkeypatch.setattr(time, "time", lambda: now - 40 * DAY)
+    cache.put_images([image(file)], SPACE)
+    monkeypatch.undo()
+    assert prune(tmp_path).images == 0
+    removed = prune(tmp_path, older_than=30)
+    assert (removed.images, removed.texts, removed.paths) == (2, 1, 1)
+    assert cache.get_image(image(tmp_path / "new").content, SPACE) is not None
+    assert set(cache.get_texts([b"old", b"new"])) == {b"new"}
+    cache.close()
+    assert prune(tmp_path, older_than=0).images == 1
+
+
+def test_prune_makes_the_file_smaller(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put_images([image(tmp_path / f"{i}", 512) for i in range(1500)], SPACE)
+    cache.close()
+    before = (tmp_path / NAME).stat().st_size
+    assert before > 3 * MEGABYTE
+    removed = prune(tmp_path, size=MEGABYTE)
+    after = (tmp_path / NAME).stat().st_size
+    assert after <= MEGABYTE
+    assert removed.images == 1500 - info(tmp_path).images > 1000
+    assert removed.freed == before - after
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+@pytest.mark.parametrize("paths", [False, True])
+def test_prune_lands_just_under_its_size(tmp_path: Path, share: float, paths: bool) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    status = file_status(file.stat()) if paths else None
+    features = np.ones(512, np.float32)
+    cache = Cache(tmp_path)
+    for start in range(0, 3000, 100):
+        names = [hashlib.sha256(b"%d" % i).digest() for i in range(start, start + 100)]
+        # one file by many names
+        places = [f"{tmp_path}/{'./' * 20}{name.hex()}" for name in names]
+        cache.put_images(
+            [CachedImage(p, status, n, features, seen=4e9) for p, n in zip(places, names, strict=True)], SPACE
+        )
+    cache.close()
+    size = int((tmp_path / NAME).stat().st_size * share)
+    removed = prune(tmp_path, size=size)
+    after = (tmp_path / NAME).stat().st_size
+    assert 0.9 * size < after <= size  # how rows fill pages depends on how long the paths are
+    assert removed.images == 3000 - info(tmp_path).images
+    assert prune(tmp_path, size=size).images == 0
+
+
+def test_prune_beside_a_run_disturbs_neither(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = Cache(tmp_path)
+    cache.put_images([image(tmp_path / f"{i}", 512) for i in range(200)], SPACE)
+    assert prune(tmp_path, size=0).images == 200
+    assert cache.get_image(image(tmp_path / "0").content, SPACE) is None
+    cache.put_images([image(tmp_path / "0")], SPACE)
+    assert cache.get_image(image(tmp_path / "0").content, SPACE) is not None
+    cache.close()
+    assert warnings_in(caplog) == []
+
+
+def test_prune_removes_unused_weights_and_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"damaged" * 100)
+    assert works(tmp_path)
+    old = weights(tmp_path, "a" * 64 + ".safetensors", days=31)
+    new = weights(tmp_path, "b" * 64 + ".safetensors", days=10)
+    users = weights(tmp_path, "model.safetensors", days=1000)
+    removed = prune(tmp_path)
+    assert (removed.weights, removed.damaged) == (1, 1) and removed.freed >= 1700
+    assert not old.exists() and new.exists() and users.exists()
+    assert prune(tmp_path, older_than=5).weights == 1
+    assert users.exists() and works(tmp_path)
+
+
+def test_prune_of_a_damaged_cache_leaves_a_sound_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = Cache(tmp_path)
+    cache.put_texts({bytes([i]) * 32: text() for i in range(50)})
+    cache.close()
+    data = bytearray((tmp_path / NAME).read_bytes())
+    place = data.find(bytes([20]) * 32)
+    data[place] ^= 64
+    (tmp_path / NAME).write_bytes(data)
+    removed = prune(tmp_path)
+    assert removed.damaged == 1
+    (warning,) = warnings_in(caplog)
+    assert "damaged" in warning
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+    assert works(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+def test_cache_commands_show_names_and_values(clipcls: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    names = ["path", "size", "limit", "label embeddings", "image embeddings", "models", "file fingerprints"]
+    names += ["converted weights", "size of converted weights"]
+    facts = answers(clipcls("cache", "info", "--cache-dir", folder).stdout)
+    assert list(facts) == names
+    assert (facts["size"], facts["limit"], facts["label embeddings"]) == ("empty", "2048.0 MB", "0")
+    cache = Cache(folder)
+    cache.put_images([image(tmp_path / f"{i}", 512) for i in range(1000)], SPACE)
+    cache.put_texts({KEY: text()})
+    cache.close()
+    weights(folder)
+    facts = answers(clipcls("cache", "info", "--cache-dir", folder, "--cache-size", "100").stdout)
+    assert list(facts) == names
+    assert facts["path"] == str(folder / NAME) and facts["limit"] == "100.0 MB"
+    assert (facts["image embeddings"], facts["label embeddings"], facts["converted weights"]) == ("1000", "1", "1")
+    removed = answers(clipcls("cache", "prune", "--cache-dir", folder, "--size", "1").stdout)
+    assert list(removed) == [
+        "label embeddings", "image embeddings", "paths", "converted weights", "damaged files", "freed",
+    ]  # fmt: skip
+    assert int(removed["image embeddings"]) > 500 and float(removed["freed"].split()[0]) > 1
+    removed = answers(clipcls("cache", "prune", "--cache-dir", folder, "--older-than", "0").stdout)
+    assert int(removed["image embeddings"]) > 100 and removed["converted weights"] == "1"
+    freed = answers(clipcls("cache", "clear", "--cache-dir", folder).stdout)
+    assert list(freed) == ["freed"]
+    assert list(folder.iterdir()) == []
+
+
+def test_cache_prune_takes_its_size_from_the_environment(
+    clipcls: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    cache.put_images([image(tmp_path / f"{i}", 512) for i in range(1000)], SPACE)
+    cache.close()
+    monkeypatch.setenv("CLIPCLS_CACHE_SIZE", "1")
+    monkeypatch.setenv("CLIPCLS_CACHE_DIR", str(tmp_path / "cache"))
+    assert answers(clipcls("cache", "info").stdout)["limit"] == "1.0 MB"
+    assert int(answers(clipcls("cache", "prune").stdout)["image embeddings"]) > 500
+
+
+@pytest.mark.parametrize("arguments", [["--older-than", "-1"], ["--size", "x"]])
+def test_cache_prune_refuses_nonsense(clipcls: Run, arguments: list[str]) -> None:
+    done: Any = clipcls("cache", "prune", *arguments)
+    assert done.returncode == 2 and arguments[0].encode() in done.stderr

@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from clipcls.outputs.atomic import write_atomically
+
+
+def test_write_atomically_leaves_the_old_file_where_writing_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+
+    def fail(file: object) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        write_atomically(tmp_path / "file", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_write_atomically_replaces_what_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/file")
+    for content in (b"one", b"two"):
+        write_atomically(tmp_path / "link", lambda file, content=content: file.write(content))  # type: ignore[misc]
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "file").read_bytes() == content
+
+
+def test_write_atomically_takes_no_devices_place(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/dev/null")
+    write_atomically(tmp_path / "link", lambda file: file.write(b"x"))
+    assert (tmp_path / "link").is_symlink() and not Path("/dev/null").is_file()

@@ -1,0 +1,163 @@
+"""Settings from a file and from the command line."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipcls.errors import UsageError
+from clipcls.train.optimizer import learning_rate
+from clipcls.train.settings import Settings, load_settings, parse_assignments, read_config_file, write_settings
+
+GIVEN: dict[str, Any] = {"data": "d.csv", "arch": "ViT-B-32", "output": "out"}
+
+
+def config(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_load_settings_takes_paths_from_the_config_folder(tmp_path: Path) -> None:
+    (tmp_path / "arch.json").write_text("{}", encoding="utf-8")
+    settings = load_settings(config(tmp_path, "data: d.csv\narch: arch.json\noutput: run\nepochs: 2"), {})
+    assert (settings.data, settings.arch) == (str(tmp_path / "d.csv"), str(tmp_path / "arch.json"))
+    assert settings.epochs == 2
+
+
+def test_load_settings_lets_options_override(tmp_path: Path) -> None:
+    path = config(tmp_path, "epochs: 2\nbatch_size: 8\nlearning_rate: 1e-3")
+    settings = load_settings(path, {**GIVEN, "epochs": 5.0, "seed": None})
+    assert (settings.epochs, settings.batch_size, settings.learning_rate) == (5.0, 8, 1e-3)
+
+
+def test_load_settings_refuses_unknown_key_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown setting epoch; there are: data,"):
+        load_settings(config(tmp_path, "epoch: 2"), GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: many", "epochs: 'many' isn't a number"),
+        ("batch_size: 1.5", "batch_size: 1.5 isn't a int"),
+        ("augment: huge", "augment: 'huge' isn't one of none, light, heavy"),
+        ("epochs: 0", "epochs: 0.0 must be above 0"),
+        ("batch_size: 1", "at least 2"),
+        ("batch_size: 4\naccumulate: 5", "between 1 and batch_size, 4"),
+        ("accumulate: 0", "between 1 and batch_size"),
+        ("templates: ['a photo']", "must hold one"),
+        ("betas: [0.9]", "a list of 2"),
+        ("warmup: 2", "between 0 and 1"),
+        ("epochs: .inf", "epochs: inf isn't a finite number"),
+        ("validate_epochs: .inf", "validate_epochs: inf isn't a finite number"),
+        ("epochs: 1e7", "epochs: 10000000.0 must be at most 1000000"),
+        ("learning_rate: .nan", "learning_rate: nan isn't a finite number"),
+        ("save_minutes: .inf", "save_minutes: inf isn't a finite number"),
+        ("initial_scale: .inf", "initial_scale: inf isn't a finite number"),
+        ("initial_bias: -.inf", "initial_bias: -inf isn't a finite number"),
+        ("max_scale: .nan", "max_scale: nan must be above 0"),
+        (f"weight_decay: 1{'0' * 400}", "weight_decay: the number is too large"),
+        ("mean: [0, 0, .nan]", "mean: nan isn't a finite number"),
+        ("std: [0.5, 0, 0.5]", "std: 0.0 must be above 0"),
+        ("betas: [0.9, 2]", "betas: 2.0 must be at least 0 and below 1"),
+        ("betas: [true, 0.9]", "betas: True isn't a float"),
+        ("seed: -1", "seed: -1 must not be negative"),
+        ("seed: 2147483648", "seed: 2147483648 must be at most 2147483647"),
+        ("samples: 10000000000000", "samples: 10000000000000 must be at most 1000000000000"),
+        ("output: 3", "output: 3 isn't a str; put it in quotes"),
+        ("output: 2024-01-01", "output: .* isn't a str; put it in quotes"),
+        ("output: [a]", r"output: \['a'\] isn't a str$"),
+        ('output: "a\\0b"', "output: .* holds a NUL character"),
+        ("output:", "output: no value; give it one, or leave the setting out"),
+        ("output: 2024-99-99", "config.yaml: the config can't be read"),
+        ("output: " + "[" * 9999, "config.yaml: the config can't be read"),
+        ("- a", "mapping"),
+        ("a: [", "can't be read"),
+    ],
+)
+def test_load_settings_refuses_bad_values(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_settings(config(tmp_path, text), GIVEN)
+
+
+def test_load_settings_names_what_is_missing() -> None:
+    with pytest.raises(UsageError, match="no data and no output given"):
+        load_settings(None, {"arch": "ViT-B-32"})
+
+
+def test_load_settings_allows_the_ends_of_ranges(tmp_path: Path) -> None:
+    text = "betas: [0, 9e-1]\nseed: 2147483647\nmax_scale: .inf\nsamples: 1000000000000\nsave_minutes: 0"
+    settings = load_settings(config(tmp_path, text), GIVEN)
+    assert (settings.betas, settings.seed, settings.max_scale) == ((0, 0.9), 2**31 - 1, float("inf"))
+
+
+def test_load_settings_bears_names_longer_than_a_path(tmp_path: Path) -> None:
+    name = "x" * 5000
+    settings = load_settings(config(tmp_path, f"data: {name}\narch: {name}\noutput: run"), {})
+    assert settings.arch == name
+
+
+def test_read_config_file_says_shortly_that_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"gone\.yaml: the config can't be read: no such file or directory$"):
+        read_config_file(tmp_path / "gone.yaml")
+
+
+def test_parse_assignments_reads_values_as_yaml() -> None:
+    assignments = ["epochs=3", "betas=[0.9, 0.99]", "templates=['a {}']", "output='3'", "zero_shot=''"]
+    expected = {"epochs": 3.0, "betas": (0.9, 0.99), "templates": ("a {}",), "output": "3", "zero_shot": ""}
+    assert parse_assignments(assignments) == expected
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epochs", "--set epochs: expected NAME=VALUE"),
+        ("epoch=3", "--set: unknown setting epoch"),
+        ("output=3", "output: 3 isn't a str; put it in quotes"),
+        ("validation=", "validation: no value"),
+        ("epochs=", "epochs: no value"),
+        ("seed=1.5", "seed: 1.5 isn't a int"),
+        ("output=2024-99-99", "--set output=2024-99-99: the value can't be read: month must be"),
+    ],
+)
+def test_parse_assignments_refuses_bad_ones(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_assignments([assignment])
+
+
+def test_write_settings_reads_back_equal(tmp_path: Path) -> None:
+    settings = Settings(str(tmp_path / "d.csv"), "ViT-B-32", str(tmp_path / "o"), templates=("{}", "一张{}"))
+    write_settings(settings, tmp_path / "settings.yaml")
+    assert load_settings(tmp_path / "settings.yaml", {}) == settings
+
+
+def test_write_settings_leaves_the_file_whole_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("old", encoding="utf-8")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_settings(Settings("d", "a", "o"), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.yaml"]
+    assert path.read_text(encoding="utf-8") == "old"
+
+
+def test_learning_rate_warms_up_then_falls_to_zero() -> None:
+    settings = Settings("d", "a", "o", learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+def test_load_settings_reads_the_recipe_of_the_embedded_model() -> None:
+    folder = Path(__file__).parents[2] / "examples" / "pictogram"
+    settings = load_settings(folder / "config.yaml", {})
+    assert (settings.arch, settings.model, settings.loss) == (str(folder / "arch.json"), "", "auto")
+    assert (settings.positives, settings.initial_scale, settings.learning_rate) == ("listed", 16, 1.5e-3)
