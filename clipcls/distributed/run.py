@@ -178,7 +178,7 @@ def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
 @contextlib.contextmanager
 def _joined(spread: Spread) -> Iterator[Cluster]:
     """The cluster; torch, which takes as long to import, is imported meanwhile."""
-    threading.Thread(target=importlib.import_module, args=("clipcls.models",), daemon=True).start()
+    threading.Thread(target=importlib.import_module, args=("clipcls.models.encoder",), daemon=True).start()
     with Cluster(spread.address, spread.verbose) as cluster:
         yield cluster
 
