@@ -3,6 +3,7 @@
 `predict` ends at the first thing that is wrong; here all findings come in one run.
 """
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
@@ -22,9 +23,8 @@ from clipcls.check.labels import (
 )
 from clipcls.check.model import SoundModel, check_model
 from clipcls.check.weights import is_unreadable
-from clipcls.embed.cache.store import Cache
 from clipcls.embed.execution import Execution
-from clipcls.embed.lazy_encoder import LazyEncoder, find_model
+from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
 from clipcls.errors import ClipclsError, UsageError
 from clipcls.labels import vocabulary
@@ -52,14 +52,11 @@ def preflight(
     Yields:
         Findings, as they are made.
     """
-    cache = execution.open_cache()
-    try:
+    with contextlib.closing(execution.open_cache()) as cache:
         model = yield from check_model(spec, cache)
         texts = yield from _check_wording(wording, model, execution.strict_prompts)
         if texts is not None and model is not None and model.encoder is not None:
-            yield from _check_features(*texts, find_model(model.encoder, cache), cache, report)
-    finally:
-        cache.close()
+            yield from _check_features(*texts, Session(model.encoder, execution, cache), report)
 
 
 def _check_wording(wording: Wording, model: SoundModel | None, strict: bool) -> Generator[Finding, None, Texts | None]:
@@ -124,17 +121,17 @@ def _check_lengths(labels: Sequence[Label], prompts: PromptSet, model: SoundMode
 
 
 def _check_features(
-    labels: Sequence[Label], prompts: PromptSet, model: LazyEncoder, cache: Cache, report: Report | None
+    labels: Sequence[Label], prompts: PromptSet, session: Session, report: Report | None
 ) -> Iterator[Finding]:
     try:
-        texts = embed_texts([render(label, prompts) for label in labels], model, cache, report=report)
+        texts = embed_texts([render(label, prompts) for label in labels], session, report=report)
         yield from check_nearness([label.name for label in labels], np.stack([text.features for text in texts]))
-        yield from _check_effects(labels, prompts, model, cache)
+        yield from _check_effects(labels, prompts, session)
     except ClipclsError as exc:
         yield error("prompts", exc)
 
 
-def _check_effects(labels: Sequence[Label], prompts: PromptSet, model: LazyEncoder, cache: Cache) -> Iterator[Finding]:
+def _check_effects(labels: Sequence[Label], prompts: PromptSet, session: Session) -> Iterator[Finding]:
     """Compare the prompts of each template with the bare labels, of some labels."""
     templated = [replace(label, texts=label.texts[:1]) for label in labels if not label.prompts]
     sample = templated[:: -(-len(templated) // _SAMPLE) or 1]
@@ -142,7 +139,7 @@ def _check_effects(labels: Sequence[Label], prompts: PromptSet, model: LazyEncod
     if not sample or not templates:
         return
     filled = [render(label, PromptSet("", (template,))) for template in ("{}", *templates) for label in sample]
-    features = np.stack([text.features for text in embed_texts(filled, model, cache)])
+    features = np.stack([text.features for text in embed_texts(filled, session)])
     # (1 + n_templates, n_labels, embed_dim)
     bare, *others = features.reshape(1 + len(templates), len(sample), -1)
     yield from check_effects(templates, [float((other * bare).sum(-1).mean()) for other in others])

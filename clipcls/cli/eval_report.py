@@ -151,16 +151,10 @@ class Evaluation:
             StoppedError: the output can't be written.
             typer.Exit: some images failed.
         """
-        from clipcls.evaluate.evaluate import Watch, evaluate
+        from clipcls.evaluate.evaluate import evaluate
 
         with Progress(not self._quiet, "") as progress:
-            watch = Watch(
-                labels=progress.update_labels,
-                begin=lambda total: progress.start(lambda: total),
-                images=progress.update,
-                failed=progress.print_error,
-            )
-            outcome = evaluate(self._truth, plan, watch)
+            outcome = evaluate(self._truth, plan, progress.watch())
         self._finish(outcome, command.of(outcome.best))
 
     def judge(self, predictions: Path, labels: Sequence[Label] | None, confused: int) -> None:

@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipcls.cli import options
-from clipcls.cli.predict_run import Labelling
-from clipcls.models.catalog import DEFAULT_MODEL
+from clipcls.cli.progress import Progress
+from clipcls.cli.signals import StopSignals
+from clipcls.cli.stderr import silence_libraries
 from clipcls.records import Engine, Format, OnError
 
 if TYPE_CHECKING:
     from clipcls.distributed.run import Spread
+    from clipcls.inputs.listing import Sources
     from clipcls.outputs.target import Target
-    from clipcls.records import PromptSet
+    from clipcls.predict.classifier import Classifier
+    from clipcls.predict.error_limit import ErrorLimit
 
 
+@options.grouped
 def predict(
+    *,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -29,18 +34,12 @@ def predict(
         ),
     ] = None,
     # what to look for
-    labels: options.LabelsOption = None,
-    label: options.LabelOption = None,
-    labels_file: options.LabelsFileOption = None,
+    wanted: options.LabelOptions,
     prompts: options.PromptsOption = "default",
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
     # with which model
-    model: options.ModelOption = DEFAULT_MODEL,
-    arch: options.ArchOption = None,
-    preprocess: options.PreprocessOption = None,
-    device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = "auto",
+    asked: options.ModelOptions,
     # how to score
     score: options.ScoreOption = None,
     multi_label: Annotated[
@@ -96,8 +95,7 @@ def predict(
     max_errors: Annotated[
         str | None, typer.Option("--max-errors", metavar="N|P%", help="More bad images than that stop the run.")
     ] = None,
-    max_pixels: options.MaxPixelsOption = None,
-    max_bytes: options.MaxBytesOption = None,
+    limits: options.LimitOptions,
     url_timeout: Annotated[
         float, typer.Option("--url-timeout", metavar="SECONDS", min=0.1, help="Time to fetch an image in.")
     ] = 30.0,
@@ -121,35 +119,23 @@ def predict(
         float | None,
         typer.Option("--gpus-per-worker", min=0, help="A fraction has workers share one. [default: 1 if there are]"),
     ] = None,
-    decode: options.DecodeOption = "fast",
-    batch_size: options.BatchSizeOption = None,
-    workers: options.WorkersOption = None,
-    cache_dir: options.CacheDirOption = None,
-    cache_size: options.CacheSizeOption = None,
-    no_cache: options.NoCacheOption = False,
-    verbose: options.VerboseOption = False,
-    quiet: options.QuietOption = False,
+    how: options.RunOptions,
+    verbosity: options.VerbosityOptions,
 ) -> None:
     """Say what is in pictures, without training.
 
     Example: clipcls predict images/ --labels cat,dog,truck
     """
-    options.set_up_logging(verbose, quiet)
-    from clipcls.embed.cache.database import default_folder
-    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
-    from clipcls.embed.execution import Execution
+    verbosity.set_up_logging()
+    from clipcls.embed.session import Session
     from clipcls.errors import UsageError
-    from clipcls.images.limits import MAX_PIXELS
-    from clipcls.inputs.contents import MAX_BYTES
     from clipcls.inputs.listing import Sources
     from clipcls.inputs.web import Web
-    from clipcls.labels import label_files as label_sources
     from clipcls.outputs.target import Target
     from clipcls.predict.calibration import read_calibration
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.ranking import Scoring
-    from clipcls.records import ModelSpec
 
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
@@ -158,43 +144,63 @@ def predict(
     target = Target(output, output_dir, format, resume, retry_errors)
     if explain:
         _check_format_of_explanations(target)
-    _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model, calibration])
+    _check_target(target, [*(inputs or ()), files_from, wanted.labels_file, prompts, asked.model, calibration])
     limit = ErrorLimit.parse(max_errors, on_error)
     if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
         raise UsageError("Options for addresses need --allow-urls.")
-    spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, workers, verbose)
-    spec = ModelSpec(model, arch, preprocess, device, precision)
+    spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, how.workers, verbosity.verbose)
+    spec = asked.spec()
     if spread is not None:
         from clipcls.distributed.run import check_spread
 
         check_spread(target, spec, spread)
-    classifier = Classifier(
-        labels=label_sources.parse_labels(labels, label or (), labels_file),
-        model=spec,
-        prompts=_prompt_set(prompts, template),
-        scoring=Scoring(score, multi_label, top_k, threshold, min_margin),
-        background=background,
-        execution=Execution(
-            decode=decode,
-            batch_size=batch_size,
-            workers=workers,
-            max_pixels=max_pixels or MAX_PIXELS,
-            max_bytes=max_bytes or MAX_BYTES,
-            web=Web(url_timeout, url_retries, allow_private_urls) if allow_urls else None,
-            cache_dir=None if no_cache else cache_dir or default_folder(),
-            cache_size=DEFAULT_LIMIT if cache_size is None else cache_size * MEGABYTE,
-            strict_prompts=strict_prompts,
-        ),
-    )
-    classifier.explain = explain
-    classifier.calibration = None if calibration is None else read_calibration(calibration)
-    sources = Sources(inputs or [], files_from, null, column, allow_urls, allow_private_urls)
-    if spread is None:
-        Labelling(classifier, sources, target, limit, quiet).run()
-    else:
-        from clipcls.cli.predict_on_cluster import SpreadLabelling
+    labels = wanted.read()
+    web = Web(url_timeout, url_retries, allow_private_urls) if allow_urls else None
+    with Session(spec, how.execution(limits, strict_prompts, web)) as session:
+        classifier = Classifier(
+            session,
+            labels,
+            options.prompt_set(None if prompts == "default" else prompts, template),
+            Scoring(score, multi_label, top_k, threshold, min_margin),
+            background=background,
+            calibration=None if calibration is None else read_calibration(calibration),
+            explain=explain,
+        )
+        sources = Sources(inputs or (), files_from, null, column, allow_urls, allow_private_urls)
+        _run(classifier, sources, target, limit, spread, verbosity)
 
-        SpreadLabelling(classifier, sources, target, limit, quiet, spec, spread).run()
+
+def _run(
+    classifier: "Classifier",
+    sources: "Sources",
+    target: "Target",
+    limit: "ErrorLimit",
+    spread: "Spread | None",
+    verbosity: options.VerbosityOptions,
+) -> None:
+    """Run here or on a cluster, and exit with what came of it."""
+    from clipcls.predict.run import run
+
+    quiet = verbosity.quiet
+    shown = target.output if target.folder is None and spread is None else ""
+    message = "finishing the batch at hand" if spread is None else "stopping the workers"
+    with Progress(not quiet, shown) as progress, StopSignals(message) as signals:
+        watch = progress.watch(target.name)
+        if spread is None:
+            report = run(classifier, sources, target, limit, signals.received, watch)
+        else:
+            from clipcls.distributed.run import run_on_cluster
+
+            if not spread.verbose:
+                silence_libraries()
+            report = run_on_cluster(classifier, sources, target, spread, limit, signals.received, watch)
+    if signals.exit_code:
+        typer.echo(f"clipcls: {report.done:,} images done{report.go_on}", err=True)
+        raise typer.Exit(signals.exit_code)
+    if report.failed:
+        if not quiet:
+            typer.echo(f"clipcls: {report.failed:,} of {report.done:,} images could not be read", err=True)
+        raise typer.Exit(1)
 
 
 def _spread(
@@ -248,14 +254,3 @@ def _check_format_of_explanations(target: "Target") -> None:
         kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "tsv"
     if kind not in ("jsonl", "table"):
         raise UsageError(f"--explain: {kind} has no room for explanations. Use --format jsonl, or table to read them.")
-
-
-def _prompt_set(prompts: str, templates: list[str] | None) -> "PromptSet":
-    from clipcls.errors import UsageError
-    from clipcls.labels.prompts import load_prompt_set, templates_set
-
-    if not templates:
-        return load_prompt_set(prompts)
-    if prompts != "default":
-        raise UsageError("Give --prompts or --template, not both; a file of prompts can hold all templates.")
-    return templates_set(templates)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+    from clipcls.embed.watch import Watch
+
 
 class Progress:
     """A bar with images done, images per second, time left and failures; and the errors of single images.
@@ -41,6 +43,21 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def watch(self, resumed: str = "") -> "Watch":
+        """Return what a run calls to show itself here.
+
+        Args:
+            resumed: what a run may go on with; if it does, that is said.
+        """
+        from clipcls.embed.watch import Watch
+
+        def begin(count: Callable[[], int] | None, already: int) -> None:
+            if already and self._wanted:
+                print(f"clipcls: {resumed}: going on after {already:,} images", file=sys.stderr)
+            self.start(count, already)
+
+        return Watch(self.update_labels, begin, self.update, self.print_error)
 
     def update_labels(self, done: int, total: int) -> None:
         """Tell how many labels are embedded, of those that weren't cached."""

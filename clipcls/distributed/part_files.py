@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipcls.distributed.plan import Part, read_part
-from clipcls.distributed.work import Report, Task
+from clipcls.distributed.work import PartReport, Task
 from clipcls.errors import StoppedError
 from clipcls.outputs.atomic import write_atomically
 from clipcls.outputs.part_files import part_name, predictions_in, tally
@@ -79,7 +79,7 @@ class PartFiles:
         # how much is in what was broken wasn't known, there and in the parts of it that follow
         return Task(part.line, None if part.container in self.mended else failed)
 
-    def write(self, report: Report) -> None:
+    def write(self, report: PartReport) -> None:
         """Write a part, or the rows of it that were run again in their old places.
 
         Raises:

@@ -17,6 +17,7 @@ from typing import Any
 
 from clipcls.errors import ImageError, StoppedError, UsageError
 from clipcls.inputs.discover import expand
+from clipcls.inputs.listing import Sources
 from clipcls.inputs.stores import in_store, look
 from clipcls.inputs.tables import row_groups
 from clipcls.outputs.atomic import write_atomically
@@ -69,16 +70,15 @@ class Part:
         seen = (image for image in images if image.error is None and isinstance(image.content, Container | None))
         return next((image.path for image in seen if not in_store(image.path)), None)
 
-    def images(self, column: str | None, allow_urls: bool, allow_private_urls: bool) -> Iterator[ImageRef]:
+    def images(self, sources: Sources) -> Iterator[ImageRef]:
         """Its pictures in input order; a shard or a table is read for that.
 
         Args:
-            column: see `clipcls.inputs.discover.expand`.
-            allow_urls, allow_private_urls: the same.
+            sources: see `clipcls.inputs.discover.expand`.
         """
         images, rows = _parsed(json.loads(self.line))
         for image in images:
-            yield from expand(image, column, allow_urls, rows, allow_private_urls=allow_private_urls)
+            yield from expand(image, sources, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +341,7 @@ def _pictures_in(shard: ImageRef) -> int | None:
     """How many pictures there are in a shard; None where all of it would have to be read to know."""
     if in_store(shard.path):
         return None
-    listed = expand(shard, None, False)
+    listed = expand(shard, Sources())
     first = next(listed, None)
     if first is None or not isinstance(first.content, Span):
         return None

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 from clipcls.embed.batches import Batches
 from clipcls.embed.cache.entries import CachedImage
-from clipcls.embed.cache.store import Cache
-from clipcls.embed.execution import Execution
-from clipcls.embed.lazy_encoder import LazyEncoder
 from clipcls.embed.read_ahead import Ahead
+from clipcls.embed.session import Session
 from clipcls.errors import ImageError
 from clipcls.images.decoding import decode_picture
 from clipcls.images.pillow_errors import pillow_errors
@@ -78,11 +76,7 @@ class _Item:
 
 
 def embed_images(
-    images: Iterable[ImageRef],
-    model: LazyEncoder,
-    cache: Cache,
-    execution: Execution | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    images: Iterable[ImageRef], session: Session, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[ImageBatch]:
     """Features of images in input order: from the cache, or decoded on threads ahead of the model.
 
@@ -95,7 +89,7 @@ def embed_images(
         stop: asked after every batch, and while the input stalls. Once it says yes, what the model is at comes to
             its end, and nothing more.
     """
-    pipeline = _Pipeline(model, cache, execution or Execution())
+    pipeline = _Pipeline(session)
     try:
         with Ahead(images, _held_bytes) as chunks:
             for chunk in chunks:
@@ -120,11 +114,11 @@ def image_space(facts: ModelFacts, decode: Decode) -> bytes:
 class _Pipeline:
     """Images between the input and their features, in order."""
 
-    def __init__(self, model: LazyEncoder, cache: Cache, execution: Execution) -> None:
-        self._model = model
-        self._facts = facts = model.facts
-        self._cache = model.usable(cache)
-        self._execution = execution
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._facts = facts = session.facts
+        self._cache = session.cache
+        self._execution = execution = session.execution
         self._space = image_space(facts, execution.decode)
         self._batch_size = execution.batch_size_on(facts.device)
         self._items: deque[_Item] = deque()
@@ -222,7 +216,7 @@ class _Pipeline:
             self._running.append((items, done))
 
     def _open_model(self) -> ThreadPoolExecutor:
-        encoder = self._model.open(self._cache)
+        encoder = self._session.encoder
         encoder.build_image_tower()
         self._streams = encoder.streams
         self._batches = Batches(encoder.encode_image, self._batch_size)

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.execution import Execution
-from clipcls.embed.images import embed_images
-from clipcls.embed.lazy_encoder import LazyEncoder, find_model
+from clipcls.embed.session import Session
+from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.evaluate import metrics
 from clipcls.evaluate.match_labels import label_indices
 from clipcls.evaluate.metrics import UNKNOWN, Answers, Flags, Indices, LabelAnswers
+from clipcls.evaluate.pictures import Pictures
 from clipcls.evaluate.results import (
     BRIER_SCORE,
     CALIBRATION_ERROR,
@@ -68,23 +70,6 @@ class Plan:
     confused: int = DEFAULT_CONFUSED
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Told how far a run is.
-
-    Attributes:
-        labels: called with the numbers of labels embedded and to be embedded.
-        begin: called with the number of images, of all models, before the first.
-        images: called with the numbers of images done, of all models, and of those that failed.
-        failed: called with path and error of an image that can't be read.
-    """
-
-    labels: Callable[[int, int], None] = lambda done, total: None
-    begin: Callable[[int], None] = lambda total: None
-    images: Callable[[int, int], None] = lambda done, failed: None
-    failed: Callable[[str, str], None] = lambda path, error: None
-
-
 def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
     """Run each model with each prompt set over labelled pictures.
 
@@ -98,38 +83,26 @@ def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
     if truth.multi_label or plan.scoring.multi_label:
         truth, plan = replace(truth, multi_label=True), _for_labels(plan)
     classes = match_classes(truth, plan.labels)
-    run = _Run(truth, plan, classes, watch or Watch())
-    cache = plan.execution.open_cache()
-    try:
-        models = [find_model(model, cache) for model in plan.models]
+    watch = watch or Watch()
+    pictures = Pictures([example.image for example in truth.examples], watch)
+    with Session(plan.models[0], plan.execution) as first:
+        sessions = [first, *(first.beside(model) for model in plan.models[1:])]
         # all that can go wrong with models and prompts does so before the first picture
-        sides = [[run.embed_labels(model, prompts) for prompts in plan.prompts] for model in models]
-        run.begin(len(models))
-        tallies = [tally for model, own in zip(models, sides, strict=True) for tally in run.answer(model, own)]
-    finally:
-        cache.close()
-    good = run.good
-    results = _results(tallies, good, plan, classes, truth)
-    named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, _names(plan, models), strict=True)]
-    failed = tuple((truth.examples[image].image.path, error) for image, error in sorted(run.failed.items()))
-    return outcome(truth, classes, good, named, LeftOut(failed=failed))
+        sides = [[_embed_labels(session, plan, prompts, watch) for prompts in plan.prompts] for session in sessions]
+        watch.begin(lambda: len(sessions) * len(truth.examples), 0)
+        tally = partial(_tally, truth, classes, plan.scoring)
+        answers = [_answer(pictures, session, own, tally) for session, own in zip(sessions, sides, strict=True)]
+        names = [(session.name, prompts.name) for session in sessions for prompts in plan.prompts]
+    good = pictures.good()
+    results = _results(list(chain(*answers)), good, plan, classes, truth)
+    named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, names, strict=True)]
+    return outcome(truth, classes, good, named, LeftOut(failed=pictures.failures()))
 
 
-def _results(
-    tallies: "Sequence[_Tally | _LabelTally]", good: Flags, plan: Plan, classes: Classes, truth: Truth
-) -> list[Result]:
+def _results(tallies: "Sequence[_AnyTally]", good: Flags, plan: Plan, classes: Classes, truth: Truth) -> list[Result]:
     paths = [truth.examples[image].image.path for image in np.flatnonzero(good)]
     omitted = _untellable(plan.scoring)
     return [_judged(tally.answers(good), classes, paths, omitted, plan.confused) for tally in tallies]
-
-
-def _names(plan: Plan, models: Sequence[LazyEncoder]) -> list[tuple[str, str]]:
-    """The model and the prompt set of each result."""
-    names = [
-        asked.name if isinstance(asked, ModelSpec) else model.facts.name
-        for asked, model in zip(plan.models, models, strict=True)
-    ]
-    return [(name, prompts.name) for name in names for prompts in plan.prompts]
 
 
 def _for_labels(plan: Plan) -> Plan:
@@ -162,67 +135,27 @@ def _judged(
 # Answers of models
 
 
-class _Run:
-    """The pictures, each model in its turn."""
+def _embed_labels(session: Session, plan: Plan, prompts: PromptSet, watch: Watch) -> LabelFeatures:
+    return Classifier(session, plan.labels, prompts, plan.scoring, background=plan.background).embed_labels(
+        watch.labels
+    )
 
-    def __init__(self, truth: Truth, plan: Plan, classes: Classes, watch: Watch) -> None:
-        self._truth = truth
-        self._plan = plan
-        self._classes = classes
-        self._watch = watch
-        self._done = 0
-        self.failed: dict[int, str] = {}
 
-    @property
-    def good(self) -> Flags:
-        """(n,) bool, whether every model could read a picture.
+def _answer(
+    pictures: Pictures, session: Session, sides: Sequence[LabelFeatures], tally: "Callable[[LabelFeatures], _AnyTally]"
+) -> "list[_AnyTally]":
+    """One model's answers with each prompt set."""
+    tallies = [tally(side) for side in sides]
+    for rows, features in pictures.embed(session):
+        for own in tallies:
+            own.add(features, rows)
+    return tallies
 
-        Raises:
-            UsageError: there is none.
-        """
-        good = np.ones(len(self._truth.examples), dtype=bool)
-        good[list(self.failed)] = False
-        if not good.any():
-            path, error = self._truth.examples[0].image.path, next(iter(self.failed.values()), "")
-            raise UsageError(f"No picture can be read. The first: {path}: {error}")
-        return good
 
-    def embed_labels(self, model: LazyEncoder, prompts: PromptSet) -> LabelFeatures:
-        """The labels in one prompt set."""
-        plan = self._plan
-        classifier = Classifier(plan.labels, model, prompts, plan.scoring, plan.background, plan.execution)
-        return classifier.embed_labels(self._watch.labels)
-
-    def begin(self, models: int) -> None:
-        """All is ready for the pictures."""
-        self._watch.begin(models * len(self._truth.examples))
-
-    def answer(self, model: LazyEncoder, sides: Sequence[LabelFeatures]) -> "list[_Tally | _LabelTally]":
-        """One model's answers with each prompt set."""
-        plan, examples = self._plan, self._truth.examples
-        tallies = [self._tally(side) for side in sides]
-        cache = plan.execution.open_cache()
-        first = 0
-        try:
-            for batch in embed_images((example.image for example in examples), model, cache, plan.execution):
-                errors = {first + row: error for row, error in enumerate(batch.errors) if error is not None}
-                for image in errors.keys() - self.failed.keys():
-                    self._watch.failed(examples[image].image.path, errors[image])
-                self.failed |= errors
-                last = first + len(batch.images)
-                rows = np.array([row for row in range(first, last) if row not in errors], dtype=np.int64)
-                for tally in tallies:
-                    tally.add(batch.features, rows)
-                first, self._done = last, self._done + len(batch.images)
-                self._watch.images(self._done, len(self.failed))
-        finally:
-            cache.close()
-        return tallies
-
-    def _tally(self, side: LabelFeatures) -> "_Tally | _LabelTally":
-        if self._plan.scoring.multi_label:
-            return _LabelTally(side, self._plan.scoring, right_flags(self._truth, self._classes))
-        return _Tally(side, self._plan.scoring, right_labels(self._truth, self._classes))
+def _tally(truth: Truth, classes: Classes, scoring: Scoring, side: LabelFeatures) -> "_AnyTally":
+    if scoring.multi_label:
+        return _LabelTally(side, scoring, right_flags(truth, classes))
+    return _Tally(side, scoring, right_labels(truth, classes))
 
 
 def right_labels(truth: Truth, classes: Classes) -> Indices:
@@ -290,6 +223,9 @@ class _LabelTally:
         threshold = _DEFAULT_THRESHOLD if self._scoring.threshold is None else self._scoring.threshold
         found = self._scores[good]
         return LabelAnswers(self._truth[good], found >= np.float32(threshold), found)
+
+
+_AnyTally = _Tally | _LabelTally
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import ray.data
 
 from clipcls import Classifier, ModelSpec
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
 from clipcls.models.encoder import load_encoder
 from clipcls.outputs.sinks import open_sink
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
@@ -66,9 +67,9 @@ def main() -> None:
     model, listed, names, threads, output = sys.argv[1:]
     paths = Path(listed).read_text(encoding="utf-8").splitlines()
     cores = int(threads)
-    classifier = Classifier(names.split(","), ModelSpec(model, device="cpu"), execution=Execution(cache_dir=None))
+    classifier = Classifier(Session(ModelSpec(model, device="cpu"), Execution(cache_dir=None)), names.split(","))
     labels = classifier.label_features
-    preprocessing = classifier.encoder.preprocess
+    preprocessing = classifier.session.encoder.preprocess
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False

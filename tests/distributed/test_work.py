@@ -13,10 +13,12 @@ import pytest
 from clipcls.distributed.model_files import send
 from clipcls.distributed.part_files import PartFiles
 from clipcls.distributed.plan import ROWS, Plan, read_part
-from clipcls.distributed.work import Job, Report, Task, Worker
+from clipcls.distributed.work import Job, PartReport, Task, Worker
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
 from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.inputs.discover import discover
+from clipcls.inputs.listing import Sources
 from clipcls.inputs.web import Web
 from clipcls.predict.classifier import Classifier
 from clipcls.records import Format, ImageRef, ModelSpec
@@ -29,7 +31,7 @@ Make = Callable[..., tuple[Job, Plan]]
 @pytest.fixture
 def classifier(tiny_model: Path) -> Classifier:
     spec = ModelSpec(str(tiny_model), device="cpu", precision="fp32")
-    return Classifier(["cat", "dog"], spec, execution=Execution(web=Web()))
+    return Classifier(Session(spec, Execution(web=Web())), ["cat", "dog"])
 
 
 @pytest.fixture
@@ -47,22 +49,22 @@ def make(classifier: Classifier, tmp_path: Path, own_folder: Path, one_thread: N
         plan = Plan(tmp_path / "plan", goes_on=False)
         plan.extend(images, 1)
         _ = classifier.label_features
-        encoder = classifier.encoder
-        facts = encoder.facts(classifier.execution.open_cache().file_sha256)
+        encoder = classifier.session.encoder
+        facts = encoder.facts(classifier.session.execution.open_cache().file_sha256)
         fixed: dict[str, Any] = {"threads": 1, "kind": "jsonl", "run": "run", "directory": str(Path.cwd())}
-        fixed |= dict.fromkeys(("allow_urls", "allow_private_urls", "default_cache"), False)
-        job = Job(classifier=classifier, model=send(encoder.files, None), facts=facts, column=None, **fixed)
+        fixed |= {"sources": Sources(), "default_cache": False, "execution": classifier.session.execution}
+        job = Job(classifier=classifier, model=send(encoder.files, None), facts=facts, **fixed)
         return replace(pickle.loads(pickle.dumps(job)), **changes), plan
 
     return made
 
 
-def label(job: Job, plan: Plan) -> list[Report]:
+def label(job: Job, plan: Plan) -> list[PartReport]:
     worker = Worker(job, lambda _: b"")
     return [worker.label(Task(part.line)) for part in plan.parts]
 
 
-def written(folder: Path, kind: Format, reports: list[Report]) -> Path:
+def written(folder: Path, kind: Format, reports: list[PartReport]) -> Path:
     folder.mkdir(exist_ok=True)
     files = PartFiles(folder, kind, {}, retry=False)
     for report in reports:
@@ -147,7 +149,7 @@ def test_what_could_not_be_listed_is_listed_anew(make: Make, tmp_path: Path) -> 
     assert output.done == (2, 0)
     # as many rows in the files and in the plan as before, without the one that is to come
     assert [row.path for row in rows_in(out)] == [images[0].path, images[1].path]
-    assert [image.path for image in retried.parts[1].images(None, False, False)] == ["later.png"]
+    assert [image.path for image in retried.parts[1].images(Sources())] == ["later.png"]
 
 
 def test_shard_that_was_broken_is_read_again_as_a_whole(make: Make, tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_file_that_lacks_rows_is_made_again(make: Make, tmp_path: Path) -> None:
 def test_part_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "part-000000.jsonl").mkdir()
     with pytest.raises(StoppedError, match=r"part-000000\.jsonl: can't be written"):
-        PartFiles(tmp_path, "jsonl", {}, retry=False).write(Report(0, content=b"x"))
+        PartFiles(tmp_path, "jsonl", {}, retry=False).write(PartReport(0, content=b"x"))
 
 
 def test_worker_gives_up_a_part_that_ended_others(make: Make, tmp_path: Path) -> None:

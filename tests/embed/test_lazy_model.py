@@ -18,7 +18,7 @@ from clipcls import Classifier, Execution, ModelSpec, load_encoder
 from clipcls.embed.cache import entries
 from clipcls.embed.cache.store import Cache
 from clipcls.embed.images import embed_images
-from clipcls.embed.lazy_encoder import find_model
+from clipcls.embed.session import Session
 from clipcls.errors import ModelError
 from clipcls.models.checkpoint import Checkpoint, build_tower
 from clipcls.models.encoder import Encoder
@@ -49,7 +49,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def classifier(model: Path | str, cache: Path | None) -> Classifier:
     spec = ModelSpec(str(model), device="cpu", precision="fp32")
-    return Classifier(LABELS, model=spec, execution=Execution(cache_dir=cache))
+    return Classifier(Session(spec, Execution(cache_dir=cache)), LABELS)
 
 
 def predicted(model: Path | str, pictures: list[Path], cache: Path | None) -> list[Prediction]:
@@ -117,10 +117,10 @@ def test_model_isnt_opened_for_files_that_cant_be_read_or_are_known_by_content(
     shutil.copyfile(pictures[0], tmp_path / "copy.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     cache = Cache(tmp_path / "cache")
-    model = find_model(ModelSpec(str(folder), device="cpu", precision="fp32"), cache)
-    model._load = lambda _: pytest.fail("opened")
+    session = Session(ModelSpec(str(folder), device="cpu", precision="fp32"), Execution(), cache)
+    session._found._load = lambda _: pytest.fail("opened")
     images = [ImageRef(str(path)) for path in (tmp_path / "bad.png", tmp_path / "copy.png", *pictures)]
-    batches = list(embed_images(images, model, cache))
+    batches = list(embed_images(images, session))
     cache.close()
     errors = [error for batch in batches for error in batch.errors]
     assert [error is None for error in errors] == [False, True, True, True, True, True]
@@ -143,7 +143,7 @@ def test_embed_images_lets_go_of_a_batch_that_has_an_error(fake_encoder: Any, tm
     images = [ImageRef(str(path)) for path in paths]
     gc.disable()  # which would find it in the end, many batches later
     try:
-        batches = embed_images(images, find_model(fake_encoder, cache), cache, Execution(batch_size=3))
+        batches = embed_images(images, Session(fake_encoder, Execution(batch_size=3), cache))
         for _ in batches:
             assert [reference for reference in kept if reference() is not None] == []
     finally:
@@ -172,8 +172,8 @@ def test_embed_images_keeps_order_over_streams(
         images.append(ImageRef(str(tmp_path / f"{i:02}.png")))
     (tmp_path / "07.png").write_bytes(b"no picture")
     cache = Cache(None)
-    model = find_model(fake_encoder, cache)
-    batches = list(embed_images(images, model, cache, Execution(batch_size=batch_size, workers=2)))
+    session = Session(fake_encoder, Execution(batch_size=batch_size, workers=2), cache)
+    batches = list(embed_images(images, session))
     assert [image for batch in batches for image in batch.images] == images
     features = np.concatenate([batch.features for batch in batches])
     assert len(features) == 22 and (np.diff(features[:, 0] / features[:, 1]) > 0).all()

@@ -12,8 +12,10 @@ import pytest
 
 from clipcls.embed import model_facts as recall
 from clipcls.embed.cache.store import Cache
-from clipcls.models import catalog
+from clipcls.embed.session import Session
+from clipcls.models import catalog, changes
 from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.changes import look_at
 from clipcls.records import ModelFacts, ModelSpec, Preprocessing
 
 PREPROCESS = Preprocessing((32, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", "longest", 127)
@@ -42,7 +44,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def keep(cache: Cache, spec: ModelSpec, files: list[Path]) -> None:
-    recall.remember(cache, spec, FACTS, recall.look_at(files))
+    recall.remember(cache, spec, FACTS, look_at(files))
     assert recall.recall(cache, spec) == FACTS
 
 
@@ -59,7 +61,7 @@ def keep(cache: Cache, spec: ModelSpec, files: list[Path]) -> None:
     ],
 )
 def test_recall_gives_what_was_remembered(cache: Cache, folder: Path, facts: ModelFacts) -> None:
-    recall.remember(cache, ModelSpec(str(folder)), facts, recall.look_at(files_of(folder)))
+    recall.remember(cache, ModelSpec(str(folder)), facts, look_at(files_of(folder)))
     assert recall.recall(cache, ModelSpec(str(folder))) == facts
 
 
@@ -74,7 +76,7 @@ def test_recall_in_a_later_run(folder: Path, tmp_path: Path) -> None:
 
 def test_recall_without_a_cache_knows_nothing(folder: Path) -> None:
     cache = Cache(None)
-    recall.remember(cache, ModelSpec(str(folder)), FACTS, recall.look_at(files_of(folder)))
+    recall.remember(cache, ModelSpec(str(folder)), FACTS, look_at(files_of(folder)))
     assert recall.recall(cache, ModelSpec(str(folder))) is None
 
 
@@ -139,9 +141,9 @@ def test_recall_depends_on_the_installed_packages(
     cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     keep(cache, ModelSpec(str(folder)), files_of(folder))
-    status = recall._status
+    status = changes.status_of
     other = Path(package) / "version.py"
-    monkeypatch.setattr(recall, "_status", lambda path: "updated" if path.endswith(str(other)) else status(path))
+    monkeypatch.setattr(recall, "status_of", lambda path: "updated" if path.endswith(str(other)) else status(path))
     assert recall.recall(cache, ModelSpec(str(folder))) is None
 
 
@@ -246,7 +248,7 @@ def test_recall_has_words_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFix
     def warns() -> bool:
         caplog.clear()
         execution = Execution(cache_dir=tmp_path / "cache")
-        _ = Classifier(["cat", "xylotomous"], model=str(folder), execution=execution).label_features
+        _ = Classifier(Session(str(folder), execution), ["cat", "xylotomous"]).label_features
         return "xylotomous" in caplog.text
 
     assert warns() and warns()

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
+from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.evaluate import before_after as corrections
 from clipcls.evaluate import metrics
 from clipcls.evaluate.before_after import ANSWERED, LOG_LOSS, PRECISION, Scored, rule_for_f1, rule_for_precision
 from clipcls.evaluate.calibrate import Report, Settings, calibrate
-from clipcls.evaluate.evaluate import Plan, Watch
+from clipcls.evaluate.evaluate import Plan
 from clipcls.evaluate.results import ACCURACY, CALIBRATION_ERROR, MICRO_F1
 from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.labelled.read import read_truth
@@ -173,10 +175,11 @@ def plan(encoder: Any, labels: tuple[str, ...] = COLOURS, **options: Any) -> Pla
     return Plan(tuple(map(make_label, labels)), (encoder,), **(defaults | options))
 
 
-def classifier(encoder: Any, calibration: Calibration | None, scoring: Scoring | None = None) -> Classifier:
-    made = Classifier(COLOURS, encoder, SIMPLE, scoring, execution=Execution())
-    made.calibration = calibration
-    return made
+def classifier(
+    encoder: Any, calibration: Calibration | None, scoring: Scoring | None = None, explain: bool = False
+) -> Classifier:
+    session = Session(encoder, Execution())
+    return Classifier(session, COLOURS, SIMPLE, scoring, calibration=calibration, explain=explain)
 
 
 def saved(calibration: Calibration, path: Path) -> Calibration:
@@ -498,8 +501,7 @@ def test_calibration_allows_another_precision_and_says_so(
 
 def test_calibration_does_not_mind_the_order_of_labels(file: Path, data: Path, fake_encoder: Any) -> None:
     calibration = read_calibration(file)
-    turned = Classifier(COLOURS[::-1], fake_encoder, SIMPLE, execution=Execution())
-    turned.calibration = calibration
+    turned = Classifier(Session(fake_encoder, Execution()), COLOURS[::-1], SIMPLE, calibration=calibration)
     straight = classifier(fake_encoder, calibration)
     assert [p.label for p in turned.predict(data)] == [p.label for p in straight.predict(data)]
 
@@ -532,18 +534,8 @@ def test_settings_tell_calibrations_apart(file: Path, fake_encoder: Any) -> None
     assert classifier(fake_encoder, later).settings() == found[1]
 
 
-def test_calibration_that_is_set_late_counts_for_the_next_run(file: Path, data: Path, fake_encoder: Any) -> None:
-    used = classifier(fake_encoder, None)
-    plain = [p.score for p in used.predict(data)]
-    used.calibration = read_calibration(file)
-    calibrated = [p.score for p in used.predict(data)]
-    used.calibration = None
-    assert [p.score for p in used.predict(data)] == plain != calibrated
-
-
 def test_explanations_tell_the_margin_of_calibrated_scores(file: Path, data: Path, fake_encoder: Any) -> None:
-    used = classifier(fake_encoder, read_calibration(file), Scoring(top_k=2))
-    used.explain = True
+    used = classifier(fake_encoder, read_calibration(file), Scoring(top_k=2), explain=True)
     for prediction in used.predict(data):
         best, second = prediction.top
         assert prediction.explanation is not None

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
+from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
-from clipcls.evaluate.evaluate import Plan, Watch, evaluate, evaluate_predictions
+from clipcls.evaluate.evaluate import Plan, evaluate, evaluate_predictions
 from clipcls.evaluate.results import (
     ACCURACY,
     BRIER_SCORE,
@@ -100,7 +102,7 @@ def test_evaluate_uses_the_scores_of_predict(tmp_path: Path, tiny_model: Path, k
     execution = Execution(batch_size=batch_size)
     labels = tuple(map(make_label, names))
     outcome = evaluate(truth, Plan(labels, (ModelSpec(str(tiny_model)),), (SIMPLE,), Scoring(kind), None, execution))
-    classifier = Classifier(labels, str(tiny_model), SIMPLE, Scoring(kind, top_k=6), execution=execution)
+    classifier = Classifier(Session(str(tiny_model), execution), labels, SIMPLE, Scoring(kind, top_k=6))
     predictions = list(classifier.predict([tmp_path / "data"]))
     right = [prediction.label == Path(prediction.path).parent.name for prediction in predictions]
     listed = [
@@ -158,7 +160,7 @@ def test_evaluate_leaves_out_pictures_that_cannot_be_read_for_all_models(data: P
     told: list[tuple[str, str]] = []
     progress: list[tuple[int, int]] = []
     watch = Watch(
-        begin=lambda total: progress.append((total, 0)),
+        begin=lambda count, already: progress.append((count() if count else -1, already)),
         images=lambda done, failed: progress.append((done, failed)),
         failed=lambda path, error: told.append((path, error)),
     )
@@ -257,7 +259,7 @@ def test_evaluate_judges_each_label_where_there_may_be_several(several: Truth) -
     truth = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]])
     paths = [example.image.path for example in several.examples]
     classifier = Classifier(
-        COLOURS, lambda: encoder, SIMPLE, Scoring(multi_label=True, threshold=0.0), None, Execution()
+        Session(lambda: encoder, Execution()), COLOURS, SIMPLE, Scoring(multi_label=True, threshold=0.0)
     )
     scores = np.array(
         [
@@ -288,7 +290,7 @@ def test_evaluate_can_score_single_labels_each_by_itself(data: Path, fake_encode
 
 
 def predicted(data: Path, **scoring: Any) -> list[Prediction]:
-    classifier = Classifier(COLOURS, lambda: FakeEncoder(), SIMPLE, Scoring(**scoring), None, Execution())
+    classifier = Classifier(Session(lambda: FakeEncoder(), Execution()), COLOURS, SIMPLE, Scoring(**scoring))
     return list(classifier.predict([data]))
 
 
@@ -364,7 +366,7 @@ def test_evaluate_predictions_of_cosines_tells_no_calibration(data: Path) -> Non
 
 
 def test_evaluate_predictions_that_list_all_labels_knows_what_is_outside(data: Path) -> None:
-    classifier = Classifier(COLOURS[:2], lambda: FakeEncoder(), SIMPLE, Scoring(top_k=2), None, Execution())
+    classifier = Classifier(Session(lambda: FakeEncoder(), Execution()), COLOURS[:2], SIMPLE, Scoring(top_k=2))
     outcome = evaluate_predictions(read(data), classifier.predict([data]))
     assert dict(outcome.left_out.outside) == {"blue": 3}
 
@@ -375,7 +377,7 @@ def test_evaluate_predictions_of_several_labels(several: Truth) -> None:
     found = {}
     for threshold in (0.0, 0.5):
         scoring = Scoring(multi_label=True, threshold=threshold)
-        classifier = Classifier(COLOURS, lambda: encoder, SIMPLE, scoring, None, Execution())
+        classifier = Classifier(Session(lambda: encoder, Execution()), COLOURS, SIMPLE, scoring)
         found[threshold] = evaluate_predictions(several, classifier.predict(paths), LABELS)
     direct = values(evaluate(several, plan(encoder)))
     assert values(found[0.0])[MEAN_AVERAGE_PRECISION] == pytest.approx(direct[MEAN_AVERAGE_PRECISION])

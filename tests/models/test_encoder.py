@@ -12,6 +12,7 @@ from PIL import Image
 
 from clipcls import Classifier, Execution, ModelSpec, load_encoder
 from clipcls.embed.cache.store import Cache
+from clipcls.embed.session import Session
 from clipcls.errors import ModelError, UsageError
 from clipcls.models.catalog import PICTOGRAM_FOLDER
 from clipcls.models.checkpoint import Checkpoint, build_tower
@@ -74,22 +75,22 @@ def test_features_and_probabilities_equal_open_clips(model_folder: Path, picture
         softmax, sigmoid = logits.softmax(dim=-1).numpy(), logits.sigmoid().numpy()
 
     classifier = Classifier(
+        Session(ModelSpec(str(model_folder), device="cpu", precision="fp32"), Execution(decode="exact")),
         CLASSNAMES,
-        model=ModelSpec(str(model_folder), device="cpu", precision="fp32"),
-        prompts="openai-imagenet-80",
-        scoring=Scoring(top_k=2),
-        execution=Execution(decode="exact"),
+        "openai-imagenet-80",
+        Scoring(top_k=2),
     )
     text_features = classifier.label_features.features
-    (batch,) = embed_images([ImageRef(str(path)) for path in pictures], classifier.encoder, decode="exact")
+    (batch,) = embed_images([ImageRef(str(path)) for path in pictures], classifier.session.encoder, decode="exact")
     assert np.abs(text_features - text_reference.T.numpy()).max() <= 1e-5
     assert np.abs(batch.features - image_reference.numpy()).max() <= 1e-5
     for prediction, expected in zip(classifier.predict(pictures), softmax, strict=True):
         found = {entry.label: entry.score for entry in prediction.top}
         assert np.abs(np.array([found[name] for name in CLASSNAMES]) - expected).max() <= 1e-5
 
-    if classifier.encoder.logit_bias is not None:
-        classifier.scoring = Scoring(kind="sigmoid", multi_label=True, threshold=0.0)
+    if classifier.session.encoder.logit_bias is not None:
+        scoring = Scoring(kind="sigmoid", multi_label=True, threshold=0.0)
+        classifier = Classifier(classifier.session, CLASSNAMES, "openai-imagenet-80", scoring)
         for prediction, expected in zip(classifier.predict(pictures), sigmoid, strict=True):
             found = {entry.label: entry.score for entry in prediction.top}
             assert np.abs(np.array([found[name] for name in CLASSNAMES]) - expected).max() <= 1e-5

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
 from clipcls.labels.label_files import make_label
 from clipcls.outputs.rows import jsonl_row, prediction_of, record, table_row
 from clipcls.predict.classifier import Classifier
@@ -30,16 +31,15 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 
 def explained(labels: Any, model: Any, pictures: Any, **options: Any) -> list[Prediction]:
-    classifier = Classifier(labels, model, **({"prompts": TEMPLATES, "execution": Execution()} | options))
-    classifier.explain = True
-    return list(classifier.predict(pictures))
+    session = Session(model, options.pop("execution", Execution()))
+    return list(Classifier(session, labels, **({"prompts": TEMPLATES} | options), explain=True).predict(pictures))
 
 
 def test_explanation_gives_the_similarity_of_the_label(tiny_model: Path, pictures: list[Path]) -> None:
     """The normalised mean of the prompts' features is the label's; so of their similarities, and their length."""
     model = ModelSpec(str(tiny_model), device="cpu", precision="fp32")
     labels = ["cat", "delivery truck", "mountain lake"]
-    encoder = Classifier(labels, model, execution=Execution()).encoder
+    encoder = Session(model, Execution()).encoder
     for prediction in explained(labels, model, pictures, scoring=Scoring(top_k=3)):
         assert prediction.explanation is not None
         found = prediction.explanation.prompts
@@ -56,7 +56,7 @@ def test_explanation_gives_the_similarity_of_the_label(tiny_model: Path, picture
 
 def test_explanation_changes_nothing_else(tiny_model: Path, pictures: list[Path]) -> None:
     model = ModelSpec(str(tiny_model), device="cpu", precision="fp32")
-    plain = Classifier(["cat", "dog"], model, TEMPLATES, execution=Execution()).predict(pictures)
+    plain = Classifier(Session(model, Execution()), ["cat", "dog"], TEMPLATES).predict(pictures)
     found = explained(["cat", "dog"], model, pictures)
     assert [replace(prediction, explanation=None) for prediction in found] == list(plain)
 
@@ -138,10 +138,9 @@ def test_explanations_are_indented_on_a_terminal(colours: Path) -> None:
 
 
 def test_settings_tell_runs_with_explanations_from_those_without() -> None:
-    classifier = Classifier(["red"], FakeEncoder(), execution=Execution(), scoring=Scoring(kind="cosine"))
-    before = classifier.settings()
-    classifier.explain = True
-    assert classifier.settings() == before | {"--explain": True}
+    session, scoring = Session(FakeEncoder(), Execution()), Scoring(kind="cosine")
+    before = Classifier(session, ["red"], scoring=scoring).settings()
+    assert Classifier(session, ["red"], scoring=scoring, explain=True).settings() == before | {"--explain": True}
     assert "--explain" not in before
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from clipcls import Classifier
+from clipcls.embed.session import Session
 from clipcls.errors import ModelError, UsageError
 from clipcls.images.fit import load_pixels
 from clipcls.models.encoder import load_encoder
@@ -135,7 +136,7 @@ def test_fine_tuning_on_class_folders_raises_held_out_accuracy(tmp_path: Path) -
 
     def accuracy(model: str) -> float:
         paths = sorted((tmp_path / "test").rglob("*.png"))
-        answers = Classifier(kinds, model=ModelSpec(model, device="cpu", precision="fp32")).predict(map(str, paths))
+        answers = Classifier(Session(ModelSpec(model, device="cpu", precision="fp32")), kinds).predict(map(str, paths))
         return sum(answer.label == path.parent.name for answer, path in zip(answers, paths, strict=True)) / len(paths)
 
     before = accuracy("pictogram")
