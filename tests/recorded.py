@@ -11,6 +11,7 @@ compared to their last digit.
 """
 
 import argparse
+import base64
 import difflib
 import fnmatch
 import hashlib
@@ -24,6 +25,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ MTIME_NS = 1_577_836_800 * 10**9
 # the cache doesn't trust the times of files that changed less than two seconds before they were read
 SETTLE_SECONDS = 2.5
 STEP_SECONDS = 400
+_CALLS_CLIPCLS = re.compile(r"\bclipcls(?: |$)")
 
 # --------------------------------------------------------------------------------------------- the corpus
 
@@ -205,6 +208,84 @@ def _write_training(folder: Path) -> None:
     (folder / "tiny.json").write_text(json.dumps(arch, indent=1))
 
 
+# ----------------------------------------------------------------------------------- what came of commands
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file, folder or link as it was.
+
+    Attributes:
+        kind: `file`, `folder`, or `link to …`.
+        mode: its permissions.
+        links: how many names a file has.
+        is_old: whether it has the time that all of the corpus has.
+        data: of a file.
+    """
+
+    kind: str
+    mode: int
+    links: int
+    is_old: bool
+    data: bytes = b""
+
+
+def snapshot(folder: Path) -> dict[str, Entry]:
+    """Read all below a folder, by relative path."""
+    return {str(path.relative_to(folder)): _entry(path) for path in sorted(folder.rglob("*"))}
+
+
+def _entry(path: Path) -> Entry:
+    status = path.lstat()
+    is_old = status.st_mtime_ns == MTIME_NS
+    if path.is_symlink():
+        return Entry(f"link to {path.readlink()}", 0, 1, is_old)
+    if path.is_dir():
+        return Entry("folder", status.st_mode & 0o7777, 1, False)
+    return Entry("file", status.st_mode & 0o7777, status.st_nlink, is_old, path.read_bytes())
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _shown(data: bytes, scratch: bytes) -> str:
+    """Text as it is; of other files what says whether they are the same but for the path of the scratch folder."""
+    if not data:
+        return "(empty)\n"
+    if data.startswith(b"PAR1"):
+        return _parquet_rows(data)
+    if data.startswith(b"PK\3\4"):
+        return _archive_members(data, scratch)
+    if b"Software\0Matplotlib" in data:
+        image = Image.open(io.BytesIO(data))
+        return f"plot, {image.mode}, {image.size}, pixels {hashlib.sha256(image.tobytes()).hexdigest()}\n"
+    if data.startswith((b"\x89PNG", b"RIFF", b"\xff\xd8\xff")) or b"\0\0\0" in data:
+        return f"{_digest(data, scratch)}\n"
+    return _text(data) if data.endswith(b"\n") else f"{_text(data)}\n(no newline at the end)\n"
+
+
+def _digest(data: bytes, scratch: bytes) -> str:
+    return f"{len(data)} bytes, SHA-256 {hashlib.sha256(data.replace(scratch, b'<scratch>')).hexdigest()}"
+
+
+def _archive_members(data: bytes, scratch: bytes) -> str:
+    """What is in a checkpoint, which is a ZIP file; torch's `serialization_id` is a checksum of the rest."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/.data/serialization_id")]
+        return "".join(f"{name}: {_digest(archive.read(name), scratch)}\n" for name in names)
+
+
+def _parquet_rows(data: bytes) -> str:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = parquet.read_table(pa.BufferReader(data))
+    columns = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
+    rows = (json.dumps(row, ensure_ascii=False, default=repr) for row in table.to_pylist())
+    return "".join(f"{line}\n" for line in (f"Parquet, {columns}", *rows))
+
+
 # ------------------------------------------------------------------------------------------- the commands
 
 
@@ -287,9 +368,33 @@ class Workplace:
 
     def normalise(self, text: str) -> str:
         """Replace what differs between any two recordings."""
+        text = _ENCODED_PATH.sub(self._decoded, text)
         for pattern, standing in self.replacements:
             text = pattern.sub(standing, text)
         return text
+
+    def _described(
+        self, step: str, done: "subprocess.CompletedProcess[bytes]", before: dict[str, Entry], after: dict[str, Entry]
+    ) -> Iterator[str]:
+        yield f"$ {step}\nexit code {done.returncode}\n"
+        for name, data in (("standard output", done.stdout), ("standard error", done.stderr)):
+            if data:
+                yield f"--- {name}\n{_shown(data, os.fsencode(self.scratch))}"
+        for name in sorted(before.keys() | after.keys()):
+            was, now = before.get(name), after.get(name)
+            if now is None:
+                yield f"--- removed {name!r}\n"
+            elif was != now:
+                age = ", as old as the corpus" if now.is_old else ""
+                links = f", {now.links} links" if now.links > 1 else ""
+                yield f"--- {'changed' if was else 'new'} {now.kind} {name!r}, mode {now.mode:o}{age}{links}\n"
+                if now.kind == "file" and (was is None or was.data != now.data):
+                    yield _shown(now.data, os.fsencode(self.scratch))
+
+    def _decoded(self, match: re.Match[str]) -> str:
+        """Show an absolute path that isn't UTF-8 as it is, since its Base64 hides where the recording was made."""
+        path = base64.b64decode(match[0])
+        return repr(os.fsdecode(path))[1:-1] if path.startswith(os.fsencode(self.scratch)) else match[0]
 
     def prepare(self, cases: Iterable[Case]) -> None:
         """Give each case its copy of the corpus."""
@@ -306,13 +411,16 @@ class Workplace:
         for step in case.steps:
             done = _run(step, work, self.environment(folder))
             after = snapshot(work)
-            if "clipcls" in step:
-                parts.append(self.normalise("".join(_described(step, done, before, after))))
+            if _CALLS_CLIPCLS.search(step):
+                parts.append(self.normalise("".join(self._described(step, done, before, after))))
             elif done.returncode:
                 raise SystemExit(f"[{case.name}] {step}: exit code {done.returncode}: {_text(done.stderr)}")
             before = after
         shutil.rmtree(folder)
         return "\n".join(parts)
+
+
+_ENCODED_PATH = re.compile(r'(?<=_b64": ")[A-Za-z0-9+/]+=*(?=")')
 
 
 def _replacements(scratch: Path, package: Path, prefix: Path) -> Iterator[tuple[re.Pattern[str], str]]:
@@ -326,6 +434,14 @@ def _replacements(scratch: Path, package: Path, prefix: Path) -> Iterator[tuple[
     # the record of a sorting: its run's random name; after size and mtime the ctime, device and inode
     yield re.compile(r'(?<="run": ")[0-9a-f]{12}(?=")'), "<run>"
     yield re.compile(r'("mark": \[\d+, \d+), \d+, \d+, \d+\]'), r"\1, <ctime>, <device>, <inode>]"
+    # a calibration's day; the time and the process that a damaged cache was set aside at and by
+    yield re.compile(r"(?<=\bdate: ')\d{4}-\d\d-\d\d(?=')"), "<date>"
+    yield re.compile(r"(?<=\.damaged-)\d{19}-\d+"), "<ns>-<process>"
+    # the speed of a training run, its time, and the lines between the first and the last, which come every 15 seconds
+    yield re.compile(r'(?<="images_per_second": )[\d.e-]+, "seconds_left": [\d.e-]+'), '<rate>, "seconds_left": <time>'
+    yield re.compile(r"\d+ images/s  \d+:\d\d:\d\d left"), "<rate> images/s  <time> left"
+    yield re.compile(r"(?<=^trained in )[\d.]+(?= min)", re.MULTILINE), "<time>"
+    yield re.compile(r"(?<=left\n)(?:step \d+/\d+  .* left\n)+(?=step \d+/\d+  .* left\n)"), ""
     # other times than the corpus's own, in nanoseconds
     yield re.compile(rf"\b(?!{MTIME_NS}\b)1[5-9]\d{{17}}\b"), "<ns>"
 
@@ -334,91 +450,6 @@ def _run(step: str, folder: Path, environment: dict[str, str]) -> "subprocess.Co
     command = ["bash", "-o", "pipefail", "-c", step]
     options: dict[str, Any] = {"cwd": folder, "env": environment, "stdin": subprocess.DEVNULL, "capture_output": True}
     return subprocess.run(command, timeout=STEP_SECONDS, **options)
-
-
-# ----------------------------------------------------------------------------------- what came of commands
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file, folder or link as it was.
-
-    Attributes:
-        kind: `file`, `folder`, or `link to …`.
-        mode: its permissions.
-        links: how many names a file has.
-        is_old: whether it has the time that all of the corpus has.
-        data: of a file.
-    """
-
-    kind: str
-    mode: int
-    links: int
-    is_old: bool
-    data: bytes = b""
-
-
-def snapshot(folder: Path) -> dict[str, Entry]:
-    """Read all below a folder, by relative path."""
-    return {str(path.relative_to(folder)): _entry(path) for path in sorted(folder.rglob("*"))}
-
-
-def _entry(path: Path) -> Entry:
-    status = path.lstat()
-    is_old = status.st_mtime_ns == MTIME_NS
-    if path.is_symlink():
-        return Entry(f"link to {path.readlink()}", 0, 1, is_old)
-    if path.is_dir():
-        return Entry("folder", status.st_mode & 0o7777, 1, False)
-    return Entry("file", status.st_mode & 0o7777, status.st_nlink, is_old, path.read_bytes())
-
-
-def _described(
-    step: str, done: "subprocess.CompletedProcess[bytes]", before: dict[str, Entry], after: dict[str, Entry]
-) -> Iterator[str]:
-    yield f"$ {step}\nexit code {done.returncode}\n"
-    for name, data in (("standard output", done.stdout), ("standard error", done.stderr)):
-        if data:
-            yield f"--- {name}\n{_shown(data)}"
-    for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name), after.get(name)
-        if now is None:
-            yield f"--- removed {name!r}\n"
-        elif was != now:
-            age = ", as old as the corpus" if now.is_old else ""
-            links = f", {now.links} links" if now.links > 1 else ""
-            yield f"--- {'changed' if was else 'new'} {now.kind} {name!r}, mode {now.mode:o}{age}{links}\n"
-            if now.kind == "file" and (was is None or was.data != now.data):
-                yield _shown(now.data)
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
-def _shown(data: bytes) -> str:
-    """Text as it is; of other files what says whether they are the same."""
-    if not data:
-        return "(empty)\n"
-    if data.startswith(b"PAR1"):
-        return _parquet_rows(data)
-    if b"Software\0Matplotlib" in data:
-        image = Image.open(io.BytesIO(data))
-        return f"plot, {image.mode}, {image.size}, pixels {hashlib.sha256(image.tobytes()).hexdigest()}\n"
-    is_binary = data[:4] in (b"\x89PNG", b"RIFF", b"PK\3\4") or data[:3] == b"\xff\xd8\xff" or b"\0\0\0" in data
-    if is_binary:
-        return f"{len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}\n"
-    return _text(data) if data.endswith(b"\n") else f"{_text(data)}\n(no newline at the end)\n"
-
-
-def _parquet_rows(data: bytes) -> str:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    table = parquet.read_table(pa.BufferReader(data))
-    columns = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
-    rows = (json.dumps(row, ensure_ascii=False, default=repr) for row in table.to_pylist())
-    return "".join(f"{line}\n" for line in (f"Parquet, {columns}", *rows))
 
 
 # ------------------------------------------------------------------------------------- record and compare
@@ -439,7 +470,8 @@ def record(folder: Path, interpreter: Path, only: str | None, jobs: int) -> int:
         for case, text in zip(cases, pool.map(workplace.record, cases), strict=True):
             (folder / f"{case.name}.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
             print(f"{time.monotonic() - start:6.1f} s  {case.name}", file=sys.stderr, flush=True)
-    print(f"{sum('clipcls' in step for case in cases for step in case.steps)} commands in {folder}", file=sys.stderr)
+    commands = sum(bool(_CALLS_CLIPCLS.search(step)) for case in cases for step in case.steps)
+    print(f"{commands} commands in {folder}", file=sys.stderr)
     return 0
 
 
