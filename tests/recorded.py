@@ -20,16 +20,16 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ MTIME_NS = 1_577_836_800 * 10**9
 # the cache doesn't trust the times of files that changed less than two seconds before they were read
 SETTLE_SECONDS = 2.5
 STEP_SECONDS = 400
+_ENCODED_PATH = re.compile(r'(?<=_b64": ")[A-Za-z0-9+/]+=*(?=")')
 _CALLS_CLIPCLS = re.compile(r"\bclipcls(?: |$)")
 
 # --------------------------------------------------------------------------------------------- the corpus
@@ -366,6 +367,29 @@ class Workplace:
             "CLIPCLS_CACHE_DIR": str(case / "cache"),
         }
 
+    def prepare(self, cases: Iterable[Case]) -> None:
+        """Give each case its copy of the corpus."""
+        for case in cases:
+            shutil.copytree(self.scratch / "corpus", self.scratch / case.name / "work", symlinks=True)
+        time.sleep(SETTLE_SECONDS)
+
+    def record(self, case: Case) -> str:
+        """Run a case's commands, and return what came of them."""
+        folder = self.scratch / case.name
+        work = folder / "work"
+        before = snapshot(work)
+        parts = []
+        for step in case.steps:
+            done = _run(step, work, self.environment(folder))
+            after = snapshot(work)
+            if _CALLS_CLIPCLS.search(step):
+                parts.append(self.normalise("".join(self._described(step, done, before, after))))
+            elif done.returncode:
+                raise SystemExit(f"[{case.name}] {step}: exit code {done.returncode}: {_text(done.stderr)}")
+            before = after
+        shutil.rmtree(folder)
+        return "\n".join(parts)
+
     def normalise(self, text: str) -> str:
         """Replace what differs between any two recordings."""
         text = _ENCODED_PATH.sub(self._decoded, text)
@@ -396,32 +420,6 @@ class Workplace:
         path = base64.b64decode(match[0])
         return repr(os.fsdecode(path))[1:-1] if path.startswith(os.fsencode(self.scratch)) else match[0]
 
-    def prepare(self, cases: Iterable[Case]) -> None:
-        """Give each case its copy of the corpus."""
-        for case in cases:
-            shutil.copytree(self.scratch / "corpus", self.scratch / case.name / "work", symlinks=True)
-        time.sleep(SETTLE_SECONDS)
-
-    def record(self, case: Case) -> str:
-        """Run a case's commands, and return what came of them."""
-        folder = self.scratch / case.name
-        work = folder / "work"
-        before = snapshot(work)
-        parts = []
-        for step in case.steps:
-            done = _run(step, work, self.environment(folder))
-            after = snapshot(work)
-            if _CALLS_CLIPCLS.search(step):
-                parts.append(self.normalise("".join(self._described(step, done, before, after))))
-            elif done.returncode:
-                raise SystemExit(f"[{case.name}] {step}: exit code {done.returncode}: {_text(done.stderr)}")
-            before = after
-        shutil.rmtree(folder)
-        return "\n".join(parts)
-
-
-_ENCODED_PATH = re.compile(r'(?<=_b64": ")[A-Za-z0-9+/]+=*(?=")')
-
 
 def _replacements(scratch: Path, package: Path, prefix: Path) -> Iterator[tuple[re.Pattern[str], str]]:
     """What isn't the same twice. Scores, counts and sizes of what was written are no such things."""
@@ -447,9 +445,18 @@ def _replacements(scratch: Path, package: Path, prefix: Path) -> Iterator[tuple[
 
 
 def _run(step: str, folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[bytes]":
+    """Run a line of bash; one that doesn't end is killed with all that it started, which is recorded too."""
     command = ["bash", "-o", "pipefail", "-c", step]
-    options: dict[str, Any] = {"cwd": folder, "env": environment, "stdin": subprocess.DEVNULL, "capture_output": True}
-    return subprocess.run(command, timeout=STEP_SECONDS, **options)
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    place: dict[str, Any] = {"cwd": folder, "env": environment, "umask": 0o022, "start_new_session": True}
+    with subprocess.Popen(command, **streams, **place) as process:
+        try:
+            output, errors = process.communicate(timeout=STEP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate()
+            errors += f"no end within {STEP_SECONDS} seconds\n".encode()
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 # ------------------------------------------------------------------------------------- record and compare
@@ -509,8 +516,7 @@ def main() -> int:
     comparing.add_argument("after", type=Path)
     comparing.set_defaults(run=lambda args: compare(args.before, args.after))
     args = parser.parse_args()
-    run: Callable[[argparse.Namespace], int] = partial(args.run)
-    return run(args)
+    return int(args.run(args))
 
 
 if __name__ == "__main__":

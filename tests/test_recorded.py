@@ -10,7 +10,6 @@ import recorded
 CASES = r"""
 # quick ones
 [prompts]
-clipcls prompts list
 clipcls prompts show prompts.yaml | sed 's/a {}/nothing/' > shown.txt
 rm shown.txt
 clipcls prompts show bad-prompts.txt
@@ -58,6 +57,14 @@ def test_a_pattern_chooses_cases(pattern: str | None, chosen: int) -> None:
 def test_what_is_in_the_list_of_commands_can_be_read() -> None:
     text = Path(recorded.__file__).with_suffix(".txt").read_text(encoding="utf-8")
     assert all(any("clipcls" in step for step in case.steps) for case in recorded.read_cases(text))
+
+
+def test_a_command_that_does_not_end_is_killed_and_that_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "STEP_SECONDS", 0.2)
+    done = recorded._run("echo begun; sleep 60; echo ended", tmp_path, {"PATH": "/usr/bin:/bin"})
+    assert (done.returncode, done.stdout, done.stderr) == (-9, b"begun\n", b"no end within 0.2 seconds\n")
 
 
 def test_scores_and_sizes_stay_and_what_differs_each_time_goes(tmp_path: Path) -> None:
