@@ -21,7 +21,7 @@ from clipcls.inputs.listing import Sources
 from clipcls.inputs.stores import in_store, look
 from clipcls.inputs.tables import row_groups
 from clipcls.outputs.atomic import write_atomically
-from clipcls.records import Address, Container, ImageRef, Span, Stored
+from clipcls.records import Address, Container, FileStamp, ImageRef, Span, Stored
 
 #: The index of a row is ROWS times its part's number, plus its place in the part.
 ROWS = 10**9
@@ -265,12 +265,12 @@ def _status(path: str) -> str | None:
     try:
         if in_store(path):
             stored = look(path).content
-            return f"{stored.size} {stored.status}" if isinstance(stored, Stored) else None
-        facts = Path(path).stat()
-    except (OSError, ImageError):
+            return f"{stored.size} {stored.stamp or ''}" if isinstance(stored, Stored) else None
+    except ImageError:
         return None  # whoever reads it will say so
+    stamp = FileStamp.at(path)
     # not the inode: a copy on another disk will do
-    return f"{facts.st_size} {facts.st_mtime_ns}"
+    return f"{stamp.size} {stamp.mtime_ns}" if stamp else None
 
 
 def _entry(image: ImageRef) -> list[Any]:
@@ -279,15 +279,19 @@ def _entry(image: ImageRef) -> list[Any]:
     match image.content:
         case Address():
             return [image.path, None, "web"]
-        case Stored(size, status):
-            return [image.path, None, "store", size, status]
+        case Stored(size, stamp, is_known):
+            return [image.path, None, "store", size, str(stamp or "") if is_known else None]
     return [image.path]
 
 
 def _image(path: str, error: str | None = None, place: str | None = None, *facts: Any) -> ImageRef:
     if place == "web":
         return ImageRef(path, content=Address(path))
-    return ImageRef(path, error, Stored(*facts) if place == "store" else None)
+    return ImageRef(path, error, _stored(*facts) if place == "store" else None)
+
+
+def _stored(size: int | None, stamp: str | None) -> Stored:
+    return Stored(size, FileStamp.parse(stamp) if stamp else None, is_known=stamp is not None)
 
 
 def _parsed(fields: dict[str, Any]) -> tuple[list[ImageRef], tuple[int, int] | None]:

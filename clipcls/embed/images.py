@@ -21,8 +21,8 @@ from clipcls.errors import ImageError
 from clipcls.images.decoding import decode_picture
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
-from clipcls.inputs.contents import known_path, known_status, located, open_content
-from clipcls.records import Decode, ImageRef, ModelFacts
+from clipcls.inputs.contents import known_path, known_stamp, located, open_content
+from clipcls.records import Decode, FileStamp, ImageRef, ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class _Read:
     pixels: NDArray[np.uint8] | None = None
     features: Features | None = None
     content: bytes = b""
-    status: str | None = None
-    seen: float | None = None  # when the status was taken, in seconds since 1970
+    stamp: FileStamp | None = None
+    seen: float | None = None  # when the stamp was taken, in seconds since 1970
 
 
 @dataclass(slots=True)
@@ -134,12 +134,9 @@ class _Pipeline:
     def add(self, images: Sequence[ImageRef]) -> None:
         """Take images in, with the features of those that are cached."""
         sought = [image for image in images if image.error is None]
-        statuses = [known_status(image) for image in sought]
-        found = iter(self._cache.find_images([known_path(image) for image in sought], self._space, statuses))
+        found = iter(self._find(sought))
         for image in images:
             features = next(found) if image.error is None else None
-            if features is not None and features.shape != (self._facts.embed_dim,):
-                features = None
             item = _Item(image, features, image.error)
             self._items.append(item)
             self._total += 1
@@ -147,6 +144,17 @@ class _Pipeline:
                 self._unread.append(item)
             elif features is not None:
                 self._hits += 1
+
+    def _find(self, images: Sequence[ImageRef]) -> list[Features | None]:
+        """Features of those images that the cache knows without their being opened."""
+        if not self._cache.is_on:
+            return [None] * len(images)
+        paths, stamps = [known_path(image) for image in images], [known_stamp(image) for image in images]
+        found = self._cache.find_images(paths, stamps, self._space)
+        return [features if features is not None and self._fits(features) else None for features in found]
+
+    def _fits(self, features: Features) -> bool:
+        return features.shape == (self._facts.embed_dim,)
 
     def batches(self, flush: bool) -> Iterator[ImageBatch]:
         """Whatever can be answered; with `flush` all that is there, else as long as the threads stay ahead."""
@@ -231,8 +239,8 @@ class _Pipeline:
         """On a thread: the pixels of an image, unless the cache knows a file of the same content."""
         found = located(image)
         if found is not image:
-            (features,) = self._cache.find_images([known_path(found)], self._space, [known_status(found)])
-            if features is not None and features.shape == (self._facts.embed_dim,):
+            (features,) = self._find([found])
+            if features is not None:
                 return _Read(None, features)
         with open_content(found, self._execution.max_bytes, self._execution.web) as opened:
             if not self._cache.is_on:
@@ -240,9 +248,9 @@ class _Pipeline:
             with pillow_errors("file"):
                 source, content = _hashed(opened.file)
             features = self._cache.get_image(content, self._space)
-            if features is not None and features.shape == (self._facts.embed_dim,):
-                return _Read(None, features, content, opened.status, opened.seen)
-            return _Read(self._pixels(source), None, content, opened.status, opened.seen)
+            if features is not None and self._fits(features):
+                return _Read(None, features, content, opened.stamp, opened.seen)
+            return _Read(self._pixels(source), None, content, opened.stamp, opened.seen)
 
     def _pixels(self, source: Source) -> NDArray[np.uint8]:
         preprocessing, decode = self._facts.preprocess, self._execution.decode
@@ -272,7 +280,7 @@ class _Pipeline:
             item.features = read.features if read.pixels is None else next(new)
             # of what is known by its content, only the path is new
             features = None if read.pixels is None else item.features
-            entries.append(CachedImage(known_path(item.image), read.status, read.content, features, read.seen))
+            entries.append(CachedImage(known_path(item.image), read.stamp, read.content, features, read.seen))
         return entries
 
     def _answer(self, items: Sequence[_Item], running: "Future[list[CachedImage]]") -> ImageBatch:

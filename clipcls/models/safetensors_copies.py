@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipcls.errors import first_line
-from clipcls.records import file_status
+from clipcls.records import FileStamp
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +45,16 @@ class Source:
 
     Attributes:
         digest: SHA-256 of its content, in hexadecimal digits.
-        status: what `file_status` gave before the content was read.
+        stamp: of before the content was read.
     """
 
     path: Path
     digest: str
-    status: str
+    stamp: FileStamp
 
     def is_unchanged(self) -> bool:
         """Whether what has been read since then is the content of that digest."""
-        return file_status(self.path.stat()) == self.status
+        return FileStamp.at(self.path) == self.stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class Copies:
 
     def identify(self, path: Path) -> Source:
         """What a copy of a weights file is known by; to be asked before the file is loaded."""
-        status = file_status(path.stat())
-        return Source(path, self.sha256(path).hex(), status)
+        stamp = FileStamp.of(path.stat())
+        return Source(path, self.sha256(path).hex(), stamp)
 
     def open(self, source: Source) -> Any:
         """The copy of a weights file, opened as `safe_open` does; None where there is no sound one."""

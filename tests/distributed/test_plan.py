@@ -13,7 +13,7 @@ from clipcls.distributed.plan import ROWS, Part, Plan, read_part
 from clipcls.errors import UsageError
 from clipcls.inputs.discover import discover
 from clipcls.inputs.listing import Sources
-from clipcls.records import Address, Container, ImageRef, Stored
+from clipcls.records import Address, Container, FileStamp, ImageRef, Stored
 from conftest import save_pictures
 
 pytest.importorskip("pyarrow")
@@ -67,7 +67,7 @@ def test_plan_keeps_order_errors_addresses_and_odd_names(tmp_path: Path) -> None
         ImageRef("a.jpg"),
         ImageRef("gone.jpg", "no such file or directory"),
         ImageRef("https://x.org/a.jpg", content=Address("https://x.org/a.jpg")),
-        ImageRef("s3://b/a.jpg", content=Stored(12, "etag")),
+        ImageRef("s3://b/a.jpg", content=Stored(12, FileStamp(12, 0, 0, 7), is_known=True)),
         ImageRef("s3://b/b.jpg", content=Stored()),
         ImageRef("n\udcff\n\u2028.png"),
         ImageRef("a.jpg"),

@@ -17,7 +17,7 @@ from clipcls.embed.cache.entries import CachedImage
 from clipcls.embed.cache.prune import CacheInfo, Pruned, clear, info, prune
 from clipcls.embed.cache.store import MEGABYTE, Cache
 from clipcls.errors import UsageError
-from clipcls.records import file_status
+from clipcls.records import FileStamp
 
 SPACE = b"s" * 32
 DAY = 24 * 3600
@@ -26,7 +26,7 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 def image(path: Path, dim: int = 16) -> CachedImage:
     content = hashlib.sha256(os.fsencode(path)).digest()
-    status = file_status(path.stat()) if path.exists() else None
+    status = FileStamp.of(path.stat()) if path.exists() else None
     return CachedImage(str(path), status, content, np.ones(dim, np.float32), seen=4e9)
 
 
@@ -184,7 +184,7 @@ def test_prune_forgets_files_that_are_gone(tmp_path: Path) -> None:
     facts = info(tmp_path / "cache")
     assert (facts.images, facts.fingerprints) == (10, 0)
     cache = Cache(tmp_path / "cache")
-    found = cache.find_images([str(file) for file in files], SPACE)
+    found = cache.find_images([str(file) for file in files], [FileStamp.at(file) for file in files], SPACE)
     assert [features is not None for features in found] == [False] * 4 + [True] * 6
     cache.close()
 
@@ -229,7 +229,7 @@ def test_prune_makes_the_file_smaller(tmp_path: Path) -> None:
 def test_prune_lands_just_under_its_size(tmp_path: Path, share: float, paths: bool) -> None:
     file = tmp_path / "file"
     file.touch()
-    status = file_status(file.stat()) if paths else None
+    status = FileStamp.of(file.stat()) if paths else None
     features = np.ones(512, np.float32)
     cache = Cache(tmp_path)
     for start in range(0, 3000, 100):

@@ -28,7 +28,7 @@ from conftest import FakeEncoder, save_pictures
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that a test has just written may be known by their times."""
-    monkeypatch.setattr("clipcls.embed.cache.entries.RACY_SECONDS", 0.0)
+    monkeypatch.setattr("clipcls.records.RACY_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_changed_file_is_encoded_again(cache: Cache, paths: list[Path]) -> None:
 def test_file_that_just_changed_is_known_by_its_content_alone(
     cache: Cache, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipcls.embed.cache.entries.RACY_SECONDS", 3600.0)
+    monkeypatch.setattr("clipcls.records.RACY_SECONDS", 3600.0)
     run(references(paths), Opened().lazily(), cache)
     opened = []
     original = contents.open_file

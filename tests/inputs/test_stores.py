@@ -25,11 +25,11 @@ from fsspec.registry import known_implementations
 from clipcls.embed.cache.store import Cache
 from clipcls.errors import ImageError, UsageError
 from clipcls.inputs import stores
-from clipcls.inputs.contents import known_status, located, open_content
+from clipcls.inputs.contents import known_stamp, located, open_content
 from clipcls.inputs.discover import are_countable, discover, expand, hint
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.tables import row_groups
-from clipcls.records import Address, Container, ImageRef, Stored
+from clipcls.records import Address, Container, FileStamp, ImageRef, Stored
 from conftest import FakeEncoder, embed_images, save_pictures
 
 FILES = ("b.jpg", "a.PNG", "notes.txt", ".hidden.jpg", "sub/z.webp", "sub/.secret/x.jpg", "sub/deep/y.gif", "c[1].jpg")
@@ -204,11 +204,11 @@ def test_discover_finds_in_a_store_what_it_finds_on_disk(inputs: list[str], stor
 
 def test_discover_asks_a_listing_for_what_tells_changes() -> None:
     (image,) = discover(["shop://bucket/images/sub/deep/"])
-    size, *_ = (known_status(image) or "").split()
-    assert image == ImageRef("shop://bucket/images/sub/deep/y.gif", content=Stored(14, known_status(image)))
-    assert size == "14" and Shop.asked == ["ls"]
+    stamp = known_stamp(image)
+    assert image == ImageRef("shop://bucket/images/sub/deep/y.gif", content=Stored(14, stamp, is_known=True))
+    assert stamp is not None and stamp.size == 14 and Shop.asked == ["ls"]
     (other,) = discover(["memory://bucket/images/sub/deep/"])
-    assert other.content == Stored(14, "") and known_status(other) == ""
+    assert other.content == Stored(14, is_known=True) and known_stamp(other) is None
 
 
 def test_discover_asks_nothing_for_pictures_in_a_list() -> None:
@@ -361,13 +361,13 @@ def test_open_content_reads_from_a_store() -> None:
     put("empty.jpg", b"")
     empty, image = discover(["shop://bucket/empty.jpg", "shop://bucket/images/b.jpg"])
     assert read(empty) == b"" and read(image) == b"b.jpg"
-    assert known_status(image) == ""
+    assert known_stamp(image) is None
     known = located(image)
     assert located(known) is known
     with open_content(known) as opened:
-        assert opened.status == known_status(known) != ""
+        assert opened.stamp == known_stamp(known) is not None
     with open_content(ImageRef("memory://bucket/images/b.jpg", content=Stored())) as opened:
-        assert opened.status is None
+        assert opened.stamp is None
 
 
 def test_open_content_reads_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +380,7 @@ def test_open_content_reads_no_more_than_the_limit(monkeypatch: pytest.MonkeyPat
         put("other.jpg", bytes(size))
         (other,) = discover(["shop://bucket/other.jpg"])
         assert read(other, 5000) == bytes(size)
-    unknown = ImageRef(image.path, content=Stored(None, ""))
+    unknown = ImageRef(image.path, content=Stored(is_known=True))
     assert read(unknown, 5000) == bytes(5000)
     Shop.asked.clear()
     assert problem(unknown, 1400) == "more than the limit of 1,400 bytes"
@@ -460,10 +460,10 @@ def test_cached_pictures_of_a_store_are_not_read_again(
 def test_times_tell_changes_where_there_are_no_versions() -> None:
     moment = datetime(2026, 1, 2, tzinfo=UTC)
     time = int(moment.timestamp()) * 10**9
-    assert stores._status(7, {"mtime": moment}) == f"7 {time} {time} 0"
-    assert stores._status(7, {"mtime": 5}) == stores._status(7, {}) == ""
-    one, other = (stores._status(7, {"ETag": tag, "LastModified": moment}) for tag in ("a", "b"))
-    assert one.startswith("7 0 0 ") and one != other
+    assert stores._stamp(7, {"mtime": moment}) == FileStamp(7, time, time, 0)
+    assert stores._stamp(7, {"mtime": 5}) is stores._stamp(7, {}) is None
+    one, other = (stores._stamp(7, {"ETag": tag, "LastModified": moment}) for tag in ("a", "b"))
+    assert one is not None and str(one).startswith("7 0 0 ") and one != other
 
 
 # ------------------------------------------------------------------------------------------- errors
