@@ -10,13 +10,21 @@ from numpy.typing import NDArray
 from clipcls.errors import UsageError
 from clipcls.evaluate import fit as fitting
 from clipcls.evaluate import metrics
-from clipcls.evaluate.metrics import Estimate, Flags, Indices, Statistic, Values
+from clipcls.evaluate.metrics import Estimate, Statistic, Values
 from clipcls.evaluate.results import ACCURACY, CALIBRATION_ERROR, MICRO_F1
 from clipcls.predict.calibration import LabelThreshold, Rule
-from clipcls.predict.ranking import LabelFeatures, Scoring, contrasts, scores, similarities
-from clipcls.records import ScoreKind
-
-Array = NDArray[np.float32]
+from clipcls.predict.ranking import (
+    Array,
+    Flags,
+    Indices,
+    LabelFeatures,
+    Scoring,
+    best_labels,
+    contrasts,
+    reaches,
+    scores,
+    similarities,
+)
 
 LOG_LOSS = "log loss"
 ANSWERED = "share answered"
@@ -39,6 +47,7 @@ class Scored:
         outside: (n,) bool, whether none of the labels is right; with one label an image only.
         cosines: (n, n_labels) float32.
         values: (n, n_labels) float32, what the scale is multiplied with.
+        scoring: without a threshold.
     """
 
     features: Array
@@ -46,17 +55,25 @@ class Scored:
     outside: Flags
     cosines: Array
     values: Array
-    kind: ScoreKind
-    multi_label: bool
+    scoring: Scoring
 
     @classmethod
     def make(cls, features: Array, truth: Flags, side: LabelFeatures, scoring: Scoring) -> "Scored":
         """What follows from features and labels."""
-        assert scoring.kind is not None
         cosines = similarities(features, side.features)
         values = contrasts(cosines, features, side) if scoring.kind == "sigmoid" else cosines
         outside: Flags = ~np.any(truth, axis=1) & (not scoring.multi_label)
-        return cls(features, truth, outside, cosines, values, scoring.kind, scoring.multi_label)
+        return cls(features, truth, outside, cosines, values, replace(scoring, threshold=None))
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.scoring.multi_label
+
+    @property
+    def kind(self) -> str | None:
+        """Of the scores."""
+        return self.scoring.kind
 
     @property
     def count(self) -> int:
@@ -82,16 +99,13 @@ class Scored:
 
     def scores(self, side: LabelFeatures) -> Array:
         """(n, n_labels) float32."""
-        return scores(self.features, side, self.kind)[1]
+        return scores(self.features, side, self.scoring.kind)[1]
 
     def answers(self, label_scores: Array) -> Flags:
         """What is an answer as far as there is no threshold, (n, n_labels) bool."""
         if self.multi_label:
             return np.ones(label_scores.shape, dtype=bool)
-        best = label_scores == label_scores.max(axis=1, keepdims=True)
-        # of equal scores the nearer label, of equally near ones the first, as in `clipcls.predict.ranking.rank`
-        predicted = np.where(best, self.cosines, -np.inf).argmax(axis=1)
-        answered: Flags = np.arange(label_scores.shape[1]) == predicted[:, None]
+        answered: Flags = np.arange(label_scores.shape[1]) == best_labels(self.cosines, label_scores)[:, None]
         return answered
 
 
@@ -222,7 +236,7 @@ def _threshold(found: Array, truth: Flags, answers: Flags, rule: Rule, data: Sco
     else:
         value = fitting.threshold_of_f1(found, right, images)
         note = "never answered: no answer was right" if value is None else None
-    passing = found >= np.float32(np.inf if value is None else value)
+    passing = reaches(found, math.inf if value is None else value)
     shown = None if value is None else _shortest(value)
     return LabelThreshold(shown, images, int(passing.sum()), int(right[passing].sum()), note)
 
@@ -282,9 +296,7 @@ def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[
 
 def _reached(label_scores: Array, side: LabelFeatures, data: Scored) -> Flags:
     """Which scores are high enough, (n, n_labels) bool."""
-    if side.thresholds is not None:
-        return label_scores >= side.thresholds
-    return label_scores >= np.float32(0.5 if data.multi_label else -np.inf)
+    return reaches(label_scores, data.scoring.lowest_score if side.thresholds is None else side.thresholds)
 
 
 def _losses(data: Scored, side: LabelFeatures) -> Values:

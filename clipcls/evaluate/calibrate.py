@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.embed.images import embed_images
 from clipcls.embed.lazy_encoder import LazyEncoder, find_model
@@ -13,17 +12,16 @@ from clipcls.errors import UsageError
 from clipcls.evaluate.before_after import Correction, Measures, Scored, fit_scores, fit_thresholds, hold_out, measure
 from clipcls.evaluate.evaluate import Plan, Watch, right_flags, right_labels
 from clipcls.evaluate.match_labels import repeated_paths
-from clipcls.evaluate.metrics import Flags
 from clipcls.evaluate.results import Classes, match_classes
 from clipcls.inputs.labelled.examples import Truth
 from clipcls.predict.calibration import Basis, Calibration, Origin, Rule
 from clipcls.predict.classifier import Classifier
+from clipcls.predict.ranking import Array, Flags
 from clipcls.records import ModelSpec
 
 #: Images without which nothing is fitted.
 LEAST_IMAGES = 10
 
-Array = NDArray[np.float32]
 Failures = tuple[tuple[str, str], ...]
 
 

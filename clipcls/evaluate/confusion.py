@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.errors import StoppedError
-from clipcls.evaluate.metrics import UNKNOWN, Answers, Indices
+from clipcls.evaluate.metrics import UNKNOWN, Answers
 from clipcls.outputs.atomic import write_atomically
+from clipcls.predict.ranking import Indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

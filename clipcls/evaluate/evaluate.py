@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.execution import Execution
@@ -16,7 +15,7 @@ from clipcls.embed.lazy_encoder import LazyEncoder, find_model
 from clipcls.errors import UsageError
 from clipcls.evaluate import metrics
 from clipcls.evaluate.match_labels import label_indices
-from clipcls.evaluate.metrics import UNKNOWN, Answers, Flags, Indices, LabelAnswers
+from clipcls.evaluate.metrics import UNKNOWN, Answers, LabelAnswers
 from clipcls.evaluate.results import (
     BRIER_SCORE,
     CALIBRATION_ERROR,
@@ -33,16 +32,23 @@ from clipcls.evaluate.results import (
 from clipcls.inputs.labelled.examples import Truth
 from clipcls.labels.label_files import make_label
 from clipcls.predict.classifier import Classifier
-from clipcls.predict.ranking import LabelFeatures, Scoring, scores
+from clipcls.predict.ranking import (
+    Array,
+    Flags,
+    Indices,
+    LabelFeatures,
+    Scoring,
+    best_labels,
+    label_places,
+    reaches,
+    scores,
+)
 from clipcls.records import Label, ModelSpec, Prediction, PromptSet
 
 if TYPE_CHECKING:
     from clipcls.models.encoder import Encoder
 
-Scores = NDArray[np.float32]
-
 DEFAULT_CONFUSED = 10
-_DEFAULT_THRESHOLD = 0.5  # of the answers, where an image may have several labels; as in `predict`
 _NOWHERE = 2**31  # the place of a label that isn't listed
 _NO_PROBABILITIES = "cosines are no probabilities"
 _OUT_OF_RANGE = "scores that don't lie between 0 and 1 are no probabilities"
@@ -254,15 +260,13 @@ class _Tally:
         self._scores = np.zeros(len(truth), dtype=np.float32)
         self._brier = np.zeros(len(truth))
 
-    def add(self, features: Scores, rows: Indices) -> None:
+    def add(self, features: Array, rows: Indices) -> None:
         """Take the features of some pictures in."""
         cosines, label_scores = scores(features, self._side, self._kind)
         truth = self._truth[rows]
-        best = label_scores.max(axis=1, keepdims=True)
-        # of equal scores the nearer label, of equally near ones the first, as in `clipcls.predict.ranking.rank`
-        self._predicted[rows] = np.where(label_scores == best, cosines, -np.inf).argmax(axis=1)
-        self._scores[rows] = best[:, 0]
-        self._places[rows] = metrics.places(cosines, label_scores, truth)
+        self._predicted[rows] = best_labels(cosines, label_scores)
+        self._scores[rows] = label_scores.max(axis=1)
+        self._places[rows] = label_places(cosines, label_scores, truth)
         if self._kind == "softmax":
             self._brier[rows] = metrics.brier(label_scores, truth)
 
@@ -281,15 +285,14 @@ class _LabelTally:
         self._truth = truth
         self._scores = np.zeros(truth.shape, dtype=np.float32)
 
-    def add(self, features: Scores, rows: Indices) -> None:
+    def add(self, features: Array, rows: Indices) -> None:
         """Take the features of some pictures in."""
         self._scores[rows] = scores(features, self._side, self._scoring.kind)[1]
 
     def answers(self, good: Flags) -> LabelAnswers:
         """The answers to the pictures that could be read."""
-        threshold = _DEFAULT_THRESHOLD if self._scoring.threshold is None else self._scoring.threshold
         found = self._scores[good]
-        return LabelAnswers(self._truth[good], found >= np.float32(threshold), found)
+        return LabelAnswers(self._truth[good], reaches(found, self._scoring.lowest_score), found)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -446,7 +449,7 @@ class _Listing:
         return found
 
     @cached_property
-    def _scores(self) -> Scores:
+    def _scores(self) -> Array:
         """(n, n_labels) float32, where all labels are listed."""
         found = np.zeros((len(self._predictions), len(self.labels)), dtype=np.float32)
         for row, prediction in enumerate(self._predictions):

@@ -12,9 +12,10 @@ from clipcls.errors import UsageError
 from clipcls.evaluate import metrics
 from clipcls.evaluate.confusion import Confusion, most_confused
 from clipcls.evaluate.match_labels import label_indices, repeated_paths
-from clipcls.evaluate.metrics import Answers, ClassFigures, Estimate, Flags, LabelAnswers, LabelLevel, Level, Statistic
+from clipcls.evaluate.metrics import Answers, ClassFigures, Estimate, LabelAnswers, LabelLevel, Level, Statistic
 from clipcls.inputs.labelled.examples import Truth
 from clipcls.outputs import rows
+from clipcls.predict.ranking import Flags
 from clipcls.records import Label, Prediction
 
 ACCURACY = "accuracy@1"

@@ -10,6 +10,10 @@ from clipcls.errors import UsageError
 from clipcls.records import Prediction, ScoredLabel, ScoreKind
 
 Array = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Indices = NDArray[np.int64]
+
+_THRESHOLD_OF_LABELS = 0.5  # where an image may have several, and no other threshold is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,11 @@ class Scoring:
             raise UsageError(f"--threshold must lie between {lowest:g} and 1 for --score {self.kind}.")
         if self.min_margin is not None and not 0.0 <= self.min_margin <= 2.0:
             raise UsageError("--min-margin must lie between 0 and 2.")
+
+    @property
+    def lowest_score(self) -> float | None:
+        """The score that an answer has to reach; None for any."""
+        return _THRESHOLD_OF_LABELS if self.multi_label and self.threshold is None else self.threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +149,15 @@ def rank(
     scoring: Scoring,
     thresholds: Array | None = None,
 ) -> Prediction:
-    """The answer for one image; ties keep the order of the labels.
+    """Return the answer for one image.
 
     Args:
         cosines: (n_labels,) float32.
         label_scores: (n_labels,) float32.
         thresholds: (n_labels,) float32, which take the place of the one in `scoring`.
     """
-    # scores that float32 rounds to the same 0 or 1 are told apart by what they were made of; lexsort is stable
-    order = np.lexsort((-cosines, -label_scores))
-    reached = _reached(label_scores, scoring, thresholds)
+    order = label_order(cosines, label_scores)
+    reached = reaches(label_scores, scoring.lowest_score if thresholds is None else thresholds)
     if scoring.multi_label:
         passing = order[reached[order]]
         # an unknown image still shows how near the best label came
@@ -163,13 +171,68 @@ def rank(
     return Prediction(path, None if unknown else best.label, best.score, best.similarity, top)
 
 
-def _reached(label_scores: Array, scoring: Scoring, thresholds: Array | None) -> NDArray[np.bool_]:
-    """Which labels' scores are high enough, (n_labels,) bool."""
-    if thresholds is not None:
-        return label_scores >= thresholds
-    threshold = 0.5 if scoring.multi_label and scoring.threshold is None else scoring.threshold
+def reaches(label_scores: Array, threshold: float | Array | None) -> Flags:
+    """Return which scores are high enough, in the shape of `label_scores`.
+
+    Args:
+        threshold: one for all scores, or (n_labels,) float32, each label's own; None for no threshold.
+    """
     # in float32, so that a score of 0.9 reaches a threshold of 0.9
-    return label_scores >= np.float32(-np.inf if threshold is None else threshold)
+    return label_scores >= np.asarray(-np.inf if threshold is None else threshold, dtype=np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The order of labels: by score; of equal scores the nearer label, since scores that float32 rounds to the same 0 or 1
+# are told apart by what they were made of; of equally near labels the first. Whole arrays needn't be sorted to know
+# the best label, or the place of one.
+
+
+def label_order(cosines: Array, label_scores: Array) -> Indices:
+    """Return the labels of one image, best first.
+
+    Args:
+        cosines: (n_labels,) float32.
+        label_scores: (n_labels,) float32.
+
+    Returns:
+        (n_labels,) int64.
+    """
+    # it is stable
+    return np.lexsort((-cosines, -label_scores))
+
+
+def best_labels(cosines: Array, label_scores: Array) -> Indices:
+    """Return the first of each image's labels in their order.
+
+    Args:
+        cosines: (n_images, n_labels) float32.
+        label_scores: (n_images, n_labels) float32.
+
+    Returns:
+        (n_images,) int64.
+    """
+    best = label_scores.max(axis=1, keepdims=True)
+    found: Indices = np.where(label_scores == best, cosines, -np.inf).argmax(axis=1)
+    return found
+
+
+def label_places(cosines: Array, label_scores: Array, labels: Indices) -> Indices:
+    """Return how many labels come before a given one, for each image.
+
+    Args:
+        cosines: (n_images, n_labels) float32.
+        label_scores: (n_images, n_labels) float32.
+        labels: (n_images,) int64; from n_labels on it is none of them, and all come before it.
+
+    Returns:
+        (n_images,) int64.
+    """
+    count = label_scores.shape[1]
+    column = np.minimum(labels, count - 1)[:, None]
+    score, cosine = (np.take_along_axis(values, column, axis=1) for values in (label_scores, cosines))
+    nearer = (cosines > cosine) | ((cosines == cosine) & (np.arange(count) < column))
+    places: Indices = ((label_scores > score) | ((label_scores == score) & nearer)).sum(axis=1, dtype=np.int64)
+    return np.where(labels < count, places, count)
 
 
 def _sigmoid(logits: Array) -> Array:

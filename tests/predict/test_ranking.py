@@ -7,7 +7,16 @@ import pytest
 from numpy.typing import NDArray
 
 from clipcls.errors import UsageError
-from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores, similarities
+from clipcls.predict.ranking import (
+    LabelFeatures,
+    Scoring,
+    best_labels,
+    label_order,
+    label_places,
+    rank,
+    scores,
+    similarities,
+)
 from clipcls.records import Prediction, ScoreKind
 
 CLIP_SCALE = float(np.log(100.0))
@@ -146,6 +155,23 @@ def test_rank_lists_top_k_best_first(top_k: int, labels: str) -> None:
 def test_rank_ties_keep_the_order_of_the_labels() -> None:
     prediction = answer([0.2, 0.3, 0.3, 0.2], Scoring(top_k=4))
     assert [entry.label for entry in prediction.top] == ["bee", "cat", "ant", "dog"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_labels_and_places_are_those_of_the_order(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    label_scores = random.integers(0, 3, (40, 6)).astype(np.float32) / 2
+    cosines = random.integers(0, 2, (40, 6)).astype(np.float32) / 2
+    labels = random.integers(0, 6, 40)
+    orders = [label_order(*row).tolist() for row in zip(cosines, label_scores, strict=True)]
+    assert best_labels(cosines, label_scores).tolist() == [order[0] for order in orders]
+    places = [order.index(label) for order, label in zip(orders, labels, strict=True)]
+    assert label_places(cosines, label_scores, labels).tolist() == places
+
+
+def test_label_places_of_a_class_without_a_label_is_behind_all() -> None:
+    label_scores = np.array([[0.5, 0.5]], np.float32)
+    assert label_places(label_scores, label_scores, np.array([2])).tolist() == [2]
 
 
 @pytest.mark.parametrize(
