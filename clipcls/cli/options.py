@@ -3,11 +3,18 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clipcls.records import Decode, ScoreKind
+from clipcls.predict.scores import SCORE_KINDS
+from clipcls.records import Decode
+
+# the choices of --score
+if TYPE_CHECKING:
+    ScoreName = str
+else:
+    ScoreName = Literal[tuple(SCORE_KINDS)]
 
 # what to look for
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]
@@ -50,7 +57,7 @@ PrecisionOption = Annotated[
 ]
 # how to score
 ScoreOption = Annotated[
-    ScoreKind | None,
+    ScoreName | None,
     typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
 ]
 DataMultiLabelOption = Annotated[

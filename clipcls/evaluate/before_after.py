@@ -22,9 +22,9 @@ from clipcls.predict.ranking import (
     best_labels,
     contrasts,
     reaches,
-    scores,
     similarities,
 )
+from clipcls.predict.scores import ScoreKind
 
 LOG_LOSS = "log loss"
 ANSWERED = "share answered"
@@ -42,28 +42,26 @@ class Scored:
     """Labelled pictures beside the labels.
 
     Attributes:
-        features: (n, embed_dim) float32, L2-normalised.
         truth: (n, n_labels) bool.
         outside: (n,) bool, whether none of the labels is right; with one label an image only.
         cosines: (n, n_labels) float32.
-        values: (n, n_labels) float32, what the scale is multiplied with.
+        contrasts: (n, n_labels) float32, what scores are made of.
         scoring: without a threshold.
     """
 
-    features: Array
     truth: Flags
     outside: Flags
     cosines: Array
-    values: Array
+    contrasts: Array
     scoring: Scoring
 
     @classmethod
     def make(cls, features: Array, truth: Flags, side: LabelFeatures, scoring: Scoring) -> "Scored":
         """What follows from features and labels."""
         cosines = similarities(features, side.features)
-        values = contrasts(cosines, features, side) if scoring.kind == "sigmoid" else cosines
         outside: Flags = ~np.any(truth, axis=1) & (not scoring.multi_label)
-        return cls(features, truth, outside, cosines, values, replace(scoring, threshold=None))
+        values = contrasts(cosines, features, side, scoring.score_kind)
+        return cls(truth, outside, cosines, values, replace(scoring, threshold=None))
 
     @property
     def multi_label(self) -> bool:
@@ -71,14 +69,14 @@ class Scored:
         return self.scoring.multi_label
 
     @property
-    def kind(self) -> str | None:
+    def kind(self) -> ScoreKind:
         """Of the scores."""
-        return self.scoring.kind
+        return self.scoring.score_kind
 
     @property
     def count(self) -> int:
         """Of the pictures."""
-        return len(self.features)
+        return len(self.truth)
 
     @property
     def right(self) -> Indices:
@@ -90,16 +88,15 @@ class Scored:
         """Some of the pictures."""
         return replace(
             self,
-            features=self.features[chosen],
             truth=self.truth[chosen],
             outside=self.outside[chosen],
             cosines=self.cosines[chosen],
-            values=self.values[chosen],
+            contrasts=self.contrasts[chosen],
         )
 
     def scores(self, side: LabelFeatures) -> Array:
         """(n, n_labels) float32."""
-        return scores(self.features, side, self.scoring.kind)[1]
+        return self.kind.scores(self.contrasts, side.logit_scale, side.logit_bias)
 
     def answers(self, label_scores: Array) -> Flags:
         """What is an answer as far as there is no threshold, (n, n_labels) bool."""
@@ -187,13 +184,13 @@ def fit_scores(data: Scored, side: LabelFeatures) -> Correction:
     Raises:
         UsageError: the similarities tell nothing of the truth.
     """
-    if data.kind == "cosine":
+    if not data.kind.fits_scale:
         return Correction(None, None, None, False)
-    if data.kind == "sigmoid":
-        scale, bias = fitting.fit_scale_and_bias(data.values, data.truth)
+    if data.kind.fits_bias:
+        scale, bias = fitting.fit_scale_and_bias(data.contrasts, data.truth)
         return Correction(_rounded(math.exp(side.logit_scale - scale)), _rounded(scale), _rounded(bias), True)
     inside = ~data.outside
-    found = fitting.fit_scale(data.values[inside], data.right[inside], side.logit_scale)
+    found = fitting.fit_scale(data.contrasts[inside], data.right[inside], side.logit_scale)
     scale = side.logit_scale if found is None else found
     return Correction(_rounded(math.exp(side.logit_scale - scale)), _rounded(scale), None, found is not None)
 
@@ -231,7 +228,7 @@ def _threshold(found: Array, truth: Flags, answers: Flags, rule: Rule, data: Sco
         if value is None:
             note = _why_never(len(found), images, rule)
     elif images < rule.least:
-        value = 0.5 if data.multi_label else -1.0 if data.kind == "cosine" else 0.0
+        value = data.kind.threshold if data.multi_label else data.kind.lowest
         note = f"not fitted: {images} images of it, of {rule.least} that it takes"
     else:
         value = fitting.threshold_of_f1(found, right, images)
@@ -285,10 +282,10 @@ def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[
     else:
         right: Flags = np.any(answers & data.truth, axis=1)
         found[ACCURACY] = metrics.mean(right)
-        if data.kind != "cosine":
+        if data.kind.is_probability:
             found[CALIBRATION_ERROR] = metrics.calibration_error(label_scores.max(axis=1), right)
-    if data.kind != "cosine":
-        found[LOG_LOSS] = metrics.mean(_losses(data, side)) if data.kind == "sigmoid" else _softmax_loss(data, side)
+    if data.kind.fits_scale:
+        found[LOG_LOSS] = metrics.mean(_losses(data, side)) if data.kind.fits_bias else _softmax_loss(data, side)
     if of_thresholds:
         found |= {ANSWERED: metrics.mean(given > 0), PRECISION: _ratio(hits, given)}
     return found
@@ -300,7 +297,7 @@ def _reached(label_scores: Array, side: LabelFeatures, data: Scored) -> Flags:
 
 
 def _losses(data: Scored, side: LabelFeatures) -> Values:
-    logits = math.exp(side.logit_scale) * data.values.astype(np.float64) + (side.logit_bias or 0.0)
+    logits = math.exp(side.logit_scale) * data.contrasts.astype(np.float64) + (side.logit_bias or 0.0)
     return fitting.label_log_loss(logits, data.truth)
 
 
@@ -308,7 +305,7 @@ def _softmax_loss(data: Scored, side: LabelFeatures) -> Statistic:
     """Of the images whose class is among the labels."""
     inside = ~data.outside
     losses = np.zeros(data.count)
-    logits = math.exp(side.logit_scale) * data.values[inside].astype(np.float64)
+    logits = math.exp(side.logit_scale) * data.contrasts[inside].astype(np.float64)
     losses[inside] = fitting.log_loss(logits, data.right[inside])
     return _ratio(losses, inside)
 

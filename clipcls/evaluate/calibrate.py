@@ -17,6 +17,7 @@ from clipcls.inputs.labelled.examples import Truth
 from clipcls.predict.calibration import Basis, Calibration, Origin, Rule
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Array, Flags
+from clipcls.predict.scores import kind_names
 from clipcls.records import ModelSpec
 
 #: Images without which nothing is fitted.
@@ -104,7 +105,7 @@ def calibrate(truth: Truth, plan: Plan, settings: Settings, watch: Watch | None 
         None if rest is None else measure(rest, side, after),
         failed,
         int(data.outside.sum()),
-        correction.is_fitted or plan.scoring.kind == "cosine",
+        correction.is_fitted or not plan.scoring.score_kind.fits_scale,
         tuple(repeated_paths(truth.examples)) + truth.problems,
     )
 
@@ -131,17 +132,24 @@ def _calibration(basis: Basis, correction: Correction, images: int) -> Calibrati
 
 def _refuse(truth: Truth, plan: Plan, settings: Settings) -> None:
     """What can't be calibrated, before a model is opened."""
-    kind, multi_label = plan.scoring.kind, plan.scoring.multi_label
+    kind, multi_label = plan.scoring.score_kind, plan.scoring.multi_label
     if len(plan.models) != 1 or len(plan.prompts) != 1:
         raise UsageError("A calibration is of one model with one prompt set.")
     if truth.multi_label and not multi_label:
         raise UsageError("The data give several labels an image, or none: use --multi-label.")
-    if multi_label and kind == "cosine":
-        raise UsageError("--multi-label with --score cosine can't be calibrated; with --score sigmoid it can.")
-    if kind == "cosine" and settings.rule is None:
-        raise UsageError("Cosines have no temperature: give --target-precision or --best-f1, for thresholds.")
-    if kind == "softmax" and len(plan.labels) == 1:
-        raise UsageError("With one label its softmax score is always 1: use --score sigmoid, or give more labels.")
+    of_labels = kind_names(lambda other: other.fits_scale and not other.adds_up)
+    if multi_label and not kind.fits_scale:
+        raise UsageError(
+            f"--multi-label with --score {kind.name} can't be calibrated; with --score {of_labels} it can."
+        )
+    if not kind.fits_scale and settings.rule is None:
+        raise UsageError(
+            f"{kind.plural.capitalize()} have no temperature: give --target-precision or --best-f1, for thresholds."
+        )
+    if kind.adds_up and len(plan.labels) == 1:
+        raise UsageError(
+            f"With one label its {kind.name} score is always 1: use --score {of_labels}, or give more labels."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from clipcls.predict.ranking import (
     reaches,
     scores,
 )
+from clipcls.predict.scores import Cosine, ScoreKind
 from clipcls.records import Label, ModelSpec, Prediction, PromptSet
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFUSED = 10
 _NOWHERE = 2**31  # the place of a label that isn't listed
-_NO_PROBABILITIES = "cosines are no probabilities"
 _OUT_OF_RANGE = "scores that don't lie between 0 and 1 are no probabilities"
 # how far from 1 the sum of an image's scores may be, of which a file holds some digits
 _ROUNDING = 1e-3
@@ -125,7 +125,7 @@ def _results(
     tallies: "Sequence[_Tally | _LabelTally]", good: Flags, plan: Plan, classes: Classes, truth: Truth
 ) -> list[Result]:
     paths = [truth.examples[image].image.path for image in np.flatnonzero(good)]
-    omitted = _untellable(plan.scoring)
+    omitted = {} if plan.scoring.multi_label else _untellable(plan.scoring.score_kind)
     return [_judged(tally.answers(good), classes, paths, omitted, plan.confused) for tally in tallies]
 
 
@@ -143,17 +143,17 @@ def _for_labels(plan: Plan) -> Plan:
     scoring = plan.scoring
     if scoring.multi_label:
         return plan
-    kind = None if scoring.kind == "softmax" else scoring.kind
+    kind = None if scoring.score_kind.adds_up else scoring.kind
     return replace(plan, scoring=Scoring(kind, multi_label=True, threshold=scoring.threshold))
 
 
-def _untellable(scoring: Scoring) -> dict[str, str]:
-    """By name, why figures can't be had of such scores."""
-    if scoring.multi_label or scoring.kind == "softmax":
+def _untellable(kind: ScoreKind) -> dict[str, str]:
+    """Return, by name, why figures of one label an image can't be had of such scores."""
+    if kind.adds_up:
         return {}
-    if scoring.kind == "cosine":
-        return {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
-    return {BRIER_SCORE: "sigmoid scores don't add up to 1"}
+    if not kind.is_probability:
+        return dict.fromkeys((CALIBRATION_ERROR, BRIER_SCORE), f"{kind.plural} are no probabilities")
+    return {BRIER_SCORE: f"{kind.plural} don't add up to 1"}
 
 
 def _judged(
@@ -254,7 +254,7 @@ class _Tally:
 
     def __init__(self, side: LabelFeatures, scoring: Scoring, truth: Indices) -> None:
         self._side = side
-        self._kind = scoring.kind
+        self._kind = scoring.score_kind
         self._truth = truth
         self._predicted, self._places = np.zeros_like(truth), np.zeros_like(truth)
         self._scores = np.zeros(len(truth), dtype=np.float32)
@@ -267,12 +267,12 @@ class _Tally:
         self._predicted[rows] = best_labels(cosines, label_scores)
         self._scores[rows] = label_scores.max(axis=1)
         self._places[rows] = label_places(cosines, label_scores, truth)
-        if self._kind == "softmax":
+        if self._kind.adds_up:
             self._brier[rows] = metrics.brier(label_scores, truth)
 
     def answers(self, good: Flags) -> Answers:
         """The answers to the pictures that could be read."""
-        brier = self._brier[good] if self._kind == "softmax" else None
+        brier = self._brier[good] if self._kind.adds_up else None
         return Answers(self._truth[good], self._predicted[good], self._places[good], self._scores[good], brier)
 
 
@@ -287,7 +287,7 @@ class _LabelTally:
 
     def add(self, features: Array, rows: Indices) -> None:
         """Take the features of some pictures in."""
-        self._scores[rows] = scores(features, self._side, self._scoring.kind)[1]
+        self._scores[rows] = scores(features, self._side, self._scoring.score_kind)[1]
 
     def answers(self, good: Flags) -> LabelAnswers:
         """The answers to the pictures that could be read."""
@@ -439,7 +439,7 @@ class _Listing:
                 f"{partly}; --top-k {classes.places} of `clipcls predict` lists enough"
             )
         if all(prediction.score == prediction.similarity for prediction in self._predictions):
-            return found | {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
+            return found | _untellable(Cosine())
         if not all(prediction.score is None or 0 <= prediction.score <= 1 for prediction in self._predictions):
             return found | {CALIBRATION_ERROR: _OUT_OF_RANGE, BRIER_SCORE: _OUT_OF_RANGE}
         if not self._is_whole:

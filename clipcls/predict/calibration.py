@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import yaml
 
 from clipcls.errors import UsageError
 from clipcls.predict.ranking import LabelFeatures
-from clipcls.records import ScoreKind
+from clipcls.predict.scores import SCORE_KINDS
 
 VERSION = 1
 _KEY = "clipcls_calibration"
@@ -40,7 +40,7 @@ class Basis:
     fingerprint: str
     precision: str
     decode: str
-    kind: ScoreKind
+    kind: str
     multi_label: bool
     labels: tuple[str, ...]
     prompt_set: str
@@ -100,9 +100,9 @@ class Calibration:
     """A correction of scores.
 
     Attributes:
-        temperature: what the model's logits are divided by; None for cosines.
-        logit_scale: that takes the place of the model's, in log space; None for cosines.
-        logit_bias: that takes the place of the model's; None but for sigmoid scores.
+        temperature: what the model's logits are divided by; None where the kind of score has none.
+        logit_scale: that takes the place of the model's, in log space; None likewise.
+        logit_bias: that takes the place of the model's; None likewise.
         rule: None where there are no thresholds.
         thresholds: in the order of the labels; empty where there are none.
         name: what messages call it.
@@ -289,7 +289,7 @@ def read_calibration(path: Path) -> Calibration:
 def _calibration(reader: "_Reader", name: str) -> Calibration:
     model, prompts, score = reader.part("model"), reader.part("prompts"), reader.part("score")
     origin, rows = reader.part("fitted_on"), reader.parts("labels")
-    kind = score.choice("kind", get_args(ScoreKind))
+    kind = SCORE_KINDS[score.choice("kind", tuple(SCORE_KINDS))]
     labels = tuple(row.text("name") for row in rows)
     if not labels or len(set(labels)) < len(labels):
         raise _DamagedError("labels: expected one name or more, each once")
@@ -298,7 +298,7 @@ def _calibration(reader: "_Reader", name: str) -> Calibration:
         model.text("fingerprint"),
         model.text("precision"),
         model.text("decode"),
-        kind,
+        kind.name,
         score.flag("multi_label"),
         labels,
         prompts.text("name"),
@@ -306,19 +306,18 @@ def _calibration(reader: "_Reader", name: str) -> Calibration:
         score.text_or_none("background"),
     )
     rule = None if reader.is_none("thresholds") else _rule(reader.part("thresholds"))
-    lowest = -1.0 if kind == "cosine" else 0.0
     calibration = Calibration(
         basis,
         Origin(origin.count("images"), origin.text("date"), origin.text("clipcls")),
-        None if kind == "cosine" else score.number("temperature", 1e-9),
-        None if kind == "cosine" else score.number("logit_scale", -100.0, 100.0),
-        score.number("logit_bias") if kind == "sigmoid" else None,
+        score.number("temperature", 1e-9) if kind.fits_scale else None,
+        score.number("logit_scale", -100.0, 100.0) if kind.fits_scale else None,
+        score.number("logit_bias") if kind.fits_bias else None,
         rule,
-        () if rule is None else tuple(_label_threshold(row, lowest) for row in rows),
+        () if rule is None else tuple(_label_threshold(row, kind.lowest) for row in rows),
         name,
     )
-    if kind == "cosine" and rule is None:
-        raise _DamagedError("thresholds: a calibration of cosines has nothing else")
+    if not kind.fits_scale and rule is None:
+        raise _DamagedError(f"thresholds: a calibration of {kind.plural} has nothing else")
     return calibration
 
 

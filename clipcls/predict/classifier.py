@@ -25,6 +25,7 @@ from clipcls.models.catalog import DEFAULT_MODEL
 from clipcls.predict.calibration import Basis, Calibration, prompts_digest
 from clipcls.predict.explanation import Explainer
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
+from clipcls.predict.scores import SCORE_KINDS, kind_names
 from clipcls.records import ImageRef, Label, ModelFacts, ModelSpec, Prediction, PromptSet
 
 if TYPE_CHECKING:
@@ -73,9 +74,11 @@ class Classifier:
         self.scoring = scoring or Scoring()
         self.explain = False
         self._calibration: Calibration | None = None
-        if background is not None and self.scoring.kind != "sigmoid":
+        score_kind = self.scoring.score_kind
+        if background is not None and not score_kind.has_background:
+            names = kind_names(lambda kind: kind.has_background)
             raise UsageError(
-                "a background is compared with for sigmoid scores only; leave it out, or score by sigmoid."
+                f"a background is compared with for {names} scores only; leave it out, or score by {names}."
             )
         if self.scoring.min_margin is not None and len(self.labels) == 1:
             raise UsageError("--min-margin compares the two best labels, and there is only one.")
@@ -83,9 +86,12 @@ class Classifier:
         self.execution = execution or Execution(cache_dir=default_folder())
         self._model = ModelSpec(os.fspath(model)) if isinstance(model, str | os.PathLike) else model
         self._found: LazyEncoder | None = None
-        if len(self.labels) == 1 and self.scoring.kind == "softmax":
+        if len(self.labels) == 1 and score_kind.adds_up:
+            others = sorted(name for name, kind in SCORE_KINDS.items() if not kind.adds_up)
             logger.warning(
-                "with one label its softmax score is always 1; the scores cosine and sigmoid tell pictures apart"
+                "with one label its %s score is always 1; the scores %s tell pictures apart",
+                score_kind.name,
+                " and ".join(others),
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -221,15 +227,14 @@ class Classifier:
             cache.close()
 
     def _basis(self, cache: Cache) -> Basis:
-        model, kind = self._find(cache), self.scoring.kind
-        assert kind is not None
+        model = self._find(cache)
         names = tuple(label.name for label in self.labels)
         return Basis(
             model=self._model.name if isinstance(self._model, ModelSpec) else model.facts.name,
             fingerprint=model.fingerprint(cache).hex(),
             precision=model.facts.precision,
             decode=self.execution.decode,
-            kind=kind,
+            kind=self.scoring.score_kind.name,
             multi_label=self.scoring.multi_label,
             labels=names,
             prompt_set=self.prompts.name,
@@ -239,7 +244,7 @@ class Classifier:
 
     def _background(self, facts: ModelFacts) -> str | None:
         """What the labels are compared with; None where they aren't."""
-        if self.scoring.kind != "sigmoid" or facts.logit_bias is not None:
+        if not self.scoring.score_kind.has_background or facts.logit_bias is not None:
             return None
         return DEFAULT_BACKGROUND if self.background is None else self.background
 
@@ -266,7 +271,7 @@ class Classifier:
         )
 
     def _rank(self, batch: ImageBatch, labels: LabelFeatures, explainer: Explainer | None) -> Iterator[Prediction]:
-        cosines, label_scores = scores(batch.features, labels, self.scoring.kind)
+        cosines, label_scores = scores(batch.features, labels, self.scoring.score_kind)
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:

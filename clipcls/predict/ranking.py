@@ -1,19 +1,17 @@
 """From features to ranked labels: cosine similarities, scores, thresholds. NumPy only, float32 throughout."""
 
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.errors import UsageError
-from clipcls.records import Prediction, ScoredLabel, ScoreKind
+from clipcls.predict.scores import DEFAULT_KIND, LABEL_KIND, SCORE_KINDS, ScoreKind, kind_names
+from clipcls.records import Prediction, ScoredLabel
 
 Array = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 Indices = NDArray[np.int64]
-
-_THRESHOLD_OF_LABELS = 0.5  # where an image may have several, and no other threshold is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +19,14 @@ class Scoring:
     """How similarities become an answer.
 
     Attributes:
-        kind: what `score` is, see `scores`; None for softmax, or sigmoid with `multi_label`.
+        kind: what `score` is, by its name among `SCORE_KINDS`; None for softmax, or sigmoid with `multi_label`.
         multi_label: every label whose score reaches the threshold is an answer, not only the best one.
         top_k: how many labels an answer lists; None for 1, or with `multi_label` for all that reach the threshold.
         threshold: an image whose best score is lower is unknown; None for none, or 0.5 with `multi_label`.
         min_margin: an image whose best score is nearer than this to the second is unknown.
     """
 
-    kind: ScoreKind | None = None
+    kind: str | None = None
     multi_label: bool = False
     top_k: int | None = None
     threshold: float | None = None
@@ -37,27 +35,36 @@ class Scoring:
     def __post_init__(self) -> None:
         """Raises UsageError for settings that contradict one another."""
         if self.kind is None:
-            object.__setattr__(self, "kind", "sigmoid" if self.multi_label else "softmax")
-        if self.kind not in get_args(ScoreKind):
-            raise UsageError(f"Unknown score {self.kind!r}. Use one of: {', '.join(get_args(ScoreKind))}.")
-        if self.multi_label and self.kind == "softmax":
-            raise UsageError("--multi-label scores each label by itself: use --score sigmoid or cosine, not softmax.")
-        if self.multi_label and self.kind == "cosine" and self.threshold is None:
-            raise UsageError("--multi-label with --score cosine needs a --threshold: cosines have no natural one.")
+            object.__setattr__(self, "kind", (LABEL_KIND if self.multi_label else DEFAULT_KIND).name)
+        if self.kind not in SCORE_KINDS:
+            raise UsageError(f"Unknown score {self.kind!r}. Use one of: {', '.join(SCORE_KINDS)}.")
+        kind = self.score_kind
+        if self.multi_label and kind.adds_up:
+            names = kind_names(lambda other: not other.adds_up)
+            raise UsageError(f"--multi-label scores each label by itself: use --score {names}, not {kind.name}.")
+        if self.multi_label and self.lowest_score is None:
+            raise UsageError(
+                f"--multi-label with --score {kind.name} needs a --threshold: {kind.plural} have no natural one."
+            )
         if self.multi_label and self.min_margin is not None:
             raise UsageError("--min-margin compares the two best labels; it has no meaning with --multi-label.")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError("--top-k must be at least 1.")
-        lowest = -1.0 if self.kind == "cosine" else 0.0
-        if self.threshold is not None and not lowest <= self.threshold <= 1.0:
-            raise UsageError(f"--threshold must lie between {lowest:g} and 1 for --score {self.kind}.")
+        if self.threshold is not None and not kind.lowest <= self.threshold <= 1.0:
+            raise UsageError(f"--threshold must lie between {kind.lowest:g} and 1 for --score {kind.name}.")
         if self.min_margin is not None and not 0.0 <= self.min_margin <= 2.0:
             raise UsageError("--min-margin must lie between 0 and 2.")
 
     @property
+    def score_kind(self) -> ScoreKind:
+        """What turns similarities into scores."""
+        assert self.kind is not None
+        return SCORE_KINDS[self.kind]
+
+    @property
     def lowest_score(self) -> float | None:
         """The score that an answer has to reach; None for any."""
-        return _THRESHOLD_OF_LABELS if self.multi_label and self.threshold is None else self.threshold
+        return self.score_kind.threshold if self.multi_label and self.threshold is None else self.threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +104,21 @@ def similarities(image_features: Array, text_features: Array) -> Array:
     return cosines.astype(np.float32)
 
 
-def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind | None) -> tuple[Array, Array]:
-    """Similarities and scores of every image and label.
-
-    `softmax` over the labels of exp(logit_scale)·cos + logit_bias; `sigmoid` of the same for each label by itself
-    or, for a model without a bias, of exp(logit_scale)·(cos(label) - cos(background)); `cosine` as it is.
+def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> tuple[Array, Array]:
+    """Return similarities and scores of every image and label.
 
     Args:
         image_features: (n_images, embed_dim) float32, L2-normalised.
 
     Returns:
         Two arrays (n_images, n_labels) float32: similarities, scores.
-
-    Source: softmax, Radford et al. 2021, https://arxiv.org/abs/2103.00020; sigmoid, Zhai et al. 2023,
-    https://arxiv.org/abs/2303.15343.
     """
     cosines = similarities(image_features, labels.features)
-    if kind == "cosine":
-        return cosines, cosines
-    scale = np.float32(np.exp(labels.logit_scale))
-    if kind == "softmax":
-        # the bias is the same for all labels, so that it falls out of the softmax
-        logits = scale * (cosines - cosines.max(axis=1, keepdims=True))
-        exponentials = np.exp(logits)
-        return cosines, exponentials / exponentials.sum(axis=1, keepdims=True)
-    return cosines, _sigmoid(scale * contrasts(cosines, image_features, labels) + np.float32(labels.logit_bias or 0.0))
+    return cosines, kind.scores(contrasts(cosines, image_features, labels, kind), labels.logit_scale, labels.logit_bias)
 
 
-def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures) -> Array:
-    """What a sigmoid score scales: the cosines, or where there is a background, how far they are above its cosine.
+def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> Array:
+    """Return what scores are made of: the cosines or, with a background, how far they are above its cosine.
 
     Args:
         cosines: (n_images, n_labels) float32, of the labels.
@@ -134,10 +127,12 @@ def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures) -> A
     Returns:
         (n_images, n_labels) float32.
     """
+    if not kind.has_background:
+        return cosines
     if labels.background is not None:
         return cosines - similarities(image_features, labels.background[None])
     if labels.logit_bias is None:
-        raise ValueError("a sigmoid score of a model without logit_bias needs a background")
+        raise ValueError(f"a {kind.name} score of a model without logit_bias needs a background")
     return cosines
 
 
@@ -233,11 +228,3 @@ def label_places(cosines: Array, label_scores: Array, labels: Indices) -> Indice
     nearer = (cosines > cosine) | ((cosines == cosine) & (np.arange(count) < column))
     places: Indices = ((label_scores > score) | ((label_scores == score) & nearer)).sum(axis=1, dtype=np.int64)
     return np.where(labels < count, places, count)
-
-
-def _sigmoid(logits: Array) -> Array:
-    # the two forms that neither overflow nor round small scores to zero
-    small = np.exp(-np.abs(logits))
-    numerator = np.where(logits >= 0, np.float32(1.0), small)
-    probabilities: Array = (numerator / (np.float32(1.0) + small)).astype(np.float32, copy=False)
-    return probabilities

@@ -116,7 +116,7 @@ def test_images_outside_the_labels_count_against_precision_but_not_for_temperatu
     data, side = scored(0, Scoring(), count=900)
     inside = data.select(np.arange(900) < 600)
     strange = data.truth & (np.arange(900) < 600)[:, None]
-    mixed = Scored.make(data.features, strange, side, Scoring())
+    mixed = replace(data, truth=strange, outside=~strange.any(axis=1))
     assert mixed.outside.sum() == 300
     assert corrections.fit_scores(mixed, side) == corrections.fit_scores(inside, side)
     rule = rule_for_precision(0.85)
