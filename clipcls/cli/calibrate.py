@@ -14,8 +14,8 @@ from clipcls.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from clipcls.evaluate.before_after import Measures
-    from clipcls.evaluate.calibrate import Report, Settings
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.calibrate import CalibrationReport, CalibrationSettings
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.evaluate.metrics import Estimate
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.predict.calibration import LabelThreshold, Rule
@@ -111,8 +111,8 @@ def calibrate(
     from clipcls.embed.cache.database import default_folder
     from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
     from clipcls.embed.execution import Execution
-    from clipcls.evaluate.calibrate import Settings
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.calibrate import CalibrationSettings
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.images.limits import MAX_PIXELS
     from clipcls.inputs.contents import MAX_BYTES
     from clipcls.labels.label_files import make_label
@@ -122,10 +122,10 @@ def calibrate(
     target = Output("table", output, None)
     target.check([*data, labels_file, prompts, model])
     _keep_other_files(output)
-    settings = Settings(_rule(target_precision, best_f1, min_answers), holdout, seed)
+    settings = CalibrationSettings(_rule(target_precision, best_f1, min_answers), holdout, seed)
     names = _labels(labels, label, labels_file)
     truth = _truth(data, names, multi_label)
-    plan = Plan(
+    plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=(ModelSpec(model, arch, preprocess, device, precision),),
         prompts=(_prompt_set(prompts, template, truth),),
@@ -145,10 +145,10 @@ def calibrate(
     _run(truth, plan, settings, target, quiet)
 
 
-def _run(truth: "Truth", plan: "Plan", settings: "Settings", target: Output, quiet: bool) -> None:
+def _run(truth: "Truth", plan: "EvalPlan", settings: "CalibrationSettings", target: Output, quiet: bool) -> None:
     from clipcls.evaluate.calibrate import calibrate
     from clipcls.evaluate.evaluate import Watch
-    from clipcls.predict.calibration import render
+    from clipcls.predict.calibration import calibration_text
 
     with Progress(not quiet, "") as progress:
         watch = Watch(
@@ -158,7 +158,7 @@ def _run(truth: "Truth", plan: "Plan", settings: "Settings", target: Output, qui
             failed=progress.print_error,
         )
         report = calibrate(truth, plan, settings, watch)
-    target.write(render(report.calibration))
+    target.write(calibration_text(report.calibration))
     to_stderr = target.file == "-"
     if not (to_stderr and quiet):
         typer.echo(_text(report).encode("utf-8", "replace"), nl=False, err=to_stderr)
@@ -226,7 +226,7 @@ def _prompt_set(prompts: str | None, templates: Sequence[str] | None, truth: "Tr
 # What is told
 
 
-def _text(report: "Report") -> str:
+def _text(report: "CalibrationReport") -> str:
     held = report.held_out
     parts = [_opening(report)]
     if held is not None:
@@ -239,7 +239,7 @@ def _text(report: "Report") -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _opening(report: "Report") -> str:
+def _opening(report: "CalibrationReport") -> str:
     made = report.calibration
     fitted = f"{made.origin.images:,} images, {len(made.basis.labels):,} labels\n"
     if made.temperature is None:
@@ -250,16 +250,16 @@ def _opening(report: "Report") -> str:
 
 def _figures(measures: "Measures") -> str:
     from clipcls.cli.eval_report import table
-    from clipcls.evaluate.before_after import ERRORS
+    from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows = [
-        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in ERRORS else "")
+        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in LESS_IS_BETTER else "")
         for name, before in measures.before.items()
     ]
     return table(("figure", "before", "95 % interval", "after", "95 % interval", ""), rows, left=1)
 
 
-def _thresholds(report: "Report") -> str:
+def _thresholds(report: "CalibrationReport") -> str:
     from clipcls.cli.eval_report import table
 
     made, held = report.calibration, report.held_out
@@ -286,7 +286,7 @@ def _precision(found: "LabelThreshold") -> tuple[str, str]:
     return f"{found.right / found.answers:.4f}", f"{low:.4f} to {high:.4f}"
 
 
-def _notes(report: "Report") -> str:
+def _notes(report: "CalibrationReport") -> str:
     from clipcls.cli.eval_report import plain
 
     made, lines = report.calibration, []

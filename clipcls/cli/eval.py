@@ -101,7 +101,7 @@ def evaluate(
     from clipcls.embed.cache.database import default_folder
     from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
     from clipcls.embed.execution import Execution
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.images.limits import MAX_PIXELS
     from clipcls.inputs.contents import MAX_BYTES
     from clipcls.labels.label_files import make_label
@@ -121,7 +121,7 @@ def evaluate(
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
     models = _models(model, [arch, preprocess])
     sets = _prompt_sets(prompts or [], template or [], truth)
-    plan = Plan(
+    plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=tuple(ModelSpec(name, arch, preprocess, device, precision) for name in models),
         prompts=tuple(prompt_set for _, prompt_set in sets),

@@ -11,7 +11,7 @@ from clipcls.errors import UsageError
 from clipcls.evaluate import fit as fitting
 from clipcls.evaluate import metrics
 from clipcls.evaluate.metrics import Estimate, Statistic, Values
-from clipcls.evaluate.results import ACCURACY, CALIBRATION_ERROR, MICRO_F1
+from clipcls.evaluate.results import ACCURACY_AT_1, CALIBRATION_ERROR, LOG_LOSS, MICRO_F1
 from clipcls.predict.calibration import LabelThreshold, Rule
 from clipcls.predict.ranking import (
     Array,
@@ -26,11 +26,8 @@ from clipcls.predict.ranking import (
 )
 from clipcls.predict.scores import ScoreKind
 
-LOG_LOSS = "log loss"
 ANSWERED = "share answered"
 PRECISION = "right of the answered"
-#: Figures of which less is better.
-ERRORS = frozenset((CALIBRATION_ERROR, LOG_LOSS))
 #: Images of a label without which no threshold is fitted to its best F1.
 LEAST_OF_LABEL = 10
 # significant digits of what a file holds; float32 has fewer
@@ -281,7 +278,7 @@ def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[
         found[CALIBRATION_ERROR] = _calibration_error_of_labels(label_scores, data.truth)
     else:
         right: Flags = np.any(answers & data.truth, axis=1)
-        found[ACCURACY] = metrics.mean(right)
+        found[ACCURACY_AT_1] = metrics.mean(right)
         if data.kind.is_probability:
             found[CALIBRATION_ERROR] = metrics.calibration_error(label_scores.max(axis=1), right)
     if data.kind.fits_scale:

@@ -10,11 +10,11 @@ from clipcls.embed.images import embed_images
 from clipcls.embed.lazy_encoder import LazyEncoder, find_model
 from clipcls.errors import UsageError
 from clipcls.evaluate.before_after import Correction, Measures, Scored, fit_scores, fit_thresholds, hold_out, measure
-from clipcls.evaluate.evaluate import Plan, Watch, right_flags, right_labels
+from clipcls.evaluate.evaluate import EvalPlan, Watch, right_flags, right_labels
 from clipcls.evaluate.match_labels import repeated_paths
 from clipcls.evaluate.results import Classes, match_classes
 from clipcls.inputs.labelled.examples import Truth
-from clipcls.predict.calibration import Basis, Calibration, Origin, Rule
+from clipcls.predict.calibration import Basis, Calibration, CalibrationOrigin, Rule
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Array, Flags
 from clipcls.predict.scores import kind_names
@@ -27,7 +27,7 @@ Failures = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CalibrationSettings:
     """What is fitted, and what on.
 
     Attributes:
@@ -47,7 +47,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CalibrationReport:
     """What came of a calibration.
 
     Attributes:
@@ -68,7 +68,9 @@ class Report:
     problems: tuple[str, ...] = ()
 
 
-def calibrate(truth: Truth, plan: Plan, settings: Settings, watch: Watch | None = None) -> Report:
+def calibrate(
+    truth: Truth, plan: EvalPlan, settings: CalibrationSettings, watch: Watch | None = None
+) -> CalibrationReport:
     """Fit the scores of one model with one prompt set to labelled pictures.
 
     Args:
@@ -99,7 +101,7 @@ def calibrate(truth: Truth, plan: Plan, settings: Settings, watch: Watch | None 
         thresholds = fit_thresholds(fit_on, calibration.apply(side), settings.rule)
         calibration = replace(calibration, rule=settings.rule, thresholds=thresholds)
     after = calibration.apply(side)
-    return Report(
+    return CalibrationReport(
         calibration,
         measure(fit_on, side, after),
         None if rest is None else measure(rest, side, after),
@@ -110,7 +112,7 @@ def calibrate(truth: Truth, plan: Plan, settings: Settings, watch: Watch | None 
     )
 
 
-def _find(plan: Plan) -> LazyEncoder:
+def _find(plan: EvalPlan) -> LazyEncoder:
     cache = plan.execution.open_cache()
     try:
         return find_model(plan.models[0], cache)
@@ -118,7 +120,7 @@ def _find(plan: Plan) -> LazyEncoder:
         cache.close()
 
 
-def _basis(classifier: Classifier, plan: Plan) -> Basis:
+def _basis(classifier: Classifier, plan: EvalPlan) -> Basis:
     """With the name that the model was asked for by."""
     (asked,) = plan.models
     basis = classifier.basis()
@@ -126,11 +128,11 @@ def _basis(classifier: Classifier, plan: Plan) -> Basis:
 
 
 def _calibration(basis: Basis, correction: Correction, images: int) -> Calibration:
-    origin = Origin(images, datetime.now(UTC).date().isoformat(), version("clipcls"))
+    origin = CalibrationOrigin(images, datetime.now(UTC).date().isoformat(), version("clipcls"))
     return Calibration(basis, origin, correction.temperature, correction.logit_scale, correction.logit_bias)
 
 
-def _refuse(truth: Truth, plan: Plan, settings: Settings) -> None:
+def _refuse(truth: Truth, plan: EvalPlan, settings: CalibrationSettings) -> None:
     """What can't be calibrated, before a model is opened."""
     kind, multi_label = plan.scoring.score_kind, plan.scoring.multi_label
     if len(plan.models) != 1 or len(plan.prompts) != 1:
@@ -156,7 +158,7 @@ def _refuse(truth: Truth, plan: Plan, settings: Settings) -> None:
 # The pictures
 
 
-def _embed(truth: Truth, plan: Plan, model: LazyEncoder, watch: Watch) -> tuple[Array, Flags, Failures]:
+def _embed(truth: Truth, plan: EvalPlan, model: LazyEncoder, watch: Watch) -> tuple[Array, Flags, Failures]:
     """Features of the pictures that can be read, which these are, and what is wrong with the others."""
     examples = truth.examples
     features = []

@@ -20,10 +20,10 @@ from clipcls.evaluate.results import (
     BRIER_SCORE,
     CALIBRATION_ERROR,
     MEAN_AVERAGE_PRECISION,
+    Caveats,
     Classes,
-    LeftOut,
-    Outcome,
-    Result,
+    EvalOutcome,
+    EvalResult,
     judge,
     judge_labels,
     match_classes,
@@ -57,7 +57,7 @@ _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EvalPlan:
     """What is evaluated: each model with each prompt set.
 
     Attributes:
@@ -91,7 +91,7 @@ class Watch:
     failed: Callable[[str, str], None] = lambda path, error: None
 
 
-def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
+def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOutcome:
     """Run each model with each prompt set over labelled pictures.
 
     The pictures are embedded once for each model, or taken from the cache; scores are those of `predict`. A picture
@@ -118,18 +118,18 @@ def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
     results = _results(tallies, good, plan, classes, truth)
     named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, _names(plan, models), strict=True)]
     failed = tuple((truth.examples[image].image.path, error) for image, error in sorted(run.failed.items()))
-    return outcome(truth, classes, good, named, LeftOut(failed=failed))
+    return outcome(truth, classes, good, named, Caveats(failed=failed))
 
 
 def _results(
-    tallies: "Sequence[_Tally | _LabelTally]", good: Flags, plan: Plan, classes: Classes, truth: Truth
-) -> list[Result]:
+    tallies: "Sequence[_Tally | _LabelTally]", good: Flags, plan: EvalPlan, classes: Classes, truth: Truth
+) -> list[EvalResult]:
     paths = [truth.examples[image].image.path for image in np.flatnonzero(good)]
     omitted = {} if plan.scoring.multi_label else _untellable(plan.scoring.score_kind)
     return [_judged(tally.answers(good), classes, paths, omitted, plan.confused) for tally in tallies]
 
 
-def _names(plan: Plan, models: Sequence[LazyEncoder]) -> list[tuple[str, str]]:
+def _names(plan: EvalPlan, models: Sequence[LazyEncoder]) -> list[tuple[str, str]]:
     """The model and the prompt set of each result."""
     names = [
         asked.name if isinstance(asked, ModelSpec) else model.facts.name
@@ -138,7 +138,7 @@ def _names(plan: Plan, models: Sequence[LazyEncoder]) -> list[tuple[str, str]]:
     return [(name, prompts.name) for name in names for prompts in plan.prompts]
 
 
-def _for_labels(plan: Plan) -> Plan:
+def _for_labels(plan: EvalPlan) -> EvalPlan:
     """The same where an image may have several labels."""
     scoring = plan.scoring
     if scoring.multi_label:
@@ -158,7 +158,7 @@ def _untellable(kind: ScoreKind) -> dict[str, str]:
 
 def _judged(
     answers: Answers | LabelAnswers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
-) -> Result:
+) -> EvalResult:
     if isinstance(answers, Answers):
         return judge(answers, classes, paths, omitted, confused)
     return judge_labels(answers, omitted)
@@ -171,7 +171,7 @@ def _judged(
 class _Run:
     """The pictures, each model in its turn."""
 
-    def __init__(self, truth: Truth, plan: Plan, classes: Classes, watch: Watch) -> None:
+    def __init__(self, truth: Truth, plan: EvalPlan, classes: Classes, watch: Watch) -> None:
         self._truth = truth
         self._plan = plan
         self._classes = classes
@@ -304,7 +304,7 @@ def evaluate_predictions(
     predictions: Iterable[Prediction],
     labels: Sequence[Label] | None = None,
     confused: int = DEFAULT_CONFUSED,
-) -> Outcome:
+) -> EvalOutcome:
     """Judge predictions that were written before; no model is needed.
 
     Args:
@@ -332,13 +332,13 @@ def evaluate_predictions(
     paths = [prediction.path for prediction in good]
     result = _judged(answers, classes, paths, listing.omitted(classes, truth.multi_label), confused)
     pairs = list(zip(truth.examples, given, strict=True))
-    left_out = LeftOut(
+    caveats = Caveats(
         failed=tuple((e.image.path, p.error) for e, p in pairs if p is not None and p.error is not None),
         missing=tuple(e.image.path for e, p in pairs if p is None),
         unasked=tuple(prediction.path for key, prediction in found.items() if key not in asked),
         unknown=0 if truth.multi_label else sum(prediction.label is None for prediction in good),
     )
-    return outcome(truth, classes, chosen, [result], left_out)
+    return outcome(truth, classes, chosen, [result], caveats)
 
 
 def _by_path(predictions: Iterable[Prediction]) -> dict[str, Prediction]:

@@ -109,7 +109,7 @@ class ClassFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class ThresholdFigures:
     """What a threshold does.
 
     Attributes:
@@ -125,7 +125,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelLevel:
+class LabelThresholdFigures:
     """What a threshold does where an image may have several labels, over all pairs of an image and a label."""
 
     threshold: float
@@ -252,14 +252,14 @@ def brier(scores: Array, truth: Indices) -> Values:
     return squares
 
 
-def levels(score: Array, right: Flags, thresholds: Sequence[float] = THRESHOLDS) -> tuple[Level, ...]:
+def levels(score: Array, right: Flags, thresholds: Sequence[float] = THRESHOLDS) -> tuple[ThresholdFigures, ...]:
     """Coverage and accuracy at each threshold."""
     found = []
     for threshold in thresholds:
         answered = reaches(score, threshold)
         count = int(answered.sum())
         accuracy = float(right[answered].mean()) if count else float("nan")
-        found.append(Level(threshold, count, count / len(score), accuracy))
+        found.append(ThresholdFigures(threshold, count, count / len(score), accuracy))
     return tuple(found)
 
 
@@ -376,14 +376,18 @@ def micro_f1(answered: Flags, truth: Flags) -> Statistic:
     return statistic
 
 
-def label_levels(scores: Array, truth: Flags, thresholds: Sequence[float] = THRESHOLDS) -> tuple[LabelLevel, ...]:
+def label_levels(
+    scores: Array, truth: Flags, thresholds: Sequence[float] = THRESHOLDS
+) -> tuple[LabelThresholdFigures, ...]:
     """Precision, recall and F1 over all pairs of an image and a label, at each threshold."""
     found = []
     for threshold in thresholds:
         answered = reaches(scores, threshold)
         hits, support, given = float((answered & truth).sum()), float(truth.sum()), float(answered.sum())
         found.append(
-            LabelLevel(threshold, _share(hits, given), _share(hits, support), _share(2 * hits, support + given))
+            LabelThresholdFigures(
+                threshold, _share(hits, given), _share(hits, support), _share(2 * hits, support + given)
+            )
         )
     return tuple(found)
 

@@ -15,7 +15,7 @@ from clipcls.errors import UsageError
 from clipcls.predict.ranking import LabelFeatures
 from clipcls.predict.scores import SCORE_KINDS
 
-VERSION = 1
+CALIBRATION_VERSION = 1
 _KEY = "clipcls_calibration"
 _HEADER = "# Made by `clipcls calibrate`, for `clipcls predict --calibration`.\n"
 # how far temperature and logit_scale may be from one another, as both are rounded
@@ -81,7 +81,7 @@ class LabelThreshold:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class CalibrationOrigin:
     """What a calibration was fitted on.
 
     Attributes:
@@ -109,7 +109,7 @@ class Calibration:
     """
 
     basis: Basis
-    origin: Origin
+    origin: CalibrationOrigin
     temperature: float | None
     logit_scale: float | None
     logit_bias: float | None = None
@@ -212,11 +212,11 @@ def _listed(names: set[str]) -> str:
 # The file
 
 
-def render(calibration: Calibration) -> str:
+def calibration_text(calibration: Calibration) -> str:
     """A calibration as the text of its file."""
     basis, rule = calibration.basis, calibration.rule
     data = {
-        _KEY: VERSION,
+        _KEY: CALIBRATION_VERSION,
         "model": {
             "name": basis.model,
             "fingerprint": basis.fingerprint,
@@ -275,10 +275,10 @@ def read_calibration(path: Path) -> Calibration:
         raise UsageError(f"{path}: not a calibration: {problem}. Make one with `clipcls calibrate`.") from exc
     if not isinstance(data, dict) or _KEY not in data:
         raise UsageError(f"{path}: not a calibration: it doesn't say `{_KEY}`. Make one with `clipcls calibrate`.")
-    if data[_KEY] != VERSION or isinstance(data[_KEY], bool):
+    if data[_KEY] != CALIBRATION_VERSION or isinstance(data[_KEY], bool):
         raise UsageError(
-            f"{path}: a calibration of version {data[_KEY]!r}, and this clipcls reads {VERSION}. Make it anew with "
-            "`clipcls calibrate`."
+            f"{path}: a calibration of version {data[_KEY]!r}, and this clipcls reads {CALIBRATION_VERSION}. Make it "
+            "anew with `clipcls calibrate`."
         )
     try:
         return _calibration(_Reader(data), str(path))
@@ -308,7 +308,7 @@ def _calibration(reader: "_Reader", name: str) -> Calibration:
     rule = None if reader.is_none("thresholds") else _rule(reader.part("thresholds"))
     calibration = Calibration(
         basis,
-        Origin(origin.count("images"), origin.text("date"), origin.text("clipcls")),
+        CalibrationOrigin(origin.count("images"), origin.text("date"), origin.text("clipcls")),
         score.number("temperature", 1e-9) if kind.fits_scale else None,
         score.number("logit_scale", -100.0, 100.0) if kind.fits_scale else None,
         score.number("logit_bias") if kind.fits_bias else None,

@@ -10,9 +10,9 @@ from PIL import Image
 
 from clipcls.embed.execution import Execution
 from clipcls.errors import UsageError
-from clipcls.evaluate.calibrate import Settings, calibrate
-from clipcls.evaluate.evaluate import Plan, evaluate
-from clipcls.evaluate.results import ACCURACY, BRIER_SCORE, CALIBRATION_ERROR
+from clipcls.evaluate.calibrate import CalibrationSettings, calibrate
+from clipcls.evaluate.evaluate import EvalPlan, evaluate
+from clipcls.evaluate.results import ACCURACY_AT_1, BRIER_SCORE, CALIBRATION_ERROR
 from clipcls.inputs.labelled.read import read_truth
 from clipcls.labels.label_files import make_label
 from clipcls.labels.prompts import load_prompt_set
@@ -55,12 +55,12 @@ def test_toy_kind_predicts(pictures: Path) -> None:
 def test_toy_kind_is_evaluated_and_calibrated_as_far_as_it_can_be(pictures: Path) -> None:
     truth, prompts = read_truth([str(pictures)]), (load_prompt_set("simple"),)
     labels = tuple(map(make_label, FakeEncoder.COLOURS))
-    plan = Plan(labels, (FakeEncoder(),), prompts, Scoring("percent"), execution=Execution())
+    plan = EvalPlan(labels, (FakeEncoder(),), prompts, Scoring("percent"), execution=Execution())
     (result,) = evaluate(truth, plan).results
-    assert result.figures[ACCURACY].value == 1
+    assert result.figures[ACCURACY_AT_1].value == 1
     assert result.omitted == dict.fromkeys((CALIBRATION_ERROR, BRIER_SCORE), "percentages are no probabilities")
     with pytest.raises(UsageError, match=r"^Percentages have no temperature: give --target-precision"):
-        calibrate(truth, plan, Settings())
+        calibrate(truth, plan, CalibrationSettings())
 
 
 @pytest.mark.parametrize(
