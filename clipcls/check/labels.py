@@ -1,7 +1,6 @@
 """Labels, templates and prompts: all that is wrong with them at once, and what could be better."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipcls.check.findings import Finding, error, listed, note, ok, warning
 from clipcls.errors import UsageError
-from clipcls.labels.label_files import make_label, read_labels, refuse_duplicates
+from clipcls.labels.label_files import label_key, make_label, read_labels, refuse_duplicates, spelling_key
 from clipcls.labels.prompts import load_prompt_set, render, templates_set
 from clipcls.records import Label, PromptSet
 
@@ -217,8 +216,7 @@ def summary(labels: Sequence[Label], prompts: PromptSet) -> Finding:
 def _check_spelling(labels: Sequence[Label]) -> Iterator[Finding]:
     groups: dict[str, list[str]] = {}
     for label in labels:
-        key = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", label.name)).casefold()
-        groups.setdefault(key, []).append(label.name)
+        groups.setdefault(spelling_key(label.name), []).append(label.name)
     for key, names in groups.items():
         if key and len(names) > 1:
             yield note("labels", f"{listed(names)}: differ in punctuation or spaces only", "Keep one, if they are one.")
@@ -229,12 +227,11 @@ def _without_duplicates(labels: Iterable[Label], findings: list[Finding]) -> lis
     kept: list[Label] = []
     owners: dict[str, Label] = {}
     for label in labels:
-        # the forms in which `refuse_duplicates` compares
-        texts = [make_label(unicodedata.normalize("NFKC", text)).texts[0].casefold() for text in label.texts]
-        same = next((owners[text] for text in texts if text in owners), None)
+        keys = [label_key(text) for text in label.texts]
+        same = next((owners[key] for key in keys if key in owners), None)
         if same is None:
             kept.append(label)
-            owners |= dict.fromkeys(texts, label)
+            owners |= dict.fromkeys(keys, label)
         else:
             with _reported("labels", findings):
                 refuse_duplicates([same, label])

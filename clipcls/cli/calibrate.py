@@ -13,8 +13,8 @@ from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
     from clipcls.evaluate.before_after import Measures
-    from clipcls.evaluate.calibrate import Report, Settings
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.calibrate import CalibrationReport, CalibrationSettings
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.evaluate.metrics import Estimate
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.predict.calibration import LabelThreshold, Rule
@@ -95,18 +95,18 @@ def calibrate(
     Example: clipcls calibrate pictures/ --target-precision 0.95 -o calibration.yaml
     """
     verbosity.set_up_logging()
-    from clipcls.evaluate.calibrate import Settings
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.calibrate import CalibrationSettings
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
 
     target = Output("table", output, None)
     target.check([*data, wanted.labels_file, prompts, asked.model])
     _keep_other_files(output)
-    settings = Settings(_rule(target_precision, best_f1, min_answers), holdout, seed)
+    settings = CalibrationSettings(_rule(target_precision, best_f1, min_answers), holdout, seed)
     names = wanted.read()
     truth = options.labelled_pictures(data, names, multi_label)
-    plan = Plan(
+    plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=(asked.spec(),),
         prompts=(options.prompt_set(prompts, template, truth.templates_file or "default"),),
@@ -117,13 +117,13 @@ def calibrate(
     _run(truth, plan, settings, target, verbosity.quiet)
 
 
-def _run(truth: "Truth", plan: "Plan", settings: "Settings", target: Output, quiet: bool) -> None:
+def _run(truth: "Truth", plan: "EvalPlan", settings: "CalibrationSettings", target: Output, quiet: bool) -> None:
     from clipcls.evaluate.calibrate import calibrate
-    from clipcls.predict.calibration import render
+    from clipcls.predict.calibration import calibration_text
 
     with Progress(not quiet, "") as progress:
         report = calibrate(truth, plan, settings, progress.watch())
-    target.write(render(report.calibration))
+    target.write(calibration_text(report.calibration))
     to_stderr = target.file == "-"
     if not (to_stderr and quiet):
         typer.echo(_text(report).encode("utf-8", "replace"), nl=False, err=to_stderr)
@@ -165,7 +165,7 @@ def _rule(target_precision: float | None, best_f1: bool, least: int | None) -> "
 # What is told
 
 
-def _text(report: "Report") -> str:
+def _text(report: "CalibrationReport") -> str:
     held = report.held_out
     parts = [_opening(report)]
     if held is not None:
@@ -178,7 +178,7 @@ def _text(report: "Report") -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _opening(report: "Report") -> str:
+def _opening(report: "CalibrationReport") -> str:
     made = report.calibration
     fitted = f"{made.origin.images:,} images, {len(made.basis.labels):,} labels\n"
     if made.temperature is None:
@@ -189,16 +189,16 @@ def _opening(report: "Report") -> str:
 
 def _figures(measures: "Measures") -> str:
     from clipcls.cli.eval_report import table
-    from clipcls.evaluate.before_after import ERRORS
+    from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows = [
-        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in ERRORS else "")
+        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in LESS_IS_BETTER else "")
         for name, before in measures.before.items()
     ]
     return table(("figure", "before", "95 % interval", "after", "95 % interval", ""), rows, left=1)
 
 
-def _thresholds(report: "Report") -> str:
+def _thresholds(report: "CalibrationReport") -> str:
     from clipcls.cli.eval_report import table
 
     made, held = report.calibration, report.held_out
@@ -225,7 +225,7 @@ def _precision(found: "LabelThreshold") -> tuple[str, str]:
     return f"{found.right / found.answers:.4f}", f"{low:.4f} to {high:.4f}"
 
 
-def _notes(report: "Report") -> str:
+def _notes(report: "CalibrationReport") -> str:
     from clipcls.cli.eval_report import plain
 
     made, lines = report.calibration, []

@@ -91,7 +91,7 @@ def evaluate(
     Example: clipcls eval pictures/ --prompts simple --prompts default
     """
     verbosity.set_up_logging()
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
@@ -109,7 +109,7 @@ def evaluate(
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
     models = _models(model, [arch, preprocess])
     sets = _prompt_sets(prompts or [], template or [], truth)
-    plan = Plan(
+    plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=tuple(ModelSpec(name, arch, preprocess, device, precision) for name in models),
         prompts=tuple(prompt_set for _, prompt_set in sets),

@@ -18,9 +18,9 @@ from clipcls.errors import StoppedError, UsageError
 from clipcls.records import Label, Prediction
 
 if TYPE_CHECKING:
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.evaluate.metrics import Estimate
-    from clipcls.evaluate.results import Outcome, Result
+    from clipcls.evaluate.results import EvalOutcome, EvalResult
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.records import Format
 
@@ -144,7 +144,7 @@ class Evaluation:
         self._output = output
         self._quiet = quiet
 
-    def measure(self, plan: "Plan", command: Command) -> None:
+    def measure(self, plan: "EvalPlan", command: Command) -> None:
         """Run the models, and write what comes of it.
 
         Raises:
@@ -173,8 +173,8 @@ class Evaluation:
             raise UsageError(f"{predictions}: can't be read: {(exc.strerror or str(exc)).lower()}.") from exc
         self._finish(outcome, None)
 
-    def _finish(self, outcome: "Outcome", command: str | None) -> None:
-        from clipcls.evaluate.results import record
+    def _finish(self, outcome: "EvalOutcome", command: str | None) -> None:
+        from clipcls.evaluate.results import outcome_record
 
         best = outcome.results[outcome.best]
         if self._output.plot is not None:
@@ -184,11 +184,11 @@ class Evaluation:
 
             draw_confusion(best.confusion, _title(best), self._output.plot)
         if self._output.format == "json":
-            text = json.dumps(record(outcome) | {"command": command}, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(outcome_record(outcome) | {"command": command}, ensure_ascii=False, allow_nan=False)
             self._output.write(text + "\n")
         else:
             self._output.write(report(outcome, command))
-        without = len(outcome.left_out.failed) + len(outcome.left_out.missing)
+        without = len(outcome.caveats.failed) + len(outcome.caveats.missing)
         if without:
             if not self._quiet:
                 typer.echo(f"clipcls: {without:,} of {outcome.images:,} images were left out of the figures", err=True)
@@ -228,7 +228,7 @@ def _format_of(predictions: Path) -> "Format":
 # Tables
 
 
-def report(outcome: "Outcome", command: str | None) -> str:
+def report(outcome: "EvalOutcome", command: str | None) -> str:
     """An evaluation as text: the figures of the best result in full, the others beside it."""
     best = outcome.results[outcome.best]
     parts = [_opening(outcome)]
@@ -245,13 +245,13 @@ def report(outcome: "Outcome", command: str | None) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _opening(outcome: "Outcome") -> str:
+def _opening(outcome: "EvalOutcome") -> str:
     of = "" if outcome.measured == outcome.images else f" of {outcome.images:,}"
     labels = outcome.classes.n_labels
     return f"{outcome.measured:,}{of} images measured, {labels:,} label{'s' if labels != 1 else ''}\n"
 
 
-def _comparison(outcome: "Outcome") -> str:
+def _comparison(outcome: "EvalOutcome") -> str:
     name = outcome.results[0].headline[0]
     rows: Rows = []
     for number, (result, beside) in enumerate(zip(outcome.results, outcome.comparisons, strict=True)):
@@ -265,7 +265,7 @@ def _comparison(outcome: "Outcome") -> str:
     return table(header if not outcome.multi_label else header[:-1], rows, left=2) + _warn_of_choice(outcome)
 
 
-def _warn_of_choice(outcome: "Outcome") -> str:
+def _warn_of_choice(outcome: "EvalOutcome") -> str:
     """What is too good about the best of many."""
     if len(outcome.results) < 3:
         return ""
@@ -276,18 +276,18 @@ def _warn_of_choice(outcome: "Outcome") -> str:
     )
 
 
-def _figures(result: "Result") -> str:
-    from clipcls.evaluate.results import ERRORS
+def _figures(result: "EvalResult") -> str:
+    from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows: Rows = [
-        (name, *_cells(estimate), "less is better" if name in ERRORS else "")
+        (name, *_cells(estimate), "less is better" if name in LESS_IS_BETTER else "")
         for name, estimate in result.figures.items()
     ]
     lines = [f"{name}: left out, {reason}\n" for name, reason in result.omitted.items()]
     return table(("figure", "value", "95 % interval", ""), rows, left=1) + "".join(lines)
 
 
-def _classes(outcome: "Outcome", result: "Result") -> str:
+def _classes(outcome: "EvalOutcome", result: "EvalResult") -> str:
     figures = list(zip(outcome.classes.names, result.classes, strict=False))
     title = ""
     if len(figures) > _MOST_CLASSES:
@@ -302,29 +302,29 @@ def _classes(outcome: "Outcome", result: "Result") -> str:
     return title + table(header if outcome.multi_label else header[:-1], rows, left=1)
 
 
-def _levels(result: "Result") -> str:
-    from clipcls.evaluate.metrics import Level
+def _levels(result: "EvalResult") -> str:
+    from clipcls.evaluate.metrics import ThresholdFigures
 
     rows = [
         (f"{level.threshold:.2f}", f"{level.answered:,}", _number(level.coverage), _number(level.accuracy))
         for level in result.levels
-        if isinstance(level, Level)
+        if isinstance(level, ThresholdFigures)
     ]
     return table(("threshold", "answered", "coverage", "accuracy"), rows, left=0)
 
 
-def _label_levels(result: "Result") -> str:
-    from clipcls.evaluate.metrics import LabelLevel
+def _label_levels(result: "EvalResult") -> str:
+    from clipcls.evaluate.metrics import LabelThresholdFigures
 
     rows = [
         (f"{level.threshold:.2f}", _number(level.precision), _number(level.recall), _number(level.f1))
         for level in result.levels
-        if isinstance(level, LabelLevel)
+        if isinstance(level, LabelThresholdFigures)
     ]
     return table(("threshold", "precision", "recall", "F1"), rows, left=0)
 
 
-def _confused(result: "Result") -> str:
+def _confused(result: "EvalResult") -> str:
     assert result.confusion is not None
     from clipcls.evaluate.confusion import NO_ANSWER
 
@@ -341,8 +341,8 @@ def _confused(result: "Result") -> str:
     return table(("truth", "answer", "images", "of class", "such as"), rows, left=2, last_left=True)
 
 
-def _notes(outcome: "Outcome", best: "Result") -> str:
-    told = outcome.left_out
+def _notes(outcome: "EvalOutcome", best: "EvalResult") -> str:
+    told = outcome.caveats
     lines = _caution(outcome, best)
     if told.failed:
         paths = _listed(path for path, _ in told.failed)
@@ -367,7 +367,7 @@ def _notes(outcome: "Outcome", best: "Result") -> str:
     return "".join(f"Note: {plain(line)}\n" for line in lines)
 
 
-def _caution(outcome: "Outcome", best: "Result") -> list[str]:
+def _caution(outcome: "EvalOutcome", best: "EvalResult") -> list[str]:
     """What the intervals can't tell."""
     count = outcome.measured
     if outcome.classes.n_labels == 1 and not outcome.multi_label:
@@ -381,7 +381,7 @@ def _caution(outcome: "Outcome", best: "Result") -> list[str]:
     return []
 
 
-def _title(result: "Result") -> str:
+def _title(result: "EvalResult") -> str:
     return "predictions" if result.model is None else f"model {result.model}, prompts {result.prompts}"
 
 

@@ -7,18 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from clipcls.models.catalog import DEFAULT_MODEL
-from clipcls.records import Decode, ModelSpec, ScoreKind
+from clipcls.predict.scores import SCORE_KINDS
+from clipcls.records import Decode, ModelSpec
 
 if TYPE_CHECKING:
     from clipcls.embed.execution import Execution
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.inputs.web import Web
     from clipcls.records import Label, PromptSet
+
+# the choices of --score
+if TYPE_CHECKING:
+    ScoreName = str
+else:
+    ScoreName = Literal[tuple(SCORE_KINDS)]
 
 # what to look for
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]
@@ -61,7 +68,7 @@ PrecisionOption = Annotated[
 ]
 # how to score
 ScoreOption = Annotated[
-    ScoreKind | None,
+    ScoreName | None,
     typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
 ]
 DataMultiLabelOption = Annotated[

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.errors import StoppedError
-from clipcls.evaluate.metrics import UNKNOWN, Answers, Indices
+from clipcls.evaluate.metrics import UNKNOWN, Answers
 from clipcls.outputs.atomic import write_atomically
+from clipcls.predict.ranking import Indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ _DARK = 0.3  # the share from which a cell's ground is dark
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ConfusedPair:
     """A class and a wrong answer.
 
     Attributes:
@@ -61,12 +62,12 @@ class Confusion:
 
     names: tuple[str, ...]
     counts: Indices
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ConfusedPair, ...]
 
 
 def most_confused(
     answers: Answers, counts: Indices, names: Sequence[str], paths: Sequence[str], limit: int
-) -> tuple[Pair, ...]:
+) -> tuple[ConfusedPair, ...]:
     """The pairs of a class and a wrong answer with the most images; of equally many, those with the larger share.
 
     Args:
@@ -86,7 +87,7 @@ def most_confused(
         images = images[np.argsort(-answers.score[images], kind="stable")][:_EXAMPLES]
         answer = None if predicted == UNKNOWN else names[column]
         examples = tuple(paths[image] for image in images.tolist())
-        pairs.append(Pair(names[row], answer, int(wrong[row, column]), float(share), examples))
+        pairs.append(ConfusedPair(names[row], answer, int(wrong[row, column]), float(share), examples))
     return tuple(pairs)
 
 

@@ -20,6 +20,7 @@ from clipcls.embed.session import Session
 from clipcls.models.encoder import load_encoder
 from clipcls.outputs.sinks import open_sink
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
+from clipcls.predict.scores import SCORE_KINDS
 from clipcls.records import Preprocessing
 
 BATCH = 16
@@ -58,7 +59,7 @@ class Encoder:
         pixels = batch["pixels"].copy()  # which Ray's memory doesn't let anybody write to, as torch warns
         batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
         features = np.concatenate(list(self.threads.map(self.encoder.encode_image, batches)))
-        cosines, found = scores(features, self.labels, "softmax")
+        cosines, found = scores(features, self.labels, SCORE_KINDS["softmax"])
         return {"path": batch["path"], "cosines": cosines, "scores": found}
 
 

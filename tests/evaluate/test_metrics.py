@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clipcls.evaluate import metrics
 from clipcls.evaluate.metrics import UNKNOWN, Answers, Estimate, LabelAnswers, Statistic
-from clipcls.predict.ranking import Scoring, rank
+from clipcls.predict.ranking import label_places
 
 Seeded = Callable[[int], np.random.Generator]
 
@@ -30,7 +30,7 @@ def answers(count: int = 300, labels: int = 7, seed: int = 0) -> tuple[Answers, 
     scores = probabilities(random, count, labels)
     guessed = scores.argmax(axis=1)
     truth = np.where(random.random(count) < 0.5, guessed, random.integers(0, labels, count))
-    places = metrics.places(scores, scores, truth)
+    places = label_places(scores, scores, truth)
     return Answers(truth, guessed, places, scores.max(axis=1), metrics.brier(scores, truth)), scores
 
 
@@ -44,23 +44,6 @@ def test_places_give_scikit_learns_top_k_accuracy(k: int) -> None:
     found, scores = answers()
     expected = top_k_accuracy_score(found.truth, scores, k=k, labels=range(7))
     assert value(metrics.mean(found.place < k), 300) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_places_equal_the_order_of_predict_with_ties(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    scores = random.integers(0, 3, (40, 6)).astype(np.float32) / 2
-    cosines = random.integers(0, 2, (40, 6)).astype(np.float32) / 2
-    truth = random.integers(0, 6, 40)
-    names = tuple("abcdef")
-    for row, place in enumerate(metrics.places(cosines, scores, truth)):
-        listed = [entry.label for entry in rank("", cosines[row], scores[row], names, Scoring(top_k=6)).top]
-        assert listed.index(names[truth[row]]) == place
-
-
-def test_places_of_a_class_without_a_label_is_behind_all() -> None:
-    scores = np.array([[0.5, 0.5]], np.float32)
-    assert metrics.places(scores, scores, np.array([2])).tolist() == [2]
 
 
 def test_mean_recall_equals_scikit_learns_balanced_accuracy() -> None:
