@@ -3,11 +3,18 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from clipcls.outputs.formats import OUTPUT_FORMATS
 from clipcls.records import Decode, ScoreKind
+
+# the choices of --format
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(OUTPUT_FORMATS)]
 
 # what to look for
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from clipcls.distributed.run import Run, Spread
     from clipcls.distributed.work import Report
     from clipcls.inputs.listing import Sources
-    from clipcls.outputs.target import Target
+    from clipcls.outputs.destination import Destination
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.records import ModelSpec
@@ -26,10 +26,10 @@ class SpreadLabelling(Labelling):
     """
 
     def __init__(
-        self, classifier: "Classifier", sources: "Sources", target: "Target", limit: "ErrorLimit", quiet: bool,
-        spec: "ModelSpec", spread: "Spread",
+        self, classifier: "Classifier", sources: "Sources", destination: "Destination", limit: "ErrorLimit",
+        quiet: bool, spec: "ModelSpec", spread: "Spread",
     ):  # fmt: skip
-        super().__init__(classifier, sources, target, limit, quiet)
+        super().__init__(classifier, sources, destination, limit, quiet)
         self._spec = spec
         self._spread = spread
 
@@ -44,7 +44,7 @@ class SpreadLabelling(Labelling):
             lambda: sources.images(unread=True), sources.column, sources.allow_urls, sources.allow_private_urls
         )
         with Progress(not self._quiet, "") as progress, StopSignals("stopping the workers") as signals:
-            parts = (self._classifier, self._spec, listing, self._target, self._spread)
+            parts = (self._classifier, self._spec, listing, self._destination, self._spread)
             with open_run(*parts, progress.update_labels) as run:
                 self._report_resumed(run.before)
                 total = run.total

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from clipcls.inputs.listing import Sources
-    from clipcls.outputs.resume import Output
-    from clipcls.outputs.target import Target
+    from clipcls.outputs.destination import Destination
+    from clipcls.outputs.resume import RunOutput
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.records import ImageRef, Prediction
@@ -29,11 +29,11 @@ class Labelling:
     """
 
     def __init__(
-        self, classifier: "Classifier", sources: "Sources", target: "Target", limit: "ErrorLimit", quiet: bool
+        self, classifier: "Classifier", sources: "Sources", destination: "Destination", limit: "ErrorLimit", quiet: bool
     ):
         self._classifier = classifier
         self._sources = sources
-        self._target = target
+        self._destination = destination
         self._limit = limit
         self._quiet = quiet
         self._done = self._failed = 0
@@ -50,12 +50,12 @@ class Labelling:
 
         classifier = self._classifier
         labels = tuple(label.name for label in classifier.labels)
-        shown = self._target.output if self._target.folder is None else ""
+        shown = self._destination.output if self._destination.folder is None else ""
         with Progress(not self._quiet, shown) as progress, StopSignals("finishing the batch at hand") as signals:
             # all that can go wrong with model, labels and sources does so before the output is touched
             classifier.label_features = classifier.embed_labels(progress.update_labels)
             images = self._images()
-            with open_output(self._target, labels, classifier.settings) as output:
+            with open_output(self._destination, labels, classifier.settings) as output:
                 before = output.done
                 self._report_resumed(before.count)
                 progress.start(self._sources.count if self._sources.are_countable else None, before.count)
@@ -66,7 +66,7 @@ class Labelling:
     def _images(self) -> "Iterator[ImageRef]":
         """The images that there are; that there are none is no reason to empty an output."""
         images = self._sources.images()
-        if self._target.resume:
+        if self._destination.resume:
             return images
         first = next(images, None)
         if first is None:
@@ -76,7 +76,7 @@ class Labelling:
     def _none_found(self) -> UsageError:
         return UsageError(f"No images found in what was given.{self._sources.hint()}")
 
-    def _write(self, predictions: "Iterator[Prediction]", output: "Output", progress: Progress) -> bool:
+    def _write(self, predictions: "Iterator[Prediction]", output: "RunOutput", progress: Progress) -> bool:
         """Write rows; returns whether too many images failed."""
         before = output.done
         for prediction in predictions:
@@ -95,7 +95,7 @@ class Labelling:
 
     def _report_resumed(self, count: int) -> None:
         if count and not self._quiet:
-            typer.echo(f"clipcls: {self._target.name}: going on after {count:,} images", err=True)
+            typer.echo(f"clipcls: {self._destination.name}: going on after {count:,} images", err=True)
 
     def _report(self, before: int, failed_before: int, can_resume: bool, exit_code: int, exceeded: bool) -> None:
         done, failed = before + self._done, failed_before + self._failed

@@ -16,15 +16,14 @@ from clipcls.distributed.work import Job, Report, Task
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.lazy_encoder import find_model
 from clipcls.errors import UsageError
+from clipcls.outputs.destination import Destination
+from clipcls.outputs.formats import PARTS_FORMAT, format_names
 from clipcls.outputs.resume import claim_folder
-from clipcls.outputs.target import Target
 from clipcls.predict.classifier import Classifier
 from clipcls.records import ImageRef, ModelFacts, ModelSpec
 
 #: Of the plan's file, in the output's folder.
 PLAN_NAME = ".clipcls-plan"
-#: Which formats can have an index.
-FORMATS = ("parquet", "jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ def open_run(
     classifier: Classifier,
     spec: ModelSpec,
     listing: Listing,
-    target: Target,
+    destination: Destination,
     spread: Spread,
     report_labels: Callable[[int, int], None] | None = None,
 ) -> Iterator[Run]:
@@ -122,8 +121,8 @@ def open_run(
         StoppedError: the cluster can't be reached, or the output can't be written.
         ModelError: the model can't be had.
     """
-    check_spread(target, spec, spread)
-    folder = target.folder
+    check_spread(destination, spec, spread)
+    folder = destination.folder
     assert folder is not None
     with _joined(spread) as cluster:
         gpus = 0.0 if spec.device == "cpu" else spread.gpus_per_worker
@@ -132,11 +131,11 @@ def open_run(
         facts = _settle_model(classifier, spec, cluster, pool)
         classifier.label_features = classifier.embed_labels(report_labels)
         settings = classifier.settings() | {"--engine": "ray", "--precision": facts.precision}
-        with claim_folder(target, folder, settings) as (journal, files):
-            if files and target.retry_errors:
+        with claim_folder(destination, folder, settings) as (journal, files):
+            if files and destination.retry_errors:
                 journal.restate(settings)
-            plan = Plan(folder / PLAN_NAME, bool(files), target.retry_errors)
-            output = PartFiles(folder, target.kind or "parquet", files, target.retry_errors)
+            plan = Plan(folder / PLAN_NAME, bool(files), destination.retry_errors)
+            output = PartFiles(folder, destination.format, files, destination.retry_errors)
             again = output.count(plan.parts)
             plan.extend(listing.images(), pool.workers, listing.column, files.keys(), output.mended)
             plan.write()
@@ -145,7 +144,7 @@ def open_run(
                 model=send(classifier.encoder.files, cluster.put),
                 facts=facts,
                 threads=pool.threads,
-                kind=output.kind,
+                format=output.format,
                 run=secrets.token_hex(8),
                 directory=os.getcwd(),  # noqa: PTH109
                 column=listing.column,
@@ -156,16 +155,17 @@ def open_run(
             yield Run(cluster, pool, job, plan, output, again)
 
 
-def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
+def check_spread(destination: Destination, spec: ModelSpec, spread: Spread) -> None:
     """Refuse what can't be done on a cluster, before it is asked for anything.
 
     Raises:
         UsageError: it can't, or Ray isn't installed.
     """
-    if target.folder is None:
+    if destination.folder is None:
         raise UsageError("--engine ray writes part files: give --output-dir DIR.")
-    if (target.kind or "parquet") not in FORMATS:
-        raise UsageError(f"--engine ray writes {' or '.join(FORMATS)}, whose rows have an index; not {target.kind}.")
+    if not destination.format.keeps_index:
+        names = format_names(lambda one: one.keeps_index, first=PARTS_FORMAT)
+        raise UsageError(f"--engine ray writes {names}, whose rows have an index; not {destination.format.name}.")
     if spec.device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {spec.device}: Ray chooses each worker's device; use auto, cpu or cuda.")
     if spread.gpus_per_worker and spec.device == "cpu":

@@ -17,9 +17,10 @@ from clipcls.embed.cache.database import default_folder
 from clipcls.embed.cache.store import Cache
 from clipcls.embed.lazy_encoder import LazyEncoder
 from clipcls.errors import ClipclsError, StoppedError
+from clipcls.outputs.formats.output_format import OutputFormat
 from clipcls.outputs.sinks import encode
 from clipcls.predict.classifier import Classifier
-from clipcls.records import Format, ImageRef, ModelFacts, Prediction
+from clipcls.records import ImageRef, ModelFacts, Prediction
 
 # of a part on one node, before it is taken for the workers' killer
 _MOST_ATTEMPTS = 3
@@ -37,7 +38,7 @@ class Job:
         classifier: with its labels embedded, and without a model.
         facts: of the model, on the workers' device.
         threads: that decode, and on a CPU that compute.
-        kind: what rows are to be written as.
+        format: of the rows.
         run: a name of this run.
         directory: that relative paths start from.
         default_cache: whether the cache lies where each node has its own by default.
@@ -48,7 +49,7 @@ class Job:
     model: SentModel
     facts: ModelFacts
     threads: int
-    kind: Format
+    format: OutputFormat
     run: str
     directory: str
     column: str | None
@@ -177,7 +178,7 @@ class Worker:
                 yield replace(prediction, index=part.number * ROWS + count)
                 count += 1
 
-        content = encode(rows(), job.kind)
+        content = encode(rows(), job.format)
         if len(content) > _MOST_BYTES:
             raise StoppedError(
                 f"the rows of part {part.number} are {len(content):,} bytes, more than the {_MOST_BYTES:,} that can be "

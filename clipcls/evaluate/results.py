@@ -14,7 +14,7 @@ from clipcls.evaluate.confusion import Confusion, most_confused
 from clipcls.evaluate.match_labels import label_indices, repeated_paths
 from clipcls.evaluate.metrics import Answers, ClassFigures, Estimate, Flags, LabelAnswers, LabelLevel, Level, Statistic
 from clipcls.inputs.labelled.examples import Truth
-from clipcls.outputs import rows
+from clipcls.outputs.rows import row_fields
 from clipcls.records import Label, Prediction
 
 ACCURACY = "accuracy@1"
@@ -307,7 +307,7 @@ def _fields(figures: Any) -> dict[str, Any]:
 
 
 def _failure(path: str, error: str) -> dict[str, Any]:
-    row = rows.record(Prediction(path, None, None, None, error=error))
+    row = row_fields(Prediction(path, None, None, None, error=error))
     return {name: row[name] for name in ("path", "error", "path_b64") if name in row}
 
 

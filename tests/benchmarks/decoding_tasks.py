@@ -17,6 +17,7 @@ import ray.data
 from clipcls import Classifier, ModelSpec
 from clipcls.embed.execution import Execution
 from clipcls.models.encoder import load_encoder
+from clipcls.outputs.destination import Destination
 from clipcls.outputs.sinks import open_sink
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
 from clipcls.records import Preprocessing
@@ -84,7 +85,7 @@ def main() -> None:
     )
     folder = Path(output)
     folder.mkdir(parents=True)
-    with open_sink(str(folder / "part-000000.parquet"), "parquet", labels=labels.names) as sink:
+    with open_sink(Destination(str(folder / "part-000000.parquet")), labels.names) as sink:
         for batch in data.iter_batches(batch_size=None):
             for path, cosines, found in zip(batch["path"], batch["cosines"], batch["scores"], strict=True):
                 sink.write(rank(str(path), cosines, found, labels.names, Scoring()))
