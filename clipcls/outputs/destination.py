@@ -6,14 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipcls.errors import UsageError
-from clipcls.outputs.formats import (
-    PARTS_FORMAT,
-    PIPE_FORMAT,
-    TERMINAL_FORMAT,
-    find_format,
-    format_for,
-    format_names,
-)
+from clipcls.outputs.formats import PARTS_FORMAT, PIPE_FORMAT, TERMINAL_FORMAT, find_format, format_for, format_names
 from clipcls.outputs.formats.output_format import OutputFormat
 
 # with the one slash that is left of two in a path; a drive's name has one letter

@@ -18,7 +18,7 @@ def parts_in(folder: Path) -> dict[int, Path]:
     return {number: path for path, number, is_draft in _found_in(folder) if not is_draft}
 
 
-def remove_drafts(folder: Path) -> None:
+def remove_draft_parts(folder: Path) -> None:
     """Remove the part files that a killed run left unfinished."""
     for path, _, is_draft in _found_in(folder):
         if is_draft:

@@ -8,19 +8,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.outputs.atomic import can_write
 from clipcls.outputs.destination import Destination, check_destination
 from clipcls.outputs.formats import format_for
 from clipcls.outputs.formats.output_format import OutputFormat, Sink
-from clipcls.outputs.formats.text import StoredPrediction, TextFormat, TextSink
+from clipcls.outputs.formats.text import TextFormat, TextSink, WholeLines
 from clipcls.outputs.journal import Journal, RunSettings, differences, journal_path
-from clipcls.outputs.part_files import parts_in, remove_drafts
+from clipcls.outputs.part_files import parts_in, remove_draft_parts
 from clipcls.outputs.read_back import predictions_in
 from clipcls.outputs.sinks import Parts, open_sink, published
 from clipcls.records import ImageRef, Prediction
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +102,12 @@ def open_output(
         UsageError: it can't be gone on with, or see `check_destination`.
     """
     check_destination(destination)
-    format = destination.format
+    format = destination.format.for_labels(labels)
     if destination.folder is not None:
         with _open_folder(destination, destination.folder, settings()) as output:
             yield output
     elif destination.is_resumable and isinstance(format, TextFormat):
-        with _open_text(destination, format.for_labels(labels), settings()) as output:
+        with _open_text(destination, format, settings()) as output:
             yield output
     else:
         with open_sink(destination, labels) as sink:
@@ -159,10 +161,10 @@ def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Jo
     is_whole = format.one_row_per_image or not _lists_several(settings) or journal.whole == path.stat().st_size
     end = 0
     with path.open("rb+") as file:
-        for row, is_last in _marking_last(format.read_rows(file, destination.output)):
+        for (prediction, row_end), is_last in _marking_last(format.read_rows(WholeLines(file, destination.output))):
             if is_whole or not is_last:
-                done.add(row.prediction)
-                end = row.end
+                done.add(prediction)
+                end = row_end
         file.truncate(end)
     return done
 
@@ -172,7 +174,7 @@ def _lists_several(settings: RunSettings) -> bool:
     return bool(settings.get("--multi-label")) or (settings.get("--top-k") or 1) > 1
 
 
-def _marking_last(rows: Iterator[StoredPrediction]) -> Iterator[tuple[StoredPrediction, bool]]:
+def _marking_last(rows: Iterator[_T]) -> Iterator[tuple[_T, bool]]:
     before = next(rows, None)
     for row in rows:
         if before is not None:
@@ -237,7 +239,7 @@ def claim_folder(
         with can_write(destination.name):
             folder.mkdir(parents=True, exist_ok=True)
             journal = stack.enter_context(Journal(journal_path(folder), destination.name))
-            remove_drafts(folder)
+            remove_draft_parts(folder)
             parts = parts_in(folder)
             if not parts:
                 journal.begin(settings)

@@ -67,17 +67,17 @@ def open_sink(destination: Destination, labels: tuple[str, ...]) -> Iterator[Sin
         StoppedError: the output can't be written.
         UsageError: its extension stands for no format, and none is given.
     """
-    output, format = destination.output, destination.format
+    output, format = destination.output, destination.format.for_labels(labels)
     if output == "-":
         if sys.stdout is None:
             raise StoppedError("standard output is closed. Give --output FILE.")
-        with format.open_sink(_standard_output(), "standard output", labels) as sink:
+        with format.open_sink(_standard_output(), "standard output") as sink:
             yield sink
     elif format.can_stream:
         with contextlib.ExitStack() as stack:
             with can_write(output):
                 stream = cast("BinaryIO", stack.enter_context(Path(output).open("wb", buffering=0)))
-            yield stack.enter_context(format.open_sink(stream, output, labels))
+            yield stack.enter_context(format.open_sink(stream, output))
     else:
         with published(Path(output), format, early=True) as sink:
             yield sink

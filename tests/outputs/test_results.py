@@ -10,7 +10,7 @@ import pytest
 from clipcls.errors import UsageError
 from clipcls.outputs.destination import Destination
 from clipcls.outputs.formats import find_format, format_for
-from clipcls.outputs.formats.text import TextFormat
+from clipcls.outputs.formats.text import TextFormat, WholeLines
 from clipcls.outputs.read_back import read_predictions
 from clipcls.outputs.sinks import open_sink
 from clipcls.records import Prediction
@@ -56,11 +56,11 @@ def test_rows_of_a_cut_file_are_the_whole_ones(tmp_path: Path, kind: str) -> Non
     data = written(tmp_path / f"out.{kind}", predictions)
     format = find_format(kind)
     assert isinstance(format, TextFormat)
-    ends = [row.end for row in format.read_rows(io.BytesIO(data), "out")]
+    ends = [end for _, end in format.read_rows(WholeLines(io.BytesIO(data), "out"))]
     assert len(ends) == len(predictions) and ends[-1] == len(data)
     for length in range(len(data)):
-        found = list(format.read_rows(io.BytesIO(data[:length]), "out"))
-        assert [row.end for row in found] == [end for end in ends if end <= length]
+        found = [end for _, end in format.read_rows(WholeLines(io.BytesIO(data[:length]), "out"))]
+        assert found == [end for end in ends if end <= length]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])

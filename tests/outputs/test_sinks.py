@@ -15,11 +15,11 @@ from rich.cells import cell_len
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.outputs.destination import Destination
-from clipcls.outputs.formats.csv import COLUMNS, Csv
-from clipcls.outputs.formats.jsonl import Jsonl
-from clipcls.outputs.formats.table import Table
+from clipcls.outputs.formats.csv import COLUMNS, CsvFormat
+from clipcls.outputs.formats.jsonl import JsonlFormat
+from clipcls.outputs.formats.table import TableFormat
 from clipcls.outputs.formats.text import TextSink
-from clipcls.outputs.formats.tsv import Tsv
+from clipcls.outputs.formats.tsv import TsvFormat
 from clipcls.outputs.rows import row_fields
 from clipcls.outputs.sinks import open_sink
 from clipcls.records import Prediction, ScoredLabel
@@ -63,7 +63,7 @@ def unescaped(text: str) -> str:
 
 @pytest.mark.parametrize("name", [*ODD_NAMES, "\\t\\n", "\\"])
 def test_tsv_escapes_so_that_a_row_stays_a_row(name: str) -> None:
-    row = Tsv().row(prediction(name, (name, 0.5)))
+    row = TsvFormat().row(prediction(name, (name, 0.5)))
     assert row.endswith("\n") and row.count("\n") == 1 and "\r" not in row
     path, label, score = row.removesuffix("\n").split("\t")
     assert (unescaped(path), unescaped(label), score) == (name, name, "0.500000")
@@ -71,26 +71,27 @@ def test_tsv_escapes_so_that_a_row_stays_a_row(name: str) -> None:
 
 def test_tsv_has_a_line_for_each_listed_label() -> None:
     assert (
-        Tsv().row(prediction("a.png", ("cat", 0.75), ("dog", 0.25))) == "a.png\tcat\t0.750000\na.png\tdog\t0.250000\n"
+        TsvFormat().row(prediction("a.png", ("cat", 0.75), ("dog", 0.25)))
+        == "a.png\tcat\t0.750000\na.png\tdog\t0.250000\n"
     )
 
 
 def test_tsv_unknown_has_one_line_with_an_empty_label() -> None:
-    assert Tsv().row(prediction("a.png", ("cat", 0.3), ("dog", 0.2), unknown=True)) == "a.png\t\t0.300000\n"
+    assert TsvFormat().row(prediction("a.png", ("cat", 0.3), ("dog", 0.2), unknown=True)) == "a.png\t\t0.300000\n"
 
 
 def test_tsv_scores_have_six_decimals() -> None:
-    assert Tsv().row(prediction("a", ("b", 1e-9))) == "a\tb\t0.000000\n"
-    assert Tsv().row(prediction("a", ("b", -0.1234567))) == "a\tb\t-0.123457\n"
+    assert TsvFormat().row(prediction("a", ("b", 1e-9))) == "a\tb\t0.000000\n"
+    assert TsvFormat().row(prediction("a", ("b", -0.1234567))) == "a\tb\t-0.123457\n"
 
 
 def test_tsv_leaves_out_images_with_an_error() -> None:
-    assert Tsv().row(FAILED) == ""
+    assert TsvFormat().row(FAILED) == ""
 
 
 def test_tsv_keeps_a_names_bytes() -> None:
     stream = io.BytesIO()
-    TextSink(stream, Tsv(), "out.tsv").write(prediction(UNDECODABLE))
+    TextSink(stream, TsvFormat(), "out.tsv").write(prediction(UNDECODABLE))
     assert stream.getvalue() == b"caf\xe9\xff.png\tcat\t0.750000\n"
 
 
@@ -100,7 +101,7 @@ def test_tsv_keeps_a_names_bytes() -> None:
 @pytest.mark.parametrize("name", [*ODD_NAMES, "\x00\x1f\u2028", "\ufffd"])
 def test_jsonl_row_is_one_line_equal_to_the_record(name: str) -> None:
     given = prediction(name, (name, 0.75), ("dog", 0.25))
-    row = Jsonl().row(given)
+    row = JsonlFormat().row(given)
     assert row.endswith("\n") and row.count("\n") == 1
     assert json.loads(row) == row_fields(given)
     assert row_fields(given) == {
@@ -130,7 +131,7 @@ def test_record_of_unknown_and_failed_images() -> None:
 
 
 def test_record_gives_the_bytes_of_an_undecodable_name() -> None:
-    fields = json.loads(Jsonl().row(prediction(UNDECODABLE)).encode("utf-8"))
+    fields = json.loads(JsonlFormat().row(prediction(UNDECODABLE)).encode("utf-8"))
     assert fields["path"] == "caf\ufffd\ufffd.png"
     assert base64.b64decode(fields["path_b64"]) == b"caf\xe9\xff.png"
     assert "path_b64" not in row_fields(prediction("猫\ufffd.png"))
@@ -139,7 +140,7 @@ def test_record_gives_the_bytes_of_an_undecodable_name() -> None:
 def test_jsonl_error_with_an_undecodable_name_is_valid_utf8() -> None:
     stream = io.BytesIO()
     failed = Prediction(UNDECODABLE, None, None, None, error=f"{UNDECODABLE}: gone")
-    TextSink(stream, Jsonl(), "out.jsonl").write(failed)
+    TextSink(stream, JsonlFormat(), "out.jsonl").write(failed)
     assert json.loads(stream.getvalue().decode("utf-8"))["error"].endswith("gone")
 
 
@@ -170,7 +171,7 @@ def test_csv_is_read_back(given: Prediction, tmp_path: Path) -> None:
 
 
 def test_csv_row_of_unknown_has_an_empty_label() -> None:
-    (cells,) = csv.reader([Csv().row(prediction("a.png", ("cat", 0.3), unknown=True))])
+    (cells,) = csv.reader([CsvFormat().row(prediction("a.png", ("cat", 0.3), unknown=True))])
     assert cells[:3] == ["a.png", "", "0.3"]
 
 
@@ -189,7 +190,7 @@ TABLE_NAMES = [
 @pytest.mark.parametrize("width", [40, 41, 80, 200])
 @pytest.mark.parametrize("labels", [("cat",), ("猫", "a much longer label"), ("x" * 300, "cat")])
 def test_table_rows_have_one_width(width: int, labels: tuple[str, ...]) -> None:
-    row = Table().for_labels(labels, width).row
+    row = TableFormat().for_labels(labels, width).row
     lines = []
     for name in TABLE_NAMES:
         lines += row(prediction(name, *((label, 0.5) for label in labels))).splitlines()
@@ -199,12 +200,12 @@ def test_table_rows_have_one_width(width: int, labels: tuple[str, ...]) -> None:
 
 
 def test_table_negative_cosine_keeps_the_width() -> None:
-    row = Table().for_labels(("cat",), 60).row
+    row = TableFormat().for_labels(("cat",), 60).row
     assert cell_len(row(prediction("a", ("cat", -0.25)))) == cell_len(row(prediction("a", ("cat", 0.25)))) <= 61
 
 
 def test_table_shows_no_control_characters_and_no_surrogates() -> None:
-    row = Table().for_labels(("\x1b]0;x\x07",), 80).row
+    row = TableFormat().for_labels(("\x1b]0;x\x07",), 80).row
     shown = "".join(row(prediction(name, ("\x1b]0;x\x07", 0.5))) for name in TABLE_NAMES)
     assert all(sign.isprintable() for sign in shown.replace("\n", ""))
     shown.encode("utf-8")
@@ -212,12 +213,12 @@ def test_table_shows_no_control_characters_and_no_surrogates() -> None:
 
 @pytest.mark.parametrize("space", ["\u202f", "\u00a0", "\u3000"])
 def test_table_shows_a_wider_space_as_a_space(space: str) -> None:
-    assert "\ufffd" not in Table().for_labels(("cat",), 60).row(prediction(f"Screenshot 10.00{space}AM.png"))
+    assert "\ufffd" not in TableFormat().for_labels(("cat",), 60).row(prediction(f"Screenshot 10.00{space}AM.png"))
 
 
 def test_table_says_the_path_once_and_keeps_its_end() -> None:
     first, second = (
-        Table()
+        TableFormat()
         .for_labels(("cat", "dog"), 40)
         .row(prediction("much/too/long/a/path/to/show/here.png", ("cat", 0.7), ("dog", 0.3)))
         .splitlines()
@@ -227,7 +228,7 @@ def test_table_says_the_path_once_and_keeps_its_end() -> None:
 
 
 def test_table_unknown_and_errors() -> None:
-    row = Table().for_labels(("cat", "dog"), 60).row
+    row = TableFormat().for_labels(("cat", "dog"), 60).row
     assert row(prediction("a.png", ("cat", 0.3), ("dog", 0.2), unknown=True)).split() == ["a.png", "unknown", "0.3000"]
     assert row(FAILED) == ""
 
@@ -310,8 +311,8 @@ class SmallDisk(io.BytesIO):
 @pytest.mark.parametrize("capacity", [0, 5, 19, 20, 21, 39, 59])
 def test_sink_full_disk_keeps_whole_rows(capacity: int) -> None:
     stream = SmallDisk(capacity)
-    sink = TextSink(stream, Tsv(), "out.tsv")
-    row = Tsv().row(prediction()).encode()
+    sink = TextSink(stream, TsvFormat(), "out.tsv")
+    row = TsvFormat().row(prediction()).encode()
     whole = capacity // len(row)
     for _ in range(whole):
         sink.write(prediction())
@@ -333,7 +334,7 @@ def test_open_sink_file_size_limit_keeps_whole_rows(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert 0 < written < 100
-    assert file.read_text() == Jsonl().row(prediction()) * written
+    assert file.read_text() == JsonlFormat().row(prediction()) * written
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])
@@ -360,7 +361,7 @@ def test_open_sink_standard_output_in_a_file_keeps_whole_rows(
     lines = file.read_text().splitlines(keepends=True)
     assert 0 < written < 100
     assert lines[-written - 2] == "title\n" and lines[-written - 1].startswith("path,label")
-    assert lines[-written:] == [Csv().row(prediction())] * written
+    assert lines[-written:] == [CsvFormat().row(prediction())] * written
 
 
 def test_sink_full_disk_leaves_what_others_wrote_behind_it(tmp_path: Path) -> None:
@@ -374,7 +375,7 @@ def test_sink_full_disk_leaves_what_others_wrote_behind_it(tmp_path: Path) -> No
                 return super().write(data[:7])
 
         with Shared(tmp_path / "log", "ab") as shared, pytest.raises(StoppedError):
-            TextSink(shared, Tsv(), "log").write(prediction())  # type: ignore[arg-type]
+            TextSink(shared, TsvFormat(), "log").write(prediction())  # type: ignore[arg-type]
     assert (tmp_path / "log").read_bytes().endswith(b"another's\n")
 
 
@@ -390,7 +391,7 @@ def test_sink_closed_pipe_is_the_callers_to_end() -> None:
     read, write = os.pipe()
     os.close(read)
     with open(write, "wb", buffering=0) as stream, pytest.raises(BrokenPipeError):  # noqa: PTH123
-        TextSink(stream, Tsv(), "out.tsv").write(prediction())
+        TextSink(stream, TsvFormat(), "out.tsv").write(prediction())
 
 
 @pytest.mark.parametrize("name", ["out.xml", "out.json", "out.tsv.gz"])

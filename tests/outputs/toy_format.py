@@ -1,9 +1,9 @@
 """The command line with an output format more, for the test that a class and an entry are all that one needs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from clipcls.outputs.formats import OUTPUT_FORMATS
-from clipcls.outputs.formats.text import StoredPrediction, TextFormat, whole_lines
+from clipcls.outputs.formats.text import TextFormat, WholeLines
 from clipcls.records import Prediction
 
 
@@ -14,11 +14,10 @@ class Toy(TextFormat):
     def row(self, prediction: Prediction) -> str:
         return f"{prediction.label or prediction.error} <- {prediction.path}\n"
 
-    def read_rows(self, lines: Iterable[bytes], name: str) -> Iterator[StoredPrediction]:
-        end = 0
-        for line in whole_lines(lines):
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        for line in lines:
             label, path = line.decode().removesuffix("\n").split(" <- ")
-            yield StoredPrediction(Prediction(path, label, 1.0, None), end, end := end + len(line))
+            yield Prediction(path, label, 1.0, None), lines.end
 
 
 OUTPUT_FORMATS["toy"] = Toy()

@@ -14,8 +14,8 @@ import pytest
 
 from clipcls.embed.execution import Execution
 from clipcls.labels.label_files import make_label
-from clipcls.outputs.formats.jsonl import Jsonl
-from clipcls.outputs.formats.table import Table
+from clipcls.outputs.formats.jsonl import JsonlFormat
+from clipcls.outputs.formats.table import TableFormat
 from clipcls.outputs.rows import prediction_of, row_fields
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring
@@ -117,7 +117,7 @@ def test_a_picture_with_an_error_has_no_explanation(colours: Path, tmp_path: Pat
 
 def test_explanations_are_read_back_from_jsonl(colours: Path) -> None:
     for prediction in explained(["red", "green"], FakeEncoder(), colours):
-        row = json.loads(Jsonl().row(prediction))
+        row = json.loads(JsonlFormat().row(prediction))
         assert list(row["explain"]) == ["margin", "prompts"]
         assert all(list(entry) == ["label", "prompt", "similarity"] for entry in row["explain"]["prompts"])
         assert row_fields(prediction_of(row)) == row_fields(prediction)
@@ -128,7 +128,7 @@ def test_explanations_are_indented_on_a_terminal(colours: Path) -> None:
     (prediction,) = explained(
         ["red", "green"], FakeEncoder(), [colours / "red.png"], prompts=["a {}", "long " * 30 + "{}"]
     )
-    row = Table().for_labels(("red", "green"), 60).row
+    row = TableFormat().for_labels(("red", "green"), 60).row
     plain, *lines = row(prediction).splitlines()
     assert plain == row(replace(prediction, explanation=None)).rstrip("\n")
     assert len(lines) == 1 + 2 * 2

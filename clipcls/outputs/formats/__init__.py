@@ -4,18 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipcls.errors import UsageError
-from clipcls.outputs.formats.csv import Csv
-from clipcls.outputs.formats.jsonl import Jsonl
+from clipcls.outputs.formats.csv import CsvFormat
+from clipcls.outputs.formats.jsonl import JsonlFormat
 from clipcls.outputs.formats.output_format import OutputFormat
-from clipcls.outputs.formats.parquet import Parquet
-from clipcls.outputs.formats.table import Table
-from clipcls.outputs.formats.tsv import Tsv
+from clipcls.outputs.formats.parquet import ParquetFormat
+from clipcls.outputs.formats.table import TableFormat
+from clipcls.outputs.formats.tsv import TsvFormat
 
 #: What is written to a terminal, to a pipe and to part files where nothing else is asked for.
-TERMINAL_FORMAT, PIPE_FORMAT, PARTS_FORMAT = Table(), Tsv(), Parquet()
+TERMINAL_FORMAT, PIPE_FORMAT, PARTS_FORMAT = TableFormat(), TsvFormat(), ParquetFormat()
 #: All formats by their names, in the order in which messages list them.
 OUTPUT_FORMATS: dict[str, OutputFormat] = {
-    made.name: made for made in (TERMINAL_FORMAT, PIPE_FORMAT, Jsonl(), Csv(), PARTS_FORMAT)
+    made.name: made for made in (TERMINAL_FORMAT, PIPE_FORMAT, JsonlFormat(), CsvFormat(), PARTS_FORMAT)
 }
 
 

@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from clipcls.errors import UsageError
-from clipcls.outputs.formats.text import StoredPrediction, TextFormat, parse_row, whole_lines
+from clipcls.outputs.formats.text import TextFormat, WholeLines
 from clipcls.outputs.rows import prediction_of, row_fields
 from clipcls.records import Prediction
 
@@ -17,7 +17,7 @@ COLUMNS = ("path", "label", "score", "similarity", "top", "error", "path_b64")
 _LONGEST_CELL = 2**31 - 1
 
 
-class Csv(TextFormat):
+class CsvFormat(TextFormat):
     """Rows as cells; `top` is JSON text."""
 
     name = "csv"
@@ -25,7 +25,6 @@ class Csv(TextFormat):
     header = ",".join(COLUMNS) + "\n"
 
     def row(self, prediction: Prediction) -> str:
-        """See `TextFormat.row`."""
         fields = row_fields(prediction)
         fields["top"] = json.dumps(fields["top"], ensure_ascii=False)
         buffer = io.StringIO()
@@ -33,39 +32,21 @@ class Csv(TextFormat):
         csv.writer(buffer, lineterminator="\r\n").writerow([fields.get(column) for column in COLUMNS])
         return buffer.getvalue().removesuffix("\r\n") + "\n"
 
-    def read_rows(self, lines: Iterable[bytes], name: str) -> Iterator[StoredPrediction]:
-        """See `TextFormat.read_rows`."""
-        end = 0
-
-        def decoded() -> Iterator[str]:
-            nonlocal end
-            for line in whole_lines(lines):
-                end += len(line)
-                yield line.decode("utf-8", "surrogateescape")
-
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
         csv.field_size_limit(_LONGEST_CELL)
         # strict, so that a file that ends within quotes is seen to do so
-        reader = csv.reader(decoded(), strict=True)
-        header = next(reader, None)
-        if header is None:
-            return
-        if tuple(header) != COLUMNS:
-            raise UsageError(f"{name}: its first line isn't the header that `clipcls predict` writes.")
-        start = end
-        while True:
-            try:
-                row = next(reader, None)
-            except csv.Error as exc:
-                if "unexpected end" in str(exc):
-                    return
-                raise UsageError(f"{name}, line {reader.line_num}: not CSV: {exc}.") from exc
-            if row is None:
-                return
-            yield StoredPrediction(parse_row(_parse, row, name, reader.line_num), start, end)
-            start = end
+        reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
+        try:
+            if tuple(next(reader, COLUMNS)) != COLUMNS:
+                raise UsageError(f"{lines.name}: its first line isn't the header that `clipcls predict` writes.")
+            for cells in reader:
+                yield _prediction(cells), lines.end
+        except csv.Error as exc:
+            if "unexpected end" not in str(exc):
+                raise UsageError(f"{lines.name}, line {lines.number}: not CSV: {exc}.") from exc
 
 
-def _parse(cells: list[str]) -> Prediction:
+def _prediction(cells: list[str]) -> Prediction:
     fields: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
     fields["top"] = json.loads(fields["top"])
     for column in ("label", "error"):

@@ -59,16 +59,17 @@ class OutputFormat(ABC):
             UsageError: one isn't.
         """
 
+    def for_labels(self, labels: tuple[str, ...]) -> "OutputFormat":
+        """Return the format with columns that are wide enough for these labels."""
+        return self
+
     @abstractmethod
-    def open_sink(
-        self, stream: BinaryIO, name: str, labels: tuple[str, ...] = (), *, indexed: bool = False
-    ) -> AbstractContextManager[Sink]:
+    def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> AbstractContextManager[Sink]:
         """Open a sink at the beginning of a stream.
 
         Args:
             stream: best without a buffer, so that what a full disk doesn't take can be taken back.
             name: of the output, for messages.
-            labels: all labels of the run, for the widths of columns.
             indexed: whether predictions have an index.
         """
 

@@ -17,7 +17,7 @@ _GROUP_ROWS = 8192
 _GROUP_ANSWERS = 131_072
 
 
-class Parquet(OutputFormat):
+class ParquetFormat(OutputFormat):
     """Rows in a table of Arrow's types, which can be read once the file is closed."""
 
     name = "parquet"
@@ -25,19 +25,14 @@ class Parquet(OutputFormat):
     keeps_index = True
 
     def require(self) -> None:
-        """See `OutputFormat.require`."""
         _require_pyarrow()
 
     @contextlib.contextmanager
-    def open_sink(
-        self, stream: BinaryIO, name: str, labels: tuple[str, ...] = (), *, indexed: bool = False
-    ) -> Iterator[Sink]:
-        """See `OutputFormat.open_sink`."""
+    def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
         with contextlib.closing(_ParquetSink(stream, name, indexed)) as sink:
             yield sink
 
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
-        """See `OutputFormat.read`; a file that was written in part can't be read at all."""
         arrow, parquet = _require_pyarrow()
         try:
             with parquet.ParquetFile(file) as source:
@@ -48,7 +43,6 @@ class Parquet(OutputFormat):
             raise _not_ours(name, exc) from exc
 
     def tally(self, path: Path) -> tuple[int, int]:
-        """See `OutputFormat.tally`; only one column is read."""
         arrow, parquet = _require_pyarrow()
         try:
             with path.open("rb") as file:

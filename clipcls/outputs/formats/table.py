@@ -2,18 +2,17 @@
 
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clipcls.errors import UsageError
-from clipcls.outputs.formats.text import StoredPrediction, TextFormat, answers
+from clipcls.outputs.formats.text import TextFormat, WholeLines, answers
 from clipcls.records import Explanation, Prediction
 
 _UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class Table(TextFormat):
+class TableFormat(TextFormat):
     """A line for each listed answer; none for an image with an error.
 
     Attributes:
@@ -31,16 +30,15 @@ class Table(TextFormat):
     can_be_read = False
     one_row_per_image = False
 
-    def for_labels(self, labels: tuple[str, ...], width: int | None = None) -> "Table":
+    def for_labels(self, labels: tuple[str, ...], width: int | None = None) -> "TableFormat":
         """Return the table with columns for these labels, as wide as the terminal where no width is given."""
         from rich.cells import cell_len
 
         width = width or shutil.get_terminal_size().columns
         longest = max((cell_len(_printable(label)) for label in labels), default=0)
-        return Table(width, max(min(longest, max(min(width // 2, width - 23), 8)), len(_UNKNOWN)))
+        return TableFormat(width, max(min(longest, max(min(width // 2, width - 23), 8)), len(_UNKNOWN)))
 
     def row(self, prediction: Prediction) -> str:
-        """See `TextFormat.row`."""
         if prediction.error is not None:
             return ""
         path_width = max(self.width - self.label_width - 11, 12)
@@ -55,9 +53,8 @@ class Table(TextFormat):
             lines += self._explain(prediction.explanation)
         return "".join(lines)
 
-    def read_rows(self, lines: Iterable[bytes], name: str) -> Iterator[StoredPrediction]:
-        """Raise UsageError: what was shortened can't be read back."""
-        raise UsageError(f"{name}: predictions can't be read back from {self.name}.")
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        raise ValueError("what was shortened can't be read back")
 
     def _explain(self, explanation: Explanation) -> list[str]:
         room = max(self.width - self.label_width - 15, 12)

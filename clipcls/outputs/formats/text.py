@@ -1,35 +1,40 @@
 """What the formats that are text have in common: rows that are written at once, and read back with their places."""
 
-import binascii
 import contextlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, ClassVar, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, ClassVar
 
 from clipcls.errors import UsageError
 from clipcls.outputs.atomic import can_write
 from clipcls.outputs.formats.output_format import OutputFormat, Sink
 from clipcls.records import Prediction
 
-_Row = TypeVar("_Row")
-_Parsed = TypeVar("_Parsed")
 
-
-@dataclass(frozen=True, slots=True)
-class StoredPrediction:
-    """A prediction with the place of its rows.
+class WholeLines:
+    """The lines of a file, but for a last one that was written in part.
 
     Attributes:
-        prediction: without what its format doesn't hold: TSV knows no similarities (None, and NaN in `top`).
-        start: of its first row, in bytes from the beginning.
-        end: of its last row.
+        name: of the file, for messages.
+        number: of the line at hand, from 1.
+        end: of the line at hand, in bytes from the beginning.
+        is_torn: whether a last line was left out.
     """
 
-    prediction: Prediction
-    start: int
-    end: int
+    def __init__(self, file: Iterable[bytes], name: str) -> None:
+        self._file = file
+        self.name = name
+        self.number = self.end = 0
+        self.is_torn = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._file:
+            self.is_torn = not line.endswith(b"\n")
+            if not self.is_torn:
+                self.number += 1
+                self.end += len(line)
+                yield line
 
 
 class TextFormat(OutputFormat):
@@ -49,35 +54,37 @@ class TextFormat(OutputFormat):
         """Return the lines of a prediction with their ends; empty where it has none."""
 
     @abstractmethod
-    def read_rows(self, lines: Iterable[bytes], name: str) -> Iterator[StoredPrediction]:
-        """Read the predictions with their places, but for a last row that was written in part.
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        """Yield each prediction with the end of its rows, in bytes from the beginning.
 
         Raises:
-            UsageError: the lines are something else.
+            ValueError, TypeError, KeyError, AttributeError, RecursionError: a line is no such row.
         """
 
-    def for_labels(self, labels: tuple[str, ...]) -> "TextFormat":
-        """Return the format with columns that are wide enough for all labels."""
-        return self
+    def read_rows(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        """Yield each prediction with the end of its rows, in bytes from the beginning.
 
-    @contextlib.contextmanager
-    def open_sink(
-        self, stream: BinaryIO, name: str, labels: tuple[str, ...] = (), *, indexed: bool = False
-    ) -> Iterator[Sink]:
-        """See `OutputFormat.open_sink`."""
-        yield TextSink(stream, self.for_labels(labels), name)
+        Raises:
+            UsageError: a line is something else.
+        """
+        try:
+            yield from self.parse(lines)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+            raise UsageError(f"{lines.name}, line {lines.number}: not a row that `clipcls predict` writes.") from exc
 
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
-        """See `OutputFormat.read`."""
-        lines = _CountedLines(file)
+        lines = WholeLines(file, name)
         end = 0
-        for stored in self.read_rows(lines, name):
-            end = stored.end
-            yield stored.prediction
-        if not torn and (lines.is_torn or lines.bytes > end > 0):
+        for prediction, end in self.read_rows(lines):  # noqa: B007
+            yield prediction
+        if not torn and (lines.is_torn or lines.end > end > 0):
             raise UsageError(
                 f"{name}: ends within a row; the run that wrote it was cut short. `--resume` completes it."
             )
+
+    @contextlib.contextmanager
+    def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
+        yield TextSink(stream, self, name)
 
 
 class TextSink:
@@ -126,35 +133,3 @@ def answers(prediction: Prediction) -> list[tuple[str, float]]:
     if prediction.label is None:
         return [("", entry.score) for entry in prediction.top[:1]]
     return [(entry.label, entry.score) for entry in prediction.top]
-
-
-def whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Leave out a last line without an end."""
-    return (line for line in lines if line.endswith(b"\n"))
-
-
-def parse_row(parse: Callable[[_Row], _Parsed], row: _Row, name: str, line: int) -> _Parsed:
-    """Parse a row of a file.
-
-    Raises:
-        UsageError: `parse` raises what comes of something else than such a row.
-    """
-    try:
-        return parse(row)
-    except (ValueError, TypeError, KeyError, AttributeError, binascii.Error, RecursionError) as exc:
-        raise UsageError(f"{name}, line {line}: not a row that `clipcls predict` writes.") from exc
-
-
-class _CountedLines:
-    """Lines as they are read, a pipe's too."""
-
-    def __init__(self, lines: Iterable[bytes]) -> None:
-        self._lines = lines
-        self.bytes = 0
-        self.is_torn = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        for line in self._lines:
-            self.bytes += len(line)
-            self.is_torn = not line.endswith(b"\n")
-            yield line
