@@ -7,7 +7,6 @@ from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Decode = Literal["fast", "exact"]
-Format = Literal["table", "tsv", "jsonl", "csv", "parquet"]
 OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
 

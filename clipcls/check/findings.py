@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from clipcls.errors import ClipclsError
-from clipcls.outputs.rows import escaped
+from clipcls.outputs.formats.tsv import escaped
 
 Level = Literal["ok", "note", "warning", "error"]
 

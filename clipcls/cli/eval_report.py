@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clipcls.evaluate.metrics import Estimate
     from clipcls.evaluate.results import EvalOutcome, EvalResult
     from clipcls.inputs.labelled.examples import Truth
-    from clipcls.records import Format
+    from clipcls.outputs.formats.output_format import OutputFormat
 
 # rows of a table of classes; where there are more, those that fare worst are shown
 _MOST_CLASSES = 40
@@ -197,31 +197,31 @@ class Evaluation:
 
 def _read(predictions: Path) -> "Iterator[Prediction]":
     """What a run wrote to a file, or to the part files in a folder."""
+    from clipcls.outputs.part_files import parts_in
     from clipcls.outputs.read_back import read_predictions
 
-    parts = sorted(predictions.glob("part-*.*")) if predictions.is_dir() else [predictions]
+    parts = parts_in(predictions).values() if predictions.is_dir() else [predictions]
     if not parts:
         raise UsageError(f"{predictions}: a folder without part files, as `clipcls predict --output-dir` writes them.")
     is_empty = True
     for part in parts:
-        kind = _format_of(part)
+        format = _format_of(part)
         with part.open("rb") as file:
-            for prediction in read_predictions(file, kind, str(part)):
+            for prediction in read_predictions(file, format, str(part)):
                 is_empty = False
                 yield prediction
     if is_empty:
         raise UsageError(f"{predictions}: holds no predictions.")
 
 
-def _format_of(predictions: Path) -> "Format":
-    from clipcls.outputs.sinks import format_for
+def _format_of(predictions: Path) -> "OutputFormat":
+    from clipcls.outputs.formats import format_for, format_names
 
     try:
         return format_for(predictions)
     except UsageError as exc:
-        raise UsageError(
-            f"{predictions}: its name tells no format: predictions end in .tsv, .csv, .jsonl or .parquet."
-        ) from exc
+        names = format_names(lambda one: one.can_be_read, prefix=".")
+        raise UsageError(f"{predictions}: its name tells no format: predictions end in {names}.") from exc
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from clipcls.models.catalog import DEFAULT_MODEL
+from clipcls.outputs.formats import OUTPUT_FORMATS
 from clipcls.predict.scores import SCORE_KINDS
 from clipcls.records import Decode, ModelSpec
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     ScoreName = str
 else:
     ScoreName = Literal[tuple(SCORE_KINDS)]
+
+# the choices of --format
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(OUTPUT_FORMATS)]
 
 # what to look for
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]

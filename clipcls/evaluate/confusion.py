@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.errors import StoppedError
 from clipcls.evaluate.metrics import UNKNOWN, Answers
-from clipcls.outputs.atomic import write_atomically
+from clipcls.outputs.atomic import can_write, write_atomically
 from clipcls.predict.ranking import Indices
 
 if TYPE_CHECKING:
@@ -121,10 +120,8 @@ def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
     _name_ticks(axes, columns, confusion.names, cell)
     if len(columns) <= _NUMBERED:
         _write_numbers(axes, counts, shares, cell)
-    try:
+    with can_write(str(picture)):
         write_atomically(picture, lambda file: figure.savefig(file, format="png", bbox_inches="tight"))
-    except OSError as exc:
-        raise StoppedError(f"{picture}: can't be written: {exc.strerror}.") from exc
 
 
 def _shown(confusion: Confusion) -> tuple[NDArray[np.int64], list[str]]:

@@ -22,7 +22,7 @@ from clipcls.evaluate.metrics import (
     ThresholdFigures,
 )
 from clipcls.inputs.labelled.examples import Truth
-from clipcls.outputs import rows
+from clipcls.outputs.rows import row_fields
 from clipcls.predict.ranking import Flags
 from clipcls.records import Label, Prediction
 
@@ -319,7 +319,7 @@ def _fields(figures: Any) -> dict[str, Any]:
 
 
 def _failure(path: str, error: str) -> dict[str, Any]:
-    row = rows.record(Prediction(path, None, None, None, error=error))
+    row = row_fields(Prediction(path, None, None, None, error=error))
     return {name: row[name] for name in ("path", "error", "path_b64") if name in row}
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from clipcls.inputs.labelled.read import read_truth
 from clipcls.labels.label_files import make_label
 from clipcls.labels.prompts import load_prompt_set, templates_set
 from clipcls.models.catalog import PICTOGRAM_FOLDER
-from clipcls.outputs.read_back import read_predictions
-from clipcls.outputs.rows import csv_row, jsonl_row, tsv_row
+from clipcls.outputs.formats import find_format
+from clipcls.outputs.sinks import encode
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring
 from clipcls.records import ImageRef, ModelSpec, Prediction, ScoredLabel
@@ -298,14 +298,10 @@ def predicted(data: Path, **scoring: Any) -> list[Prediction]:
     return list(classifier.predict([data]))
 
 
-@pytest.mark.parametrize(("kind", "row"), [("jsonl", jsonl_row), ("csv", csv_row), ("tsv", tsv_row)])
-def test_evaluate_predictions_equals_the_run_that_wrote_them(
-    data: Path, fake_encoder: Any, kind: Any, row: Callable[[Prediction], str]
-) -> None:
-    text = "".join(map(row, predicted(data, top_k=3)))
-    if kind == "csv":
-        text = "path,label,score,similarity,top,error,path_b64\n" + text
-    reread = read_predictions(io.BytesIO(text.encode()), kind, "out")
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_evaluate_predictions_equals_the_run_that_wrote_them(data: Path, fake_encoder: Any, kind: str) -> None:
+    content = encode(predicted(data, top_k=3), find_format(kind))
+    reread = find_format(kind).read(io.BytesIO(content), "out")
     outcome = evaluate_predictions(read(data), reread)
     direct = evaluate(read(data), plan(fake_encoder))
     assert values(outcome) == pytest.approx(values(direct), abs=1e-6)
