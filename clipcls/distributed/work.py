@@ -139,7 +139,7 @@ class Worker:
         classifier.use(LazyEncoder(job.facts, self._open))
         return classifier
 
-    def _open(self, cache: Cache) -> Any:
+    def _open(self, _: Cache) -> Any:
         # torch is imported here, so that parts that are cached do without
         import torch
 
@@ -147,7 +147,7 @@ class Worker:
 
         torch.set_num_threads(self._job.threads)
         files = self._job.model.here(self._fetch)
-        return open_encoder(files, self._job.facts.device, self._job.facts.precision, cache.weights, cache.file_sha256)
+        return open_encoder(files, self._job.facts.device, self._job.facts.precision)
 
     def _require_seen(self, part: Part) -> None:
         """Stop where the pictures are on another machine; they would all be errors."""
