@@ -142,7 +142,7 @@ class Worker:
         execution = replace(job.execution, workers=job.threads, cache_dir=cache_dir)
         return job.classifier.on(Session(LazyEncoder(job.facts, self._open), execution))
 
-    def _open(self, cache: Cache) -> Any:
+    def _open(self, _: Cache) -> Any:
         # torch is imported here, so that parts that are cached do without
         import torch
 
@@ -150,7 +150,7 @@ class Worker:
 
         torch.set_num_threads(self._job.threads)
         files = self._job.model.here(self._fetch)
-        return open_encoder(files, self._job.facts.device, self._job.facts.precision, cache.weights, cache.file_sha256)
+        return open_encoder(files, self._job.facts.device, self._job.facts.precision)
 
     def _require_seen(self, part: Part) -> None:
         """Stop where the pictures are on another machine; they would all be errors."""

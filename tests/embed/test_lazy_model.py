@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from clipcls import Classifier, Execution, ModelSpec, load_encoder
-from clipcls.embed.cache import entries
 from clipcls.embed.cache.store import Cache
 from clipcls.embed.images import embed_images
 from clipcls.embed.session import Session
@@ -45,7 +44,7 @@ def other(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.setattr(entries, "RACY_SECONDS", 0.0)
+    monkeypatch.setattr("clipcls.records.RACY_SECONDS", 0.0)
     return save_pictures(tmp_path / "pictures", 4)
 
 

@@ -1,5 +1,6 @@
 """Numbers against open_clip on the same weights: fp32, exact decoding."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from clipcls.errors import ModelError, UsageError
 from clipcls.models.catalog import PICTOGRAM_FOLDER
 from clipcls.models.checkpoint import Checkpoint, build_tower
 from clipcls.models.device import choose_device, choose_precision
-from clipcls.models.encoder import Encoder, file_sha256
+from clipcls.models.encoder import Encoder
 from clipcls.models.locate import locate
 from clipcls.predict.ranking import Scoring
 from clipcls.records import ImageRef
 from conftest import TINY_CONFIG, embed_images, embed_texts, save_model
 from tiny_models import CLASSNAMES, RESNET_CONFIG, SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
+
+
+def file_sha256(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from clipcls.embed.cache.database import (
     FAILURES,
     NAME,
     SPACE_BYTES,
-    WEIGHTS,
     Failure,
     Identity,
     identity,
@@ -103,11 +102,9 @@ class Cache:
         self._skipped: dict[Kind, int] = {"read": 0, "write": 0}
         self._written = 0
         self._full = False
-        self._weights: Path | None = None
         if folder is None:
             return
         folder = Path(folder)
-        self._weights = folder / WEIGHTS
         self._path = folder.absolute() / NAME
         self._identity: Identity = None
         try:
@@ -122,11 +119,6 @@ class Cache:
         # for a moment there is none while a new file takes the place of a damaged one
         with self._lock:
             return self._database is not None
-
-    @property
-    def weights(self) -> Path | None:
-        """Folder for copies of weights that are slow to open; None where nothing is kept."""
-        return self._weights
 
     def close(self) -> None:
         """Make room if something was written and the limit is exceeded, and let go of the file."""
