@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
 from clipcls.errors import UsageError
 from clipcls.evaluate.calibrate import CalibrationSettings, calibrate
 from clipcls.evaluate.evaluate import EvalPlan, evaluate
@@ -44,9 +45,8 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_toy_kind_predicts(pictures: Path) -> None:
-    classifier = Classifier(
-        list(FakeEncoder.COLOURS), FakeEncoder(), "simple", Scoring("percent"), execution=Execution()
-    )
+    session = Session(FakeEncoder(), Execution())
+    classifier = Classifier(session, list(FakeEncoder.COLOURS), "simple", Scoring("percent"))
     for prediction in classifier.predict(pictures):
         assert prediction.label == Path(prediction.path).parent.name
         assert prediction.similarity is not None and prediction.score == pytest.approx((1 + prediction.similarity) / 2)
