@@ -121,16 +121,27 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+def without_key_bias(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """A tower's weight, but for biases that softmax cancels: their gradients are nothing but rounding."""
+    if not name.endswith("attn.in_proj_bias"):
+        return weight
+    query, _, value = weight.chunk(3)
+    return torch.cat([query, value])
+
+
 def test_torchrun_trains_as_one_process_does(folder: Path, clipcls: Any) -> None:
     one = clipcls("train", "--config", folder / "config.yaml", "--output", folder / "one", "--batch-size", "8")
     assert one.returncode == 0, one.stderr
     two = torchrun("--config", folder / "config.yaml", "--output", folder / "two", "--batch-size", "8")
     assert two.returncode == 0, two.stderr
     assert two.stdout.splitlines() == [str(folder / "two" / "model")]
-    assert losses(folder / "two") == pytest.approx(losses(folder / "one"), abs=1e-4)
+    assert losses(folder / "two") == pytest.approx(losses(folder / "one"), rel=1e-4)
     assert len(losses(folder / "two")) == 4
-    weights = [load_file(folder / name / "model" / "open_clip_model.safetensors") for name in ("one", "two")]
-    assert all(torch.allclose(tensor, weights[1][name], atol=1e-3) for name, tensor in weights[0].items())
+    ones, twos = (load_file(folder / name / "model" / "open_clip_model.safetensors") for name in ("one", "two"))
+    for name, weight in ones.items():
+        one, two = (without_key_bias(name, weight), without_key_bias(name, twos[name]))
+        # AdamW divides each gradient by its own size, and the rounding of a small one with it
+        assert (two - one).norm() <= 1e-3 * one.norm(), name
 
 
 def test_torchrun_says_an_error_once_and_ends(folder: Path) -> None:
