@@ -40,7 +40,6 @@ from clipcls.predict.ranking import (
     Scoring,
     best_labels,
     label_places,
-    reaches,
     scores,
 )
 from clipcls.predict.scores import Cosine, ScoreKind
@@ -292,7 +291,7 @@ class _LabelTally:
     def answers(self, good: Flags) -> LabelAnswers:
         """The answers to the pictures that could be read."""
         found = self._scores[good]
-        return LabelAnswers(self._truth[good], reaches(found, self._scoring.lowest_score), found)
+        return LabelAnswers(self._truth[good], self._scoring.reached(found), found)
 
 
 # ---------------------------------------------------------------------------------------------------------
