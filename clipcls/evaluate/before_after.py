@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.errors import UsageError
 from clipcls.evaluate import fit as fitting
@@ -270,12 +269,12 @@ def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[
     """
     label_scores = data.scores(side)
     answers = data.answers(label_scores)
-    answered = answers & _reached(label_scores, side, data)
+    answered = answers & data.scoring.reached(label_scores, side.thresholds)
     hits, given = (answered & data.truth).sum(axis=1), answered.sum(axis=1)
     found: dict[str, Statistic] = {}
     if data.multi_label:
         found[MICRO_F1] = metrics.micro_f1(answered, data.truth)
-        found[CALIBRATION_ERROR] = _calibration_error_of_labels(label_scores, data.truth)
+        found[CALIBRATION_ERROR] = metrics.calibration_error(label_scores, data.truth)
     else:
         right: Flags = np.any(answers & data.truth, axis=1)
         found[ACCURACY_AT_1] = metrics.mean(right)
@@ -284,13 +283,8 @@ def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[
     if data.kind.fits_scale:
         found[LOG_LOSS] = metrics.mean(_losses(data, side)) if data.kind.fits_bias else _softmax_loss(data, side)
     if of_thresholds:
-        found |= {ANSWERED: metrics.mean(given > 0), PRECISION: _ratio(hits, given)}
+        found |= {ANSWERED: metrics.mean(given > 0), PRECISION: metrics.ratio(hits, given)}
     return found
-
-
-def _reached(label_scores: Array, side: LabelFeatures, data: Scored) -> Flags:
-    """Which scores are high enough, (n, n_labels) bool."""
-    return reaches(label_scores, data.scoring.lowest_score if side.thresholds is None else side.thresholds)
 
 
 def _losses(data: Scored, side: LabelFeatures) -> Values:
@@ -304,41 +298,13 @@ def _softmax_loss(data: Scored, side: LabelFeatures) -> Statistic:
     losses = np.zeros(data.count)
     logits = math.exp(side.logit_scale) * data.contrasts[inside].astype(np.float64)
     losses[inside] = fitting.log_loss(logits, data.right[inside])
-    return _ratio(losses, inside)
-
-
-def _calibration_error_of_labels(label_scores: Array, truth: Flags) -> Statistic:
-    """The expected calibration error over all pairs of an image and a label; see `metrics.calibration_error`."""
-    count, labels = label_scores.shape
-    edges = np.linspace(0, 1, metrics.BINS + 1, dtype=np.float32)
-    bins = np.searchsorted(edges, label_scores, side="right") - 1
-    cells = bins + (metrics.BINS + 1) * np.arange(count)[:, None]
-    sums = np.bincount(cells.ravel(), (label_scores - truth).ravel(), count * (metrics.BINS + 1))
-    gaps = sums.reshape(count, metrics.BINS + 1)
-
-    def statistic(weights: Values) -> Values:
-        error: Values = np.abs(weights @ gaps).sum(axis=1) / (labels * weights.sum(axis=1))
-        return error
-
-    return statistic
-
-
-def _ratio(parts: "NDArray[np.generic]", wholes: "NDArray[np.generic]") -> Statistic:
-    """One sum over another; NaN where that is 0."""
-    upper, lower = parts.astype(np.float64), wholes.astype(np.float64)
-
-    def statistic(weights: Values) -> Values:
-        total = weights @ lower
-        ratio: Values = np.divide(weights @ upper, total, out=np.full(len(weights), np.nan), where=total > 0)
-        return ratio
-
-    return statistic
+    return metrics.ratio(losses, inside)
 
 
 def _counts(data: Scored, side: LabelFeatures) -> tuple[LabelThreshold, ...]:
     assert side.thresholds is not None
     label_scores = data.scores(side)
-    answered = data.answers(label_scores) & _reached(label_scores, side, data)
+    answered = data.answers(label_scores) & data.scoring.reached(label_scores, side.thresholds)
     counts = [flags.sum(axis=0).tolist() for flags in (data.truth, answered, answered & data.truth)]
     return tuple(
         LabelThreshold(None if math.isinf(value) else value, images, given, hits)

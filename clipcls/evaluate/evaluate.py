@@ -42,7 +42,6 @@ from clipcls.predict.ranking import (
     Scoring,
     best_labels,
     label_places,
-    reaches,
     scores,
 )
 from clipcls.predict.scores import Cosine, ScoreKind
@@ -227,7 +226,7 @@ class _LabelTally:
     def answers(self, good: Flags) -> LabelAnswers:
         """The answers to the pictures that could be read."""
         found = self._scores[good]
-        return LabelAnswers(self._truth[good], reaches(found, self._scoring.lowest_score), found)
+        return LabelAnswers(self._truth[good], self._scoring.reached(found), found)
 
 
 _AnyTally = _Tally | _LabelTally

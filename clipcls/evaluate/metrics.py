@@ -196,6 +196,17 @@ def mean(values: NDArray[Any]) -> Statistic:
     return lambda weights: weights @ column / weights.sum(axis=1)
 
 
+def ratio(parts: NDArray[Any], wholes: NDArray[Any]) -> Statistic:
+    """The sum of one value an image over the sum of another; NaN where that is 0.
+
+    Args:
+        parts: (n,).
+        wholes: (n,).
+    """
+    upper, lower = parts.astype(np.float64), wholes.astype(np.float64)
+    return lambda weights: _ratio(weights @ upper, weights @ lower)
+
+
 def mean_recall(truth: Indices, right: Flags) -> Statistic:
     """The mean of the classes' recalls; classes without images don't count.
 
@@ -216,20 +227,22 @@ def mean_recall(truth: Indices, right: Flags) -> Statistic:
     return statistic
 
 
-def calibration_error(score: Array, right: Flags) -> Statistic:
+def calibration_error(scores: Array, right: Flags) -> Statistic:
     """The expected calibration error: how far accuracy is from the mean score, bin by bin.
 
     Args:
-        score: (n,) float32, from 0 to 1.
-        right: (n,) bool.
+        scores: (n,) or, for all pairs of an image and a label, (n, n_labels) float32, from 0 to 1.
+        right: bool, of the same shape.
 
     Source: Naeini et al. 2015, https://ojs.aaai.org/index.php/AAAI/article/view/9602, with bins as in torchmetrics.
     """
     edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
-    bins = np.searchsorted(edges, score, side="right") - 1
-    gaps = np.zeros((len(score), BINS + 1))
-    gaps[np.arange(len(score)), bins] = score - right.astype(np.float64)
-    return lambda weights: _sums(np.abs(weights @ gaps)) / weights.sum(axis=1)
+    count, each = len(scores), scores.size // len(scores)
+    bins = np.searchsorted(edges, scores, side="right").reshape(count, each) - 1
+    cells = bins + (BINS + 1) * np.arange(count)[:, None]
+    sums = np.bincount(cells.ravel(), (scores - right.astype(np.float64)).ravel(), count * (BINS + 1))
+    gaps = sums.reshape(count, BINS + 1)
+    return lambda weights: _sums(np.abs(weights @ gaps)) / (each * weights.sum(axis=1))
 
 
 def brier(scores: Array, truth: Indices) -> Values:
@@ -366,14 +379,7 @@ def micro_f1(answered: Flags, truth: Flags) -> Statistic:
         answered: (n, n_labels) bool.
         truth: (n, n_labels) bool.
     """
-    hits = (answered & truth).sum(axis=1).astype(np.float64)
-    both = (answered.sum(axis=1) + truth.sum(axis=1)).astype(np.float64)
-
-    def statistic(weights: Values) -> Values:
-        total = weights @ both
-        return _ratio(2 * (weights @ hits), total)
-
-    return statistic
+    return ratio(2 * (answered & truth).sum(axis=1), answered.sum(axis=1) + truth.sum(axis=1))
 
 
 def label_levels(

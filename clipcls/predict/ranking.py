@@ -66,6 +66,15 @@ class Scoring:
         """The score that an answer has to reach; None for any."""
         return self.score_kind.threshold if self.multi_label and self.threshold is None else self.threshold
 
+    def reached(self, label_scores: Array, thresholds: Array | None = None) -> Flags:
+        """Return which scores are high enough for an answer, in the shape of `label_scores`.
+
+        Args:
+            label_scores: (n_labels,) or (n_images, n_labels) float32.
+            thresholds: (n_labels,) float32, which take the place of the one for all.
+        """
+        return reaches(label_scores, self.lowest_score if thresholds is None else thresholds)
+
 
 @dataclass(frozen=True, slots=True)
 class LabelFeatures:
@@ -152,7 +161,7 @@ def rank(
         thresholds: (n_labels,) float32, which take the place of the one in `scoring`.
     """
     order = label_order(cosines, label_scores)
-    reached = reaches(label_scores, scoring.lowest_score if thresholds is None else thresholds)
+    reached = scoring.reached(label_scores, thresholds)
     if scoring.multi_label:
         passing = order[reached[order]]
         # an unknown image still shows how near the best label came
