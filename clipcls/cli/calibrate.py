@@ -1,6 +1,5 @@
 """`clipcls calibrate`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +8,7 @@ import typer
 from clipcls.cli import options
 from clipcls.cli.eval_report import Output
 from clipcls.cli.progress import Progress
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, listed, printable
 
 if TYPE_CHECKING:
     from clipcls.evaluate.before_after import Measures
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 _FEW = 100
 # rows of the table of labels
 _MOST_LABELS = 40
-# names that a line lists
-_MOST_NAMES = 5
 
 
 @options.grouped
@@ -226,8 +223,6 @@ def _precision(found: "LabelThreshold") -> tuple[str, str]:
 
 
 def _notes(report: "CalibrationReport") -> str:
-    from clipcls.cli.eval_report import plain
-
     made, lines = report.calibration, []
     if not report.is_fitted:
         lines.append("no answer was wrong, so that there is no best temperature; the model's own is kept")
@@ -235,18 +230,18 @@ def _notes(report: "CalibrationReport") -> str:
         lines.append(f"{made.origin.images:,} images are few: what was fitted is rough")
     never = [name for name, found in zip(made.basis.labels, made.thresholds, strict=False) if found.threshold is None]
     if never:
-        lines.append(f"never answered, so that such images will be unknown: {_listed(never)}")
+        lines.append(f"never answered, so that such images will be unknown: {listed(never)}")
     if report.outside:
         lines.append(
             f"{report.outside:,} images are of classes that aren't among the labels: any answer to them is wrong, and "
             "the temperature was fitted without them"
         )
     if report.failed:
-        paths = _listed([path for path, _ in report.failed])
+        paths = listed(path for path, _ in report.failed)
         lines.append(f"{len(report.failed):,} images could not be read and count for nothing: {paths}")
     if report.problems:
         lines.append(f"in the data, {len(report.problems):,} to look at: {'; '.join(report.problems[:5])}")
-    return "".join(f"Note: {plain(line)}\n" for line in lines)
+    return "".join(f"Note: {printable(line)}\n" for line in lines)
 
 
 def _cells(estimate: "Estimate") -> tuple[str, str]:
@@ -255,8 +250,3 @@ def _cells(estimate: "Estimate") -> tuple[str, str]:
     if isnan(estimate.value):
         return "–", ""
     return f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more

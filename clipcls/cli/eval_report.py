@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import typer
 
 from clipcls.cli.progress import Progress
-from clipcls.errors import StoppedError, UsageError
+from clipcls.errors import StoppedError, UsageError, listed, printable, reason
 from clipcls.records import Label, Prediction
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ _MOST_CLASSES = 40
 _WORST_CLASSES = 20
 # images, below which bootstrap intervals are known to be too narrow
 _FEW = 50
-# names that a line lists
-_MOST_NAMES = 5
 _DASH = "–"
 
 Rows = list[tuple[str, ...]]
@@ -170,7 +168,7 @@ class Evaluation:
         try:
             outcome = evaluate_predictions(self._truth, _read(predictions), labels, confused)
         except OSError as exc:
-            raise UsageError(f"{predictions}: can't be read: {(exc.strerror or str(exc)).lower()}.") from exc
+            raise UsageError(f"{predictions}: can't be read: {reason(exc)}.") from exc
         self._finish(outcome, None)
 
     def _finish(self, outcome: "EvalOutcome", command: str | None) -> None:
@@ -241,7 +239,7 @@ def report(outcome: "EvalOutcome", command: str | None) -> str:
         parts.append(_confused(best))
     parts.append(_notes(outcome, best))
     if command is not None:
-        parts.append(f"To label pictures so:\n{plain(command)}\n")
+        parts.append(f"To label pictures so:\n{printable(command)}\n")
     return "\n".join(part for part in parts if part)
 
 
@@ -345,26 +343,26 @@ def _notes(outcome: "EvalOutcome", best: "EvalResult") -> str:
     told = outcome.caveats
     lines = _caution(outcome, best)
     if told.failed:
-        paths = _listed(path for path, _ in told.failed)
+        paths = listed(path for path, _ in told.failed)
         lines.append(f"{len(told.failed):,} images could not be read and are in none of the figures: {paths}")
     if told.missing:
-        lines.append(f"{len(told.missing):,} images aren't among the predictions: {_listed(told.missing)}")
+        lines.append(f"{len(told.missing):,} images aren't among the predictions: {listed(told.missing)}")
     if told.unasked:
         lines.append(f"{len(told.unasked):,} predictions are of pictures that the data don't hold, and don't count")
     if told.unknown:
         lines.append(f"{told.unknown:,} images are unknown, which is counted as wrong")
     if told.outside:
-        named = _listed(f"{name} ({count:,})" for name, count in told.outside.items())
+        named = listed(f"{name} ({count:,})" for name, count in told.outside.items())
         what = "such labels don't count" if outcome.multi_label else "they are counted as wrong"
         within = "" if math.isnan(best.within) else f"; accuracy@1 without them: {best.within:.4f}"
         lines.append(f"images of classes that aren't among the labels: {named}; {what}{within}")
     if told.unseen:
-        lines.append(f"no image is of {_listed(told.unseen)}; such labels are in no mean over classes")
+        lines.append(f"no image is of {listed(told.unseen)}; such labels are in no mean over classes")
     if told.repeated:
-        lines.append(f"{len(told.repeated):,} paths come more than once and count as often: {_listed(told.repeated)}")
+        lines.append(f"{len(told.repeated):,} paths come more than once and count as often: {listed(told.repeated)}")
     if told.problems:
-        lines.append(f"in the data, {len(told.problems):,} to look at: {_listed(told.problems, '; ')}")
-    return "".join(f"Note: {plain(line)}\n" for line in lines)
+        lines.append(f"in the data, {len(told.problems):,} to look at: {listed(told.problems, separator='; ')}")
+    return "".join(f"Note: {printable(line)}\n" for line in lines)
 
 
 def _caution(outcome: "EvalOutcome", best: "EvalResult") -> list[str]:
@@ -397,21 +395,9 @@ def _number(value: float) -> str:
     return _DASH if math.isnan(value) else f"{value:.4f}"
 
 
-def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    found = list(names)
-    more = f" and {len(found) - _MOST_NAMES:,} more" if len(found) > _MOST_NAMES else ""
-    return separator.join(found[:_MOST_NAMES]) + more
-
-
 def _is_replaced(path: Path) -> bool:
     """Whether a new file takes the place of what is there; links, devices and pipes, as /dev/stdout, are written to."""
     return not path.is_symlink() and (path.is_file() or not path.exists())
-
-
-def plain(text: str) -> str:
-    """Text that can't move a terminal's cursor."""
-    shown = os.fsencode(text).decode("utf-8", "replace")
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in shown)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
@@ -427,7 +413,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_
         is_left = number < left or (last_left and number == len(header) - 1)
         grid.add_column(Text(name), justify="left" if is_left else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*(Text(plain(cell)) for cell in row[: len(header)]))
+        grid.add_row(*(Text(printable(cell)) for cell in row[: len(header)]))
     buffer = io.StringIO()
     # as wide as a path may be: what is cut can't be opened
     Console(file=buffer, width=100_000, color_system=None, legacy_windows=False).print(grid)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from clipcls.errors import printable
 from clipcls.evaluate.metrics import UNKNOWN, Answers
 from clipcls.outputs.atomic import can_write, write_atomically
 from clipcls.predict.ranking import Indices
@@ -152,5 +153,5 @@ def _write_numbers(axes: "Axes", counts: NDArray[np.int64], shares: NDArray[np.f
 
 def _short(name: str) -> str:
     """A name as plain text of a bearable length; a dollar sign would begin a formula."""
-    shown = "".join(sign if sign.isprintable() else "\ufffd" for sign in name).replace("$", r"\$")
+    shown = printable(name).replace("$", r"\$")
     return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"

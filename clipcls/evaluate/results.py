@@ -2,13 +2,13 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, listed
 from clipcls.evaluate import metrics
 from clipcls.evaluate.confusion import Confusion, most_confused
 from clipcls.evaluate.match_labels import label_indices, repeated_paths
@@ -163,8 +163,8 @@ def match_classes(truth: Truth, labels: Sequence[Label]) -> Classes:
     used = dict.fromkeys(name for example in truth.examples for name in example.labels)
     if used and not any(name in indices for name in used):
         raise UsageError(
-            f"None of the data's classes is among the labels. The data: {_listed(used)}. "
-            f"The labels: {_listed(label.name for label in labels)}."
+            f"None of the data's classes is among the labels. The data: {listed(used)}. "
+            f"The labels: {listed(label.name for label in labels)}."
         )
     outside = [name for name in used if name not in indices]
     places = {name: len(labels) + number for number, name in enumerate(outside)}
@@ -333,8 +333,3 @@ def _printable(text: str) -> str:
 
 def _estimated(statistics: Mapping[str, Statistic], omitted: Mapping[str, str], count: int) -> dict[str, Estimate]:
     return metrics.bootstrap({name: made for name, made in statistics.items() if name not in omitted}, count)
-
-
-def _listed(names: Iterable[str]) -> str:
-    found = list(names)
-    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

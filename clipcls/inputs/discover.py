@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError
-from clipcls.inputs.folders import has_magic, is_pattern, matches, reason, walk
+from clipcls.inputs.folders import has_magic, is_pattern, matches, walk, why_unopened
 from clipcls.inputs.listing import Sources, read_list
 from clipcls.inputs.shards import expand_braces, is_shard, read_pictures
 from clipcls.inputs.stores import beside, in_store, is_address, local_path, look, require_readable
@@ -196,7 +196,7 @@ def _from_path(path: str, place: _Place) -> Iterator[ImageRef]:
         elif in_store(path):
             yield from _from_store(path, place)
         else:
-            yield ImageRef(path, reason(path, exc))
+            yield ImageRef(path, why_unopened(path, exc))
         return
     if stat.S_ISDIR(mode):
         yield from _from_folder(path)

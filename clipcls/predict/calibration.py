@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, quoted, reason
 from clipcls.predict.ranking import LabelFeatures
 from clipcls.predict.scores import SCORE_KINDS
 
@@ -190,8 +190,8 @@ def _differences(then: Basis, now: Basis) -> list[str]:
         found.append(f"they were {_score_options(then)} and are {_score_options(now)}")
     if set(then.labels) != set(now.labels):
         missing, added = set(then.labels) - set(now.labels), set(now.labels) - set(then.labels)
-        parts = [f"without {_listed(missing)}"] if missing else []
-        found.append(f"the labels are {' and '.join([*parts, *([f'with {_listed(added)}'] if added else [])])}")
+        parts = [f"without {quoted(sorted(missing))}"] if missing else []
+        found.append(f"the labels are {' and '.join([*parts, *([f'with {quoted(sorted(added))}'] if added else [])])}")
     elif then.prompts != now.prompts:
         found.append(f"the prompts differ ({then.prompt_set} then, {now.prompt_set} now)")
     if then.background != now.background and then.kind == now.kind:
@@ -201,11 +201,6 @@ def _differences(then: Basis, now: Basis) -> list[str]:
 
 def _score_options(basis: Basis) -> str:
     return f"--score {basis.kind}{' --multi-label' if basis.multi_label else ''}"
-
-
-def _listed(names: set[str]) -> str:
-    found = sorted(names)
-    return ", ".join(map(repr, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -269,7 +264,7 @@ def read_calibration(path: Path) -> Calibration:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise UsageError(f"{path}: can't be read: {(exc.strerror or str(exc)).lower()}.") from exc
+        raise UsageError(f"{path}: can't be read: {reason(exc)}.") from exc
     except (ValueError, RecursionError, yaml.YAMLError) as exc:
         problem = getattr(exc, "problem", None) or "it isn't text in YAML"
         raise UsageError(f"{path}: not a calibration: {problem}. Make one with `clipcls calibrate`.") from exc

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from clipcls.errors import printable
 from clipcls.outputs.formats.text import TextFormat, WholeLines, answers
 from clipcls.records import Explanation, Prediction
 
@@ -68,7 +69,7 @@ class TableFormat(TextFormat):
 def _printable(text: str) -> str:
     """Replace what could move the cursor, and lone surrogates; a space of any width becomes a space."""
     spaced = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in text)
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in spaced)
+    return printable(spaced)
 
 
 def _fitted(label: str, width: int) -> str:
