@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, cast
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.outputs.atomic import can_write
@@ -21,8 +21,6 @@ from clipcls.outputs.part_files import parts_in, remove_draft_parts
 from clipcls.outputs.read_back import predictions_in
 from clipcls.outputs.sinks import Parts, open_sink, published
 from clipcls.records import ImageRef, Prediction
-
-_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +46,12 @@ class Done:
         self.count += 1
         self.failed += prediction.error is not None
         self._paths[prediction.path] += 1
+
+    def remove(self, prediction: Prediction) -> None:
+        """Take an image back that was counted in."""
+        self.count -= 1
+        self.failed -= prediction.error is not None
+        self._paths[prediction.path] -= 1
 
     def remaining(self, images: Iterable[ImageRef]) -> Iterator[ImageRef]:
         """Yield the images that aren't done; one that is listed twice is done once for each time that it was."""
@@ -102,12 +106,12 @@ def open_output(
         UsageError: it can't be gone on with, or see `check_destination`.
     """
     check_destination(destination)
-    format = destination.format.for_labels(labels)
+    format = destination.format
     if destination.folder is not None:
         with _open_folder(destination, destination.folder, settings()) as output:
             yield output
     elif destination.is_resumable and isinstance(format, TextFormat):
-        with _open_text(destination, format, settings()) as output:
+        with _open_text(destination, format, labels, settings()) as output:
             yield output
     else:
         with open_sink(destination, labels) as sink:
@@ -119,7 +123,9 @@ def open_output(
 
 
 @contextlib.contextmanager
-def _open_text(destination: Destination, format: TextFormat, settings: RunSettings) -> Iterator[RunOutput]:
+def _open_text(
+    destination: Destination, format: TextFormat, labels: tuple[str, ...], settings: RunSettings
+) -> Iterator[RunOutput]:
     name = destination.output
     # what a link leads to: two names of a file have one journal
     path = Path(os.path.realpath(name))
@@ -132,7 +138,7 @@ def _open_text(destination: Destination, format: TextFormat, settings: RunSettin
             logger.warning(
                 "%s: can't be written (%s), so that this run can't be resumed", journal_path(path), exc.strerror
             )
-            yield RunOutput(stack.enter_context(open_sink(destination, ())), format)
+            yield RunOutput(stack.enter_context(open_sink(destination, labels)), format)
             return
         with can_write(name):
             goes_on = destination.resume and path.exists() and bool(path.stat().st_size or journal.failed)
@@ -141,7 +147,8 @@ def _open_text(destination: Destination, format: TextFormat, settings: RunSettin
             if not goes_on:
                 journal.begin(settings)
             begins = not stream.seek(0, os.SEEK_END)
-        yield RunOutput(TextSink(stream, format, name, begins=begins), format, journal, done)
+        sink = TextSink(stream, format.for_labels(labels), name, begins=begins)
+        yield RunOutput(sink, format, journal, done)
         with contextlib.suppress(StoppedError):  # it spares the next run one image
             journal.finish(stream.tell())
 
@@ -159,12 +166,14 @@ def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Jo
         done.add(failed)
     # of several rows of one image, the last may be missing
     is_whole = format.one_row_per_image or not _lists_several(settings) or journal.whole == path.stat().st_size
-    end = 0
+    last, end, end_before = None, 0, 0
     with path.open("rb+") as file:
-        for (prediction, row_end), is_last in _marking_last(format.read_rows(WholeLines(file, destination.output))):
-            if is_whole or not is_last:
-                done.add(prediction)
-                end = row_end
+        for last, row_end in format.read_rows(WholeLines(file, destination.output)):
+            done.add(last)
+            end_before, end = end, row_end
+        if last is not None and not is_whole:
+            done.remove(last)
+            end = end_before
         file.truncate(end)
     return done
 
@@ -172,16 +181,6 @@ def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Jo
 def _lists_several(settings: RunSettings) -> bool:
     """Return whether a run may give an image several answers."""
     return bool(settings.get("--multi-label")) or (settings.get("--top-k") or 1) > 1
-
-
-def _marking_last(rows: Iterator[_T]) -> Iterator[tuple[_T, bool]]:
-    before = next(rows, None)
-    for row in rows:
-        if before is not None:
-            yield before, False
-        before = row
-    if before is not None:
-        yield before, True
 
 
 def _take_out_errors(path: Path, format: OutputFormat) -> None:

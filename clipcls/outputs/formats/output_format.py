@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol, Self
 
 from clipcls.records import Prediction
 
@@ -59,7 +59,7 @@ class OutputFormat(ABC):
             UsageError: one isn't.
         """
 
-    def for_labels(self, labels: tuple[str, ...]) -> "OutputFormat":
+    def for_labels(self, labels: tuple[str, ...]) -> Self:
         """Return the format with columns that are wide enough for these labels."""
         return self
 

@@ -3,7 +3,8 @@
 import shutil
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from clipcls.errors import printable
 from clipcls.outputs.formats.text import TextFormat, WholeLines, answers
@@ -31,13 +32,14 @@ class TableFormat(TextFormat):
     can_be_read = False
     one_row_per_image = False
 
-    def for_labels(self, labels: tuple[str, ...], width: int | None = None) -> "TableFormat":
+    def for_labels(self, labels: tuple[str, ...], width: int | None = None) -> Self:
         """Return the table with columns for these labels, as wide as the terminal where no width is given."""
         from rich.cells import cell_len
 
         width = width or shutil.get_terminal_size().columns
         longest = max((cell_len(_printable(label)) for label in labels), default=0)
-        return TableFormat(width, max(min(longest, max(min(width // 2, width - 23), 8)), len(_UNKNOWN)))
+        label_width = max(min(longest, max(min(width // 2, width - 23), 8)), len(_UNKNOWN))
+        return replace(self, width=width, label_width=label_width)
 
     def row(self, prediction: Prediction) -> str:
         if prediction.error is not None:
