@@ -11,6 +11,7 @@ ScoreKind = Literal["softmax", "sigmoid", "cosine"]
 Format = Literal["table", "tsv", "jsonl", "csv", "parquet"]
 OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
+SortMethod = Literal["copy", "hardlink", "symlink", "move"]
 
 # A file that changes twice within a tick of its file system's clock looks unchanged: FAT's ticks are 2 seconds.
 RACY_SECONDS = 2.0
