@@ -9,6 +9,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Decode = Literal["fast", "exact"]
 OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
+SortMethod = Literal["copy", "hardlink", "symlink", "move"]
 
 # A file that changes twice within a tick of its file system's clock looks unchanged: FAT's ticks are 2 seconds.
 RACY_SECONDS = 2.0
