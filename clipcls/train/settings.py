@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from clipcls.embed.cores import available_cores
 from clipcls.errors import UsageError, first_line
 from clipcls.labels.prompts import load_prompt_set
 from clipcls.outputs.atomic import write_atomically
@@ -182,7 +183,7 @@ class Settings:
     @property
     def threads(self) -> int:
         """Threads that decode pictures."""
-        return self.workers or min(os.cpu_count() or 1, 8)
+        return self.workers or min(available_cores(), 8)
 
     @property
     def validates(self) -> bool:
