@@ -22,8 +22,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="A folder of class folders, a table (.csv, .tsv, .jsonl) with columns path and label or labels, "
-            "or tar shards with .cls members.",
+            help="A folder of class folders, a table (.csv, .tsv, .jsonl, .parquet) with columns path and label or "
+            "labels, or tar shards with .cls members.",
             show_default=False,
         ),
     ],
@@ -82,6 +82,7 @@ def evaluate(
         typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
     ] = None,
     # how to run
+    allow_urls: options.AllowUrlsOption = False,
     max_pixels: options.MaxPixelsOption = None,
     max_bytes: options.MaxBytesOption = None,
     decode: options.DecodeOption = "fast",
@@ -104,6 +105,7 @@ def evaluate(
     from clipcls.evaluate.evaluate import Plan
     from clipcls.images.limits import MAX_PIXELS
     from clipcls.inputs.contents import MAX_BYTES
+    from clipcls.inputs.web import Web
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
@@ -111,7 +113,7 @@ def evaluate(
     target = Output(format, output, confusion_plot)
     target.check([*data, labels_file, predictions, *(prompts or ()), *(model or ())])
     names = _labels(labels, label, labels_file)
-    truth = _truth(data, names, multi_label)
+    truth = _truth(data, names, multi_label, allow_urls)
     if predictions is not None:
         given = {"--model": model, "--prompts": prompts, "--template": template, "--score": score, "--arch": arch}
         _refuse_with_predictions([option for option, value in given.items() if value])
@@ -133,6 +135,7 @@ def evaluate(
             workers=workers,
             max_pixels=max_pixels or MAX_PIXELS,
             max_bytes=max_bytes or MAX_BYTES,
+            web=Web() if allow_urls else None,
             cache_dir=None if no_cache else cache_dir or default_folder(),
             cache_size=DEFAULT_LIMIT if cache_size is None else cache_size * MEGABYTE,
             strict_prompts=strict_prompts,
@@ -164,12 +167,12 @@ def _labels(labels: str | None, label: Sequence[str] | None, file: Path | None) 
     return None if labels is None and not label and file is None else parse_labels(labels, label or (), file)
 
 
-def _truth(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
+def _truth(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool, allow_urls: bool) -> "Truth":
     from dataclasses import replace
 
     from clipcls.inputs.labelled.read import read_truth
 
-    truth = read_truth(data, None if labels is None else [label.name for label in labels])
+    truth = read_truth(data, None if labels is None else [label.name for label in labels], allow_urls)
     return replace(truth, multi_label=True) if multi_label else truth
 
 

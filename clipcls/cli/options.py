@@ -48,6 +48,8 @@ DeviceOption = Annotated[str, typer.Option("--device", envvar="CLIPCLS_DEVICE", 
 PrecisionOption = Annotated[
     str, typer.Option("--precision", envvar="CLIPCLS_PRECISION", help="auto, fp32, bf16 or fp16.")
 ]
+# in
+AllowUrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")]
 # how to score
 ScoreOption = Annotated[
     ScoreKind | None,

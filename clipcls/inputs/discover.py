@@ -204,7 +204,7 @@ def _discover(inputs: Sequence[str], taken: _Taken, lists: _Lists) -> Iterator[I
 def _from_argument(entry: str, taken: _Taken) -> Iterator[ImageRef]:
     path = local_path(entry)
     names = [path]
-    if "{" in path and is_shard(path) and not os.path.lexists(path) and not _is_web(path):
+    if "{" in path and is_shard(path) and not os.path.lexists(path) and not is_web(path):
         try:
             names = expand_braces(path)
         except UsageError as exc:
@@ -212,7 +212,7 @@ def _from_argument(entry: str, taken: _Taken) -> Iterator[ImageRef]:
             return
     for name in names:
         try:
-            if not _is_web(name) and is_pattern(name):
+            if not is_web(name) and is_pattern(name):
                 yield from _from_pattern(name, taken)
             else:
                 yield from _from_path(name, taken)
@@ -225,8 +225,8 @@ def _from_path(path: str, taken: _Taken) -> Iterator[ImageRef]:
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116, the name stays as given
     except (OSError, ValueError) as exc:
-        if _is_web(path):
-            yield _from_web(path, taken)
+        if is_web(path):
+            yield image_on_web(path, taken.allow_urls)
         elif in_store(path):
             yield from _from_store(path, taken)
         else:
@@ -257,17 +257,19 @@ def _unread(path: str) -> ImageRef:
 # Addresses
 
 
-def _is_web(text: str) -> bool:
+def is_web(text: str) -> bool:
+    """Whether a text is an address of the web."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
-def _from_web(url: str, taken: _Taken) -> ImageRef:
+def image_on_web(url: str, allow_urls: bool) -> ImageRef:
+    """A picture at an address, which is an error unless addresses may be fetched."""
     place = re.split("[?#]", url, maxsplit=1)[0]
     if is_shard(place) or is_table(place):
         return ImageRef(
             url, f"a {'shard' if is_shard(place) else 'table'} on the web, which has to be downloaded first"
         )
-    if not taken.allow_urls:
+    if not allow_urls:
         return ImageRef(url, "an address; --allow-urls has it fetched")
     return ImageRef(url, content=Address(url))
 
@@ -319,8 +321,8 @@ def _from_cell(table: str, cell: Cell, taken: _Taken) -> Iterator[ImageRef]:
         yield ImageRef(name, cell.error)
     elif isinstance(cell.value, bytes):
         yield ImageRef(name, content=cell.value)
-    elif _is_web(cell.value):
-        yield _from_web(cell.value, taken)
+    elif is_web(cell.value):
+        yield image_on_web(cell.value, taken.allow_urls)
     else:
         yield from _from_name(table, local_path(cell.value), taken)
 
