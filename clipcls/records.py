@@ -203,6 +203,20 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """A picture that a Parquet table holds.
+
+    Attributes:
+        table: its path, or its address in a store.
+        row: from 0.
+    """
+
+    table: str
+    column: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """A shard or a Parquet table that hasn't been opened."""
 
@@ -222,7 +236,7 @@ class ImageRef:
 
     path: str
     error: str | None = None
-    content: "bytes | Span | Address | Stored | Container | None" = None
+    content: "bytes | Span | Address | Stored | Embedded | Container | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ def calibrate(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="A folder of class folders, a table (.csv, .tsv, .jsonl) with columns path and label or labels, "
-            "or tar shards with .cls members.",
+            help="A folder of class folders, a table (.csv, .tsv, .jsonl, .parquet) with columns path and label or "
+            "labels, or tar shards with .cls members.",
             show_default=False,
         ),
     ],
@@ -83,6 +83,7 @@ def calibrate(
     multi_label: options.DataMultiLabelOption = False,
     background: options.BackgroundOption = None,
     # how to run
+    allow_urls: options.AllowUrlsOption = False,
     limits: options.LimitOptions,
     how: options.RunOptions,
     verbosity: options.VerbosityOptions,
@@ -94,6 +95,7 @@ def calibrate(
     verbosity.set_up_logging()
     from clipcls.evaluate.calibrate import CalibrationSettings
     from clipcls.evaluate.evaluate import EvalPlan
+    from clipcls.inputs.web import Web
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
 
@@ -102,14 +104,14 @@ def calibrate(
     _keep_other_files(output)
     settings = CalibrationSettings(_rule(target_precision, best_f1, min_answers), holdout, seed)
     names = wanted.read()
-    truth = options.labelled_pictures(data, names, multi_label)
+    truth = options.labelled_pictures(data, names, multi_label, allow_urls)
     plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=(asked.spec(),),
         prompts=(options.prompt_set(prompts, template, truth.templates_file or "default"),),
         scoring=Scoring(score, truth.multi_label),
         background=background,
-        execution=how.execution(limits, strict_prompts),
+        execution=how.execution(limits, strict_prompts, Web() if allow_urls else None),
     )
     _run(truth, plan, settings, target, verbosity.quiet)
 

@@ -24,8 +24,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="A folder of class folders, a table (.csv, .tsv, .jsonl) with columns path and label or labels, "
-            "or tar shards with .cls members.",
+            help="A folder of class folders, a table (.csv, .tsv, .jsonl, .parquet) with columns path and label or "
+            "labels, or tar shards with .cls members.",
             show_default=False,
         ),
     ],
@@ -82,6 +82,7 @@ def evaluate(
         typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
     ] = None,
     # how to run
+    allow_urls: options.AllowUrlsOption = False,
     limits: options.LimitOptions,
     how: options.RunOptions,
     verbosity: options.VerbosityOptions,
@@ -92,6 +93,7 @@ def evaluate(
     """
     verbosity.set_up_logging()
     from clipcls.evaluate.evaluate import EvalPlan
+    from clipcls.inputs.web import Web
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
@@ -99,7 +101,7 @@ def evaluate(
     target = Output(format, output, confusion_plot)
     target.check([*data, wanted.labels_file, predictions, *(prompts or ()), *(model or ())])
     names = wanted.read()
-    truth = options.labelled_pictures(data, names, multi_label)
+    truth = options.labelled_pictures(data, names, multi_label, allow_urls)
     if predictions is not None:
         given = {"--model": model, "--prompts": prompts, "--template": template, "--score": score, "--arch": arch}
         _refuse_with_predictions([option for option, value in given.items() if value])
@@ -115,7 +117,7 @@ def evaluate(
         prompts=tuple(prompt_set for _, prompt_set in sets),
         scoring=Scoring(score, truth.multi_label, threshold=threshold),
         background=background,
-        execution=how.execution(limits, strict_prompts),
+        execution=how.execution(limits, strict_prompts, Web() if allow_urls else None),
         confused=confused,
     )
     command = Command(

@@ -73,6 +73,8 @@ DeviceOption = Annotated[str, typer.Option("--device", envvar="CLIPCLS_DEVICE", 
 PrecisionOption = Annotated[
     str, typer.Option("--precision", envvar="CLIPCLS_PRECISION", help="auto, fp32, bf16 or fp16.")
 ]
+# in
+AllowUrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")]
 # how to score
 ScoreOption = Annotated[
     ScoreName | None,
@@ -291,19 +293,22 @@ def prompt_set(prompts: str | None, templates: Sequence[str] | None, default: st
     return templates_set(templates)
 
 
-def labelled_pictures(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
+def labelled_pictures(
+    data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool, allow_urls: bool
+) -> "Truth":
     """Read labelled pictures.
 
     Args:
         labels: that numbers in shards stand for; None for what the data name.
         multi_label: score each label by itself, even where each picture has one.
+        allow_urls: whether addresses may be fetched.
 
     Raises:
         UsageError: they can't be read.
     """
     from clipcls.inputs.labelled.read import read_truth
 
-    truth = read_truth(data, None if labels is None else [label.name for label in labels])
+    truth = read_truth(data, None if labels is None else [label.name for label in labels], allow_urls)
     return replace(truth, multi_label=True) if multi_label else truth
 
 

@@ -73,7 +73,7 @@ def predict(
         str | None,
         typer.Option("--column", help="Column of paths or images in inputs that are .parquet, .csv, .tsv or .jsonl."),
     ] = None,
-    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")] = False,
+    allow_urls: options.AllowUrlsOption = False,
     allow_private_urls: Annotated[
         bool, typer.Option("--allow-private-urls", help="Also from private and link-local addresses.")
     ] = False,
