@@ -76,7 +76,7 @@ def _run_main(arguments: Sequence[str], folder: Path, environment: dict[str, str
 def forks() -> Any:
     """Processes that begin with torch already imported, which takes longer than most tests."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clipcls.models", "clipcls.predict.classifier"])
+    context.set_forkserver_preload(["clipcls.models.encoder", "clipcls.predict.classifier"])
     return context
 
 

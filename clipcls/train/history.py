@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from clipcls.errors import UsageError
 from clipcls.outputs.atomic import write_atomically
 from clipcls.train.curves import draw_curves
-from clipcls.train.trainer import Progress
+from clipcls.train.trainer import StepFigures
 from clipcls.train.validation import headline
 
 METRICS_NAME = "metrics.jsonl"
@@ -30,22 +30,22 @@ class History:
 
     def __init__(self, folder: Path, file: TextIO, lines: Sequence[bytes], board: "Board | None") -> None:
         self.best, self.validated = -math.inf, 0
-        self.last: Progress | None = None
+        self.last: StepFigures | None = None
         for record in map(json.loads, lines):
             if "validation" in record:
                 self._remember(record["step"], record["validation"])
             else:
-                self.last = Progress(**record)
+                self.last = StepFigures(**record)
         self._folder, self._file, self._board = folder, file, board
 
-    def add_step(self, progress: Progress) -> None:
+    def add_step(self, figures: StepFigures) -> None:
         """Note a step."""
-        self.last = progress
-        figures = asdict(progress)
-        self._file.write(json.dumps(figures) + "\n")
+        self.last = figures
+        values = asdict(figures)
+        self._file.write(json.dumps(values) + "\n")
         if self._board is not None:
             names = ("loss", "learning_rate", "scale", "images_per_second")
-            self._board.write(progress.step, {f"train/{name}": figures[name] for name in names})
+            self._board.write(figures.step, {f"train/{name}": values[name] for name in names})
 
     def is_best(self, figures: Mapping[str, float]) -> bool:
         """Whether no validation before was as good."""

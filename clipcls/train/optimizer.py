@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from clipcls.train.settings import Settings
+from clipcls.train.settings import TrainSettings
 
 
-def build_optimizer(modules: Iterable[nn.Module], settings: Settings) -> torch.optim.AdamW:
+def build_optimizer(modules: Iterable[nn.Module], settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW over all trainable parameters; gains, biases and scalars aren't decayed.
 
     Source: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization.
@@ -29,7 +29,7 @@ def build_optimizer(modules: Iterable[nn.Module], settings: Settings) -> torch.o
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
-def learning_rate(step: int, steps: int, settings: Settings) -> float:
+def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
     """The learning rate of a step: a linear warm-up, then half a cosine down to zero.
 
     Source: Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts.

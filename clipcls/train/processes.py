@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from clipcls.errors import ClipclsError, StoppedError
 from clipcls.train.data.corpus import Share
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 # the first process validates and saves while the others wait
 PATIENCE = timedelta(hours=6)
 
@@ -38,8 +38,8 @@ class Processes(Share):
         """Whether this is the one that writes."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """A module whose gradients are averaged over the processes while they are computed."""
+    def wrap(self, module: nn.Module, device: torch.device, apart: Sequence[nn.Parameter] = ()) -> nn.Module:
+        """Return a module whose gradients, but for those of some weights, are averaged as they are computed."""
         if self.count == 1:
             return module
         # buffers are BatchNorm's statistics, of which the first process's are saved; the option has two names
@@ -47,7 +47,12 @@ class Processes(Share):
         option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         own_buffers: dict[str, Any] = {option: False}
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, **own_buffers)
+        for weight in apart:
+            weight.requires_grad_(False)
+        wrapped = DistributedDataParallel(module, device_ids=devices, **own_buffers)
+        for weight in apart:
+            weight.requires_grad_(True)
+        return wrapped
 
     def gather(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """The features of all processes, in the order of their ranks, with gradients.
@@ -98,7 +103,7 @@ class Processes(Share):
         """Do something in the first process while the others wait; what it raises is raised in all."""
         self.together(action if self.is_first else lambda: None)
 
-    def together(self, action: Callable[[], T]) -> T:
+    def together(self, action: Callable[[], _T]) -> _T:
         """Do something that can fail in each process alone, and go on when all have done it.
 
         Raises:

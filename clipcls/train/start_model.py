@@ -22,8 +22,7 @@ from clipcls.models.checkpoint import Checkpoint, Tower, build_tower
 from clipcls.models.locate import WEIGHT_SUFFIXES, ModelFiles, locate
 from clipcls.records import ModelSpec
 from clipcls.train.model_folder import Config, DualEncoder
-from clipcls.train.settings import Settings
-from clipcls.train.spread import require_spreadable
+from clipcls.train.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ BUILD_ERRORS = (
 )
 
 
-def start_model(settings: Settings) -> DualEncoder:
+def start_model(settings: TrainSettings) -> DualEncoder:
     """The model that the settings' `arch` or `model` names, before the first step.
 
     Raises:
@@ -54,24 +53,22 @@ def start_model(settings: Settings) -> DualEncoder:
 # ---- a new model
 
 
-def new_model(settings: Settings) -> DualEncoder:
+def new_model(settings: TrainSettings) -> DualEncoder:
     """A model with random weights.
 
     Raises:
-        UsageError: the architecture is unknown, open_clip can't build or run it, or it doesn't suit `spread_init`.
+        UsageError: the architecture is unknown, or open_clip can't build or run it.
     """
     config = read_config(settings)
     _add_bias(config.model, settings)
     model, tokenizer = _build(config)
     _try_out(model, tokenizer, config, settings.arch)
-    if settings.spread_init:
-        require_spreadable(model)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(settings.initial_scale))
     return DualEncoder(model, tokenizer, config)
 
 
-def read_config(settings: Settings) -> Config:
+def read_config(settings: TrainSettings) -> Config:
     """The architecture and the preprocessing that the settings name.
 
     Raises:
@@ -163,7 +160,7 @@ def _read_arch(arch: str) -> dict[str, Any]:
 # ---- a model to go on from
 
 
-def base_model(settings: Settings) -> DualEncoder:
+def base_model(settings: TrainSettings) -> DualEncoder:
     """A trained model with its weights, its preprocessing, its scale and bias, and its tokenizer.
 
     Raises:
@@ -222,7 +219,7 @@ def _preprocess_config(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _add_bias(model_config: dict[str, Any], settings: Settings) -> None:
+def _add_bias(model_config: dict[str, Any], settings: TrainSettings) -> None:
     """Give a model without a bias the one that the sigmoid loss needs."""
     if settings.loss == "sigmoid" and model_config.get("init_logit_bias") is None:
         model_config["init_logit_bias"] = settings.initial_bias

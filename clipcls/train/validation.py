@@ -25,16 +25,15 @@ from clipcls.train.data.corpus import Row
 from clipcls.train.data.read import read_pairs
 from clipcls.train.data.shards import are_shards
 from clipcls.train.data.table import Table
-from clipcls.train.settings import Settings
+from clipcls.train.settings import TrainSettings
 
-Features = NDArray[np.float32]
 # the indices of what is right, for each picture or each text
 Right = Sequence[Sequence[int]]
 
 RECALLS = (1, 5, 10)
-ACCURACY = "zero_shot_accuracy"
+ZERO_SHOT_ACCURACY = "zero_shot_accuracy"
 # cosines that are in memory at once: 64 MB
-CHUNK = 2**24
+COSINES_AT_ONCE = 2**24
 # cosines that are nearer to each other may be equal but for float32's rounding
 ROUNDING = 1e-6
 
@@ -69,7 +68,7 @@ class Validation:
         UsageError: data can't be read, or hold nothing that can be used; with `strict_data`, anything that can't.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TrainSettings) -> None:
         self._settings = settings
         self._problems: dict[str, None] = {}  # in order, and each but once
         self.digests = {"validation": "", "zero_shot": ""}
@@ -110,7 +109,7 @@ class Validation:
             if self._pairs is not None:
                 figures |= _recalls(*self._embed(self._pairs, encoder), encoder.device)
             if self._classes is not None:
-                figures[ACCURACY] = _accuracy(*self._embed(self._classes, encoder))
+                figures[ZERO_SHOT_ACCURACY] = _accuracy(*self._embed(self._classes, encoder))
         return figures
 
     def _read(self, setting: str, name: str) -> Table:
@@ -135,7 +134,7 @@ class Validation:
         self._problems |= dict.fromkeys(table.problems)
         return table
 
-    def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[Features, Features, Right]:
+    def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.float32], Right]:
         """Features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
         features, right, problems = [], [], []
         cache = Cache(None)
@@ -164,8 +163,8 @@ class Validation:
 
 def headline(figures: Mapping[str, float]) -> float:
     """What the best model is chosen by: `zero_shot_accuracy`, or without it the mean of both recalls at 1."""
-    if ACCURACY in figures:
-        return figures[ACCURACY]
+    if ZERO_SHOT_ACCURACY in figures:
+        return figures[ZERO_SHOT_ACCURACY]
     return (figures["image_to_text_recall@1"] + figures["text_to_image_recall@1"]) / 2
 
 
@@ -188,7 +187,7 @@ def wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Ten
 
 def _parts(queries: int, candidates: int) -> list[slice]:
     """The queries that are compared with all candidates at once."""
-    size = max(1, CHUNK // candidates)
+    size = max(1, COSINES_AT_ONCE // candidates)
     return [slice(start, start + size) for start in range(0, queries, size)]
 
 
@@ -202,7 +201,9 @@ def _wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Te
     return above.index_add(0, owners, -(of_right >= level[owners]).long())
 
 
-def _recalls(images: Features, texts: Features, right: Right, device: torch.device) -> dict[str, float]:
+def _recalls(
+    images: NDArray[np.float32], texts: NDArray[np.float32], right: Right, device: torch.device
+) -> dict[str, float]:
     """Recall in both directions; texts none of whose pictures could be decoded aren't asked for."""
     pictures: list[list[int]] = [[] for _ in texts]
     for picture, indices in enumerate(right):
@@ -219,7 +220,7 @@ def _recalls(images: Features, texts: Features, right: Right, device: torch.devi
     }
 
 
-def _accuracy(images: Features, texts: Features, right: Right) -> float:
+def _accuracy(images: NDArray[np.float32], texts: NDArray[np.float32], right: Right) -> float:
     """The share of pictures that are nearest to a text of theirs; of equally near ones `predict` takes the first."""
     parts = _parts(len(images), len(texts))
     best = np.concatenate([similarities(images[part], texts).argmax(axis=1) for part in parts])

@@ -18,6 +18,7 @@ from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Trainer
 from conftest import ROOT, TINY_CONFIG, save_pictures
+from recipe import Pictogram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,13 +42,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def gradients(folder: Path, given: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
+    hooks = Pictogram(curriculum=0, proxy_weight=0.5, spread=False) if "recipe" in given else None
+    given = {name: value for name, value in given.items() if name != "recipe"} | {"grad_clip": 0.0}
     settings = load_settings(folder / "config.yaml", given)
     with joined(CPU) as processes:
         torch.manual_seed(0)
-        trainer = Trainer(settings, start_model(settings), read_data(Path(settings.data)), processes)
-        loss = trainer.objective.backward(next(trainer.feed.batches()), trainer.scaler)
+        trainer = Trainer(settings, start_model(settings), read_data(Path(settings.data)), processes, hooks)
+        loss = trainer.step(next(trainer.feed.batches()), 1e-3)
         assert loss is not None
-        named = (pair for module in trainer.objective.modules for pair in module.named_parameters())
+        named = (pair for module in trainer.modules for pair in module.named_parameters())
         return loss, {name: weight.grad for name, weight in named if weight.grad is not None}
 
 
@@ -71,7 +74,7 @@ def one_of_two(folder: Path, given: dict[str, Any], rank: int, port: int) -> Non
         {},
         {"loss": "sigmoid"},
         {"accumulate": 2},
-        {"proxy_weight": 0.5, "positives": "listed"},
+        {"recipe": True, "positives": "listed"},
         {"bad": 3},
         {"bad": 12, "accumulate": 2},
     ],

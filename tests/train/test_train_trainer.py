@@ -9,13 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from webdataset import TarWriter
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.train.data.read import read_data
-from clipcls.train.objective import Towers
 from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
+from clipcls.train.towers import Towers
 from clipcls.train.trainer import Trainer, synchronised
 from conftest import TINY_CONFIG, save_pictures
 
@@ -52,7 +51,7 @@ def trainer(folder: Path, config: dict[str, Any] = TINY_CONFIG, **given: Any) ->
 
 
 def losses(trainer: Trainer) -> list[float]:
-    return [progress.loss for progress in trainer.steps()]
+    return [figures.loss for figures in trainer.steps()]
 
 
 def test_average_follows_the_weights_and_is_what_is_saved(folder: Path) -> None:
@@ -130,15 +129,6 @@ def test_synchronised_batch_norm_keeps_the_activations(folder: Path, name: str) 
     torch.testing.assert_close(converted.encode_image(pictures), expected)
 
 
-def test_zero_unused_tokens_is_refused_before_the_first_step(folder: Path) -> None:
-    writer = TarWriter(str(folder / "0.tar"))
-    for number, path in enumerate(sorted((folder / "pictures").iterdir())):
-        writer.write({"__key__": str(number), "png": path.read_bytes(), "txt": path.stem})
-    writer.close()
-    with pytest.raises(UsageError, match="zero_unused_tokens: needs a table or class folders"):
-        trainer(folder, data=str(folder / "0.tar"), zero_unused_tokens=True)
-
-
 def test_captions_over_the_context_length_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = folder / "table.jsonl"
     table.write_text(table.read_text(encoding="utf-8").replace('"000"', '"' + "word " * 30 + '"'), encoding="utf-8")
@@ -169,7 +159,7 @@ def test_compiled_towers_give_the_same_losses(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(Towers, "compile", trace_only)
     made = trainer(folder, compile=True)
     assert losses(made) == pytest.approx(expected, abs=1e-5)
-    assert compiled == [made.objective.towers]
+    assert compiled == [made.towers]
 
 
 def test_gradient_that_is_not_finite_stops_before_the_weights_change(folder: Path) -> None:

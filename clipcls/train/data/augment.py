@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms import v2
 
-# Every fifth seed is kept for evaluation: no training step draws from one.
+# Every fifth seed is kept for evaluation: those that leave a rest of four; no training step draws from one.
 HELD_OUT_EVERY = 5
 
 
@@ -24,11 +24,6 @@ def training_seed(step: int, seed: int) -> int:
     """The augmentation seed of a training step; never one that is held out."""
     groups, rest = divmod(step, HELD_OUT_EVERY - 1)
     return HELD_OUT_EVERY * (groups + 1_000_003 * seed) + rest
-
-
-def held_out_seed(number: int) -> int:
-    """The augmentation seed of an evaluation batch; never one that training uses."""
-    return HELD_OUT_EVERY * number + HELD_OUT_EVERY - 1
 
 
 class PerPicture(v2.Transform):  # type: ignore[misc]  # torchvision has no types

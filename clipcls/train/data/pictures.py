@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,15 +19,7 @@ from clipcls.train.data.corpus import Row
 LOOK_AHEAD = 2  # batches that are decoded while one is trained on
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Pictures as `(n, 4, side, side) uint8` in RGBA, with their rows."""
-
-    pictures: torch.Tensor
-    rows: tuple[Row, ...]
-
-
-def decode_picture(source: Source, canvas: Preprocessing) -> torch.Tensor:
+def decode_rgba(source: Source, canvas: Preprocessing) -> torch.Tensor:
     """Decode a picture to a square, with the corrections that `predict` makes; it keeps its transparency.
 
     Args:
@@ -79,7 +70,7 @@ class Pictures:
         if row.image in self._problems:
             return None
         try:
-            picture = decode_picture(row.image if row.content is None else row.content, self.canvas)
+            picture = decode_rgba(row.image if row.content is None else row.content, self.canvas)
         except ImageError as exc:
             self._problems[row.image] = f"{row.image}: {exc}"
             return None
@@ -87,27 +78,32 @@ class Pictures:
             self._kept[row.image] = picture
         return picture
 
-    def batches(self, batches: Iterable[Sequence[Row]], workers: int) -> Iterator[Batch]:
-        """Decode batch after batch, a little ahead; pictures that can't be decoded are left out.
+    def batches(self, batches: Iterable[Sequence[Row]], workers: int) -> Iterator[tuple[Sequence[Row], torch.Tensor]]:
+        """Decode batch after batch on threads, a little ahead; pictures that can't be decoded are left out.
 
         Args:
             batches: the rows of each.
             workers: threads.
+
+        Yields:
+            The rows of the pictures that could be decoded, and these as `(n, 4, side, side) uint8` in RGBA.
         """
         waiting: deque[tuple[Sequence[Row], Iterator[torch.Tensor | None]]] = deque()
         with pool_of(workers, "decode") as pool:
             for rows in batches:
                 waiting.append((rows, pool.map(self.picture, rows)))
                 if len(waiting) > LOOK_AHEAD:
-                    yield self._batch(*waiting.popleft())
+                    yield self._stacked(*waiting.popleft())
             while waiting:
-                yield self._batch(*waiting.popleft())
+                yield self._stacked(*waiting.popleft())
 
-    def _batch(self, rows: Sequence[Row], pictures: Iterable[torch.Tensor | None]) -> Batch:
+    def _stacked(
+        self, rows: Sequence[Row], pictures: Iterable[torch.Tensor | None]
+    ) -> tuple[Sequence[Row], torch.Tensor]:
         found = [(row, picture) for row, picture in zip(rows, pictures, strict=True) if picture is not None]
         if not found:
-            return Batch(torch.empty(0, 4, *self.canvas.size, dtype=torch.uint8), ())
-        return Batch(torch.stack([picture for _, picture in found]), tuple(row for row, _ in found))
+            return (), torch.empty(0, 4, *self.canvas.size, dtype=torch.uint8)
+        return [row for row, _ in found], torch.stack([picture for _, picture in found])
 
 
 @contextmanager

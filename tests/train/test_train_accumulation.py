@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from clipcls.train.data.batches import Prepared
+from clipcls.train.data.batches import Batch
 from clipcls.train.data.read import read_data
 from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Trainer
 from conftest import TINY_CONFIG, save_model, save_pictures
+from recipe import Pictogram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,15 +31,16 @@ def trainer(folder: Path, config: dict[str, Any], **given: Any) -> Trainer:
         rows.append({"image": str(pictures[-1]), "caption": "a 00"})  # two positives
         (folder / "table.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     values = {"data": str(folder / "table.jsonl"), "model": str(folder / "base"), "output": str(folder / "run")}
-    options = {"batch_size": 16, "augment": "none", "precision": "fp32", "device": "cpu", "proxy_weight": 0.5}
+    options = {"batch_size": 16, "augment": "none", "precision": "fp32", "device": "cpu", "grad_clip": 0.0}
     settings = load_settings(None, values | options | given)
     torch.manual_seed(0)
-    return Trainer(settings, start_model(settings), read_data(Path(settings.data)))
+    hooks = Pictogram(curriculum=0, proxy_weight=0.5, spread=False)
+    return Trainer(settings, start_model(settings), read_data(Path(settings.data)), hooks=hooks)
 
 
 def gradients(trainer: Trainer) -> tuple[float, dict[str, torch.Tensor]]:
-    loss = trainer.objective.backward(next(trainer.feed.batches()), trainer.scaler)
-    named = (pair for module in trainer.objective.modules for pair in module.named_parameters())
+    loss = trainer.step(next(trainer.feed.batches()), 1e-3)
+    named = (pair for module in trainer.modules for pair in module.named_parameters())
     return loss, {name: weight.grad for name, weight in named if weight.grad is not None}
 
 
@@ -65,7 +67,7 @@ def test_parts_are_computed_again_with_the_same_dropout(tmp_path: Path, monkeypa
     gradients(made)
     assert [features.requires_grad for features in seen] == [False, False, True, True]
     torch.testing.assert_close(torch.cat(seen[:2]), torch.cat(seen[2:]), atol=1e-6, rtol=0)
-    batch: Prepared = next(made.feed.batches())
+    batch: Batch = next(made.feed.batches())
     again = made.model.encode_image(batch.images)
     assert not torch.allclose(again, torch.cat(seen[:2]), atol=1e-3)  # there is dropout
 
@@ -86,5 +88,5 @@ def test_accumulation_needs_less_than_the_whole_batch_at_once(tmp_path: Path, mo
     plain = made.model.encode_image
     monkeypatch.setattr(made.model, "encode_image", lambda images: sizes.append(len(images)) or plain(images))
     batch = next(made.feed.batches())
-    made.objective.backward(replace(batch, step=1), made.scaler)
+    made.step(replace(batch, step=1), 1e-3)
     assert sizes == [4] * 8
