@@ -1,8 +1,9 @@
 """Zero-shot image classification with CLIP and SigLIP models.
 
-    from clipcls import Classifier
-    for prediction in Classifier(["cat", "dog", "truck"]).predict(["images/"]):
-        print(prediction.path, prediction.label, prediction.score)
+    from clipcls import Classifier, Session
+    with Session("photo") as session:
+        for prediction in Classifier(session, ["cat", "dog", "truck"]).predict(["images/"]):
+            print(prediction.path, prediction.label, prediction.score)
 
 Names are imported when they are used (PEP 562), so that `import clipcls` costs nothing.
 """
@@ -12,18 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipcls.embed.execution import Execution
+    from clipcls.embed.session import Session
     from clipcls.errors import ClipclsError, ImageError, ModelError, StoppedError, UsageError
     from clipcls.inputs.discover import discover
+    from clipcls.inputs.listing import Sources
     from clipcls.labels.prompts import load_prompt_set, templates_set
     from clipcls.models.encoder import Encoder, load_encoder
+    from clipcls.outputs.destination import Destination
     from clipcls.predict.classifier import Classifier
+    from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.ranking import Scoring
+    from clipcls.predict.run import RunReport, run
     from clipcls.records import ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
 
 _HOMES = {
     "Classifier": "predict.classifier",
     "ClipclsError": "errors",
+    "Destination": "outputs.destination",
     "Encoder": "models.encoder",
+    "ErrorLimit": "predict.error_limit",
     "Execution": "embed.execution",
     "ImageError": "errors",
     "ImageRef": "records",
@@ -32,20 +40,26 @@ _HOMES = {
     "ModelSpec": "records",
     "Prediction": "records",
     "PromptSet": "records",
+    "RunReport": "predict.run",
     "ScoredLabel": "records",
     "Scoring": "predict.ranking",
+    "Session": "embed.session",
+    "Sources": "inputs.listing",
     "StoppedError": "errors",
     "UsageError": "errors",
     "discover": "inputs.discover",
     "load_encoder": "models.encoder",
     "load_prompt_set": "labels.prompts",
+    "run": "predict.run",
     "templates_set": "labels.prompts",
 }
 
 __all__ = [
     "Classifier",
     "ClipclsError",
+    "Destination",
     "Encoder",
+    "ErrorLimit",
     "Execution",
     "ImageError",
     "ImageRef",
@@ -54,13 +68,17 @@ __all__ = [
     "ModelSpec",
     "Prediction",
     "PromptSet",
+    "RunReport",
     "ScoredLabel",
     "Scoring",
+    "Session",
+    "Sources",
     "StoppedError",
     "UsageError",
     "discover",
     "load_encoder",
     "load_prompt_set",
+    "run",
     "templates_set",
 ]
 

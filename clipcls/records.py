@@ -1,15 +1,74 @@
 """The data that modules hand to one another: frozen, without behaviour beyond derived values."""
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Decode = Literal["fast", "exact"]
-ScoreKind = Literal["softmax", "sigmoid", "cosine"]
-Format = Literal["table", "tsv", "jsonl", "csv", "parquet"]
 OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
+SortMethod = Literal["copy", "hardlink", "symlink", "move"]
+
+# A file that changes twice within a tick of its file system's clock looks unchanged: FAT's ticks are 2 seconds.
+RACY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What changes with a file's content: a file with an equal stamp is taken to be unchanged.
+
+    Its text form is what caches and plans keep.
+
+    Attributes:
+        size: in bytes; models of one architecture have one size.
+        mtime_ns: images of a system may give all files one.
+        ctime_ns: of the last change of content or metadata, in nanoseconds.
+        inode: or another number that tells files of one place apart.
+    """
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileStamp":
+        """Return the stamp of a file whose status is known."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> "FileStamp | None":
+        """Look at the file at a path; None where there is none that can be looked at."""
+        try:
+            return cls.of(os.stat(path))  # noqa: PTH116 - making a Path takes longer than the call
+        except (OSError, ValueError):
+            return None
+
+    @classmethod
+    def parse(cls, text: str) -> "FileStamp":
+        """Return the stamp whose text form this is.
+
+        Raises:
+            ValueError: it is none's.
+        """
+        size, mtime_ns, ctime_ns, inode = map(int, text.split())
+        return cls(size, mtime_ns, ctime_ns, inode)
+
+    def __str__(self) -> str:
+        """Return the text form, four numbers."""
+        return f"{self.size} {self.mtime_ns} {self.ctime_ns} {self.inode}"
+
+    def is_settled(self, seen: float | None = None) -> bool:
+        """Return whether the file had rested when it was looked at, so that its next change will show.
+
+        Args:
+            seen: when it was looked at, in Unix seconds. None: now, which is less strict than it should be by the
+                time that has passed since then.
+        """
+        moment = time.time() if seen is None else seen
+        return moment - max(self.mtime_ns, self.ctime_ns) / 1e9 >= RACY_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +167,13 @@ class Span:
         file: path of the larger file.
         offset: of the picture's first byte.
         size: in bytes.
-        status: what `file_status` gave for the larger file when it was listed.
+        stamp: of the larger file when it was listed.
     """
 
     file: str
     offset: int
     size: int
-    status: str
+    stamp: FileStamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +193,13 @@ class Stored:
 
     Attributes:
         size: in bytes; None where the store hasn't said it.
-        status: what tells whether it is unchanged, empty where nothing does; None: the store hasn't been asked.
+        stamp: None where nothing tells whether it is unchanged.
+        is_known: whether the store has been asked.
     """
 
     size: int | None = None
-    status: str | None = None
+    stamp: FileStamp | None = None
+    is_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +278,3 @@ class Prediction:
     error: str | None = None
     explanation: Explanation | None = None
     index: int | None = None
-
-
-def file_status(facts: os.stat_result) -> str:
-    """What changes with a file's content: size, times in nanoseconds, inode."""
-    # models of one architecture have one size, and images of a system may give all files one mtime
-    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"

@@ -203,24 +203,22 @@ class FakeEncoder:
 
 
 def embed_images(images: Any, encoder: Any, cache: Any = None, **settings: Any) -> Any:
-    """The batches of `clipcls.embed.embed_images` for a model that is open."""
+    """The batches of `clipcls.embed.images.embed_images` for a model that is open."""
     from clipcls.embed.cache.store import Cache
     from clipcls.embed.execution import Execution
     from clipcls.embed.images import embed_images
-    from clipcls.embed.lazy_encoder import find_model
+    from clipcls.embed.session import Session
 
-    cache = cache or Cache(None)
-    return embed_images(images, find_model(encoder, cache), cache, Execution(**settings))
+    return embed_images(images, Session(encoder, Execution(**settings), cache or Cache(None)))
 
 
 def embed_texts(prompts: Any, encoder: Any, cache: Any = None, report: Any = None) -> Any:
-    """The texts of `clipcls.embed.embed_texts` for a model that is open."""
+    """The texts of `clipcls.embed.texts.embed_texts` for a model that is open."""
     from clipcls.embed.cache.store import Cache
-    from clipcls.embed.lazy_encoder import find_model
+    from clipcls.embed.session import Session
     from clipcls.embed.texts import embed_texts
 
-    cache = cache or Cache(None)
-    return embed_texts(prompts, find_model(encoder, cache), cache, report=report)
+    return embed_texts(prompts, Session(encoder, cache=cache or Cache(None)), report=report)
 
 
 @pytest.fixture

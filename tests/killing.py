@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from clipcls.outputs.formats import format_for
 from clipcls.outputs.read_back import read_predictions
 from clipcls.records import Prediction
 
@@ -24,9 +25,8 @@ def rows_in(output: Path) -> list[Prediction]:
     files = sorted(output.glob("part-*")) if output.is_dir() else [output]
     found: list[Prediction] = []
     for path in files:
-        kind: Any = path.suffix[1:]
         with path.open("rb") as file:
-            found += read_predictions(file, kind, str(path))
+            found += read_predictions(file, format_for(path), str(path))
     return found
 
 

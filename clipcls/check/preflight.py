@@ -3,12 +3,13 @@
 `predict` ends at the first thing that is wrong; here all findings come in one run.
 """
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from clipcls.check.findings import Finding, error, listed, note, warning
+from clipcls.check.findings import Finding, error, note, warning
 from clipcls.check.labels import (
     Wording,
     check_effects,
@@ -22,11 +23,10 @@ from clipcls.check.labels import (
 )
 from clipcls.check.model import SoundModel, check_model
 from clipcls.check.weights import is_unreadable
-from clipcls.embed.cache.store import Cache
 from clipcls.embed.execution import Execution
-from clipcls.embed.lazy_encoder import LazyEncoder, find_model
+from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
-from clipcls.errors import ClipclsError, UsageError
+from clipcls.errors import ClipclsError, UsageError, quoted
 from clipcls.labels import vocabulary
 from clipcls.labels.prompts import render
 from clipcls.models.tokenizer import context_length_of, truncated
@@ -52,14 +52,11 @@ def preflight(
     Yields:
         Findings, as they are made.
     """
-    cache = execution.open_cache()
-    try:
+    with contextlib.closing(execution.open_cache()) as cache:
         model = yield from check_model(spec, cache)
         texts = yield from _check_wording(wording, model, execution.strict_prompts)
         if texts is not None and model is not None and model.encoder is not None:
-            yield from _check_features(*texts, find_model(model.encoder, cache), cache, report)
-    finally:
-        cache.close()
+            yield from _check_features(*texts, Session(model.encoder, execution, cache), report)
 
 
 def _check_wording(wording: Wording, model: SoundModel | None, strict: bool) -> Generator[Finding, None, Texts | None]:
@@ -91,7 +88,7 @@ def _check_known_words(labels: Sequence[Label], model: SoundModel) -> Iterator[F
     if unknown:
         yield warning(
             "labels",
-            f"the model was never trained on a word of {listed(unknown)}; scores for "
+            f"the model was never trained on a word of {quoted(unknown)}; scores for "
             f"{'it' if len(unknown) == 1 else 'them'} mean nothing",
             "Use words that it knows, or a model that was trained on more.",
         )
@@ -102,7 +99,7 @@ def _check_known_words(labels: Sequence[Label], model: SoundModel) -> Iterator[F
     if unreadable:
         yield warning(
             "labels",
-            f"the model's tokenizer knows no part of {listed(unreadable)}",
+            f"the model's tokenizer knows no part of {quoted(unreadable)}",
             "Write it in a language, or a script, that the model was trained on.",
         )
 
@@ -124,17 +121,17 @@ def _check_lengths(labels: Sequence[Label], prompts: PromptSet, model: SoundMode
 
 
 def _check_features(
-    labels: Sequence[Label], prompts: PromptSet, model: LazyEncoder, cache: Cache, report: Report | None
+    labels: Sequence[Label], prompts: PromptSet, session: Session, report: Report | None
 ) -> Iterator[Finding]:
     try:
-        texts = embed_texts([render(label, prompts) for label in labels], model, cache, report=report)
+        texts = embed_texts([render(label, prompts) for label in labels], session, report=report)
         yield from check_nearness([label.name for label in labels], np.stack([text.features for text in texts]))
-        yield from _check_effects(labels, prompts, model, cache)
+        yield from _check_effects(labels, prompts, session)
     except ClipclsError as exc:
         yield error("prompts", exc)
 
 
-def _check_effects(labels: Sequence[Label], prompts: PromptSet, model: LazyEncoder, cache: Cache) -> Iterator[Finding]:
+def _check_effects(labels: Sequence[Label], prompts: PromptSet, session: Session) -> Iterator[Finding]:
     """Compare the prompts of each template with the bare labels, of some labels."""
     templated = [replace(label, texts=label.texts[:1]) for label in labels if not label.prompts]
     sample = templated[:: -(-len(templated) // _SAMPLE) or 1]
@@ -142,7 +139,7 @@ def _check_effects(labels: Sequence[Label], prompts: PromptSet, model: LazyEncod
     if not sample or not templates:
         return
     filled = [render(label, PromptSet("", (template,))) for template in ("{}", *templates) for label in sample]
-    features = np.stack([text.features for text in embed_texts(filled, model, cache)])
+    features = np.stack([text.features for text in embed_texts(filled, session)])
     # (1 + n_templates, n_labels, embed_dim)
     bare, *others = features.reshape(1 + len(templates), len(sample), -1)
     yield from check_effects(templates, [float((other * bare).sum(-1).mean()) for other in others])

@@ -1,6 +1,5 @@
 """`clipcls calibrate`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,27 +8,25 @@ import typer
 from clipcls.cli import options
 from clipcls.cli.eval_report import Output
 from clipcls.cli.progress import Progress
-from clipcls.errors import UsageError
-from clipcls.models.catalog import DEFAULT_MODEL
+from clipcls.errors import UsageError, listed, printable
 
 if TYPE_CHECKING:
     from clipcls.evaluate.before_after import Measures
-    from clipcls.evaluate.calibrate import Report, Settings
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.calibrate import CalibrationReport, CalibrationSettings
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.evaluate.metrics import Estimate
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.predict.calibration import LabelThreshold, Rule
-    from clipcls.records import Label, PromptSet
 
 # images, below which a fit is said to be rough
 _FEW = 100
 # rows of the table of labels
 _MOST_LABELS = 40
-# names that a line lists
-_MOST_NAMES = 5
 
 
+@options.grouped
 def calibrate(
+    *,
     data: Annotated[
         list[str],
         typer.Argument(
@@ -72,9 +69,7 @@ def calibrate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Chooses the images that are held out.")] = 0,
     # what to look for
-    labels: options.DataLabelsOption = None,
-    label: options.LabelOption = None,
-    labels_file: options.LabelsFileOption = None,
+    wanted: options.DataLabelOptions,
     prompts: Annotated[
         str | None,
         typer.Option("--prompts", help="Prompt set, by name or file. [default: the data's own, else default]"),
@@ -82,83 +77,50 @@ def calibrate(
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
     # with which model
-    model: options.ModelOption = DEFAULT_MODEL,
-    arch: options.ArchOption = None,
-    preprocess: options.PreprocessOption = None,
-    device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = "auto",
+    asked: options.ModelOptions,
     # how to score
     score: options.ScoreOption = None,
     multi_label: options.DataMultiLabelOption = False,
     background: options.BackgroundOption = None,
     # how to run
-    max_pixels: options.MaxPixelsOption = None,
-    max_bytes: options.MaxBytesOption = None,
-    decode: options.DecodeOption = "fast",
-    batch_size: options.BatchSizeOption = None,
-    workers: options.WorkersOption = None,
-    cache_dir: options.CacheDirOption = None,
-    cache_size: options.CacheSizeOption = None,
-    no_cache: options.NoCacheOption = False,
-    verbose: options.VerboseOption = False,
-    quiet: options.QuietOption = False,
+    limits: options.LimitOptions,
+    how: options.RunOptions,
+    verbosity: options.VerbosityOptions,
 ) -> None:
     """Correct scores by labelled pictures, and find each label's threshold.
 
     Example: clipcls calibrate pictures/ --target-precision 0.95 -o calibration.yaml
     """
-    options.set_up_logging(verbose, quiet)
-    from clipcls.embed.cache.database import default_folder
-    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
-    from clipcls.embed.execution import Execution
-    from clipcls.evaluate.calibrate import Settings
-    from clipcls.evaluate.evaluate import Plan
-    from clipcls.images.limits import MAX_PIXELS
-    from clipcls.inputs.contents import MAX_BYTES
+    verbosity.set_up_logging()
+    from clipcls.evaluate.calibrate import CalibrationSettings
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
-    from clipcls.records import ModelSpec
 
     target = Output("table", output, None)
-    target.check([*data, labels_file, prompts, model])
+    target.check([*data, wanted.labels_file, prompts, asked.model])
     _keep_other_files(output)
-    settings = Settings(_rule(target_precision, best_f1, min_answers), holdout, seed)
-    names = _labels(labels, label, labels_file)
-    truth = _truth(data, names, multi_label)
-    plan = Plan(
+    settings = CalibrationSettings(_rule(target_precision, best_f1, min_answers), holdout, seed)
+    names = wanted.read()
+    truth = options.labelled_pictures(data, names, multi_label)
+    plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
-        models=(ModelSpec(model, arch, preprocess, device, precision),),
-        prompts=(_prompt_set(prompts, template, truth),),
+        models=(asked.spec(),),
+        prompts=(options.prompt_set(prompts, template, truth.templates_file or "default"),),
         scoring=Scoring(score, truth.multi_label),
         background=background,
-        execution=Execution(
-            decode=decode,
-            batch_size=batch_size,
-            workers=workers,
-            max_pixels=max_pixels or MAX_PIXELS,
-            max_bytes=max_bytes or MAX_BYTES,
-            cache_dir=None if no_cache else cache_dir or default_folder(),
-            cache_size=DEFAULT_LIMIT if cache_size is None else cache_size * MEGABYTE,
-            strict_prompts=strict_prompts,
-        ),
+        execution=how.execution(limits, strict_prompts),
     )
-    _run(truth, plan, settings, target, quiet)
+    _run(truth, plan, settings, target, verbosity.quiet)
 
 
-def _run(truth: "Truth", plan: "Plan", settings: "Settings", target: Output, quiet: bool) -> None:
+def _run(truth: "Truth", plan: "EvalPlan", settings: "CalibrationSettings", target: Output, quiet: bool) -> None:
     from clipcls.evaluate.calibrate import calibrate
-    from clipcls.evaluate.evaluate import Watch
-    from clipcls.predict.calibration import render
+    from clipcls.predict.calibration import calibration_text
 
     with Progress(not quiet, "") as progress:
-        watch = Watch(
-            labels=progress.update_labels,
-            begin=lambda total: progress.start(lambda: total),
-            images=progress.update,
-            failed=progress.print_error,
-        )
-        report = calibrate(truth, plan, settings, watch)
-    target.write(render(report.calibration))
+        report = calibrate(truth, plan, settings, progress.watch())
+    target.write(calibration_text(report.calibration))
     to_stderr = target.file == "-"
     if not (to_stderr and quiet):
         typer.echo(_text(report).encode("utf-8", "replace"), nl=False, err=to_stderr)
@@ -196,37 +158,11 @@ def _rule(target_precision: float | None, best_f1: bool, least: int | None) -> "
     return None
 
 
-def _labels(labels: str | None, label: Sequence[str] | None, file: Path | None) -> "tuple[Label, ...] | None":
-    """What is asked for; None for the data's classes."""
-    from clipcls.labels.label_files import parse_labels
-
-    return None if labels is None and not label and file is None else parse_labels(labels, label or (), file)
-
-
-def _truth(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
-    from dataclasses import replace
-
-    from clipcls.inputs.labelled.read import read_truth
-
-    truth = read_truth(data, None if labels is None else [label.name for label in labels])
-    return replace(truth, multi_label=True) if multi_label else truth
-
-
-def _prompt_set(prompts: str | None, templates: Sequence[str] | None, truth: "Truth") -> "PromptSet":
-    from clipcls.labels.prompts import load_prompt_set, templates_set
-
-    if templates:
-        if prompts is not None:
-            raise UsageError("Give --prompts or --template, not both; a file of prompts can hold all templates.")
-        return templates_set(templates)
-    return load_prompt_set(prompts or truth.templates_file or "default")
-
-
 # ---------------------------------------------------------------------------------------------------------
 # What is told
 
 
-def _text(report: "Report") -> str:
+def _text(report: "CalibrationReport") -> str:
     held = report.held_out
     parts = [_opening(report)]
     if held is not None:
@@ -239,7 +175,7 @@ def _text(report: "Report") -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _opening(report: "Report") -> str:
+def _opening(report: "CalibrationReport") -> str:
     made = report.calibration
     fitted = f"{made.origin.images:,} images, {len(made.basis.labels):,} labels\n"
     if made.temperature is None:
@@ -250,16 +186,16 @@ def _opening(report: "Report") -> str:
 
 def _figures(measures: "Measures") -> str:
     from clipcls.cli.eval_report import table
-    from clipcls.evaluate.before_after import ERRORS
+    from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows = [
-        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in ERRORS else "")
+        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in LESS_IS_BETTER else "")
         for name, before in measures.before.items()
     ]
     return table(("figure", "before", "95 % interval", "after", "95 % interval", ""), rows, left=1)
 
 
-def _thresholds(report: "Report") -> str:
+def _thresholds(report: "CalibrationReport") -> str:
     from clipcls.cli.eval_report import table
 
     made, held = report.calibration, report.held_out
@@ -286,9 +222,7 @@ def _precision(found: "LabelThreshold") -> tuple[str, str]:
     return f"{found.right / found.answers:.4f}", f"{low:.4f} to {high:.4f}"
 
 
-def _notes(report: "Report") -> str:
-    from clipcls.cli.eval_report import plain
-
+def _notes(report: "CalibrationReport") -> str:
     made, lines = report.calibration, []
     if not report.is_fitted:
         lines.append("no answer was wrong, so that there is no best temperature; the model's own is kept")
@@ -296,18 +230,18 @@ def _notes(report: "Report") -> str:
         lines.append(f"{made.origin.images:,} images are few: what was fitted is rough")
     never = [name for name, found in zip(made.basis.labels, made.thresholds, strict=False) if found.threshold is None]
     if never:
-        lines.append(f"never answered, so that such images will be unknown: {_listed(never)}")
+        lines.append(f"never answered, so that such images will be unknown: {listed(never)}")
     if report.outside:
         lines.append(
             f"{report.outside:,} images are of classes that aren't among the labels: any answer to them is wrong, and "
             "the temperature was fitted without them"
         )
     if report.failed:
-        paths = _listed([path for path, _ in report.failed])
+        paths = listed(path for path, _ in report.failed)
         lines.append(f"{len(report.failed):,} images could not be read and count for nothing: {paths}")
     if report.problems:
         lines.append(f"in the data, {len(report.problems):,} to look at: {'; '.join(report.problems[:5])}")
-    return "".join(f"Note: {plain(line)}\n" for line in lines)
+    return "".join(f"Note: {printable(line)}\n" for line in lines)
 
 
 def _cells(estimate: "Estimate") -> tuple[str, str]:
@@ -316,8 +250,3 @@ def _cells(estimate: "Estimate") -> tuple[str, str]:
     if isnan(estimate.value):
         return "–", ""
     return f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more

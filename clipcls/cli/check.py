@@ -8,7 +8,6 @@ import typer
 
 from clipcls.cli import options
 from clipcls.cli.progress import Progress
-from clipcls.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from clipcls.check.findings import Finding
@@ -16,18 +15,14 @@ if TYPE_CHECKING:
 ReportFormat = Literal["table", "tsv", "json"]
 
 
+@options.grouped
 def check(
-    labels: options.LabelsOption = None,
-    label: options.LabelOption = None,
-    labels_file: options.LabelsFileOption = None,
+    *,
+    wanted: options.LabelOptions,
     prompts: options.PromptsOption = "default",
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
-    model: options.ModelOption = DEFAULT_MODEL,
-    arch: options.ArchOption = None,
-    preprocess: options.PreprocessOption = None,
-    device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = "auto",
+    asked: options.ModelOptions,
     format: Annotated[
         ReportFormat | None, typer.Option("--format", help="[default: table on a terminal, else tsv]")
     ] = None,
@@ -48,15 +43,12 @@ def check(
     from clipcls.check.findings import exit_code
     from clipcls.check.labels import Wording
     from clipcls.check.preflight import preflight
-    from clipcls.embed.cache.database import default_folder
     from clipcls.embed.execution import Execution
-    from clipcls.records import ModelSpec
 
-    execution = Execution(cache_dir=None if no_cache else cache_dir or default_folder(), strict_prompts=strict_prompts)
-    wording = Wording(labels, tuple(label or ()), labels_file, prompts, tuple(template or ()))
+    execution = Execution(cache_dir=options.cache_folder(cache_dir, no_cache), strict_prompts=strict_prompts)
+    wording = Wording(wanted.labels, tuple(wanted.label or ()), wanted.labels_file, prompts, tuple(template or ()))
     with Progress(not quiet, "-") as progress:
-        spec = ModelSpec(model, arch, preprocess, device, precision)
-        code = exit_code(_shown(preflight(spec, wording, execution, progress.update_labels), format, quiet))
+        code = exit_code(_shown(preflight(asked.spec(), wording, execution, progress.update_labels), format, quiet))
     if code:
         raise typer.Exit(code)
 

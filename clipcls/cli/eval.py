@@ -14,10 +14,12 @@ from clipcls.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from clipcls.inputs.labelled.examples import Truth
-    from clipcls.records import Label, PromptSet
+    from clipcls.records import PromptSet
 
 
+@options.grouped
 def evaluate(
+    *,
     data: Annotated[
         list[str],
         typer.Argument(
@@ -28,9 +30,7 @@ def evaluate(
         ),
     ],
     # what to look for
-    labels: options.DataLabelsOption = None,
-    label: options.LabelOption = None,
-    labels_file: options.LabelsFileOption = None,
+    wanted: options.DataLabelOptions,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,95 +82,58 @@ def evaluate(
         typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
     ] = None,
     # how to run
-    max_pixels: options.MaxPixelsOption = None,
-    max_bytes: options.MaxBytesOption = None,
-    decode: options.DecodeOption = "fast",
-    batch_size: options.BatchSizeOption = None,
-    workers: options.WorkersOption = None,
-    cache_dir: options.CacheDirOption = None,
-    cache_size: options.CacheSizeOption = None,
-    no_cache: options.NoCacheOption = False,
-    verbose: options.VerboseOption = False,
-    quiet: options.QuietOption = False,
+    limits: options.LimitOptions,
+    how: options.RunOptions,
+    verbosity: options.VerbosityOptions,
 ) -> None:
     """Measure models and prompts on labelled pictures, before a labelling job is run.
 
     Example: clipcls eval pictures/ --prompts simple --prompts default
     """
-    options.set_up_logging(verbose, quiet)
-    from clipcls.embed.cache.database import default_folder
-    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
-    from clipcls.embed.execution import Execution
-    from clipcls.evaluate.evaluate import Plan
-    from clipcls.images.limits import MAX_PIXELS
-    from clipcls.inputs.contents import MAX_BYTES
+    verbosity.set_up_logging()
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
 
     target = Output(format, output, confusion_plot)
-    target.check([*data, labels_file, predictions, *(prompts or ()), *(model or ())])
-    names = _labels(labels, label, labels_file)
-    truth = _truth(data, names, multi_label)
+    target.check([*data, wanted.labels_file, predictions, *(prompts or ()), *(model or ())])
+    names = wanted.read()
+    truth = options.labelled_pictures(data, names, multi_label)
     if predictions is not None:
         given = {"--model": model, "--prompts": prompts, "--template": template, "--score": score, "--arch": arch}
         _refuse_with_predictions([option for option, value in given.items() if value])
-        Evaluation(truth, target, quiet).judge(predictions, names, confused)
+        Evaluation(truth, target, verbosity.quiet).judge(predictions, names, confused)
         return
     if threshold is not None and not truth.multi_label:
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
     models = _models(model, [arch, preprocess])
     sets = _prompt_sets(prompts or [], template or [], truth)
-    plan = Plan(
+    plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=tuple(ModelSpec(name, arch, preprocess, device, precision) for name in models),
         prompts=tuple(prompt_set for _, prompt_set in sets),
         scoring=Scoring(score, truth.multi_label, threshold=threshold),
         background=background,
-        execution=Execution(
-            decode=decode,
-            batch_size=batch_size,
-            workers=workers,
-            max_pixels=max_pixels or MAX_PIXELS,
-            max_bytes=max_bytes or MAX_BYTES,
-            cache_dir=None if no_cache else cache_dir or default_folder(),
-            cache_size=DEFAULT_LIMIT if cache_size is None else cache_size * MEGABYTE,
-            strict_prompts=strict_prompts,
-        ),
+        execution=how.execution(limits, strict_prompts),
         confused=confused,
     )
     command = Command(
         models=models,
         prompts=[arguments for arguments, _ in sets],
-        labels=_label_arguments(labels, label, labels_file, truth),
+        labels=_label_arguments(wanted, truth),
         settings={
             "--arch": arch,
             "--preprocess": preprocess,
             "--precision": None if precision == "auto" else precision,
-            "--decode": None if decode == "fast" else decode,
+            "--decode": None if how.decode == "fast" else how.decode,
             "--score": score,
             "--background": background,
             "--threshold": threshold,
             "--multi-label": truth.multi_label,
         },
     )
-    Evaluation(truth, target, quiet).measure(plan, command)
-
-
-def _labels(labels: str | None, label: Sequence[str] | None, file: Path | None) -> "tuple[Label, ...] | None":
-    """What is asked for; None for the data's classes."""
-    from clipcls.labels.label_files import parse_labels
-
-    return None if labels is None and not label and file is None else parse_labels(labels, label or (), file)
-
-
-def _truth(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
-    from dataclasses import replace
-
-    from clipcls.inputs.labelled.read import read_truth
-
-    truth = read_truth(data, None if labels is None else [label.name for label in labels])
-    return replace(truth, multi_label=True) if multi_label else truth
+    Evaluation(truth, target, verbosity.quiet).measure(plan, command)
 
 
 def _refuse_with_predictions(given: Sequence[str]) -> None:
@@ -201,14 +164,14 @@ def _prompt_sets(
     return sets or [(["--prompts", "default"], load_prompt_set("default"))]
 
 
-def _label_arguments(labels: str | None, single: Sequence[str] | None, file: Path | None, truth: "Truth") -> list[str]:
+def _label_arguments(wanted: options.DataLabelOptions, truth: "Truth") -> list[str]:
     """The options that give the labels which were used."""
-    if labels is None and not single and file is None:
+    if not wanted.are_given:
         if truth.classnames_file is not None:
             return ["--labels-file", truth.classnames_file]
         if not any("," in name for name in truth.classnames):
             return ["--labels", ",".join(truth.classnames)]
         return [part for name in truth.classnames for part in ("--label", name)]
-    given = [] if labels is None else ["--labels", labels]
-    given += [part for name in single or () for part in ("--label", name)]
-    return given if file is None else [*given, "--labels-file", str(file)]
+    given = [] if wanted.labels is None else ["--labels", wanted.labels]
+    given += [part for name in wanted.label or () for part in ("--label", name)]
+    return given if wanted.labels_file is None else [*given, "--labels-file", str(wanted.labels_file)]

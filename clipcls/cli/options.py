@@ -1,13 +1,38 @@
-"""Options that several commands share, and what stderr is set up for."""
+"""Options that several commands share, in groups, and what becomes of a group; and what stderr is set up for."""
 
+import inspect
 import logging
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from clipcls.records import Decode, ScoreKind
+from clipcls.models.catalog import DEFAULT_MODEL
+from clipcls.outputs.formats import OUTPUT_FORMATS
+from clipcls.predict.scores import SCORE_KINDS
+from clipcls.records import Decode, ModelSpec
+
+if TYPE_CHECKING:
+    from clipcls.embed.execution import Execution
+    from clipcls.inputs.labelled.examples import Truth
+    from clipcls.inputs.web import Web
+    from clipcls.records import Label, PromptSet
+
+# the choices of --score
+if TYPE_CHECKING:
+    ScoreName = str
+else:
+    ScoreName = Literal[tuple(SCORE_KINDS)]
+
+# the choices of --format
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(OUTPUT_FORMATS)]
 
 # what to look for
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]
@@ -50,7 +75,7 @@ PrecisionOption = Annotated[
 ]
 # how to score
 ScoreOption = Annotated[
-    ScoreKind | None,
+    ScoreName | None,
     typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
 ]
 DataMultiLabelOption = Annotated[
@@ -100,6 +125,186 @@ VerboseOption = Annotated[
     bool, typer.Option("-v", "--verbose", help="Say what is done, and other libraries' warnings.")
 ]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No warnings, no lines for bad images, no progress.")]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take dataclasses of options: each field of one is an option of the command."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _parameters(groups[name])
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @wraps(command)
+    def called(**values: Any) -> None:
+        made = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**made, **values)
+
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """Which labels are asked for."""
+
+    labels: LabelsOption = None
+    label: LabelOption = None
+    labels_file: LabelsFileOption = None
+
+    def read(self) -> "tuple[Label, ...]":
+        """Return the labels.
+
+        Raises:
+            UsageError: there are none, or they can't be used.
+        """
+        from clipcls.labels.label_files import parse_labels
+
+        return parse_labels(self.labels, self.label or (), self.labels_file)
+
+
+@dataclass(frozen=True, slots=True)
+class DataLabelOptions:
+    """Which labels are asked for, where the data name classes."""
+
+    labels: DataLabelsOption = None
+    label: LabelOption = None
+    labels_file: LabelsFileOption = None
+
+    @property
+    def are_given(self) -> bool:
+        """Whether any is asked for."""
+        return self.labels is not None or bool(self.label) or self.labels_file is not None
+
+    def read(self) -> "tuple[Label, ...] | None":
+        """Return what is asked for; None for the data's classes."""
+        return LabelOptions(self.labels, self.label, self.labels_file).read() if self.are_given else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, where and in which precision."""
+
+    model: ModelOption = DEFAULT_MODEL
+    arch: ArchOption = None
+    preprocess: PreprocessOption = None
+    device: DeviceOption = "auto"
+    precision: PrecisionOption = "auto"
+
+    def spec(self) -> ModelSpec:
+        """Return the model that is asked for."""
+        return ModelSpec(self.model, self.arch, self.preprocess, self.device, self.precision)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    """What a picture may take."""
+
+    max_pixels: MaxPixelsOption = None
+    max_bytes: MaxBytesOption = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a run is carried out."""
+
+    decode: DecodeOption = "fast"
+    batch_size: BatchSizeOption = None
+    workers: WorkersOption = None
+    cache_dir: CacheDirOption = None
+    cache_size: CacheSizeOption = None
+    no_cache: NoCacheOption = False
+
+    def execution(self, limits: LimitOptions, strict_prompts: bool, web: "Web | None" = None) -> "Execution":
+        """Return all that says how a run is carried out."""
+        from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
+        from clipcls.embed.execution import Execution
+        from clipcls.images.limits import MAX_PIXELS
+        from clipcls.inputs.contents import MAX_BYTES
+
+        return Execution(
+            decode=self.decode,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            max_pixels=limits.max_pixels or MAX_PIXELS,
+            max_bytes=limits.max_bytes or MAX_BYTES,
+            web=web,
+            cache_dir=cache_folder(self.cache_dir, self.no_cache),
+            cache_size=DEFAULT_LIMIT if self.cache_size is None else self.cache_size * MEGABYTE,
+            strict_prompts=strict_prompts,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VerbosityOptions:
+    """How much is said on stderr."""
+
+    verbose: VerboseOption = False
+    quiet: QuietOption = False
+
+    def set_up_logging(self) -> None:
+        """See the function of this name."""
+        set_up_logging(self.verbose, self.quiet)
+
+
+def cache_folder(cache_dir: Path | None, no_cache: bool) -> Path | None:
+    """Return where the cache lies; None for no cache."""
+    from clipcls.embed.cache.database import default_folder
+
+    return None if no_cache else cache_dir or default_folder()
+
+
+def prompt_set(prompts: str | None, templates: Sequence[str] | None, default: str = "default") -> "PromptSet":
+    """Return the prompt set that --prompts or --template give.
+
+    Args:
+        prompts: None where the option isn't given.
+        default: the set for where neither is.
+
+    Raises:
+        UsageError: both are given, or the set can't be used.
+    """
+    from clipcls.errors import UsageError
+    from clipcls.labels.prompts import load_prompt_set, templates_set
+
+    if not templates:
+        return load_prompt_set(prompts or default)
+    if prompts is not None:
+        raise UsageError("Give --prompts or --template, not both; a file of prompts can hold all templates.")
+    return templates_set(templates)
+
+
+def labelled_pictures(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
+    """Read labelled pictures.
+
+    Args:
+        labels: that numbers in shards stand for; None for what the data name.
+        multi_label: score each label by itself, even where each picture has one.
+
+    Raises:
+        UsageError: they can't be read.
+    """
+    from clipcls.inputs.labelled.read import read_truth
+
+    truth = read_truth(data, None if labels is None else [label.name for label in labels])
+    return replace(truth, multi_label=True) if multi_label else truth
 
 
 def set_up_logging(verbose: bool, quiet: bool) -> None:

@@ -1,7 +1,6 @@
 """`clipcls predict`."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,17 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipcls.cli import options
-from clipcls.cli.predict_run import Labelling
-from clipcls.models.catalog import DEFAULT_MODEL
-from clipcls.records import Engine, Format, OnError
+from clipcls.cli.progress import Progress
+from clipcls.cli.signals import StopSignals
+from clipcls.cli.stderr import silence_libraries
+from clipcls.records import Engine, OnError
 
 if TYPE_CHECKING:
     from clipcls.distributed.run import Spread
-    from clipcls.outputs.target import Target
-    from clipcls.records import PromptSet
+    from clipcls.inputs.listing import Sources
+    from clipcls.outputs.destination import Destination
+    from clipcls.predict.classifier import Classifier
+    from clipcls.predict.error_limit import ErrorLimit
 
 
+@options.grouped
 def predict(
+    *,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -29,18 +33,12 @@ def predict(
         ),
     ] = None,
     # what to look for
-    labels: options.LabelsOption = None,
-    label: options.LabelOption = None,
-    labels_file: options.LabelsFileOption = None,
+    wanted: options.LabelOptions,
     prompts: options.PromptsOption = "default",
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
     # with which model
-    model: options.ModelOption = DEFAULT_MODEL,
-    arch: options.ArchOption = None,
-    preprocess: options.PreprocessOption = None,
-    device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = "auto",
+    asked: options.ModelOptions,
     # how to score
     score: options.ScoreOption = None,
     multi_label: Annotated[
@@ -80,7 +78,7 @@ def predict(
         bool, typer.Option("--allow-private-urls", help="Also from private and link-local addresses.")
     ] = False,
     format: Annotated[
-        Format | None,
+        options.FormatName | None,
         typer.Option("--format", help="[default: by the output's extension; table on a terminal, else tsv]"),
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-",
@@ -96,8 +94,7 @@ def predict(
     max_errors: Annotated[
         str | None, typer.Option("--max-errors", metavar="N|P%", help="More bad images than that stop the run.")
     ] = None,
-    max_pixels: options.MaxPixelsOption = None,
-    max_bytes: options.MaxBytesOption = None,
+    limits: options.LimitOptions,
     url_timeout: Annotated[
         float, typer.Option("--url-timeout", metavar="SECONDS", min=0.1, help="Time to fetch an image in.")
     ] = 30.0,
@@ -121,80 +118,90 @@ def predict(
         float | None,
         typer.Option("--gpus-per-worker", min=0, help="A fraction has workers share one. [default: 1 if there are]"),
     ] = None,
-    decode: options.DecodeOption = "fast",
-    batch_size: options.BatchSizeOption = None,
-    workers: options.WorkersOption = None,
-    cache_dir: options.CacheDirOption = None,
-    cache_size: options.CacheSizeOption = None,
-    no_cache: options.NoCacheOption = False,
-    verbose: options.VerboseOption = False,
-    quiet: options.QuietOption = False,
+    how: options.RunOptions,
+    verbosity: options.VerbosityOptions,
 ) -> None:
     """Say what is in pictures, without training.
 
     Example: clipcls predict images/ --labels cat,dog,truck
     """
-    options.set_up_logging(verbose, quiet)
-    from clipcls.embed.cache.database import default_folder
-    from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
-    from clipcls.embed.execution import Execution
+    verbosity.set_up_logging()
+    from clipcls.embed.session import Session
     from clipcls.errors import UsageError
-    from clipcls.images.limits import MAX_PIXELS
-    from clipcls.inputs.contents import MAX_BYTES
     from clipcls.inputs.listing import Sources
     from clipcls.inputs.web import Web
-    from clipcls.labels import label_files as label_sources
-    from clipcls.outputs.target import Target
+    from clipcls.outputs.destination import Destination, check_explanations
     from clipcls.predict.calibration import read_calibration
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.ranking import Scoring
-    from clipcls.records import ModelSpec
 
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
     # opened by its name, what it was redirected to would be emptied
     output = "-" if output in ("/dev/stdout", "/dev/fd/1") else output
-    target = Target(output, output_dir, format, resume, retry_errors)
+    destination = Destination(output, output_dir, format, resume, retry_errors)
     if explain:
-        _check_format_of_explanations(target)
-    _check_target(target, [*(inputs or ()), files_from, labels_file, prompts, model, calibration])
+        check_explanations(destination)
+    _check_destination(
+        destination, [*(inputs or ()), files_from, wanted.labels_file, prompts, asked.model, calibration]
+    )
     limit = ErrorLimit.parse(max_errors, on_error)
     if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
         raise UsageError("Options for addresses need --allow-urls.")
-    spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, workers, verbose)
-    spec = ModelSpec(model, arch, preprocess, device, precision)
+    spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, how.workers, verbosity.verbose)
+    spec = asked.spec()
     if spread is not None:
         from clipcls.distributed.run import check_spread
 
-        check_spread(target, spec, spread)
-    classifier = Classifier(
-        labels=label_sources.parse_labels(labels, label or (), labels_file),
-        model=spec,
-        prompts=_prompt_set(prompts, template),
-        scoring=Scoring(score, multi_label, top_k, threshold, min_margin),
-        background=background,
-        execution=Execution(
-            decode=decode,
-            batch_size=batch_size,
-            workers=workers,
-            max_pixels=max_pixels or MAX_PIXELS,
-            max_bytes=max_bytes or MAX_BYTES,
-            web=Web(url_timeout, url_retries, allow_private_urls) if allow_urls else None,
-            cache_dir=None if no_cache else cache_dir or default_folder(),
-            cache_size=DEFAULT_LIMIT if cache_size is None else cache_size * MEGABYTE,
-            strict_prompts=strict_prompts,
-        ),
-    )
-    classifier.explain = explain
-    classifier.calibration = None if calibration is None else read_calibration(calibration)
-    sources = Sources(inputs or [], files_from, null, column, allow_urls, allow_private_urls)
-    if spread is None:
-        Labelling(classifier, sources, target, limit, quiet).run()
-    else:
-        from clipcls.cli.predict_on_cluster import SpreadLabelling
+        check_spread(destination, spec, spread)
+    labels = wanted.read()
+    web = Web(url_timeout, url_retries, allow_private_urls) if allow_urls else None
+    with Session(spec, how.execution(limits, strict_prompts, web)) as session:
+        classifier = Classifier(
+            session,
+            labels,
+            options.prompt_set(None if prompts == "default" else prompts, template),
+            Scoring(score, multi_label, top_k, threshold, min_margin),
+            background=background,
+            calibration=None if calibration is None else read_calibration(calibration),
+            explain=explain,
+        )
+        sources = Sources(inputs or (), files_from, null, column, allow_urls, allow_private_urls)
+        _run(classifier, sources, destination, limit, spread, verbosity)
 
-        SpreadLabelling(classifier, sources, target, limit, quiet, spec, spread).run()
+
+def _run(
+    classifier: "Classifier",
+    sources: "Sources",
+    destination: "Destination",
+    limit: "ErrorLimit",
+    spread: "Spread | None",
+    verbosity: options.VerbosityOptions,
+) -> None:
+    """Run here or on a cluster, and exit with what came of it."""
+    from clipcls.predict.run import run
+
+    quiet = verbosity.quiet
+    shown = destination.output if destination.folder is None and spread is None else ""
+    message = "finishing the batch at hand" if spread is None else "stopping the workers"
+    with Progress(not quiet, shown) as progress, StopSignals(message) as signals:
+        watch = progress.watch(destination.name)
+        if spread is None:
+            report = run(classifier, sources, destination, limit, signals.received, watch)
+        else:
+            from clipcls.distributed.run import run_on_cluster
+
+            if not spread.verbose:
+                silence_libraries()
+            report = run_on_cluster(classifier, sources, destination, spread, limit, signals.received, watch)
+    if signals.exit_code:
+        typer.echo(f"clipcls: {report.done:,} images done{report.go_on}", err=True)
+        raise typer.Exit(signals.exit_code)
+    if report.failed:
+        if not quiet:
+            typer.echo(f"clipcls: {report.failed:,} of {report.done:,} images could not be read", err=True)
+        raise typer.Exit(1)
 
 
 def _spread(
@@ -216,46 +223,22 @@ def _spread(
     return None
 
 
-def _check_target(target: "Target", sources: Sequence[str | Path | None]) -> None:
+def _check_destination(destination: "Destination", sources: Sequence[str | Path | None]) -> None:
     """Refuse an output that can't be written, or that would replace a picture or what the results are made from."""
     from clipcls.errors import StoppedError, UsageError
     from clipcls.inputs.discover import EXTENSIONS
-    from clipcls.outputs.target import check_target
+    from clipcls.outputs.destination import check_destination
 
-    check_target(target)
-    if target.folder is not None or target.output == "-":
+    check_destination(destination)
+    if destination.folder is not None or destination.output == "-":
         return
-    path = Path(target.output)
+    path = Path(destination.output)
     if path.suffix.lower() in EXTENSIONS:
-        raise UsageError(f"--output {target.output!r}: not a name for results.")
+        raise UsageError(f"--output {destination.output!r}: not a name for results.")
     if path.is_dir() or not path.absolute().parent.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
         raise StoppedError(
-            f"{target.output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
+            f"{destination.output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
         )
     for source in sources:
         if source and os.path.exists(source) and path.exists() and path.samefile(source):  # noqa: PTH110, globs may be long
-            raise UsageError(f"--output {target.output!r} is one of the inputs, which it would overwrite.")
-
-
-def _check_format_of_explanations(target: "Target") -> None:
-    from clipcls.errors import UsageError
-    from clipcls.outputs.sinks import format_for
-
-    kind = target.kind or ("parquet" if target.folder is not None else None)
-    if kind is None and target.output != "-":
-        kind = format_for(Path(target.output))
-    if kind is None:
-        kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "tsv"
-    if kind not in ("jsonl", "table"):
-        raise UsageError(f"--explain: {kind} has no room for explanations. Use --format jsonl, or table to read them.")
-
-
-def _prompt_set(prompts: str, templates: list[str] | None) -> "PromptSet":
-    from clipcls.errors import UsageError
-    from clipcls.labels.prompts import load_prompt_set, templates_set
-
-    if not templates:
-        return load_prompt_set(prompts)
-    if prompts != "default":
-        raise UsageError("Give --prompts or --template, not both; a file of prompts can hold all templates.")
-    return templates_set(templates)
+            raise UsageError(f"--output {destination.output!r} is one of the inputs, which it would overwrite.")

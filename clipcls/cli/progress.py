@@ -9,11 +9,13 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from clipcls.errors import ClipclsError
+from clipcls.errors import ClipclsError, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+
+    from clipcls.embed.watch import Watch
 
 
 class Progress:
@@ -41,6 +43,21 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def watch(self, resumed: str = "") -> "Watch":
+        """Return what a run calls to show itself here.
+
+        Args:
+            resumed: what a run may go on with; if it does, that is said.
+        """
+        from clipcls.embed.watch import Watch
+
+        def begin(count: Callable[[], int] | None, already: int) -> None:
+            if already and self._wanted:
+                print(f"clipcls: {resumed}: going on after {already:,} images", file=sys.stderr)
+            self.start(count, already)
+
+        return Watch(self.update_labels, begin, self.update, self.print_error)
 
     def update_labels(self, done: int, total: int) -> None:
         """Tell how many labels are embedded, of those that weren't cached."""
@@ -78,9 +95,8 @@ class Progress:
         """A line for an image that could not be read."""
         if not self._wanted:
             return
-        shown = os.fsencode(path).decode("utf-8", "replace")
         # where there is a bar, it has put itself in front of stderr, and draws itself below the line
-        print(f"clipcls: {''.join(c if c.isprintable() else '�' for c in shown)}: {error}", file=sys.stderr)
+        print(f"clipcls: {printable(path)}: {error}", file=sys.stderr)
 
 
 def _set_total(bar: "Bar", task: "TaskID", count: Callable[[], int]) -> None:

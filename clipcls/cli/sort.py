@@ -3,10 +3,10 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
@@ -14,16 +14,13 @@ from clipcls.cli import options
 from clipcls.cli.progress import Progress
 from clipcls.cli.signals import StopSignals
 from clipcls.errors import StoppedError, UsageError
-from clipcls.records import Format
+from clipcls.records import Prediction, SortMethod
 
 if TYPE_CHECKING:
-    from clipcls.outputs.sort.sort import Plan
-    from clipcls.records import Prediction
-
-Method = Literal["copy", "hardlink", "symlink", "move"]
+    from clipcls.outputs.sort.plan import SortPlan
 
 _IN_MEMORY = 1 << 24  # bytes of standard input; more goes to a temporary file
-_VERBS: dict[Method, str] = {"copy": "copied", "hardlink": "linked", "symlink": "linked", "move": "moved"}
+_VERBS: dict[SortMethod, str] = {"copy": "copied", "hardlink": "linked", "symlink": "linked", "move": "moved"}
 
 
 def sort(
@@ -41,9 +38,9 @@ def sort(
             "--into", metavar="DIR", help="Where each label has its folder; made if need be.", show_default=False
         ),
     ] = None,
-    by: Annotated[Method, typer.Option("--by", help="How a picture gets there.")] = "copy",
+    by: Annotated[SortMethod, typer.Option("--by", help="How a picture gets there.")] = "copy",
     format: Annotated[
-        Format | None,
+        options.FormatName | None,
         typer.Option("--format", help="Of the predictions. [default: by the extension; jsonl on standard input]"),
     ] = None,
     dry_run: Annotated[
@@ -72,10 +69,10 @@ def sort(
     asks = by == "move" and not yes and not dry_run
     if asks and (predictions == "-" or not _is_terminal()):
         raise UsageError("--by move asks first, and there is nobody to ask: give --yes. --dry-run shows what it does.")
-    from clipcls.outputs.sort.sort import plan
+    from clipcls.outputs.sort.plan import plan
 
     planned = plan(_read(predictions, format), into, by)
-    if not (planned.actions or planned.left_out or planned.already_there):
+    if not (planned.run.files or planned.left_out or planned.already_there):
         raise UsageError(f"{predictions}: no predictions in it.")
     if dry_run:
         _show(planned, quiet)
@@ -87,32 +84,35 @@ def _is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _read(source: str, kind: Format | None) -> "Iterator[Prediction]":
-    """The predictions in a file, in the part files of a folder, or on standard input."""
+def _read(source: str, format_name: str | None) -> Iterator[Prediction]:
+    """Read the predictions in a file, in the part files of a folder, or on standard input."""
+    from clipcls.outputs.formats import find_format, format_for
     from clipcls.outputs.read_back import read_predictions
-    from clipcls.outputs.sinks import format_for
 
     if source == "-":
         with _standard_input() as file:
-            yield from read_predictions(file, kind or "jsonl", "standard input")
+            yield from read_predictions(file, find_format(format_name or "jsonl"), "standard input")
         return
     try:
         for path in _files_in(Path(source)):
             with path.open("rb") as file:
-                yield from read_predictions(file, kind or format_for(path), str(path))
+                format = find_format(format_name) if format_name else format_for(path)
+                yield from read_predictions(file, format, str(path))
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise UsageError(f"{source}: can't be read: {reason}.") from exc
 
 
-def _files_in(source: Path) -> list[Path]:
-    """What `predict --output` or `--output-dir` wrote."""
+def _files_in(source: Path) -> Iterable[Path]:
+    """Return the files that `predict --output` or `--output-dir` wrote."""
+    from clipcls.outputs.part_files import parts_in
+
     if not source.is_dir():
         return [source]
-    parts = sorted(path for path in source.glob("part-*") if path.suffix in (".parquet", ".jsonl", ".csv"))
+    parts = parts_in(source)
     if not parts:
         raise UsageError(f"{source}: there are no part files in it that `clipcls predict --output-dir` writes.")
-    return parts
+    return parts.values()
 
 
 @contextmanager
@@ -129,21 +129,21 @@ def _standard_input() -> Iterator[BinaryIO]:
         yield cast("BinaryIO", file)
 
 
-def _show(planned: "Plan", quiet: bool) -> None:
+def _show(planned: "SortPlan", quiet: bool) -> None:
     """What would be done: `source<TAB>target`, escaped as in TSV."""
     with Progress(not quiet, "-") as progress:
-        for left in planned.left_out:
-            progress.print_error(left.path, left.reason)
-    for action in planned.actions:
-        _print_pair(action.source, planned.target(action))
+        for path, reason in planned.left_out:
+            progress.print_error(path, reason)
+    for file in planned.run.files.values():
+        _print_pair(file.given, planned.shown_target(file))
     if not quiet:
         there = f", {planned.already_there:,} are there already" if planned.already_there else ""
-        typer.echo(f"clipcls: {_files(len(planned.actions))} would be {_VERBS[planned.by]}{there}", err=True)
+        typer.echo(f"clipcls: {_files(len(planned.run.files))} would be {_VERBS[planned.run.by]}{there}", err=True)
     _exit_if_left_out(planned, len(planned.left_out), quiet)
 
 
 def _print_pair(first: str, second: str) -> None:
-    from clipcls.outputs.rows import escaped
+    from clipcls.outputs.formats.tsv import escaped
 
     if sys.stdout is None:
         raise StoppedError("standard output is closed.")
@@ -163,10 +163,10 @@ def _print_done(first: str, second: str) -> bool:
     return True
 
 
-def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
+def _sort(planned: "SortPlan", asks: bool, verbose: bool, quiet: bool) -> None:
     from clipcls.outputs.sort.sort import carry_out
 
-    if asks and planned.actions and not _agreed(planned):
+    if asks and planned.run.files and not _agreed(planned):
         typer.echo("clipcls: nothing was moved", err=True)
         raise typer.Exit(1)
     counts: Counter[str] = Counter()
@@ -176,17 +176,18 @@ def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
         StopSignals("finishing the file at hand") as signals,
         closing(carry_out(planned)) as outcomes,
     ):
-        for left in planned.left_out:
-            progress.print_error(left.path, left.reason)
-        progress.start(lambda: len(planned.actions))
+        for path, reason in planned.left_out:
+            progress.print_error(path, reason)
+        progress.start(lambda: len(planned.run.files))
         try:
             while not signals.received() and (outcome := next(outcomes, None)) is not None:
-                if outcome.error is not None:
+                file, error = outcome
+                if error is not None:
                     left_out += 1
-                    progress.print_error(outcome.action.source, outcome.error)
+                    progress.print_error(file.given, error)
                 else:
-                    counts[outcome.action.folder] += 1
-                    verbose = verbose and _print_done(outcome.action.source, planned.target(outcome.action))
+                    counts[file.target.parent.name] += 1
+                    verbose = verbose and _print_done(file.given, planned.shown_target(file))
                 progress.update(counts.total(), left_out - len(planned.left_out))
         except StoppedError as exc:
             raise StoppedError(f"{exc} {_how_to_go_on(planned, counts.total())}") from exc
@@ -198,24 +199,24 @@ def _sort(planned: "Plan", asks: bool, verbose: bool, quiet: bool) -> None:
     _exit_if_left_out(planned, left_out, quiet)
 
 
-def _agreed(planned: "Plan") -> bool:
+def _agreed(planned: "SortPlan") -> bool:
     # not typer.confirm, which writes to standard output too
-    typer.echo(f"Move {_files(len(planned.actions))} into {planned.into}/? [y/N] ", nl=False, err=True)
+    typer.echo(f"Move {_files(len(planned.run.files))} into {planned.into}/? [y/N] ", nl=False, err=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _how_to_go_on(planned: "Plan", done: int) -> str:
+def _how_to_go_on(planned: "SortPlan", done: int) -> str:
     if not done:
         return "Nothing was done."
     return (
-        f"{done:,} of {_files(len(planned.actions))} are done: the same command goes on, "
+        f"{done:,} of {_files(len(planned.run.files))} are done: the same command goes on, "
         f"`clipcls sort --undo {planned.into}` takes them back."
     )
 
 
-def _report(planned: "Plan", counts: Counter[str]) -> None:
+def _report(planned: "SortPlan", counts: Counter[str]) -> None:
     """How many went where."""
-    typer.echo(f"clipcls: {_files(counts.total())} {_VERBS[planned.by]} into {planned.into}/", err=True)
+    typer.echo(f"clipcls: {_files(counts.total())} {_VERBS[planned.run.by]} into {planned.into}/", err=True)
     width = max((len(f"{count:,}") for count in counts.values()), default=0)
     for folder in sorted(counts):
         typer.echo(f"clipcls:   {counts[folder]:>{width},}  {folder}", err=True)
@@ -223,11 +224,11 @@ def _report(planned: "Plan", counts: Counter[str]) -> None:
         typer.echo(f"clipcls: {_files(planned.already_there)} there already", err=True)
 
 
-def _exit_if_left_out(planned: "Plan", count: int, quiet: bool) -> None:
+def _exit_if_left_out(planned: "SortPlan", count: int, quiet: bool) -> None:
     if not count:
         return
     if not quiet:
-        found_none = not planned.actions and not planned.already_there
+        found_none = not planned.run.files and not planned.already_there
         hint = "; run it in the folder that predict was run in" if found_none else ""
         typer.echo(f"clipcls: {count:,} {'row' if count == 1 else 'rows'} left out{hint}", err=True)
     raise typer.Exit(1)
@@ -238,19 +239,20 @@ def _files(count: int) -> str:
 
 
 def _undo(into: Path, verbose: bool, quiet: bool) -> None:
-    from clipcls.outputs.sort.undo import undo
+    from clipcls.outputs.sort.sort import undo
 
     done = kept = 0
     with (
         Progress(not quiet, "-" if verbose else "") as progress,
         StopSignals("finishing the file at hand") as signals,
-        closing(undo(into)) as files,
+        closing(undo(into)) as outcomes,
     ):
         progress.start(None)
-        while not signals.received() and (file := next(files, None)) is not None:
-            if file.error is not None:
+        while not signals.received() and (outcome := next(outcomes, None)) is not None:
+            file, error = outcome
+            if error is not None:
                 kept += 1
-                progress.print_error(os.fspath(file.target), file.error)
+                progress.print_error(os.fspath(file.target), error)
             else:
                 done += 1
                 verbose = verbose and _print_done(os.fspath(file.target), os.fspath(file.source))

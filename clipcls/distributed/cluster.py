@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from clipcls.distributed.work import Job, Report, Task, Worker
+from clipcls.distributed.work import Job, PartReport, Task, Worker
 from clipcls.errors import StoppedError, UsageError, first_line
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ class Cluster:
         except self._ray.exceptions.RayError as exc:
             raise StoppedError(f"no worker says what its GPU can do: {_reason(exc)}") from exc
 
-    def label(self, job: Job, tasks: Sequence[Task], pool: Pool) -> Iterator[Report | None]:
+    def label(self, job: Job, tasks: Sequence[Task], pool: Pool) -> Iterator[PartReport | None]:
         """Label parts on the workers.
 
         Yields:
@@ -242,7 +242,7 @@ class Cluster:
             StoppedError: the cluster is lost, or can't do it.
             ClipclsError: what ended a worker's work.
         """
-        results: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
+        results: queue.SimpleQueue[PartReport | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(job, tasks, pool, results), daemon=True).start()
         watch = _Watch(self._head, lambda: self._has_room(pool))
         watch.start()
@@ -320,9 +320,9 @@ class _Actor:
         return {"facts": [json.dumps(facts)], "content": [report.content]}
 
 
-def _report(row: dict[str, Any]) -> Report:
+def _report(row: dict[str, Any]) -> PartReport:
     number, count, failed, stopped = json.loads(row["facts"])
-    return Report(number, count, tuple(map(tuple, failed)), row["content"], stopped and tuple(stopped))
+    return PartReport(number, count, tuple(map(tuple, failed)), row["content"], stopped and tuple(stopped))
 
 
 class _Watch:

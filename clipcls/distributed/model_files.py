@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from clipcls.distributed.node import own_folder
 from clipcls.errors import StoppedError
-from clipcls.outputs.atomic import lock
-from clipcls.records import file_status
+from clipcls.outputs.atomic import Draft, lock
+from clipcls.records import FileStamp
 
 if TYPE_CHECKING:
     from clipcls.models.locate import ModelFiles
@@ -27,14 +27,12 @@ class SentFile:
     """A file on the machine that the run was started on.
 
     Attributes:
-        status: by which it is recognised where others see it too.
-        size: in bytes.
+        stamp: by which it is recognised where others see it too.
         chunks: references to its content; empty where nobody needs it.
     """
 
     path: Path
-    status: str
-    size: int
+    stamp: FileStamp
     chunks: tuple[Any, ...]
 
 
@@ -54,9 +52,9 @@ class SentModel:
         Raises:
             StoppedError: the copies can't be written.
         """
-        if all(_status(file.path) == file.status for file in self.sent):
+        if all(FileStamp.at(file.path) == file.stamp for file in self.sent):
             return self.files
-        described = json.dumps([[str(file.path), file.status] for file in self.sent])
+        described = json.dumps([[str(file.path), str(file.stamp)] for file in self.sent])
         folder = own_folder() / hashlib.sha256(described.encode()).hexdigest()[:16]
         try:
             with _locked(folder):
@@ -86,8 +84,7 @@ def send(files: "ModelFiles", put: Callable[[bytes], Any] | None) -> SentModel:
 
 
 def _sent(path: Path, put: Callable[[bytes], Any] | None) -> SentFile:
-    facts = path.stat()
-    return SentFile(path, file_status(facts), facts.st_size, tuple(map(put, _chunks(path))) if put else ())
+    return SentFile(path, FileStamp.of(path.stat()), tuple(map(put, _chunks(path))) if put else ())
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -102,19 +99,18 @@ def _copy(file: SentFile, target: Path, fetch: Callable[[Any], bytes]) -> None:
     Raises:
         StoppedError: there is no content to write, or not all of it.
     """
-    if target.exists() and target.stat().st_size == file.size:
+    if target.exists() and target.stat().st_size == file.stamp.size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{target.name}.part")
-    with draft.open("wb") as out:
+    with Draft(target) as draft:
         for chunk in file.chunks:
-            out.write(fetch(chunk))
-    if draft.stat().st_size != file.size:
-        raise StoppedError(
-            f"{file.path} isn't seen, and hasn't been sent: the node came after the run had begun, or the file changed "
-            "meanwhile. --resume goes on with the cluster as it is."
-        )
-    draft.replace(target)
+            draft.file.write(fetch(chunk))
+        if draft.file.tell() != file.stamp.size:
+            raise StoppedError(
+                f"{file.path} isn't seen, and hasn't been sent: the node came after the run had begun, or the file "
+                "changed meanwhile. --resume goes on with the cluster as it is."
+            )
+        draft.publish()
 
 
 def _moved(files: "ModelFiles", places: dict[Path, Path]) -> "ModelFiles":
@@ -149,10 +145,3 @@ def _locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("ab") as file:
         lock(file, wait=True)
         yield
-
-
-def _status(path: Path) -> str | None:
-    try:
-        return file_status(path.stat())
-    except OSError:
-        return None

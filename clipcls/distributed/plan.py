@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcls.errors import ImageError, StoppedError, UsageError
+from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.discover import expand
+from clipcls.inputs.listing import Sources
 from clipcls.inputs.stores import in_store, look
 from clipcls.inputs.tables import row_groups
-from clipcls.outputs.atomic import write_atomically
-from clipcls.records import Address, Container, ImageRef, Span, Stored
+from clipcls.outputs.atomic import can_write, write_atomically
+from clipcls.records import Address, Container, FileStamp, ImageRef, Span, Stored
 
 #: The index of a row is ROWS times its part's number, plus its place in the part.
 ROWS = 10**9
@@ -69,16 +70,15 @@ class Part:
         seen = (image for image in images if image.error is None and isinstance(image.content, Container | None))
         return next((image.path for image in seen if not in_store(image.path)), None)
 
-    def images(self, column: str | None, allow_urls: bool, allow_private_urls: bool) -> Iterator[ImageRef]:
+    def images(self, sources: Sources) -> Iterator[ImageRef]:
         """Its pictures in input order; a shard or a table is read for that.
 
         Args:
-            column: see `clipcls.inputs.discover.expand`.
-            allow_urls, allow_private_urls: the same.
+            sources: see `clipcls.inputs.discover.expand`.
         """
         images, rows = _parsed(json.loads(self.line))
         for image in images:
-            yield from expand(image, column, allow_urls, rows, allow_private_urls=allow_private_urls)
+            yield from expand(image, sources, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +191,8 @@ class Plan:
             StoppedError: it can't be written.
         """
         content = "".join(part.line + "\n" for part in self.parts).encode("ascii")
-        try:
+        with can_write(str(self._path)):
             write_atomically(self._path, lambda file: file.write(content))
-        except OSError as exc:
-            raise StoppedError(f"{self._path}: can't be written: {exc.strerror}.") from exc
 
     def _read(self) -> None:
         try:
@@ -265,12 +263,12 @@ def _status(path: str) -> str | None:
     try:
         if in_store(path):
             stored = look(path).content
-            return f"{stored.size} {stored.status}" if isinstance(stored, Stored) else None
-        facts = Path(path).stat()
-    except (OSError, ImageError):
+            return f"{stored.size} {stored.stamp or ''}" if isinstance(stored, Stored) else None
+    except ImageError:
         return None  # whoever reads it will say so
+    stamp = FileStamp.at(path)
     # not the inode: a copy on another disk will do
-    return f"{facts.st_size} {facts.st_mtime_ns}"
+    return f"{stamp.size} {stamp.mtime_ns}" if stamp else None
 
 
 def _entry(image: ImageRef) -> list[Any]:
@@ -279,15 +277,19 @@ def _entry(image: ImageRef) -> list[Any]:
     match image.content:
         case Address():
             return [image.path, None, "web"]
-        case Stored(size, status):
-            return [image.path, None, "store", size, status]
+        case Stored(size, stamp, is_known):
+            return [image.path, None, "store", size, str(stamp or "") if is_known else None]
     return [image.path]
 
 
 def _image(path: str, error: str | None = None, place: str | None = None, *facts: Any) -> ImageRef:
     if place == "web":
         return ImageRef(path, content=Address(path))
-    return ImageRef(path, error, Stored(*facts) if place == "store" else None)
+    return ImageRef(path, error, _stored(*facts) if place == "store" else None)
+
+
+def _stored(size: int | None, stamp: str | None) -> Stored:
+    return Stored(size, FileStamp.parse(stamp) if stamp else None, is_known=stamp is not None)
 
 
 def _parsed(fields: dict[str, Any]) -> tuple[list[ImageRef], tuple[int, int] | None]:
@@ -341,7 +343,7 @@ def _pictures_in(shard: ImageRef) -> int | None:
     """How many pictures there are in a shard; None where all of it would have to be read to know."""
     if in_store(shard.path):
         return None
-    listed = expand(shard, None, False)
+    listed = expand(shard, Sources())
     first = next(listed, None)
     if first is None or not isinstance(first.content, Span):
         return None

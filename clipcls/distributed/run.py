@@ -5,26 +5,30 @@ import importlib
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from clipcls.distributed.cluster import Cluster, Pool, divide, require_ray
 from clipcls.distributed.model_files import send
 from clipcls.distributed.part_files import PartFiles
 from clipcls.distributed.plan import Plan
-from clipcls.distributed.work import Job, Report, Task
+from clipcls.distributed.work import Job, PartReport, Task
 from clipcls.embed.cache.database import default_folder
-from clipcls.embed.lazy_encoder import find_model
+from clipcls.embed.session import Session
+from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
+from clipcls.inputs.discover import discover
+from clipcls.inputs.listing import Sources
+from clipcls.outputs.destination import Destination
+from clipcls.outputs.formats import PARTS_FORMAT, format_names
 from clipcls.outputs.resume import claim_folder
-from clipcls.outputs.target import Target
 from clipcls.predict.classifier import Classifier
-from clipcls.records import ImageRef, ModelFacts, ModelSpec
+from clipcls.predict.error_limit import ErrorLimit
+from clipcls.predict.run import RunReport, Tally
+from clipcls.records import ModelFacts, ModelSpec
 
 #: Of the plan's file, in the output's folder.
 PLAN_NAME = ".clipcls-plan"
-#: Which formats can have an index.
-FORMATS = ("parquet", "jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +50,7 @@ class Spread:
     verbose: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What there is to label.
-
-    Attributes:
-        images: lists the pictures, with what holds several unread; see `clipcls.inputs.discover.discover`.
-        column: of the pictures, in tables.
-        allow_urls: whether addresses may be fetched.
-        allow_private_urls: whether from any machine.
-    """
-
-    images: Callable[[], Iterable[ImageRef]]
-    column: str | None = None
-    allow_urls: bool = False
-    allow_private_urls: bool = False
-
-
-class Run:
+class _ClusterRun:
     """One run that has begun.
 
     Attributes:
@@ -85,7 +72,7 @@ class Run:
         counts = [part.count for part in left] + [None if task.again is None else len(task.again) for task in again]
         self.total = None if None in counts else self.before + sum(count or 0 for count in counts)
 
-    def reports(self) -> Iterator[Report | None]:
+    def reports(self) -> Iterator[PartReport | None]:
         """Have the rest done, and write it.
 
         Yields:
@@ -102,70 +89,91 @@ class Run:
                 yield report
 
 
-@contextlib.contextmanager
-def open_run(
+def run_on_cluster(
     classifier: Classifier,
-    spec: ModelSpec,
-    listing: Listing,
-    target: Target,
+    sources: Sources,
+    destination: Destination,
     spread: Spread,
-    report_labels: Callable[[int, int], None] | None = None,
-) -> Iterator[Run]:
-    """Reach the cluster, embed the labels, claim the output and plan the parts.
+    limit: ErrorLimit | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
+) -> RunReport:
+    """Do what `clipcls.predict.run.run` does over a cluster; each part of the images has a file of its own.
 
     Args:
-        spec: what the classifier's model was asked for as.
-        report_labels: see `Classifier.embed_labels`.
+        classifier: whose session was asked for by a `ModelSpec`.
+        spread: how the run is spread.
 
     Raises:
-        UsageError: Ray isn't installed, or something can't be done as asked.
-        StoppedError: the cluster can't be reached, or the output can't be written.
         ModelError: the model can't be had.
+        StoppedError: the cluster can't be reached or is lost, the output can't be written, or too many images failed.
+        UsageError: Ray isn't installed, there are no images, or something can't be done as asked.
     """
-    check_spread(target, spec, spread)
-    folder = target.folder
+    watch = watch or Watch()
+    with _opened(classifier, sources, destination, spread, watch) as run:
+        total = run.total
+        watch.begin(None if total is None else lambda: total, run.before)
+        tally = Tally(limit or ErrorLimit(), watch, (run.before, run.failed), can_resume=True)
+        for part in run.reports():
+            # each failure of a part is reported, however many are too many
+            tally.add(0 if part is None else part.count, () if part is None else part.failed)
+            if tally.exceeded or stop():
+                break
+    return tally.report(sources, stop())
+
+
+@contextlib.contextmanager
+def _opened(
+    classifier: Classifier, sources: Sources, destination: Destination, spread: Spread, watch: Watch
+) -> Iterator[_ClusterRun]:
+    """Reach the cluster, embed the labels, claim the output and plan the parts."""
+    session = classifier.session
+    assert session.spec is not None
+    check_spread(destination, session.spec, spread)
+    folder = destination.folder
     assert folder is not None
     with _joined(spread) as cluster:
-        gpus = 0.0 if spec.device == "cpu" else spread.gpus_per_worker
+        gpus = 0.0 if session.spec.device == "cpu" else spread.gpus_per_worker
         pool = divide(cluster.nodes, spread.workers, gpus, spread.threads)
         cluster.tell_if_busy(pool)
-        facts = _settle_model(classifier, spec, cluster, pool)
-        classifier.label_features = classifier.embed_labels(report_labels)
+        settled, facts = _settle_model(session, session.spec, cluster, pool)
+        classifier = classifier.on(settled)
+        classifier.embed_labels(watch.labels)
         settings = classifier.settings() | {"--engine": "ray", "--precision": facts.precision}
-        with claim_folder(target, folder, settings) as (journal, files):
-            if files and target.retry_errors:
+        with claim_folder(destination, folder, settings) as (journal, files):
+            if files and destination.retry_errors:
                 journal.restate(settings)
-            plan = Plan(folder / PLAN_NAME, bool(files), target.retry_errors)
-            output = PartFiles(folder, target.kind or "parquet", files, target.retry_errors)
+            plan = Plan(folder / PLAN_NAME, bool(files), destination.retry_errors)
+            output = PartFiles(folder, destination.format, files, destination.retry_errors)
             again = output.count(plan.parts)
-            plan.extend(listing.images(), pool.workers, listing.column, files.keys(), output.mended)
+            plan.extend(discover(sources, unread=True), pool.workers, sources.column, files.keys(), output.mended)
             plan.write()
             job = Job(
                 classifier=classifier,
-                model=send(classifier.encoder.files, cluster.put),
+                execution=session.execution,
+                model=send(settled.encoder.files, cluster.put),
                 facts=facts,
                 threads=pool.threads,
-                kind=output.kind,
+                format=output.format,
                 run=secrets.token_hex(8),
                 directory=os.getcwd(),  # noqa: PTH109
-                column=listing.column,
-                allow_urls=listing.allow_urls,
-                allow_private_urls=listing.allow_private_urls,
-                default_cache=classifier.execution.cache_dir == default_folder(),
+                sources=replace(sources, inputs=(), files_from=None, stdin=None),
+                default_cache=session.execution.cache_dir == default_folder(),
             )
-            yield Run(cluster, pool, job, plan, output, again)
+            yield _ClusterRun(cluster, pool, job, plan, output, again)
 
 
-def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
+def check_spread(destination: Destination, spec: ModelSpec, spread: Spread) -> None:
     """Refuse what can't be done on a cluster, before it is asked for anything.
 
     Raises:
         UsageError: it can't, or Ray isn't installed.
     """
-    if target.folder is None:
+    if destination.folder is None:
         raise UsageError("--engine ray writes part files: give --output-dir DIR.")
-    if (target.kind or "parquet") not in FORMATS:
-        raise UsageError(f"--engine ray writes {' or '.join(FORMATS)}, whose rows have an index; not {target.kind}.")
+    if not destination.format.keeps_index:
+        names = format_names(lambda one: one.keeps_index, first=PARTS_FORMAT)
+        raise UsageError(f"--engine ray writes {names}, whose rows have an index; not {destination.format.name}.")
     if spec.device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {spec.device}: Ray chooses each worker's device; use auto, cpu or cuda.")
     if spread.gpus_per_worker and spec.device == "cpu":
@@ -178,13 +186,13 @@ def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
 @contextlib.contextmanager
 def _joined(spread: Spread) -> Iterator[Cluster]:
     """The cluster; torch, which takes as long to import, is imported meanwhile."""
-    threading.Thread(target=importlib.import_module, args=("clipcls.models",), daemon=True).start()
+    threading.Thread(target=importlib.import_module, args=("clipcls.models.encoder",), daemon=True).start()
     with Cluster(spread.address, spread.verbose) as cluster:
         yield cluster
 
 
-def _settle_model(classifier: Classifier, spec: ModelSpec, cluster: Cluster, pool: Pool) -> ModelFacts:
-    """Have the classifier use the model in the workers' precision; returns what they know of it.
+def _settle_model(session: Session, spec: ModelSpec, cluster: Cluster, pool: Pool) -> tuple[Session, ModelFacts]:
+    """Find the model in the workers' precision, for here; with what the workers know of it.
 
     What `auto` stands for here may not be what it stands for there, and all rows have to be made alike.
     """
@@ -195,11 +203,6 @@ def _settle_model(classifier: Classifier, spec: ModelSpec, cluster: Cluster, poo
         precision = cluster.precision_on_gpu(pool)
     # labels in fp16 need a GPU here as well; those in fp32 are no worse
     here = "fp32" if precision == "fp16" and not torch.cuda.is_available() else precision
-    cache = classifier.execution.open_cache()
-    try:
-        model = find_model(replace(spec, precision=here, device="auto" if pool.gpus else "cpu"), cache)
-    finally:
-        cache.close()
-    classifier.use(model)
-    facts = replace(model.facts, device="cuda" if pool.gpus else "cpu")
-    return facts if precision in ("auto", here) else replace(facts, precision="fp16")
+    settled = session.beside(replace(spec, precision=here, device="auto" if pool.gpus else "cpu"))
+    facts = replace(settled.facts, device="cuda" if pool.gpus else "cpu")
+    return settled, facts if precision in ("auto", here) else replace(facts, precision="fp16")

@@ -15,11 +15,15 @@ from clipcls.distributed.node import NAME, own_folder
 from clipcls.distributed.plan import ROWS, Part, read_part
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.cache.store import Cache
+from clipcls.embed.execution import Execution
 from clipcls.embed.lazy_encoder import LazyEncoder
+from clipcls.embed.session import Session
 from clipcls.errors import ClipclsError, StoppedError
+from clipcls.inputs.listing import Sources
+from clipcls.outputs.formats.output_format import OutputFormat
 from clipcls.outputs.sinks import encode
 from clipcls.predict.classifier import Classifier
-from clipcls.records import Format, ImageRef, ModelFacts, Prediction
+from clipcls.records import ImageRef, ModelFacts, Prediction
 
 # of a part on one node, before it is taken for the workers' killer
 _MOST_ATTEMPTS = 3
@@ -34,26 +38,27 @@ class Job:
     """All that workers have to know, which is the same for all.
 
     Attributes:
-        classifier: with its labels embedded, and without a model.
+        classifier: with its labels embedded, and without a session.
+        execution: how the run is carried out where it was started.
         facts: of the model, on the workers' device.
         threads: that decode, and on a CPU that compute.
-        kind: what rows are to be written as.
+        format: of the rows.
         run: a name of this run.
         directory: that relative paths start from.
+        sources: for what may be read; without names.
         default_cache: whether the cache lies where each node has its own by default.
         release: of clipcls.
     """
 
     classifier: Classifier
+    execution: Execution
     model: SentModel
     facts: ModelFacts
     threads: int
-    kind: Format
+    format: OutputFormat
     run: str
     directory: str
-    column: str | None
-    allow_urls: bool
-    allow_private_urls: bool
+    sources: Sources
     default_cache: bool
     release: str = version("clipcls")
 
@@ -72,7 +77,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class PartReport:
     """What became of a part.
 
     Attributes:
@@ -113,7 +118,7 @@ class Worker:
         self._fetch = fetch
         self._classifier: Classifier | None = None
 
-    def label(self, task: Task) -> Report:
+    def label(self, task: Task) -> PartReport:
         """Label a part."""
         part = read_part(task.line)
         try:
@@ -124,7 +129,7 @@ class Worker:
                 return self._label(part, task.again, self._classifier)
         except ClipclsError as exc:
             # an exception would be taken for a failure of the machine, and come to the other end in Ray's wording
-            return Report(part.number, stopped=(type(exc).__name__, f"on {NAME}: {exc}"))
+            return PartReport(part.number, stopped=(type(exc).__name__, f"on {NAME}: {exc}"))
 
     def _prepare(self) -> Classifier:
         job = self._job
@@ -133,13 +138,11 @@ class Worker:
         _remove_old_marks()
         with contextlib.suppress(OSError):  # only relative paths need it
             os.chdir(job.directory)
-        classifier = job.classifier
-        cache_dir = default_folder() if job.default_cache else classifier.execution.cache_dir
-        classifier.execution = replace(classifier.execution, workers=job.threads, cache_dir=cache_dir)
-        classifier.use(LazyEncoder(job.facts, self._open))
-        return classifier
+        cache_dir = default_folder() if job.default_cache else job.execution.cache_dir
+        execution = replace(job.execution, workers=job.threads, cache_dir=cache_dir)
+        return job.classifier.on(Session(LazyEncoder(job.facts, self._open), execution))
 
-    def _open(self, cache: Cache) -> Any:
+    def _open(self, _: Cache) -> Any:
         # torch is imported here, so that parts that are cached do without
         import torch
 
@@ -147,7 +150,7 @@ class Worker:
 
         torch.set_num_threads(self._job.threads)
         files = self._job.model.here(self._fetch)
-        return open_encoder(files, self._job.facts.device, self._job.facts.precision, cache.weights, cache.file_sha256)
+        return open_encoder(files, self._job.facts.device, self._job.facts.precision)
 
     def _require_seen(self, part: Part) -> None:
         """Stop where the pictures are on another machine; they would all be errors."""
@@ -161,9 +164,9 @@ class Worker:
                 "a store such as s3://."
             )
 
-    def _label(self, part: Part, again: tuple[str, ...] | None, classifier: Classifier) -> Report:
+    def _label(self, part: Part, again: tuple[str, ...] | None, classifier: Classifier) -> PartReport:
         job = self._job
-        images: Iterable[ImageRef] = part.images(job.column, job.allow_urls, job.allow_private_urls)
+        images: Iterable[ImageRef] = part.images(job.sources)
         if again is not None:
             images = _only(images, again)
         failed: list[tuple[str, str]] = []
@@ -177,13 +180,14 @@ class Worker:
                 yield replace(prediction, index=part.number * ROWS + count)
                 count += 1
 
-        content = encode(rows(), job.kind)
+        content = encode(rows(), job.format)
+        classifier.session.close()
         if len(content) > _MOST_BYTES:
             raise StoppedError(
                 f"the rows of part {part.number} are {len(content):,} bytes, more than the {_MOST_BYTES:,} that can be "
                 "sent: list fewer labels (--top-k), or cut its shard into smaller ones."
             )
-        return Report(part.number, count, tuple(failed), content)
+        return PartReport(part.number, count, tuple(failed), content)
 
 
 def _only(images: Iterable[ImageRef], paths: tuple[str, ...]) -> Iterator[ImageRef]:

@@ -15,16 +15,14 @@ from numpy.typing import NDArray
 
 from clipcls.embed.batches import Batches
 from clipcls.embed.cache.entries import CachedImage
-from clipcls.embed.cache.store import Cache
-from clipcls.embed.execution import Execution
-from clipcls.embed.lazy_encoder import LazyEncoder
 from clipcls.embed.read_ahead import Ahead
+from clipcls.embed.session import Session
 from clipcls.errors import ImageError
 from clipcls.images.decoding import decode_picture
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
-from clipcls.inputs.contents import known_path, known_status, located, open_content
-from clipcls.records import Decode, ImageRef, ModelFacts
+from clipcls.inputs.contents import known_path, known_stamp, located, open_content
+from clipcls.records import Decode, FileStamp, ImageRef, ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +57,8 @@ class _Read:
     pixels: NDArray[np.uint8] | None = None
     features: Features | None = None
     content: bytes = b""
-    status: str | None = None
-    seen: float | None = None  # when the status was taken, in seconds since 1970
+    stamp: FileStamp | None = None
+    seen: float | None = None  # when the stamp was taken, in seconds since 1970
 
 
 @dataclass(slots=True)
@@ -78,11 +76,7 @@ class _Item:
 
 
 def embed_images(
-    images: Iterable[ImageRef],
-    model: LazyEncoder,
-    cache: Cache,
-    execution: Execution | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    images: Iterable[ImageRef], session: Session, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[ImageBatch]:
     """Features of images in input order: from the cache, or decoded on threads ahead of the model.
 
@@ -95,7 +89,7 @@ def embed_images(
         stop: asked after every batch, and while the input stalls. Once it says yes, what the model is at comes to
             its end, and nothing more.
     """
-    pipeline = _Pipeline(model, cache, execution or Execution())
+    pipeline = _Pipeline(session)
     try:
         with Ahead(images, _held_bytes) as chunks:
             for chunk in chunks:
@@ -120,11 +114,11 @@ def image_space(facts: ModelFacts, decode: Decode) -> bytes:
 class _Pipeline:
     """Images between the input and their features, in order."""
 
-    def __init__(self, model: LazyEncoder, cache: Cache, execution: Execution) -> None:
-        self._model = model
-        self._facts = facts = model.facts
-        self._cache = model.usable(cache)
-        self._execution = execution
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._facts = facts = session.facts
+        self._cache = session.cache
+        self._execution = execution = session.execution
         self._space = image_space(facts, execution.decode)
         self._batch_size = execution.batch_size_on(facts.device)
         self._items: deque[_Item] = deque()
@@ -140,12 +134,9 @@ class _Pipeline:
     def add(self, images: Sequence[ImageRef]) -> None:
         """Take images in, with the features of those that are cached."""
         sought = [image for image in images if image.error is None]
-        statuses = [known_status(image) for image in sought]
-        found = iter(self._cache.find_images([known_path(image) for image in sought], self._space, statuses))
+        found = iter(self._find(sought))
         for image in images:
             features = next(found) if image.error is None else None
-            if features is not None and features.shape != (self._facts.embed_dim,):
-                features = None
             item = _Item(image, features, image.error)
             self._items.append(item)
             self._total += 1
@@ -153,6 +144,17 @@ class _Pipeline:
                 self._unread.append(item)
             elif features is not None:
                 self._hits += 1
+
+    def _find(self, images: Sequence[ImageRef]) -> list[Features | None]:
+        """Features of those images that the cache knows without their being opened."""
+        if not self._cache.is_on:
+            return [None] * len(images)
+        paths, stamps = [known_path(image) for image in images], [known_stamp(image) for image in images]
+        found = self._cache.find_images(paths, stamps, self._space)
+        return [features if features is not None and self._fits(features) else None for features in found]
+
+    def _fits(self, features: Features) -> bool:
+        return features.shape == (self._facts.embed_dim,)
 
     def batches(self, flush: bool) -> Iterator[ImageBatch]:
         """Whatever can be answered; with `flush` all that is there, else as long as the threads stay ahead."""
@@ -222,7 +224,7 @@ class _Pipeline:
             self._running.append((items, done))
 
     def _open_model(self) -> ThreadPoolExecutor:
-        encoder = self._model.open(self._cache)
+        encoder = self._session.encoder
         encoder.build_image_tower()
         self._streams = encoder.streams
         self._batches = Batches(encoder.encode_image, self._batch_size)
@@ -237,8 +239,8 @@ class _Pipeline:
         """On a thread: the pixels of an image, unless the cache knows a file of the same content."""
         found = located(image)
         if found is not image:
-            (features,) = self._cache.find_images([known_path(found)], self._space, [known_status(found)])
-            if features is not None and features.shape == (self._facts.embed_dim,):
+            (features,) = self._find([found])
+            if features is not None:
                 return _Read(None, features)
         with open_content(found, self._execution.max_bytes, self._execution.web) as opened:
             if not self._cache.is_on:
@@ -246,9 +248,9 @@ class _Pipeline:
             with pillow_errors("file"):
                 source, content = _hashed(opened.file)
             features = self._cache.get_image(content, self._space)
-            if features is not None and features.shape == (self._facts.embed_dim,):
-                return _Read(None, features, content, opened.status, opened.seen)
-            return _Read(self._pixels(source), None, content, opened.status, opened.seen)
+            if features is not None and self._fits(features):
+                return _Read(None, features, content, opened.stamp, opened.seen)
+            return _Read(self._pixels(source), None, content, opened.stamp, opened.seen)
 
     def _pixels(self, source: Source) -> NDArray[np.uint8]:
         preprocessing, decode = self._facts.preprocess, self._execution.decode
@@ -278,7 +280,7 @@ class _Pipeline:
             item.features = read.features if read.pixels is None else next(new)
             # of what is known by its content, only the path is new
             features = None if read.pixels is None else item.features
-            entries.append(CachedImage(known_path(item.image), read.status, read.content, features, read.seen))
+            entries.append(CachedImage(known_path(item.image), read.stamp, read.content, features, read.seen))
         return entries
 
     def _answer(self, items: Sequence[_Item], running: "Future[list[CachedImage]]") -> ImageBatch:

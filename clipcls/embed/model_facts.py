@@ -15,8 +15,7 @@ from typing import Any
 
 from clipcls.embed.cache.store import Cache
 from clipcls.models import catalog
-from clipcls.models.changes import status_of
-from clipcls.records import ModelFacts, ModelSpec, Preprocessing
+from clipcls.records import FileStamp, ModelFacts, ModelSpec, Preprocessing
 
 # raised whenever what is kept, or how a model is read, changes
 _VERSION = 1
@@ -35,7 +34,7 @@ def recall(cache: Cache, spec: ModelSpec) -> ModelFacts | None:
         return None
     try:
         known = json.loads(kept)
-        if any(status_of(path) != status for path, status in known["files"].items()):
+        if any(_stamp_text(path) != text for path, text in known["files"].items()):
             return None
         return _as_facts(known["facts"])
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -55,14 +54,15 @@ def _as_facts(kept: dict[str, Any]) -> ModelFacts | None:
     return facts if sound and all(isinstance(value, int | float) for value in (*numbers, facts.logit_scale)) else None
 
 
-def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, seen: dict[str, str | None]) -> None:
+def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, seen: dict[str, FileStamp | None]) -> None:
     """Keep the facts of an opened model, unless they lack a fingerprint.
 
     Args:
         seen: what `look_at` gave for its files before they were read.
     """
     if cache.is_on and facts.fingerprint:
-        kept = {"files": seen, "facts": asdict(facts) | {"fingerprint": facts.fingerprint.hex()}}
+        files = {path: str(stamp) if stamp else None for path, stamp in seen.items()}
+        kept = {"files": files, "facts": asdict(facts) | {"fingerprint": facts.fingerprint.hex()}}
         cache.put_model(_key(spec), json.dumps(kept))
 
 
@@ -89,7 +89,7 @@ def _absolute(name: str | None) -> str | None:
 def _machine() -> list[str | None]:
     """What `auto` depends on, read without torch."""
     gpus = sorted(str(path) for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern))
-    packages = [_package_status(name) for name in ("torch", "open_clip", "timm", "transformers")]
+    packages = [_package_stamp(name) for name in ("torch", "open_clip", "timm", "transformers")]
     visible = [os.environ.get(name) for name in _GPU_ENVIRONMENT]
     return [platform.machine(), _processor(), *packages, *visible, *gpus]
 
@@ -102,6 +102,11 @@ def _processor() -> str:
         return ""
 
 
-def _package_status(name: str) -> str | None:
+def _package_stamp(name: str) -> str | None:
     spec = importlib.util.find_spec(name)
-    return None if spec is None or spec.origin is None else status_of(str(Path(spec.origin).with_name("version.py")))
+    return None if spec is None or spec.origin is None else _stamp_text(Path(spec.origin).with_name("version.py"))
+
+
+def _stamp_text(path: str | Path) -> str | None:
+    stamp = FileStamp.at(path)
+    return str(stamp) if stamp else None

@@ -8,8 +8,7 @@ import numpy as np
 
 from clipcls.embed.batches import Batches
 from clipcls.embed.cache.entries import CachedText, text_key
-from clipcls.embed.cache.store import Cache
-from clipcls.embed.lazy_encoder import LazyEncoder
+from clipcls.embed.session import Session
 from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ TEXT_BATCH = 64
 
 def embed_texts(
     prompts: Sequence[tuple[str, ...]],
-    model: LazyEncoder,
-    cache: Cache,
+    session: Session,
     *,
     strict: bool = False,
     report: Callable[[int, int], None] | None = None,
@@ -43,17 +41,17 @@ def embed_texts(
 
     Source: prompt ensembling, Radford et al. 2021, section 3.1.4, https://arxiv.org/abs/2103.00020
     """
-    facts, cache = model.facts, model.usable(cache)
+    facts, cache = session.facts, session.cache
     keys = [text_key(facts.fingerprint, facts.precision, label_prompts) for label_prompts in prompts]
     cached = {key: text for key, text in cache.get_texts(keys).items() if _is_sound(text, facts.embed_dim)}
     # equal prompts, of a label and the background say, are embedded once
     missing = {key: label_prompts for key, label_prompts in zip(keys, prompts, strict=True) if key not in cached}
     logger.info("texts: %d of %d from the cache", len(keys) - sum(key in missing for key in keys), len(keys))
     if strict:
-        _refuse_truncated(list(cached.values()), list(missing.values()), model, cache)
+        _refuse_truncated(list(cached.values()), list(missing.values()), session)
     if not missing:
         return [cached[key] for key in keys]
-    encoder = model.open(cache)
+    encoder = session.encoder
     batches = Batches(encoder.encode_text, TEXT_BATCH)
     done = 0
     for group in _groups(missing):
@@ -72,15 +70,13 @@ def truncated_message(cut: Sequence[str], context_length: int) -> str:
     return f"the model sees only the first {context_length} tokens of the prompt {cut[0]!r}{more}"
 
 
-def _refuse_truncated(
-    cached: Sequence[CachedText], missing: Sequence[tuple[str, ...]], model: LazyEncoder, cache: Cache
-) -> None:
+def _refuse_truncated(cached: Sequence[CachedText], missing: Sequence[tuple[str, ...]], session: Session) -> None:
     cut = [prompt for text in cached for prompt in text.truncated]
     flat = [prompt for label_prompts in missing for prompt in label_prompts]
     if flat:
-        cut += [prompt for prompt, is_cut in zip(flat, model.open(cache).truncated(flat), strict=True) if is_cut]
+        cut += [prompt for prompt, is_cut in zip(flat, session.encoder.truncated(flat), strict=True) if is_cut]
     if cut:
-        message = truncated_message(cut, model.facts.context_length)
+        message = truncated_message(cut, session.facts.context_length)
         raise UsageError(f"--strict-prompts: {message}. Shorten the label or the template.")
 
 

@@ -3,28 +3,29 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.execution import Execution
-from clipcls.embed.images import embed_images
-from clipcls.embed.lazy_encoder import LazyEncoder, find_model
+from clipcls.embed.session import Session
+from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.evaluate import metrics
 from clipcls.evaluate.match_labels import label_indices
-from clipcls.evaluate.metrics import UNKNOWN, Answers, Flags, Indices, LabelAnswers
+from clipcls.evaluate.metrics import UNKNOWN, Answers, LabelAnswers
+from clipcls.evaluate.pictures import Pictures
 from clipcls.evaluate.results import (
     BRIER_SCORE,
     CALIBRATION_ERROR,
     MEAN_AVERAGE_PRECISION,
+    Caveats,
     Classes,
-    LeftOut,
-    Outcome,
-    Result,
+    EvalOutcome,
+    EvalResult,
     judge,
     judge_labels,
     match_classes,
@@ -33,25 +34,31 @@ from clipcls.evaluate.results import (
 from clipcls.inputs.labelled.examples import Truth
 from clipcls.labels.label_files import make_label
 from clipcls.predict.classifier import Classifier
-from clipcls.predict.ranking import LabelFeatures, Scoring, scores
+from clipcls.predict.ranking import (
+    Array,
+    Flags,
+    Indices,
+    LabelFeatures,
+    Scoring,
+    best_labels,
+    label_places,
+    scores,
+)
+from clipcls.predict.scores import Cosine, ScoreKind
 from clipcls.records import Label, ModelSpec, Prediction, PromptSet
 
 if TYPE_CHECKING:
     from clipcls.models.encoder import Encoder
 
-Scores = NDArray[np.float32]
-
 DEFAULT_CONFUSED = 10
-_DEFAULT_THRESHOLD = 0.5  # of the answers, where an image may have several labels; as in `predict`
 _NOWHERE = 2**31  # the place of a label that isn't listed
-_NO_PROBABILITIES = "cosines are no probabilities"
 _OUT_OF_RANGE = "scores that don't lie between 0 and 1 are no probabilities"
 # how far from 1 the sum of an image's scores may be, of which a file holds some digits
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EvalPlan:
     """What is evaluated: each model with each prompt set.
 
     Attributes:
@@ -68,24 +75,7 @@ class Plan:
     confused: int = DEFAULT_CONFUSED
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Told how far a run is.
-
-    Attributes:
-        labels: called with the numbers of labels embedded and to be embedded.
-        begin: called with the number of images, of all models, before the first.
-        images: called with the numbers of images done, of all models, and of those that failed.
-        failed: called with path and error of an image that can't be read.
-    """
-
-    labels: Callable[[int, int], None] = lambda done, total: None
-    begin: Callable[[int], None] = lambda total: None
-    images: Callable[[int, int], None] = lambda done, failed: None
-    failed: Callable[[str, str], None] = lambda path, error: None
-
-
-def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
+def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOutcome:
     """Run each model with each prompt set over labelled pictures.
 
     The pictures are embedded once for each model, or taken from the cache; scores are those of `predict`. A picture
@@ -98,61 +88,51 @@ def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
     if truth.multi_label or plan.scoring.multi_label:
         truth, plan = replace(truth, multi_label=True), _for_labels(plan)
     classes = match_classes(truth, plan.labels)
-    run = _Run(truth, plan, classes, watch or Watch())
-    cache = plan.execution.open_cache()
-    try:
-        models = [find_model(model, cache) for model in plan.models]
+    watch = watch or Watch()
+    pictures = Pictures([example.image for example in truth.examples], watch)
+    with Session(plan.models[0], plan.execution) as first:
+        sessions = [first, *(first.beside(model) for model in plan.models[1:])]
         # all that can go wrong with models and prompts does so before the first picture
-        sides = [[run.embed_labels(model, prompts) for prompts in plan.prompts] for model in models]
-        run.begin(len(models))
-        tallies = [tally for model, own in zip(models, sides, strict=True) for tally in run.answer(model, own)]
-    finally:
-        cache.close()
-    good = run.good
-    results = _results(tallies, good, plan, classes, truth)
-    named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, _names(plan, models), strict=True)]
-    failed = tuple((truth.examples[image].image.path, error) for image, error in sorted(run.failed.items()))
-    return outcome(truth, classes, good, named, LeftOut(failed=failed))
+        sides = [[_embed_labels(session, plan, prompts, watch) for prompts in plan.prompts] for session in sessions]
+        watch.begin(lambda: len(sessions) * len(truth.examples), 0)
+        tally = partial(_tally, truth, classes, plan.scoring)
+        answers = [_answer(pictures, session, own, tally) for session, own in zip(sessions, sides, strict=True)]
+        names = [(session.name, prompts.name) for session in sessions for prompts in plan.prompts]
+    good = pictures.good()
+    results = _results(list(chain(*answers)), good, plan, classes, truth)
+    named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, names, strict=True)]
+    return outcome(truth, classes, good, named, Caveats(failed=pictures.failures()))
 
 
 def _results(
-    tallies: "Sequence[_Tally | _LabelTally]", good: Flags, plan: Plan, classes: Classes, truth: Truth
-) -> list[Result]:
+    tallies: "Sequence[_AnyTally]", good: Flags, plan: EvalPlan, classes: Classes, truth: Truth
+) -> list[EvalResult]:
     paths = [truth.examples[image].image.path for image in np.flatnonzero(good)]
-    omitted = _untellable(plan.scoring)
+    omitted = {} if plan.scoring.multi_label else _untellable(plan.scoring.score_kind)
     return [_judged(tally.answers(good), classes, paths, omitted, plan.confused) for tally in tallies]
 
 
-def _names(plan: Plan, models: Sequence[LazyEncoder]) -> list[tuple[str, str]]:
-    """The model and the prompt set of each result."""
-    names = [
-        asked.name if isinstance(asked, ModelSpec) else model.facts.name
-        for asked, model in zip(plan.models, models, strict=True)
-    ]
-    return [(name, prompts.name) for name in names for prompts in plan.prompts]
-
-
-def _for_labels(plan: Plan) -> Plan:
+def _for_labels(plan: EvalPlan) -> EvalPlan:
     """The same where an image may have several labels."""
     scoring = plan.scoring
     if scoring.multi_label:
         return plan
-    kind = None if scoring.kind == "softmax" else scoring.kind
+    kind = None if scoring.score_kind.adds_up else scoring.kind
     return replace(plan, scoring=Scoring(kind, multi_label=True, threshold=scoring.threshold))
 
 
-def _untellable(scoring: Scoring) -> dict[str, str]:
-    """By name, why figures can't be had of such scores."""
-    if scoring.multi_label or scoring.kind == "softmax":
+def _untellable(kind: ScoreKind) -> dict[str, str]:
+    """Return, by name, why figures of one label an image can't be had of such scores."""
+    if kind.adds_up:
         return {}
-    if scoring.kind == "cosine":
-        return {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
-    return {BRIER_SCORE: "sigmoid scores don't add up to 1"}
+    if not kind.is_probability:
+        return dict.fromkeys((CALIBRATION_ERROR, BRIER_SCORE), f"{kind.plural} are no probabilities")
+    return {BRIER_SCORE: f"{kind.plural} don't add up to 1"}
 
 
 def _judged(
     answers: Answers | LabelAnswers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
-) -> Result:
+) -> EvalResult:
     if isinstance(answers, Answers):
         return judge(answers, classes, paths, omitted, confused)
     return judge_labels(answers, omitted)
@@ -162,67 +142,27 @@ def _judged(
 # Answers of models
 
 
-class _Run:
-    """The pictures, each model in its turn."""
+def _embed_labels(session: Session, plan: EvalPlan, prompts: PromptSet, watch: Watch) -> LabelFeatures:
+    return Classifier(session, plan.labels, prompts, plan.scoring, background=plan.background).embed_labels(
+        watch.labels
+    )
 
-    def __init__(self, truth: Truth, plan: Plan, classes: Classes, watch: Watch) -> None:
-        self._truth = truth
-        self._plan = plan
-        self._classes = classes
-        self._watch = watch
-        self._done = 0
-        self.failed: dict[int, str] = {}
 
-    @property
-    def good(self) -> Flags:
-        """(n,) bool, whether every model could read a picture.
+def _answer(
+    pictures: Pictures, session: Session, sides: Sequence[LabelFeatures], tally: "Callable[[LabelFeatures], _AnyTally]"
+) -> "list[_AnyTally]":
+    """One model's answers with each prompt set."""
+    tallies = [tally(side) for side in sides]
+    for rows, features in pictures.embed(session):
+        for own in tallies:
+            own.add(features, rows)
+    return tallies
 
-        Raises:
-            UsageError: there is none.
-        """
-        good = np.ones(len(self._truth.examples), dtype=bool)
-        good[list(self.failed)] = False
-        if not good.any():
-            path, error = self._truth.examples[0].image.path, next(iter(self.failed.values()), "")
-            raise UsageError(f"No picture can be read. The first: {path}: {error}")
-        return good
 
-    def embed_labels(self, model: LazyEncoder, prompts: PromptSet) -> LabelFeatures:
-        """The labels in one prompt set."""
-        plan = self._plan
-        classifier = Classifier(plan.labels, model, prompts, plan.scoring, plan.background, plan.execution)
-        return classifier.embed_labels(self._watch.labels)
-
-    def begin(self, models: int) -> None:
-        """All is ready for the pictures."""
-        self._watch.begin(models * len(self._truth.examples))
-
-    def answer(self, model: LazyEncoder, sides: Sequence[LabelFeatures]) -> "list[_Tally | _LabelTally]":
-        """One model's answers with each prompt set."""
-        plan, examples = self._plan, self._truth.examples
-        tallies = [self._tally(side) for side in sides]
-        cache = plan.execution.open_cache()
-        first = 0
-        try:
-            for batch in embed_images((example.image for example in examples), model, cache, plan.execution):
-                errors = {first + row: error for row, error in enumerate(batch.errors) if error is not None}
-                for image in errors.keys() - self.failed.keys():
-                    self._watch.failed(examples[image].image.path, errors[image])
-                self.failed |= errors
-                last = first + len(batch.images)
-                rows = np.array([row for row in range(first, last) if row not in errors], dtype=np.int64)
-                for tally in tallies:
-                    tally.add(batch.features, rows)
-                first, self._done = last, self._done + len(batch.images)
-                self._watch.images(self._done, len(self.failed))
-        finally:
-            cache.close()
-        return tallies
-
-    def _tally(self, side: LabelFeatures) -> "_Tally | _LabelTally":
-        if self._plan.scoring.multi_label:
-            return _LabelTally(side, self._plan.scoring, right_flags(self._truth, self._classes))
-        return _Tally(side, self._plan.scoring, right_labels(self._truth, self._classes))
+def _tally(truth: Truth, classes: Classes, scoring: Scoring, side: LabelFeatures) -> "_AnyTally":
+    if scoring.multi_label:
+        return _LabelTally(side, scoring, right_flags(truth, classes))
+    return _Tally(side, scoring, right_labels(truth, classes))
 
 
 def right_labels(truth: Truth, classes: Classes) -> Indices:
@@ -248,27 +188,25 @@ class _Tally:
 
     def __init__(self, side: LabelFeatures, scoring: Scoring, truth: Indices) -> None:
         self._side = side
-        self._kind = scoring.kind
+        self._kind = scoring.score_kind
         self._truth = truth
         self._predicted, self._places = np.zeros_like(truth), np.zeros_like(truth)
         self._scores = np.zeros(len(truth), dtype=np.float32)
         self._brier = np.zeros(len(truth))
 
-    def add(self, features: Scores, rows: Indices) -> None:
+    def add(self, features: Array, rows: Indices) -> None:
         """Take the features of some pictures in."""
         cosines, label_scores = scores(features, self._side, self._kind)
         truth = self._truth[rows]
-        best = label_scores.max(axis=1, keepdims=True)
-        # of equal scores the nearer label, of equally near ones the first, as in `clipcls.predict.ranking.rank`
-        self._predicted[rows] = np.where(label_scores == best, cosines, -np.inf).argmax(axis=1)
-        self._scores[rows] = best[:, 0]
-        self._places[rows] = metrics.places(cosines, label_scores, truth)
-        if self._kind == "softmax":
+        self._predicted[rows] = best_labels(cosines, label_scores)
+        self._scores[rows] = label_scores.max(axis=1)
+        self._places[rows] = label_places(cosines, label_scores, truth)
+        if self._kind.adds_up:
             self._brier[rows] = metrics.brier(label_scores, truth)
 
     def answers(self, good: Flags) -> Answers:
         """The answers to the pictures that could be read."""
-        brier = self._brier[good] if self._kind == "softmax" else None
+        brier = self._brier[good] if self._kind.adds_up else None
         return Answers(self._truth[good], self._predicted[good], self._places[good], self._scores[good], brier)
 
 
@@ -281,15 +219,17 @@ class _LabelTally:
         self._truth = truth
         self._scores = np.zeros(truth.shape, dtype=np.float32)
 
-    def add(self, features: Scores, rows: Indices) -> None:
+    def add(self, features: Array, rows: Indices) -> None:
         """Take the features of some pictures in."""
-        self._scores[rows] = scores(features, self._side, self._scoring.kind)[1]
+        self._scores[rows] = scores(features, self._side, self._scoring.score_kind)[1]
 
     def answers(self, good: Flags) -> LabelAnswers:
         """The answers to the pictures that could be read."""
-        threshold = _DEFAULT_THRESHOLD if self._scoring.threshold is None else self._scoring.threshold
         found = self._scores[good]
-        return LabelAnswers(self._truth[good], found >= np.float32(threshold), found)
+        return LabelAnswers(self._truth[good], self._scoring.reached(found), found)
+
+
+_AnyTally = _Tally | _LabelTally
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -301,7 +241,7 @@ def evaluate_predictions(
     predictions: Iterable[Prediction],
     labels: Sequence[Label] | None = None,
     confused: int = DEFAULT_CONFUSED,
-) -> Outcome:
+) -> EvalOutcome:
     """Judge predictions that were written before; no model is needed.
 
     Args:
@@ -329,13 +269,13 @@ def evaluate_predictions(
     paths = [prediction.path for prediction in good]
     result = _judged(answers, classes, paths, listing.omitted(classes, truth.multi_label), confused)
     pairs = list(zip(truth.examples, given, strict=True))
-    left_out = LeftOut(
+    caveats = Caveats(
         failed=tuple((e.image.path, p.error) for e, p in pairs if p is not None and p.error is not None),
         missing=tuple(e.image.path for e, p in pairs if p is None),
         unasked=tuple(prediction.path for key, prediction in found.items() if key not in asked),
         unknown=0 if truth.multi_label else sum(prediction.label is None for prediction in good),
     )
-    return outcome(truth, classes, chosen, [result], left_out)
+    return outcome(truth, classes, chosen, [result], caveats)
 
 
 def _by_path(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
@@ -436,7 +376,7 @@ class _Listing:
                 f"{partly}; --top-k {classes.places} of `clipcls predict` lists enough"
             )
         if all(prediction.score == prediction.similarity for prediction in self._predictions):
-            return found | {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
+            return found | _untellable(Cosine())
         if not all(prediction.score is None or 0 <= prediction.score <= 1 for prediction in self._predictions):
             return found | {CALIBRATION_ERROR: _OUT_OF_RANGE, BRIER_SCORE: _OUT_OF_RANGE}
         if not self._is_whole:
@@ -446,7 +386,7 @@ class _Listing:
         return found
 
     @cached_property
-    def _scores(self) -> Scores:
+    def _scores(self) -> Array:
         """(n, n_labels) float32, where all labels are listed."""
         found = np.zeros((len(self._predictions), len(self.labels)), dtype=np.float32)
         for row, prediction in enumerate(self._predictions):

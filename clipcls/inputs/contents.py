@@ -12,7 +12,7 @@ from clipcls.errors import ImageError
 from clipcls.inputs import stores
 from clipcls.inputs.open_file import open_file, reading
 from clipcls.inputs.web import Web
-from clipcls.records import Address, Container, ImageRef, Span, Stored, file_status
+from clipcls.records import Address, Container, FileStamp, ImageRef, Span, Stored
 
 #: Of one file, unless a run says otherwise.
 MAX_BYTES = 2**30
@@ -24,12 +24,12 @@ class Content:
 
     Attributes:
         file: at its start.
-        status: what tells whether it is unchanged, see `known_status`; None where nothing does.
-        seen: when the status was taken, in Unix seconds.
+        stamp: tells whether it is unchanged, see `known_stamp`; None where nothing does.
+        seen: when the stamp was taken, in Unix seconds.
     """
 
     file: BinaryIO
-    status: str | None = None
+    stamp: FileStamp | None = None
     seen: float | None = None
 
 
@@ -51,12 +51,12 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
     elif isinstance(image.content, Span):
         _require_fitting(image.content.size, max_bytes)
         seen = time.time()
-        yield Content(io.BytesIO(_read_span(image.content)), known_status(image), seen)
+        yield Content(io.BytesIO(_read_span(image.content)), image.content.stamp, seen)
     elif isinstance(image.content, Stored):
         seen = time.time()
-        stored = image.content if image.content.status is not None else _asked(image.path)
+        stored = image.content if image.content.is_known else _asked(image.path)
         _require_fitting(stored.size or 0, max_bytes)
-        yield Content(io.BytesIO(stores.read(image.path, stored, max_bytes)), stored.status or None, seen)
+        yield Content(io.BytesIO(stores.read(image.path, stored, max_bytes)), stored.stamp, seen)
     elif isinstance(image.content, Container):
         raise ImageError(f"a {image.content.kind}, and no picture")
     elif image.content is not None:
@@ -65,41 +65,47 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
     else:
         with open_file(image.path) as file:
             with reading():
-                seen, status = time.time(), os.fstat(file.fileno())
-            _require_fitting(status.st_size, max_bytes)
-            yield Content(file, file_status(status), seen)
+                seen, stamp = time.time(), FileStamp.of(os.fstat(file.fileno()))
+            _require_fitting(stamp.size, max_bytes)
+            yield Content(file, stamp, seen)
 
 
-def known_status(image: ImageRef) -> str | None:
-    """What tells whether an input is unchanged, where that is known without looking at it.
+def known_stamp(image: ImageRef) -> FileStamp | None:
+    """Return what tells whether an input is unchanged, without opening it; None where nothing does.
 
-    Returns:
-        For a span, its larger file's status and its place in that; in a store, what that has said; empty for what can't
-        be told by a status; None for a file, which is to be looked at.
+    A file is looked at; for a part of a larger one, and in a store, it is known what was said when they were listed.
     """
     match image.content:
         case None:
-            return None
-        case Span() as span:
-            return f"{span.status} {span.offset} {span.size}"
-        case Stored() as stored:
-            return stored.status or ""
+            return FileStamp.at(image.path)
+        case Span() | Stored():
+            return image.content.stamp
         case _:
-            return ""
+            return None
 
 
 def known_path(image: ImageRef) -> str:
-    """By which path an input's status is known, which for one in a store doesn't depend on the working directory."""
-    return f"/{image.path}" if isinstance(image.content, Stored) else image.path
+    """Return the path by which an input's stamp is known.
+
+    A part of a larger file is known by its place in that; the name isn't enough, since a shard may have it twice. The
+    address of one in a store doesn't depend on the working directory.
+    """
+    match image.content:
+        case Span(file, offset, size):
+            return f"{file}/{offset}+{size}"
+        case Stored():
+            return f"/{image.path}"
+        case _:
+            return image.path
 
 
 def located(image: ImageRef) -> ImageRef:
-    """An input with the status that its store gives it, if it is in one that hasn't been asked.
+    """Return an input with what its store says of it, if it is in one that hasn't been asked.
 
     Raises:
         ImageError: the store can't be asked, or has no such file.
     """
-    if isinstance(image.content, Stored) and image.content.status is None:
+    if isinstance(image.content, Stored) and not image.content.is_known:
         return replace(image, content=_asked(image.path))
     return image
 
@@ -118,7 +124,7 @@ def _require_fitting(size: int, limit: int) -> None:
 
 def _read_span(span: Span) -> bytes:
     with open_file(span.file) as file, reading():
-        if file_status(os.fstat(file.fileno())) != span.status:
+        if FileStamp.of(os.fstat(file.fileno())) != span.stamp:
             raise ImageError(f"{os.path.basename(span.file)} has changed since it was listed")  # noqa: PTH119
         file.seek(span.offset)
         data = file.read(span.size)

@@ -1,48 +1,112 @@
-"""What the pictures of a run are listed in."""
+"""What the pictures of a run are listed in, and how lists of paths are read."""
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from clipcls.inputs.discover import are_countable, discover, hint
-from clipcls.records import ImageRef
+from clipcls.errors import ImageError, UsageError, reason
+from clipcls.inputs.stores import local_path, open_named
+
+_CHUNK = 1 << 16
+_LONGEST = 1 << 20  # bytes in one path of a list; a list with longer ones is no list, or has another separator
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What the pictures are listed in; see `clipcls.inputs.discover.discover`."""
+    """Where the pictures of a run are, as the user names it; `discover` lists them.
 
-    inputs: list[str]
-    files_from: str | None
-    null: bool
-    column: str | None
-    allow_urls: bool
-    allow_private_urls: bool
+    Attributes:
+        inputs: files, folders, patterns, shards, tables, addresses, or `-` for paths on standard input.
+        files_from: a file with a list of further paths, or `-`; read after `inputs`.
+        null: paths in lists end with NUL instead of a newline.
+        column: of the pictures, in tables; None where tables aren't read.
+        allow_urls: whether addresses of the web may be fetched; each is an error else.
+        allow_private_urls: whether lists and tables may name stores on any server, such as `ftp://…`.
+        stdin: what `-` reads; the process's own standard input by default.
+    """
 
-    def images(self, *, unread: bool = False) -> "Iterator[ImageRef]":
-        """One reference a picture; with `unread` one for a shard or a Parquet table, too."""
-
-        return discover(
-            self.inputs,
-            self.files_from,
-            self.null,
-            column=self.column,
-            allow_urls=self.allow_urls,
-            allow_private_urls=self.allow_private_urls,
-            unread=unread,
-        )
-
-    def count(self) -> int:
-        """How many there are, by listing them."""
-        return sum(1 for _ in self.images())
+    inputs: str | Sequence[str | os.PathLike[str]] = ()
+    files_from: str | None = None
+    null: bool = False
+    column: str | None = None
+    allow_urls: bool = False
+    allow_private_urls: bool = False
+    stdin: BinaryIO | None = None
 
     @property
-    def are_countable(self) -> bool:
-        """Whether counting them takes nothing away, and little time."""
+    def names(self) -> list[str]:
+        """The inputs as a list."""
+        # text would be taken letter by letter, and a `/` among them for the whole disk
+        return [self.inputs] if isinstance(self.inputs, str) else [os.fspath(path) for path in self.inputs]
 
-        return self.files_from is None and are_countable(self.inputs)
+    def open_list(self) -> BinaryIO | None:
+        """Open the list that `files_from` names.
 
-    def hint(self) -> str:
-        """What to try where there are none."""
+        Raises:
+            UsageError: it can't be read.
+        """
+        if self.files_from is None:
+            return None
+        if self.files_from == "-":
+            return self.standard_input()
+        try:
+            return open_named(local_path(self.files_from))  # closed when the list ends
+        except (OSError, ValueError, ImageError) as exc:
+            raise UsageError(f"--files-from {self.files_from}: can't be read: {reason(exc)}") from exc
 
-        found = hint(self.inputs)
-        return "" if found is None else f" {found}."
+    def standard_input(self) -> BinaryIO:
+        """Return what `-` reads.
+
+        Raises:
+            UsageError: standard input is closed.
+        """
+        if self.stdin is not None:
+            return self.stdin
+        if sys.stdin is None:
+            raise UsageError("standard input is closed, so no list of paths can be read from it")
+        # not sys.stdin.buffer: a thread that waits for it at the end of a run would make the interpreter abort
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+
+
+def read_list(listing: BinaryIO, null: bool) -> Iterator[str]:
+    """Read the paths of a list, one at a time, so that it may be endless.
+
+    Raises:
+        UsageError: it breaks off, or is no list.
+    """
+    records = _null_separated(listing) if null else _lines(listing)
+    while True:
+        try:
+            record = next(records, None)
+        except (OSError, ValueError, ImageError) as exc:
+            raise UsageError(f"the list of paths breaks off: {exc}") from exc
+        if record is None:
+            return
+        if record:
+            yield os.fsdecode(record)
+
+
+def _lines(listing: BinaryIO) -> Iterator[bytes]:
+    """Lines without their ends; those of a list made on Windows may end in CR LF and begin with a mark."""
+    mark = b"\xef\xbb\xbf"
+    while line := listing.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise UsageError("a path in the list is longer than 1 MiB; is the list NUL-separated (-0)?")
+        line = line.removesuffix(b"\n")
+        # A name may really end in CR: then such a file exists.
+        if (line.endswith(b"\r") or line.startswith(mark)) and (b"\0" in line or not os.path.lexists(line)):
+            line = line.removesuffix(b"\r").removeprefix(mark)
+        yield line
+
+
+def _null_separated(listing: BinaryIO) -> Iterator[bytes]:
+    read: Callable[[int], bytes] = getattr(listing, "read1", listing.read)  # read1: what is there, at once
+    rest = b""
+    while chunk := read(_CHUNK):
+        *whole, rest = (rest + chunk).split(b"\0")
+        yield from whole
+        if len(rest) > _LONGEST:
+            raise UsageError("a path in the list is longer than 1 MiB; does -0 belong here?")
+    yield rest

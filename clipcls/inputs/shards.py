@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, Literal, Self
 
 from braceexpand import braceexpand
 
-from clipcls.errors import ImageError, UsageError, first_line
+from clipcls.errors import ImageError, UsageError, first_line, reason
 from clipcls.inputs.stores import in_store, open_named
-from clipcls.records import ImageRef, Span
+from clipcls.records import FileStamp, ImageRef, Span
 
 #: Names that WebDataset keeps for itself.
 RESERVED = re.compile(r"__[^/]*__($|/)")
@@ -101,7 +101,7 @@ def read_pictures(shard: str, extensions: Set[str]) -> Iterator[ImageRef]:
     try:
         file = open_named(shard)
     except (OSError, ValueError) as exc:
-        yield ImageRef(shard, f"can't be opened: {_reason(exc)}")
+        yield ImageRef(shard, f"can't be opened: {reason(exc)}")
         return
     except ImageError as exc:
         yield ImageRef(shard, str(exc))
@@ -112,7 +112,7 @@ def read_pictures(shard: str, extensions: Set[str]) -> Iterator[ImageRef]:
         except (NotTarError, ImageError) as exc:
             yield ImageRef(shard, first_line(exc))
         except DAMAGE as exc:
-            yield ImageRef(shard, f"broken here, and nothing behind it is read: {_reason(exc)}")
+            yield ImageRef(shard, f"broken here, and nothing behind it is read: {reason(exc)}")
 
 
 def members(file: Any, mode: Mode = "r:") -> Iterator[Member]:
@@ -269,25 +269,19 @@ def _uncompressed(file: BinaryIO) -> Iterator[Any]:
             raise tarfile.ReadError(first_line(exc)) from exc
 
 
-def _reason(exc: BaseException) -> str:
-    return exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else first_line(exc)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # From members to pictures
 
 
 def _pictures(shard: str, file: BinaryIO, extensions: Set[str]) -> Iterator[ImageRef]:
     # not before there is a shard: it imports numpy, which listing files does without
-    from clipcls.records import file_status
-
     on_disk = not in_store(shard)
-    status = file_status(os.fstat(file.fileno())) if on_disk else None
+    stamp = FileStamp.of(os.fstat(file.fileno())) if on_disk else None
     with _uncompressed(file) as stream:
         has_spans = on_disk and stream is file
         for member in members(stream, "r:" if has_spans else "r|"):
             if _is_picture(member.header, extensions):
-                yield _reference(shard, member, status if has_spans else None)
+                yield _reference(shard, member, stamp if has_spans else None)
         while stream is not file and stream.read(_CHUNK):  # damage may show at the very end only
             pass
 
@@ -304,15 +298,15 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def _reference(shard: str, member: Member, status: str | None) -> ImageRef:
-    """A picture where it lies, if `status` says which file that is; else with its content."""
+def _reference(shard: str, member: Member, stamp: FileStamp | None) -> ImageRef:
+    """A picture where it lies, if `stamp` says which file that is; else with its content."""
     header = member.header
     path = f"{shard}/{header.name}"
     if not header.isreg():
         target = os.fsencode(header.linkname).decode("utf-8", "replace")
         return ImageRef(path, f"a link to {target}, and links in shards aren't followed" if target else "no file")
-    if status is not None and header.sparse is None:
-        return ImageRef(path, content=Span(shard, header.offset_data, header.size, status))
+    if stamp is not None and header.sparse is None:
+        return ImageRef(path, content=Span(shard, header.offset_data, header.size, stamp))
     if header.size > _MOST_BYTES:
         return ImageRef(path, f"{header.size:,} bytes, more than the {_MOST_BYTES:,} that are read from such a shard")
     return ImageRef(path, content=member.read())

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from clipcls.errors import ClipclsError, ImageError, first_line
-from clipcls.records import ImageRef, Stored
+from clipcls.records import FileStamp, ImageRef, Stored
 
 _PROTOCOL = re.compile(r"([a-z][a-z0-9+.:_-]+)://", re.IGNORECASE)
 _ELSEWHERE = ("", "http", "https", "file", "local")
@@ -266,20 +266,20 @@ def _reference(address: str, facts: dict[str, Any]) -> ImageRef:
     if facts["type"] == "directory":
         return ImageRef(f"{address}/")
     size = facts.get("size")
-    return ImageRef(address, content=Stored(size, "" if size is None else _status(size, facts)))
+    return ImageRef(address, content=Stored(size, None if size is None else _stamp(size, facts), is_known=True))
 
 
-def _status(size: int, facts: dict[str, Any]) -> str:
-    """As `clipcls.records.file_status` gives it of a file on disk: size, times in nanoseconds, and a number."""
+def _stamp(size: int, facts: dict[str, Any]) -> FileStamp | None:
+    """A version takes the place of times, and its hash that of an inode."""
     version = next((facts[name] for name in _VERSIONS if facts.get(name)), None)
     if version is not None:
         digest = hashlib.sha256(str(version).encode("utf-8", "surrogatepass")).digest()
-        return f"{size} 0 0 {int.from_bytes(digest[:8])}"
+        return FileStamp(size, 0, 0, int.from_bytes(digest[:8]))
     moment = next((facts[name] for name in _TIMES if isinstance(facts.get(name), datetime)), None)
     if moment is None:
-        return ""
+        return None
     time = round(moment.timestamp() * 1e9)
-    return f"{size} {time} {time} 0"
+    return FileStamp(size, time, time, 0)
 
 
 def _is_same(folder: str, name: str) -> bool:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from clipcls.errors import ImageError, UsageError, first_line
+from clipcls.errors import ImageError, UsageError, first_line, reason
 from clipcls.inputs.stores import open_named
 
 _ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl")
@@ -139,8 +139,7 @@ def _opened(table: str) -> Iterator[TextIO]:
         ):
             yield file
     except (OSError, ValueError, csv.Error) as exc:
-        reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else first_line(exc)
-        raise ImageError(reason) from exc
+        raise ImageError(reason(exc)) from exc
 
 
 def _csv_cells(table: str, column: str, delimiter: str) -> Generator[Cell, None, None]:
@@ -223,8 +222,7 @@ def _parquet(table: str) -> Iterator[Any]:
         with open_named(table) as file, parquet.ParquetFile(file, **_BUFFERED) as opened:
             yield opened
     except (pyarrow.ArrowException, OSError) as exc:
-        reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else first_line(exc)
-        raise ImageError(reason) from exc
+        raise ImageError(reason(exc)) from exc
 
 
 def _require_column(file: Any, column: str, table: str) -> None:

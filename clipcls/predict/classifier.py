@@ -1,34 +1,28 @@
 """Zero-shot classification: labels and pictures to predictions."""
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 import numpy as np
 
-from clipcls.embed.cache.database import default_folder
-from clipcls.embed.cache.store import Cache
-from clipcls.embed.execution import Execution
 from clipcls.embed.images import ImageBatch, embed_images
-from clipcls.embed.lazy_encoder import LazyEncoder, find_model
+from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
 from clipcls.errors import UsageError
-from clipcls.inputs import discover as inputs
+from clipcls.inputs.discover import discover
 from clipcls.labels import vocabulary
 from clipcls.labels.label_files import make_label, refuse_duplicates
 from clipcls.labels.prompts import load_prompt_set, render, templates_set
-from clipcls.models.catalog import DEFAULT_MODEL
 from clipcls.predict.calibration import Basis, Calibration, prompts_digest
 from clipcls.predict.explanation import Explainer
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
-from clipcls.records import ImageRef, Label, ModelFacts, ModelSpec, Prediction, PromptSet
-
-if TYPE_CHECKING:
-    from clipcls.models.encoder import Encoder
+from clipcls.predict.scores import SCORE_KINDS, kind_names
+from clipcls.records import ImageRef, Label, ModelFacts, Prediction, PromptSet
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +33,16 @@ Paths = OnePath | Iterable[OnePath | ImageRef]
 
 
 class Classifier:
-    """A dual encoder with labels: give it pictures.
+    """Labels to give to pictures with a session's model. It never changes once it is made.
 
     Args:
+        session: the model and the cache.
         labels: names, or `Label` records.
-        model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, a function that gives one, or what
-            `find_model` found, which several classifiers may share.
         prompts: the name of a set, a file, templates, or a `PromptSet`.
         background: what a label is compared with for sigmoid scores of a model without a logit_bias; None for
             "a photo".
-        execution: the default caches in the platform's cache directory.
-
-    Attributes:
-        explain: whether predictions say which prompts they rest on; to be set before `predict`.
+        calibration: what corrects scores, and may hold a threshold for each label.
+        explain: whether predictions say which prompts they rest on.
 
     Raises:
         UsageError: labels, prompts or settings that can't be used. Errors of the model are raised at first use.
@@ -59,42 +50,50 @@ class Classifier:
 
     def __init__(
         self,
+        session: Session,
         labels: Iterable[str | Label],
-        model: "str | os.PathLike[str] | ModelSpec | LazyEncoder | Encoder | Callable[[], Encoder]" = DEFAULT_MODEL,
         prompts: str | os.PathLike[str] | Sequence[str] | PromptSet = "default",
         scoring: Scoring | None = None,
+        *,
         background: str | None = None,
-        execution: Execution | None = None,
+        calibration: Calibration | None = None,
+        explain: bool = False,
     ) -> None:
-        self.labels = _labels(labels)
+        self.session: Final = session
+        self.labels: Final = _labels(labels)
         refuse_duplicates(self.labels)
-        self.prompts = _prompt_set(prompts)
-        self._prompts_of_labels = _rendered(self.labels, self.prompts)
-        self.scoring = scoring or Scoring()
-        self.explain = False
-        self._calibration: Calibration | None = None
-        if background is not None and self.scoring.kind != "sigmoid":
+        self.prompts: Final = _prompt_set(prompts)
+        self._prompts_of_labels: Final = _rendered(self.labels, self.prompts)
+        self.scoring: Final = scoring or Scoring()
+        self.background: Final = background
+        self.calibration: Final = calibration
+        self.explain: Final = explain
+        self._embedded: LabelFeatures | None = None  # until `embed_labels` is first called
+        score_kind = self.scoring.score_kind
+        if background is not None and not score_kind.has_background:
+            names = kind_names(lambda kind: kind.has_background)
             raise UsageError(
-                "a background is compared with for sigmoid scores only; leave it out, or score by sigmoid."
+                f"a background is compared with for {names} scores only; leave it out, or score by {names}."
             )
         if self.scoring.min_margin is not None and len(self.labels) == 1:
             raise UsageError("--min-margin compares the two best labels, and there is only one.")
-        self.background = background
-        self.execution = execution or Execution(cache_dir=default_folder())
-        self._model = ModelSpec(os.fspath(model)) if isinstance(model, str | os.PathLike) else model
-        self._found: LazyEncoder | None = None
-        if len(self.labels) == 1 and self.scoring.kind == "softmax":
+        if len(self.labels) == 1 and score_kind.adds_up:
+            others = sorted(name for name, kind in SCORE_KINDS.items() if not kind.adds_up)
             logger.warning(
-                "with one label its softmax score is always 1; the scores cosine and sigmoid tell pictures apart"
+                "with one label its %s score is always 1; the scores %s tell pictures apart",
+                score_kind.name,
+                " and ".join(others),
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # a model that is found or open belongs to this process; see `use`
-        return self.__dict__ | {"_found": None}
+        # a session belongs to its process; see `on`
+        return self.__dict__ | {"session": None}
 
-    def use(self, model: LazyEncoder) -> None:
-        """Take this model from now on, which has to be the same one on another device or machine."""
-        self._found = model
+    def on(self, session: Session) -> "Classifier":
+        """Return the same classifier on another session of the same model; embedded labels are kept."""
+        other = copy.copy(self)
+        other.__dict__["session"] = session
+        return other
 
     def predict(self, paths: Paths, stop: Callable[[], bool] = lambda: False) -> Iterator[Prediction]:
         """Classify images, in input order; results come as batches are done.
@@ -113,29 +112,18 @@ class Classifier:
             UsageError: with `strict_prompts`, a prompt is over the context length.
         """
         labels = self.label_features
-        cache = self.execution.open_cache()
-        try:
-            model = self._find(cache)
-            explainer = Explainer(labels, self._prompts_of_labels, self.scoring, model, cache) if self.explain else None
-            for batch in embed_images(_references(paths), model, cache, self.execution, stop):
-                yield from self._rank(batch, labels, explainer)
-        finally:
-            cache.close()
+        explainer = Explainer(labels, self._prompts_of_labels, self.scoring, self.session) if self.explain else None
+        for batch in embed_images(_references(paths), self.session, stop):
+            yield from self._rank(batch, labels, explainer)
 
     def settings(self) -> dict[str, Any]:
-        """All that predictions depend on besides the images, by the names of the options, as JSON's types.
+        """Return all that predictions depend on besides the images, by the names of the options, as JSON's types.
 
         Raises:
             ModelError: the model can't be had.
         """
-        cache = self.execution.open_cache()
-        try:
-            model = self._find(cache)
-            fingerprint = model.fingerprint(cache)
-        finally:
-            cache.close()
-        return {
-            "--model": fingerprint.hex(),
+        settings: dict[str, Any] = {
+            "--model": self.session.fingerprint.hex(),
             "--labels": [[label.name, *label.texts, *label.prompts] for label in self.labels],
             "--prompts": list(self.prompts.templates),
             "--background": self.background,
@@ -144,49 +132,25 @@ class Classifier:
             "--top-k": self.scoring.top_k,
             "--threshold": self.scoring.threshold,
             "--min-margin": self.scoring.min_margin,
-            "--precision": model.facts.precision,
-            "--decode": self.execution.decode,
-            "--max-pixels": self.execution.max_pixels,
-            "--max-bytes": self.execution.max_bytes,
-        } | self._further_settings()
-
-    def _further_settings(self) -> dict[str, Any]:
-        """Those that not each run has."""
-        found: dict[str, Any] = {"--explain": True} if self.explain else {}
-        return found if self.calibration is None else found | {"--calibration": self.calibration.digest[:12]}
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What corrects scores, and may hold a threshold for each label; to be set before `predict`."""
-        return self._calibration
-
-    @calibration.setter
-    def calibration(self, calibration: Calibration | None) -> None:
-        self._calibration = calibration
-        # they carry scale and thresholds
-        self.__dict__.pop("label_features", None)
+            "--precision": self.session.facts.precision,
+            "--decode": self.session.execution.decode,
+            "--max-pixels": self.session.execution.max_pixels,
+            "--max-bytes": self.session.execution.max_bytes,
+        }
+        # settings that are recorded only where they are used, so that older records stay valid
+        if self.explain:
+            settings["--explain"] = True
+        if self.calibration is not None:
+            settings["--calibration"] = self.calibration.digest[:12]
+        return settings
 
     @property
-    def encoder(self) -> "Encoder":
-        """The model, opened at first use."""
-        cache = self.execution.open_cache()
-        try:
-            return self._find(cache).open(cache)
-        finally:
-            cache.close()
-
-    def _find(self, cache: Cache) -> LazyEncoder:
-        if self._found is None:
-            self._found = self._model if isinstance(self._model, LazyEncoder) else find_model(self._model, cache)
-        return self._found
-
-    @cached_property
     def label_features(self) -> LabelFeatures:
-        """The embedded labels, made at first use."""
+        """The embedded labels, see `embed_labels`."""
         return self.embed_labels()
 
     def embed_labels(self, report: Callable[[int, int], None] | None = None) -> LabelFeatures:
-        """Embed the labels; warns of prompts that were cut and of labels the model has no word of.
+        """Embed the labels at the first call; warns of prompts that were cut and of labels the model has no word of.
 
         Args:
             report: called with the numbers of labels done and to do, of those that aren't cached.
@@ -194,65 +158,56 @@ class Classifier:
         Raises:
             UsageError: with `strict_prompts`, a prompt is over the context length; or the calibration is for others.
         """
-        cache = self.execution.open_cache()
-        try:
-            calibration = self.calibration
-            if calibration is None:
-                return self._embed_labels(cache, report)
-            if calibration.thresholds and self.scoring.threshold is not None:
-                raise UsageError(f"{calibration.name} has a threshold for each label: leave --threshold out.")
-            little = calibration.require(self._basis(cache))
-            if little:
-                logger.warning("%s: %s; scores differ a little", calibration.name, ", ".join(little))
-            return calibration.apply(self._embed_labels(cache, report))
-        finally:
-            cache.close()
+        if self._embedded is None:
+            self._embedded = self._calibrated(report)
+        return self._embedded
+
+    def _calibrated(self, report: Callable[[int, int], None] | None) -> LabelFeatures:
+        calibration = self.calibration
+        if calibration is None:
+            return self._embed_labels(report)
+        if calibration.thresholds and self.scoring.threshold is not None:
+            raise UsageError(f"{calibration.name} has a threshold for each label: leave --threshold out.")
+        little = calibration.require(self.basis())
+        if little:
+            logger.warning("%s: %s; scores differ a little", calibration.name, ", ".join(little))
+        return calibration.apply(self._embed_labels(report))
 
     def basis(self) -> Basis:
-        """What the scores are made from, which a calibration must be for.
+        """Return what the scores are made from, which a calibration must be for.
 
         Raises:
             ModelError: the model can't be had.
         """
-        cache = self.execution.open_cache()
-        try:
-            return self._basis(cache)
-        finally:
-            cache.close()
-
-    def _basis(self, cache: Cache) -> Basis:
-        model, kind = self._find(cache), self.scoring.kind
-        assert kind is not None
         names = tuple(label.name for label in self.labels)
         return Basis(
-            model=self._model.name if isinstance(self._model, ModelSpec) else model.facts.name,
-            fingerprint=model.fingerprint(cache).hex(),
-            precision=model.facts.precision,
-            decode=self.execution.decode,
-            kind=kind,
+            model=self.session.name,
+            fingerprint=self.session.fingerprint.hex(),
+            precision=self.session.facts.precision,
+            decode=self.session.execution.decode,
+            kind=self.scoring.score_kind.name,
             multi_label=self.scoring.multi_label,
             labels=names,
             prompt_set=self.prompts.name,
             prompts=prompts_digest(names, self._prompts_of_labels),
-            background=self._background(model.facts),
+            background=self._background(self.session.facts),
         )
 
     def _background(self, facts: ModelFacts) -> str | None:
         """What the labels are compared with; None where they aren't."""
-        if self.scoring.kind != "sigmoid" or facts.logit_bias is not None:
+        if not self.scoring.score_kind.has_background or facts.logit_bias is not None:
             return None
         return DEFAULT_BACKGROUND if self.background is None else self.background
 
-    def _embed_labels(self, cache: Cache, report: Callable[[int, int], None] | None) -> LabelFeatures:
-        model = self._find(cache)
-        facts = model.facts
+    def _embed_labels(self, report: Callable[[int, int], None] | None) -> LabelFeatures:
+        facts = self.session.facts
         prompts = list(self._prompts_of_labels)
         background = self._background(facts)
         if background is not None:
             prompts.append((background,))
         elif self.background is not None:
             logger.warning("the background has no effect: model %s was trained with a bias", facts.name)
-        texts = embed_texts(prompts, model, cache, strict=self.execution.strict_prompts, report=report)
+        texts = embed_texts(prompts, self.session, strict=self.session.execution.strict_prompts, report=report)
         cut = dict.fromkeys(prompt for text in texts for prompt in text.truncated)
         if cut:
             logger.warning("%s", truncated_message(list(cut), facts.context_length))
@@ -266,7 +221,7 @@ class Classifier:
         )
 
     def _rank(self, batch: ImageBatch, labels: LabelFeatures, explainer: Explainer | None) -> Iterator[Prediction]:
-        cosines, label_scores = scores(batch.features, labels, self.scoring.kind)
+        cosines, label_scores = scores(batch.features, labels, self.scoring.score_kind)
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:
@@ -337,4 +292,4 @@ def _references(paths: Paths) -> Iterator[ImageRef]:
         if isinstance(path, ImageRef):
             yield path
         else:
-            yield from inputs.discover([os.fsdecode(path)])
+            yield from discover([os.fsdecode(path)])

@@ -4,15 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clipcls.embed.cache.store import Cache
-from clipcls.embed.lazy_encoder import LazyEncoder
+from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts
-from clipcls.predict.ranking import LabelFeatures, Scoring, rank, similarities
+from clipcls.predict.ranking import Array, LabelFeatures, Scoring, rank, similarities
 from clipcls.records import Explanation, PromptSimilarity
-
-Array = NDArray[np.float32]
 
 
 class Explainer:
@@ -20,23 +16,16 @@ class Explainer:
 
     Args:
         prompts: those of each label, in the labels' order.
-        cache: keeps the prompts' features.
     """
 
     def __init__(
-        self,
-        labels: LabelFeatures,
-        prompts: Sequence[tuple[str, ...]],
-        scoring: Scoring,
-        model: LazyEncoder,
-        cache: Cache,
+        self, labels: LabelFeatures, prompts: Sequence[tuple[str, ...]], scoring: Scoring, session: Session
     ) -> None:
         self._names = labels.names
         self._prompts = dict(zip(labels.names, prompts, strict=True))
         # the order of `rank`, whatever is listed or rejected
         self._best_two = replace(scoring, multi_label=False, top_k=2, threshold=None, min_margin=None)
-        self._model = model
-        self._cache = cache
+        self._session = session
         self._features: dict[str, Array] = {}
 
     def explain(self, image_features: Array, cosines: Array, label_scores: Array) -> Explanation:
@@ -64,6 +53,6 @@ class Explainer:
     def _prompt_features(self, label: str) -> Array:
         """(n_prompts, embed_dim) float32, L2-normalised."""
         if label not in self._features:
-            texts = embed_texts([(prompt,) for prompt in self._prompts[label]], self._model, self._cache)
+            texts = embed_texts([(prompt,) for prompt in self._prompts[label]], self._session)
             self._features[label] = np.stack([text.features for text in texts])
         return self._features[label]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AllowInfNan, BeforeValidator, Field, Strict, StringConstraints, TypeAdapter, ValidationError
 
-from clipcls.errors import UsageError, first_line
+from clipcls.errors import UsageError, first_line, reason
 from clipcls.labels.prompts import load_prompt_set
 from clipcls.outputs.atomic import write_atomically
 from clipcls.train.data.shards import are_shards, is_remote
@@ -224,7 +224,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise UsageError(f"{path}: the config can't be read: {(exc.strerror or str(exc)).lower()}") from exc
+        raise UsageError(f"{path}: the config can't be read: {reason(exc)}") from exc
     except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a ValueError for a date that doesn't exist
         raise UsageError(f"{path}: the config can't be read: {exc}") from exc
     if not isinstance(values, dict):

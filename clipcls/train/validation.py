@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipcls.embed.cache.store import Cache
 from clipcls.embed.execution import Execution
-from clipcls.embed.images import embed_images
-from clipcls.embed.lazy_encoder import find_model
+from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts
 from clipcls.errors import StoppedError, UsageError
+from clipcls.evaluate.pictures import Pictures
 from clipcls.models.encoder import Encoder, load_encoder
 from clipcls.predict.ranking import similarities
 from clipcls.records import ImageRef, ModelSpec
@@ -136,23 +135,16 @@ class Validation:
 
     def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.float32], Right]:
         """Features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
-        features, right, problems = [], [], []
-        cache = Cache(None)
-        model = find_model(encoder, cache)
-        batches = embed_images(
-            [ImageRef(path) for path in data.pictures], model, cache, Execution(workers=self._settings.threads)
-        )
-        for batch in batches:
-            features.append(batch.features)
-            for image, error in zip(batch.images, batch.errors, strict=True):
-                if error is None:
-                    right.append(data.pictures[image.path])
-                else:
-                    problems.append(f"{image.path}: {error}")
+        session = Session(encoder, Execution(workers=self._settings.threads))
+        images = [ImageRef(path) for path in data.pictures]
+        pictures = Pictures(images)
+        places, features = zip(*pictures.embed(session), strict=True)
+        right = [data.pictures[images[place].path] for place in np.concatenate(places)]
+        problems = [f"{path}: {error}" for path, error in pictures.failures()]
         self._report(problems)
         if not right:
             raise UsageError(f"{data.setting}: no picture can be decoded; the first problem: {problems[0]}")
-        texts = embed_texts(data.texts, model, cache)
+        texts = embed_texts(data.texts, session)
         return np.concatenate(features), np.stack([text.features for text in texts]), right
 
     def _report(self, problems: Sequence[str]) -> None:

@@ -16,9 +16,12 @@ import ray.data
 
 from clipcls import Classifier, ModelSpec
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
 from clipcls.models.encoder import load_encoder
+from clipcls.outputs.destination import Destination
 from clipcls.outputs.sinks import open_sink
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
+from clipcls.predict.scores import SCORE_KINDS
 from clipcls.records import Preprocessing
 
 BATCH = 16
@@ -57,7 +60,7 @@ class Encoder:
         pixels = batch["pixels"].copy()  # which Ray's memory doesn't let anybody write to, as torch warns
         batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
         features = np.concatenate(list(self.threads.map(self.encoder.encode_image, batches)))
-        cosines, found = scores(features, self.labels, "softmax")
+        cosines, found = scores(features, self.labels, SCORE_KINDS["softmax"])
         return {"path": batch["path"], "cosines": cosines, "scores": found}
 
 
@@ -66,9 +69,9 @@ def main() -> None:
     model, listed, names, threads, output = sys.argv[1:]
     paths = Path(listed).read_text(encoding="utf-8").splitlines()
     cores = int(threads)
-    classifier = Classifier(names.split(","), ModelSpec(model, device="cpu"), execution=Execution(cache_dir=None))
+    classifier = Classifier(Session(ModelSpec(model, device="cpu"), Execution(cache_dir=None)), names.split(","))
     labels = classifier.label_features
-    preprocessing = classifier.encoder.preprocess
+    preprocessing = classifier.session.encoder.preprocess
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -84,7 +87,7 @@ def main() -> None:
     )
     folder = Path(output)
     folder.mkdir(parents=True)
-    with open_sink(str(folder / "part-000000.parquet"), "parquet", labels=labels.names) as sink:
+    with open_sink(Destination(str(folder / "part-000000.parquet")), labels.names) as sink:
         for batch in data.iter_batches(batch_size=None):
             for path, cosines, found in zip(batch["path"], batch["cosines"], batch["scores"], strict=True):
                 sink.write(rank(str(path), cosines, found, labels.names, Scoring()))

@@ -36,6 +36,7 @@ from records import (
 from safetensors.torch import save_file
 
 from clipcls import Classifier, Execution, ModelSpec
+from clipcls.embed.session import Session
 from clipcls.images.fit import load_pixels
 from clipcls.models.device import choose_device, choose_precision
 from clipcls.models.encoder import load_encoder
@@ -160,11 +161,13 @@ def missing(setup: Setup) -> list[str]:
 def clipcls_runner(setup: Setup, precision: str, execution: Execution | None = None) -> Run:
     """clipcls with its defaults, but without a cache: nothing may be answered from an earlier round."""
     classifier = Classifier(
+        Session(
+            ModelSpec(str(setup.weights), device=setup.device, precision=precision),
+            execution or Execution(cache_dir=None),
+        ),
         LABELS,
-        model=ModelSpec(str(setup.weights), device=setup.device, precision=precision),
-        prompts=[TEMPLATE],
-        scoring=Scoring(top_k=len(LABELS)),
-        execution=execution or Execution(cache_dir=None),
+        [TEMPLATE],
+        Scoring(top_k=len(LABELS)),
     )
     _ = classifier.label_features
 

@@ -473,14 +473,14 @@ def test_preflight_does_not_call_the_bare_label_a_template_without_effect(traine
 
 def test_preflight_leaves_features_for_predict(trained: Path, tmp_path: Path) -> None:
     from clipcls.embed.cache.store import Cache
-    from clipcls.embed.lazy_encoder import find_model
+    from clipcls.embed.session import Session
     from clipcls.embed.texts import embed_texts
 
     cache_dir = tmp_path / "cache"
     check(trained, execution=Execution(cache_dir=cache_dir))
     cache = Cache(cache_dir)
-    model = find_model(ModelSpec(str(trained), device="cpu", precision="fp32"), cache)
+    session = Session(ModelSpec(str(trained), device="cpu", precision="fp32"), cache=cache)
     done: list[int] = []
-    embed_texts([("a photo of a cat",)], model, cache, report=lambda _, count: done.append(count))
+    embed_texts([("a photo of a cat",)], session, report=lambda _, count: done.append(count))
     assert not done
-    assert np.isfinite(model.facts.logit_scale)
+    assert np.isfinite(session.facts.logit_scale)

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from clipcls.outputs.rows import COLUMNS, csv_line, csv_row, jsonl_row, tsv_row
-from clipcls.outputs.sort.log import NAME
+from clipcls.outputs.formats import format_for
+from clipcls.outputs.sort.log import LOG_NAME
 from clipcls.records import Prediction, ScoredLabel
 from conftest import ROOT
 
@@ -56,26 +56,16 @@ def predictions() -> list[Prediction]:
 
 
 def write(path: Path, rows: Sequence[Prediction]) -> Path:
-    if path.suffix == ".parquet":
-        from clipcls.outputs.parquet import ParquetSink
-
-        sink = ParquetSink(path, path.name)
+    with path.open("wb") as file, format_for(path).open_sink(file, path.name) as sink:
         for row in rows:
             sink.write(row)
-        sink.close()
-        return path
-    to_text = {".jsonl": jsonl_row, ".csv": csv_row, ".tsv": tsv_row, ".txt": tsv_row}[path.suffix]
-    text = "".join(map(to_text, rows))
-    if path.suffix == ".csv":
-        text = csv_line(COLUMNS) + text
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     return path
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All files below a folder but the record, and the streams of what ran there."""
     files = (
-        path for path in folder.rglob("*") if path.is_file() and path.name != NAME and ".streams" not in path.parts
+        path for path in folder.rglob("*") if path.is_file() and path.name != LOG_NAME and ".streams" not in path.parts
     )
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -303,7 +293,7 @@ def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: st
     assert process.returncode == 128 + number, errors
     assert b"of 1,500 files are done: the same command goes on" in errors
     assert b"Traceback" not in errors
-    record = (tmp_path / "sorted" / NAME).read_bytes()
+    record = (tmp_path / "sorted" / LOG_NAME).read_bytes()
     assert json.loads(record.splitlines()[-1]) == {"end": True}
     some = contents(tmp_path / "sorted")
     assert 0 < len(some) < 1500

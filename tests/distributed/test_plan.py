@@ -12,7 +12,8 @@ import pytest
 from clipcls.distributed.plan import ROWS, Part, Plan, read_part
 from clipcls.errors import UsageError
 from clipcls.inputs.discover import discover
-from clipcls.records import Address, Container, ImageRef, Stored
+from clipcls.inputs.listing import Sources
+from clipcls.records import Address, Container, FileStamp, ImageRef, Stored
 from conftest import save_pictures
 
 pytest.importorskip("pyarrow")
@@ -29,7 +30,7 @@ def sizes(plan: Plan) -> list[int | None]:
 
 
 def pictures(parts: Sequence[Part], column: str | None = None) -> list[ImageRef]:
-    return [image for part in parts for image in part.images(column, False, False)]
+    return [image for part in parts for image in part.images(Sources(column=column))]
 
 
 def files(count: int) -> list[ImageRef]:
@@ -66,7 +67,7 @@ def test_plan_keeps_order_errors_addresses_and_odd_names(tmp_path: Path) -> None
         ImageRef("a.jpg"),
         ImageRef("gone.jpg", "no such file or directory"),
         ImageRef("https://x.org/a.jpg", content=Address("https://x.org/a.jpg")),
-        ImageRef("s3://b/a.jpg", content=Stored(12, "etag")),
+        ImageRef("s3://b/a.jpg", content=Stored(12, FileStamp(12, 0, 0, 7), is_known=True)),
         ImageRef("s3://b/b.jpg", content=Stored()),
         ImageRef("n\udcff\n\u2028.png"),
         ImageRef("a.jpg"),
@@ -109,8 +110,8 @@ def test_plan_takes_what_a_cut_shard_has_got_since(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows_in_group", [1, 40, 90, 250])
 def test_plan_cuts_a_table_at_its_row_groups(tmp_path: Path, rows_in_group: int) -> None:
     path = table(tmp_path / "t.parquet", [f"{n}.jpg" for n in range(250)], rows_in_group)
-    plan = planned(tmp_path, list(discover([path], column="image", unread=True)))
-    assert pictures(plan.parts, "image") == list(discover([path], column="image"))
+    plan = planned(tmp_path, list(discover(Sources([path], column="image"), unread=True)))
+    assert pictures(plan.parts, "image") == list(discover(Sources([path], column="image")))
     counts = sizes(plan)
     assert sum(count or 0 for count in counts) == 250
     if rows_in_group in (40, 90):
@@ -131,7 +132,7 @@ def test_plan_goes_on_with_what_is_new(tmp_path: Path) -> None:
     plan.extend([ImageRef("new.jpg"), *files(250), ImageRef("7.jpg")], 2, finished={0})
     assert sizes(plan) == [100, 100, 50, 2]
     # listed a second time, so wanted twice
-    assert [image.path for image in plan.parts[3].images(None, False, False)] == ["new.jpg", "7.jpg"]
+    assert [image.path for image in plan.parts[3].images(Sources())] == ["new.jpg", "7.jpg"]
 
 
 def test_plan_leaves_out_what_is_not_listed_any_more_unless_it_is_done(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_plan_leaves_out_what_is_not_listed_any_more_unless_it_is_done(tmp_path:
     # of the last part nothing is left but what has come meanwhile
     plan.extend([*files(150)[::3], ImageRef("gone.jpg")], 2, finished={0})
     assert [(part.number, part.count) for part in plan.parts] == [(0, 100), (1, 16), (2, 1)]
-    assert list(plan.parts[2].images(None, False, False)) == [ImageRef("gone.jpg")]
+    assert list(plan.parts[2].images(Sources())) == [ImageRef("gone.jpg")]
     plan.extend(files(10), 2, finished={0})
     assert [(part.number, part.count) for part in plan.parts] == [(0, 100)]
 
@@ -174,7 +175,7 @@ def test_plan_takes_a_container_that_changed_before_any_of_it_was_done(tmp_path:
             made = shard(tmp_path / "a.tar", paths[:count])
         else:
             made = table(tmp_path / "t.parquet", [str(path) for path in paths[:count]], 50)
-        return list(discover([made], column="image", unread=True))
+        return list(discover(Sources([made], column="image"), unread=True))
 
     plan = planned(tmp_path, listed(150))
     assert len(plan.parts) == 2
@@ -187,7 +188,7 @@ def test_plan_takes_a_container_that_changed_before_any_of_it_was_done(tmp_path:
 def test_plan_knows_the_containers_it_has_cut(tmp_path: Path) -> None:
     tar = shard(tmp_path / "a.tar", save_pictures(tmp_path / "p", 250, (8, 8)))
     rows = table(tmp_path / "t.parquet", [f"{n}.jpg" for n in range(250)], 50)
-    listed = list(discover([tar, rows], column="image", unread=True))
+    listed = list(discover(Sources([tar, rows], column="image"), unread=True))
     plan = planned(tmp_path, listed)
     plan.write()
     again = Plan(tmp_path / "plan", goes_on=True)

@@ -21,7 +21,7 @@ from clipcls.embed.cache.entries import CachedImage, CachedText
 from clipcls.embed.cache.filesystem import is_remote
 from clipcls.embed.cache.prune import info, prune
 from clipcls.embed.cache.store import Cache
-from clipcls.records import file_status
+from clipcls.records import FileStamp
 
 APPLICATION_ID = 0x636C6300
 SPACE = b"s" * 32
@@ -332,7 +332,7 @@ class Filled:
             file.write_bytes(file.name.encode())
         features = np.random.default_rng(0).normal(size=(10, 512)).astype(np.float32)
         self.images = [
-            CachedImage(str(file), file_status(file.stat()), hashlib.sha256(file.read_bytes()).digest(), row)
+            CachedImage(str(file), FileStamp.of(file.stat()), hashlib.sha256(file.read_bytes()).digest(), row)
             for file, row in zip(self.files, features, strict=True)
         ]
         self.texts = {bytes([i]) * 32: CachedText(row, ("cut",)) for i, row in enumerate(features)}
@@ -345,8 +345,9 @@ class Filled:
 
     def check(self, cache: Cache) -> int:
         """How many answers there were, all of which were right."""
+        paths, stamps = [image.path for image in self.images], [image.stamp for image in self.images]
         answers = [
-            *zip(self.images, cache.find_images([image.path for image in self.images], SPACE), strict=True),
+            *zip(self.images, cache.find_images(paths, stamps, SPACE), strict=True),
             *((image, cache.get_image(image.content, SPACE)) for image in self.images),
         ]
         for image, features in answers:
@@ -363,7 +364,7 @@ class Filled:
 @pytest.fixture
 def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filled:
     """Its cache is in the folder `whole`."""
-    monkeypatch.setattr("clipcls.embed.cache.entries.RACY_SECONDS", 0.0)
+    monkeypatch.setattr("clipcls.records.RACY_SECONDS", 0.0)
     content = Filled(tmp_path)
     cache = Cache(tmp_path / "whole")
     content.fill(cache)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from test_cache import NAME, text, warnings_in
 from clipcls.embed.cache.entries import CachedImage
 from clipcls.embed.cache.eviction import used_bytes
 from clipcls.embed.cache.prune import info
-from clipcls.embed.cache.store import MEGABYTE, Cache
-from clipcls.records import file_status
+from clipcls.embed.cache.store import MEGABYTE, Cache, Features
+from clipcls.records import FileStamp
 
 SPACE = b"s" * 32
 DAY = 24 * 3600
@@ -27,7 +27,7 @@ DAY = 24 * 3600
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that a test has just written may be known by their times."""
-    monkeypatch.setattr("clipcls.embed.cache.entries.RACY_SECONDS", 0.0)
+    monkeypatch.setattr("clipcls.records.RACY_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def image(path: Path | str, seed: int = 0, *, seen: float | None = None, dim: int = 16) -> CachedImage:
     features = np.random.default_rng(seed).normal(size=dim).astype(np.float32)
     content = hashlib.sha256(Path(path).read_bytes()).digest()
-    return CachedImage(str(path), file_status(Path(path).stat()), content, features, seen)
+    return CachedImage(str(path), FileStamp.of(Path(path).stat()), content, features, seen)
 
 
 def unnamed(i: int, dim: int = 512) -> CachedImage:
@@ -54,8 +54,12 @@ def written(folder: Path, count: int) -> list[Path]:
     return files
 
 
+def found(cache: Cache, paths: Sequence[Path | str], space: bytes = SPACE) -> list[Features | None]:
+    return cache.find_images([str(path) for path in paths], [FileStamp.at(path) for path in paths], space)
+
+
 def finds(cache: Cache, path: Path | str, space: bytes = SPACE) -> bool:
-    return cache.find_images([str(path)], space)[0] is not None
+    return found(cache, [path], space)[0] is not None
 
 
 def sql(folder: Path, statement: str, *values: object) -> list[tuple[object, ...]]:
@@ -78,15 +82,15 @@ def test_images_round_trip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     cache.put_images(images, SPACE)
     cache.close()
     cache = Cache(tmp_path / "cache")
-    found = cache.find_images([*map(str, files), "missing", str(files[0]), "nul\0"], SPACE)
-    for expected, features in zip([*images, None, images[0], None], found, strict=True):
+    answers = found(cache, [*files, "missing", files[0], "nul\0"])
+    for expected, features in zip([*images, None, images[0], None], answers, strict=True):
         assert (features is None) == (expected is None)
         if features is not None and expected is not None:
             assert features.dtype == np.float32
             np.testing.assert_array_equal(features, expected.features)
             np.testing.assert_array_equal(cache.get_image(expected.content, SPACE), expected.features)
     assert cache.get_image(b"other", SPACE) is None
-    assert cache.find_images([], SPACE) == []
+    assert cache.find_images([], [], SPACE) == []
     cache.close()
     assert warnings_in(caplog) == []
 
@@ -99,7 +103,7 @@ def test_images_of_two_spaces_stay_apart(tmp_path: Path) -> None:
     assert not finds(cache, file, b"other") and cache.get_image(image(file).content, b"other") is None
     cache.put_images([image(file, 2)], b"other")
     for seed, space in ((1, SPACE), (2, b"other")):
-        np.testing.assert_array_equal(cache.find_images([str(file)], space)[0], image(file, seed).features)
+        np.testing.assert_array_equal(found(cache, [file], space)[0], image(file, seed).features)
     cache.close()
 
 
@@ -144,7 +148,7 @@ def test_images_that_changed_are_found_by_content_alone(tmp_path: Path) -> None:
     touched.touch()
     (tmp_path / "new").write_bytes(replaced.read_bytes())
     (tmp_path / "new").rename(replaced)
-    assert cache.find_images([str(file) for file in files], SPACE) == [None] * 3
+    assert found(cache, files) == [None] * 3
     assert cache.get_image(image(rewritten).content, SPACE) is None
     for file, known in zip(files[1:], before[1:], strict=True):
         np.testing.assert_array_equal(cache.get_image(image(file).content, SPACE), known.features)
@@ -198,25 +202,24 @@ def test_images_without_features_are_paths_to_those_of_their_content(tmp_path: P
     cache = Cache(tmp_path / "cache")
     cache.put_images([known], SPACE)
     before = sql(tmp_path / "cache", "SELECT id, used FROM image")
-    cache.put_images([CachedImage(other.path, other.status, other.content, None)], SPACE)
-    (features,) = cache.find_images([str(two)], SPACE)
+    cache.put_images([CachedImage(other.path, other.stamp, other.content, None)], SPACE)
+    (features,) = found(cache, [two])
     np.testing.assert_array_equal(features, known.features)
     assert sql(tmp_path / "cache", "SELECT id, used FROM image") == before
     # of a content that isn't known there is nothing to be found
     two.write_bytes(b"new")
     other = image(two)
-    cache.put_images([CachedImage(other.path, other.status, other.content, None)], SPACE)
+    cache.put_images([CachedImage(other.path, other.stamp, other.content, None)], SPACE)
     assert finds(cache, one) and not finds(cache, two)
     cache.close()
 
 
 @pytest.mark.usefixtures("settled")
-@pytest.mark.parametrize("status", [None, "", "nonsense", "1 2 3"])
-def test_images_without_a_status_are_kept_without_their_path(tmp_path: Path, status: str | None) -> None:
+def test_images_without_a_stamp_are_kept_without_their_path(tmp_path: Path) -> None:
     (file,) = written(tmp_path / "files", 1)
     known = image(file)
     cache = Cache(tmp_path / "cache")
-    cache.put_images([CachedImage(known.path, status, known.content, known.features)], SPACE)
+    cache.put_images([CachedImage(known.path, None, known.content, known.features)], SPACE)
     cache.close()
     assert (info(tmp_path / "cache").images, sql(tmp_path / "cache", "SELECT * FROM path")) == (1, [])
 
@@ -388,8 +391,8 @@ def test_images_threads_share_a_cache(tmp_path: Path, caplog: pytest.LogCaptureF
     def work(part: int) -> None:
         for start in range(part, 64, 8):
             cache.put_images(images[start : start + 2], SPACE)
-            found = cache.find_images([str(file) for file in files], SPACE)
-            for known, features in zip(images, found, strict=True):
+            answers = found(cache, files)
+            for known, features in zip(images, answers, strict=True):
                 if features is not None and not np.array_equal(features, known.features):
                     wrong.append(known.path)
 

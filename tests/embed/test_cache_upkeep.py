@@ -17,7 +17,7 @@ from clipcls.embed.cache.entries import CachedImage
 from clipcls.embed.cache.prune import CacheInfo, Pruned, clear, info, prune
 from clipcls.embed.cache.store import MEGABYTE, Cache
 from clipcls.errors import UsageError
-from clipcls.records import file_status
+from clipcls.records import FileStamp
 
 SPACE = b"s" * 32
 DAY = 24 * 3600
@@ -26,18 +26,8 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 def image(path: Path, dim: int = 16) -> CachedImage:
     content = hashlib.sha256(os.fsencode(path)).digest()
-    status = file_status(path.stat()) if path.exists() else None
+    status = FileStamp.of(path.stat()) if path.exists() else None
     return CachedImage(str(path), status, content, np.ones(dim, np.float32), seen=4e9)
-
-
-def weights(folder: Path, name: str = "a" * 64 + ".safetensors", days: float = 0.0) -> Path:
-    """A file as converted weights are kept, last used some days ago."""
-    (folder / "weights").mkdir(parents=True, exist_ok=True)
-    file = folder / "weights" / name
-    file.write_bytes(b"w" * 1000)
-    moment = time.time() - days * DAY
-    os.utime(file, (moment, moment))
-    return file
 
 
 def answers(output: bytes) -> dict[str, str]:
@@ -126,11 +116,8 @@ def test_info_counts_every_kind(tmp_path: Path) -> None:
     cache.put_texts({b"a": text(), b"b": text()})
     cache.put_model(KEY, "{}")
     cache.close()
-    weights(tmp_path)
-    weights(tmp_path, "of-the-user.safetensors")
     facts = info(tmp_path)
     assert (facts.images, facts.texts, facts.models, facts.fingerprints) == (3, 2, 1, 0)
-    assert (facts.weights, facts.weights_size) == (1, 1000)
 
 
 def test_info_of_a_newer_cache_is_refused(tmp_path: Path) -> None:
@@ -145,27 +132,19 @@ def test_info_of_a_newer_cache_is_refused(tmp_path: Path) -> None:
         prune(tmp_path)
 
 
-def test_clear_removes_converted_weights_and_damaged_files(tmp_path: Path) -> None:
+def test_clear_removes_damaged_files(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"damaged" * 100)
     assert works(tmp_path)
-    weights(tmp_path)
-    weights(tmp_path, "." + "b" * 64 + ".safetensors.part")
-    assert clear(tmp_path) > 2000
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_clear_leaves_the_users_weights_alone(tmp_path: Path) -> None:
-    kept = weights(tmp_path, "model.safetensors")
-    weights(tmp_path)
-    assert clear(tmp_path) == 1000
-    assert list((tmp_path / "weights").iterdir()) == [kept]
+    (tmp_path / "of-the-user").touch()
+    assert clear(tmp_path) > 700
+    assert [file.name for file in tmp_path.iterdir()] == ["of-the-user"]
 
 
 # ------------------------------------------------------------------------------------------- prune
 
 
 def test_prune_of_nothing(tmp_path: Path) -> None:
-    assert prune(tmp_path / "missing") == Pruned(0, 0, 0, 0, 0, 0)
+    assert prune(tmp_path / "missing") == Pruned(0, 0, 0, 0, 0)
     assert not (tmp_path / "missing").exists()
 
 
@@ -184,7 +163,7 @@ def test_prune_forgets_files_that_are_gone(tmp_path: Path) -> None:
     facts = info(tmp_path / "cache")
     assert (facts.images, facts.fingerprints) == (10, 0)
     cache = Cache(tmp_path / "cache")
-    found = cache.find_images([str(file) for file in files], SPACE)
+    found = cache.find_images([str(file) for file in files], [FileStamp.at(file) for file in files], SPACE)
     assert [features is not None for features in found] == [False] * 4 + [True] * 6
     cache.close()
 
@@ -229,7 +208,7 @@ def test_prune_makes_the_file_smaller(tmp_path: Path) -> None:
 def test_prune_lands_just_under_its_size(tmp_path: Path, share: float, paths: bool) -> None:
     file = tmp_path / "file"
     file.touch()
-    status = file_status(file.stat()) if paths else None
+    status = FileStamp.of(file.stat()) if paths else None
     features = np.ones(512, np.float32)
     cache = Cache(tmp_path)
     for start in range(0, 3000, 100):
@@ -259,17 +238,12 @@ def test_prune_beside_a_run_disturbs_neither(tmp_path: Path, caplog: pytest.LogC
     assert warnings_in(caplog) == []
 
 
-def test_prune_removes_unused_weights_and_damaged_files(tmp_path: Path) -> None:
+def test_prune_removes_damaged_files(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"damaged" * 100)
     assert works(tmp_path)
-    old = weights(tmp_path, "a" * 64 + ".safetensors", days=31)
-    new = weights(tmp_path, "b" * 64 + ".safetensors", days=10)
-    users = weights(tmp_path, "model.safetensors", days=1000)
     removed = prune(tmp_path)
-    assert (removed.weights, removed.damaged) == (1, 1) and removed.freed >= 1700
-    assert not old.exists() and new.exists() and users.exists()
-    assert prune(tmp_path, older_than=5).weights == 1
-    assert users.exists() and works(tmp_path)
+    assert removed.damaged == 1 and removed.freed >= 700
+    assert works(tmp_path)
 
 
 def test_prune_of_a_damaged_cache_leaves_a_sound_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,7 +268,6 @@ def test_prune_of_a_damaged_cache_leaves_a_sound_one(tmp_path: Path, caplog: pyt
 def test_cache_commands_show_names_and_values(clipcls: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     names = ["path", "size", "limit", "label embeddings", "image embeddings", "models", "file fingerprints"]
-    names += ["converted weights", "size of converted weights"]
     facts = answers(clipcls("cache", "info", "--cache-dir", folder).stdout)
     assert list(facts) == names
     assert (facts["size"], facts["limit"], facts["label embeddings"]) == ("empty", "2048.0 MB", "0")
@@ -302,18 +275,17 @@ def test_cache_commands_show_names_and_values(clipcls: Run, tmp_path: Path) -> N
     cache.put_images([image(tmp_path / f"{i}", 512) for i in range(1000)], SPACE)
     cache.put_texts({KEY: text()})
     cache.close()
-    weights(folder)
     facts = answers(clipcls("cache", "info", "--cache-dir", folder, "--cache-size", "100").stdout)
     assert list(facts) == names
     assert facts["path"] == str(folder / NAME) and facts["limit"] == "100.0 MB"
-    assert (facts["image embeddings"], facts["label embeddings"], facts["converted weights"]) == ("1000", "1", "1")
+    assert (facts["image embeddings"], facts["label embeddings"]) == ("1000", "1")
     removed = answers(clipcls("cache", "prune", "--cache-dir", folder, "--size", "1").stdout)
     assert list(removed) == [
-        "label embeddings", "image embeddings", "paths", "converted weights", "damaged files", "freed",
+        "label embeddings", "image embeddings", "paths", "damaged files", "freed",
     ]  # fmt: skip
     assert int(removed["image embeddings"]) > 500 and float(removed["freed"].split()[0]) > 1
     removed = answers(clipcls("cache", "prune", "--cache-dir", folder, "--older-than", "0").stdout)
-    assert int(removed["image embeddings"]) > 100 and removed["converted weights"] == "1"
+    assert int(removed["image embeddings"]) > 100
     freed = answers(clipcls("cache", "clear", "--cache-dir", folder).stdout)
     assert list(freed) == ["freed"]
     assert list(folder.iterdir()) == []

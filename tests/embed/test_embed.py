@@ -211,11 +211,11 @@ def test_embed_images_input_error_comes_after_the_images_before_it(fake_encoder:
 WAITING = """
 import sys
 import numpy as np
-from clipcls.embed.cache.store import Cache
 from clipcls.embed.execution import Execution
 from clipcls.embed.images import embed_images
-from clipcls.embed.lazy_encoder import find_model
+from clipcls.embed.session import Session
 from clipcls.inputs.discover import discover
+from clipcls.inputs.listing import Sources
 from clipcls.records import ModelFacts, Preprocessing
 
 class Encoder:
@@ -228,8 +228,7 @@ class Encoder:
     def encode_image(self, pixels):
         return np.ones((len(pixels), 3), np.float32) / np.sqrt(3)
 
-model = find_model(Encoder(), Cache(None))
-for batch in embed_images(discover([], "-"), model, Cache(None), Execution(batch_size=4)):
+for batch in embed_images(discover(Sources([], "-")), Session(Encoder(), Execution(batch_size=4))):
     print(batch.errors)
     break
 sys.exit(4)

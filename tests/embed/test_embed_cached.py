@@ -19,6 +19,7 @@ from clipcls.embed.cache.store import Cache
 from clipcls.embed.execution import Execution
 from clipcls.embed.images import embed_images, image_space
 from clipcls.embed.lazy_encoder import LazyEncoder
+from clipcls.embed.session import Session
 from clipcls.inputs import contents
 from clipcls.records import ImageRef, ModelFacts, Preprocessing
 from conftest import FakeEncoder, save_pictures
@@ -27,7 +28,7 @@ from conftest import FakeEncoder, save_pictures
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that a test has just written may be known by their times."""
-    monkeypatch.setattr("clipcls.embed.cache.entries.RACY_SECONDS", 0.0)
+    monkeypatch.setattr("clipcls.records.RACY_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def run(images: Any, model: LazyEncoder, cache: Cache, **settings: Any) -> tuple
     """The paths, and for each its features or its error."""
     found: list[Any] = []
     names: list[str] = []
-    for batch in embed_images(images, model, cache, Execution(**settings)):
+    for batch in embed_images(images, Session(model, Execution(**settings), cache)):
         rows = iter(batch.features)
         assert batch.features.dtype == np.float32
         assert len(batch.features) == sum(error is None for error in batch.errors)
@@ -152,7 +153,7 @@ def test_changed_file_is_encoded_again(cache: Cache, paths: list[Path]) -> None:
 def test_file_that_just_changed_is_known_by_its_content_alone(
     cache: Cache, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipcls.embed.cache.entries.RACY_SECONDS", 3600.0)
+    monkeypatch.setattr("clipcls.records.RACY_SECONDS", 3600.0)
     run(references(paths), Opened().lazily(), cache)
     opened = []
     original = contents.open_file
@@ -322,7 +323,7 @@ def test_hits_behind_a_miss_are_bounded(cache: Cache, paths: list[Path]) -> None
             yield ImageRef(str(paths[0]))
 
     model = Opened()
-    batches = embed_images(endless(), model.lazily(), cache, Execution(batch_size=64))
+    batches = embed_images(endless(), Session(model.lazily(), Execution(batch_size=64), cache))
     first = next(batches)
     assert first.images[0].path == str(paths[1]) and len(first.images) <= embed_module._MOST_ITEMS
     # what is taken in, and what is read ahead
@@ -341,7 +342,7 @@ def test_hits_in_front_are_answered_before_a_miss_is_read(cache: Cache, paths: l
         yield ImageRef(str(paths[3]))
 
     model = Opened()
-    batches = embed_images(stalling(), model.lazily(), cache)
+    batches = embed_images(stalling(), Session(model.lazily(), Execution(), cache))
     answered = len(next(batches).images)
     while answered < 3:
         answered += len(next(batches).images)
@@ -411,7 +412,7 @@ def test_cache_that_fails_midway_does_not_stop_the_run(
 
 
 def test_cache_closed_midway_does_not_stop_the_run(cache: Cache, paths: list[Path]) -> None:
-    batches = embed_images(references(paths), Opened().lazily(), cache, Execution(batch_size=4))
+    batches = embed_images(references(paths), Session(Opened().lazily(), Execution(batch_size=4), cache))
     answered = len(next(batches).images)
     cache.close()
     assert answered + sum(len(batch.images) for batch in batches) == 12

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from clipcls.embed import model_facts as recall
+from clipcls.embed import model_facts
 from clipcls.embed.cache.store import Cache
+from clipcls.embed.session import Session
 from clipcls.models import catalog
 from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.changes import look_at
 from clipcls.records import ModelFacts, ModelSpec, Preprocessing
 
 PREPROCESS = Preprocessing((32, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", "longest", 127)
@@ -42,8 +44,8 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def keep(cache: Cache, spec: ModelSpec, files: list[Path]) -> None:
-    recall.remember(cache, spec, FACTS, recall.look_at(files))
-    assert recall.recall(cache, spec) == FACTS
+    model_facts.remember(cache, spec, FACTS, look_at(files))
+    assert model_facts.recall(cache, spec) == FACTS
 
 
 # ------------------------------------------------------------------------------------------- what is kept
@@ -59,8 +61,8 @@ def keep(cache: Cache, spec: ModelSpec, files: list[Path]) -> None:
     ],
 )
 def test_recall_gives_what_was_remembered(cache: Cache, folder: Path, facts: ModelFacts) -> None:
-    recall.remember(cache, ModelSpec(str(folder)), facts, recall.look_at(files_of(folder)))
-    assert recall.recall(cache, ModelSpec(str(folder))) == facts
+    model_facts.remember(cache, ModelSpec(str(folder)), facts, look_at(files_of(folder)))
+    assert model_facts.recall(cache, ModelSpec(str(folder))) == facts
 
 
 def test_recall_in_a_later_run(folder: Path, tmp_path: Path) -> None:
@@ -68,14 +70,14 @@ def test_recall_in_a_later_run(folder: Path, tmp_path: Path) -> None:
     keep(first, ModelSpec(str(folder)), files_of(folder))
     first.close()
     second = Cache(tmp_path / "cache")
-    assert recall.recall(second, ModelSpec(str(folder))) == FACTS
+    assert model_facts.recall(second, ModelSpec(str(folder))) == FACTS
     second.close()
 
 
 def test_recall_without_a_cache_knows_nothing(folder: Path) -> None:
     cache = Cache(None)
-    recall.remember(cache, ModelSpec(str(folder)), FACTS, recall.look_at(files_of(folder)))
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
+    model_facts.remember(cache, ModelSpec(str(folder)), FACTS, look_at(files_of(folder)))
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
 
 
 # ------------------------------------------------------------------------------------------- what was asked
@@ -97,7 +99,7 @@ def test_recall_without_a_cache_knows_nothing(folder: Path) -> None:
 def test_recall_of_another_question_knows_nothing(cache: Cache, folder: Path, other: dict[str, str]) -> None:
     spec = ModelSpec(str(folder))
     keep(cache, spec, files_of(folder))
-    assert recall.recall(cache, replace(spec, **other)) is None
+    assert model_facts.recall(cache, replace(spec, **other)) is None
 
 
 def test_recall_by_a_relative_path_depends_on_where_one_is(
@@ -109,20 +111,20 @@ def test_recall_by_a_relative_path_depends_on_where_one_is(
         monkeypatch.chdir(folder.parent)
         keep(cache, ModelSpec(name), [Path("tiny") / file.name for file in files_of(folder)])
         monkeypatch.chdir(other.parent)
-        assert recall.recall(cache, ModelSpec(name)) is None
+        assert model_facts.recall(cache, ModelSpec(name)) is None
         monkeypatch.chdir(folder.parent)
-        assert recall.recall(cache, ModelSpec(name)) == FACTS
+        assert model_facts.recall(cache, ModelSpec(name)) == FACTS
 
 
 def test_recall_by_an_alias_depends_on_what_it_stands_for(
     cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep(cache, ModelSpec("pictogram"), files_of(PICTOGRAM_FOLDER)[:2])
-    assert recall.recall(cache, ModelSpec(str(PICTOGRAM_FOLDER))) is None  # the name is one of the facts
+    assert model_facts.recall(cache, ModelSpec(str(PICTOGRAM_FOLDER))) is None  # the name is one of the facts
     entry = catalog.find("pictogram")
     assert entry is not None
     monkeypatch.setattr(catalog, "find", lambda name: replace(entry, model=str(folder)))
-    assert recall.recall(cache, ModelSpec("pictogram")) is None
+    assert model_facts.recall(cache, ModelSpec("pictogram")) is None
 
 
 @pytest.mark.parametrize("name", ["HF_HOME", "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME"])
@@ -131,7 +133,7 @@ def test_recall_depends_on_the_environment(
 ) -> None:
     keep(cache, ModelSpec(str(folder)), files_of(folder))
     monkeypatch.setenv(name, "other")
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
 
 
 @pytest.mark.parametrize("package", ["torch", "open_clip"])
@@ -139,24 +141,26 @@ def test_recall_depends_on_the_installed_packages(
     cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     keep(cache, ModelSpec(str(folder)), files_of(folder))
-    status = recall._status
+    stamp = model_facts._stamp_text
     other = Path(package) / "version.py"
-    monkeypatch.setattr(recall, "_status", lambda path: "updated" if path.endswith(str(other)) else status(path))
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
+    monkeypatch.setattr(
+        model_facts, "_stamp_text", lambda path: "new" if str(path).endswith(str(other)) else stamp(path)
+    )
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
 
 
 def test_recall_depends_on_the_processor(cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(cache, ModelSpec(str(folder)), files_of(folder))
-    monkeypatch.setattr(recall, "_processor", lambda: "flags: fpu")
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
+    monkeypatch.setattr(model_facts, "_processor", lambda: "flags: fpu")
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
 
 
 def test_recall_without_torch_installed_is_no_error(
     cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep(cache, ModelSpec(str(folder)), files_of(folder))
-    monkeypatch.setattr(recall.importlib.util, "find_spec", lambda name: None)
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
+    monkeypatch.setattr(model_facts.importlib.util, "find_spec", lambda name: None)
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
 
 
 # ------------------------------------------------------------------------------------------- files that change
@@ -184,7 +188,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 def test_recall_after_a_file_changed_knows_nothing(cache: Cache, folder: Path, name: str, change: str) -> None:
     keep(cache, ModelSpec(str(folder)), files_of(folder))
     CHANGES[change](folder / name)
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
 
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "words.txt", "tokenizer.json", "vocab.txt"])
@@ -195,7 +199,7 @@ def test_recall_after_a_file_appeared_beside_the_weights_knows_nothing(cache: Ca
     os.utime(folder, (10**9, 10**9))
     keep(cache, ModelSpec(str(folder)), [folder / "open_clip_config.json", folder / "pytorch_model.bin"])
     (folder / name).write_text("new")
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
 
 
 def test_recall_after_the_preprocessing_file_changed_knows_nothing(cache: Cache, folder: Path, tmp_path: Path) -> None:
@@ -204,17 +208,17 @@ def test_recall_after_the_preprocessing_file_changed_knows_nothing(cache: Cache,
     spec = ModelSpec(str(folder / "open_clip_model.safetensors"), "ViT-B-32", str(stated))
     keep(cache, spec, [folder / "open_clip_model.safetensors", stated])
     stated.write_text('{"mean": 0}')
-    assert recall.recall(cache, spec) is None
+    assert model_facts.recall(cache, spec) is None
 
 
 def test_recall_after_the_folder_moved_knows_nothing(cache: Cache, folder: Path, tmp_path: Path) -> None:
     keep(cache, ModelSpec(str(folder)), files_of(folder))
     folder.rename(tmp_path / "moved")
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
-    assert recall.recall(cache, ModelSpec(str(tmp_path / "moved"))) is None
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
+    assert model_facts.recall(cache, ModelSpec(str(tmp_path / "moved"))) is None
     # another one at the old place, of the same files' content
     shutil.copytree(tmp_path / "moved", folder)
-    assert recall.recall(cache, ModelSpec(str(folder))) is None
+    assert model_facts.recall(cache, ModelSpec(str(folder))) is None
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -231,9 +235,9 @@ def test_recall_sees_every_file_of_a_real_model(cache: Cache, tiny_model: Path, 
     spec = ModelSpec(str(config.parent), preprocess=str(tmp_path / "stated.json"), device="cpu", precision="fp32")
     for path in (weights, config, tmp_path / "stated.json"):
         facts = find_model(spec, cache).facts
-        assert recall.recall(cache, spec) == facts
+        assert model_facts.recall(cache, spec) == facts
         path.write_bytes(path.read_bytes())
-        assert recall.recall(cache, spec) is None, path
+        assert model_facts.recall(cache, spec) is None, path
     assert find_model(spec, cache).facts == facts
 
 
@@ -246,7 +250,7 @@ def test_recall_has_words_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFix
     def warns() -> bool:
         caplog.clear()
         execution = Execution(cache_dir=tmp_path / "cache")
-        _ = Classifier(["cat", "xylotomous"], model=str(folder), execution=execution).label_features
+        _ = Classifier(Session(str(folder), execution), ["cat", "xylotomous"]).label_features
         return "xylotomous" in caplog.text
 
     assert warns() and warns()
@@ -275,14 +279,14 @@ def test_recall_of_a_model_of_the_hub_holds_until_a_newer_commit(cache: Cache, s
     spec = ModelSpec("hf-hub:org/name")
     keep(cache, spec, files_of(snapshot)[:2])
     (snapshot.parent.parent / "refs" / "main").write_text("two")
-    assert recall.recall(cache, spec) is None
+    assert model_facts.recall(cache, spec) is None
 
 
 def test_recall_of_a_model_of_the_hub_sees_its_blobs(cache: Cache, snapshot: Path) -> None:
     spec = ModelSpec("hf-hub:org/name")
     keep(cache, spec, files_of(snapshot)[:2])
     (snapshot.parent.parent / "blobs" / "1").write_text("a download that went on")
-    assert recall.recall(cache, spec) is None
+    assert model_facts.recall(cache, spec) is None
 
 
 def test_recall_of_a_model_of_the_hub_sees_a_better_file(cache: Cache, snapshot: Path) -> None:
@@ -290,7 +294,7 @@ def test_recall_of_a_model_of_the_hub_sees_a_better_file(cache: Cache, snapshot:
     os.utime(snapshot, (10**9, 10**9))
     keep(cache, spec, files_of(snapshot)[:2])
     (snapshot / "other.safetensors").write_text("weights")
-    assert recall.recall(cache, spec) is None
+    assert model_facts.recall(cache, spec) is None
 
 
 # ------------------------------------------------------------------------------------------- rows of other hands
@@ -324,11 +328,11 @@ def damaged_rows(kept: dict[str, Any]) -> dict[str, str]:
 def test_recall_of_a_damaged_row_knows_nothing(cache: Cache, folder: Path) -> None:
     spec = ModelSpec(str(folder))
     keep(cache, spec, files_of(folder))
-    kept = cache.get_model(recall._key(spec))
+    kept = cache.get_model(model_facts._key(spec))
     assert kept is not None
     for name, row in damaged_rows(json.loads(kept)).items():
         if name == "no_words":  # may be missing, as it may be None
             continue
-        cache.put_model(recall._key(spec), row)
-        assert recall.recall(cache, spec) is None, name
+        cache.put_model(model_facts._key(spec), row)
+        assert model_facts.recall(cache, spec) is None, name
     keep(cache, spec, files_of(folder))

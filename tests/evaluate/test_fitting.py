@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from clipcls.errors import UsageError
 from clipcls.evaluate import fit as fitting
+from clipcls.predict.calibration import share_interval
 
 
 def cosines(seed: int, count: int = 600, labels: int = 5) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -178,8 +179,8 @@ def test_share_interval_is_scipys(part: int, whole: int) -> None:
     from scipy.stats import binomtest
 
     expected = binomtest(part, whole).proportion_ci(0.95, method="wilson")
-    assert fitting.share_interval(part, whole) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert share_interval(part, whole) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_share_interval_of_nothing_is_all() -> None:
-    assert fitting.share_interval(0, 0) == (0.0, 1.0)
+    assert share_interval(0, 0) == (0.0, 1.0)

@@ -23,10 +23,9 @@ from PIL import Image
 import awkward
 import conftest
 import pictures
-from clipcls import images
 from clipcls.errors import ImageError
 from clipcls.images import formats
-from clipcls.images.decoding import decode_picture
+from clipcls.images.decoding import decode_picture, load_layers
 from clipcls.images.fit import load_pixels
 from clipcls.records import Decode, Preprocessing
 
@@ -70,14 +69,14 @@ def test_load_pixels_takes_every_format_it_names() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shown.add(Image.open(io.BytesIO(picture.data)).format)
-    assert shown - {"MPO"} == set(images.FORMATS)
+    assert shown - {"MPO"} == set(formats.FORMATS)
 
 
 @pytest.mark.parametrize(
     ("name", "clear"), [("grey_2_bit_key", 1), ("rgb_16_bit_dark_key", 0), ("palette_4_bit_transparent", 1)]
 )
 def test_load_layers_keeps_the_transparency_of_odd_depths(name: str, clear: int) -> None:
-    picture = images.load_layers(GOOD[name].data, SMALL)
+    picture = load_layers(GOOD[name].data, SMALL)
     assert picture.mode == "RGBA"
     rgba = np.asarray(picture)
     assert np.array_equal(rgba[..., 3] == 0, np.equal(awkward.COLUMNS, clear))

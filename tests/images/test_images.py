@@ -17,9 +17,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageFile
 
 import pictures
-from clipcls import images
 from clipcls.errors import ImageError
 from clipcls.images.colour import to_eight_bits
+from clipcls.images.decoding import decode_picture
 from clipcls.images.fit import load_pixels
 from clipcls.images.geometry import as_image
 from clipcls.inputs.open_file import open_file
@@ -140,7 +140,7 @@ def test_draft_keeps_twice_the_resized_picture(
     exif = Image.Exif()
     exif[pictures.ORIENTATION] = orientation
     data = pictures.jpeg(np.zeros((size[1], size[0], 3), np.uint8), exif=exif.tobytes())
-    picture = images.decode_picture(data, preprocessing((96, 96), mode))
+    picture = decode_picture(data, preprocessing((96, 96), mode))
     turned = orientation == 6
     assert as_image(picture.image).size == (decoded[::-1] if turned else decoded)
     assert picture.size == (size[::-1] if turned else size)

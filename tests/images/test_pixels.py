@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pictures
-from clipcls import ModelSpec, images, load_encoder
+from clipcls import ModelSpec, load_encoder
 from clipcls.errors import ImageError
+from clipcls.images.decoding import decode_picture
 from clipcls.images.fit import load_pixels
 from clipcls.images.geometry import as_image, placement
 from clipcls.models.catalog import PICTOGRAM_FOLDER
@@ -125,7 +126,7 @@ def test_fast_pixels_of_photographs_are_near_exact(
             for picture in (photograph, photograph.convert("L")):
                 data = pictures.encoded(picture, "JPEG", **JPEG_OPTIONS[options])
                 off = difference(load_pixels(data, wanted), load_pixels(data, wanted, "exact"))
-                reduced = images.decode_picture(data, wanted).extent != size
+                reduced = decode_picture(data, wanted).extent != size
                 assert off.max() <= (16 if reduced else 3) and off.mean() < (1.0 if reduced else 0.3), (
                     size,
                     options,
@@ -190,7 +191,7 @@ def test_fast_never_decodes_under_twice_the_resized_picture(mode: str) -> None:
             exif = Image.Exif()
             exif[pictures.ORIENTATION] = orientation
             data = pictures.jpeg(np.zeros((height, width), np.uint8), exif=exif.tobytes())
-            picture = images.decode_picture(data, wanted)
+            picture = decode_picture(data, wanted)
             decoded, upright = as_image(picture.image).size, (width, height) if orientation < 5 else (height, width)
             assert picture.size == upright
             if decoded != upright:

@@ -3,14 +3,15 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clipcls.errors import ImageError
-from clipcls.inputs.contents import MAX_BYTES, known_status, open_content
+from clipcls.inputs.contents import MAX_BYTES, known_path, known_stamp, open_content
 from clipcls.inputs.web import Web
-from clipcls.records import Address, Container, ImageRef, Span, file_status
+from clipcls.records import Address, Container, FileStamp, ImageRef, Span
 
 PARTS = (b"first picture", b"", b"second", bytes(5000))
 URL = "https://example.com/a.png"
@@ -37,7 +38,7 @@ def shard(tmp_path: Path) -> Path:
 
 def span(shard: Path, number: int) -> ImageRef:
     offset = sum(map(len, PARTS[:number]))
-    content = Span(str(shard), offset, len(PARTS[number]), file_status(shard.stat()))
+    content = Span(str(shard), offset, len(PARTS[number]), FileStamp.of(shard.stat()))
     return ImageRef(f"{shard}/{number}.png", content=content)
 
 
@@ -57,7 +58,7 @@ def test_open_content_gives_a_file_with_its_status(shard: Path) -> None:
     before = time.time()
     with open_content(ImageRef(str(shard))) as opened:
         assert opened.file.read() == b"".join(PARTS)
-        assert opened.status == file_status(shard.stat())
+        assert opened.stamp == FileStamp.of(shard.stat())
         assert opened.seen is not None and before <= opened.seen <= time.time()
     assert opened.file.closed
 
@@ -76,7 +77,7 @@ def test_open_content_says_why_a_file_cannot_be_read(tmp_path: Path) -> None:
 def test_open_content_gives_bytes() -> None:
     with open_content(ImageRef("memory", content=b"picture")) as opened:
         assert opened.file.read() == b"picture"
-        assert opened.status is None and opened.seen is None
+        assert opened.stamp is None and opened.seen is None
 
 
 @pytest.mark.parametrize("number", range(len(PARTS)))
@@ -84,7 +85,7 @@ def test_open_content_gives_a_part_of_a_larger_file(shard: Path, number: int) ->
     image = span(shard, number)
     with open_content(image) as opened:
         assert opened.file.read() == PARTS[number]
-        assert opened.status == known_status(image)
+        assert opened.stamp == known_stamp(image)
         assert opened.seen is not None and opened.seen <= time.time()
 
 
@@ -129,7 +130,7 @@ def test_open_content_fetches_an_address() -> None:
     image = ImageRef(URL, content=Address(URL))
     with open_content(image, 1234, Mirror()) as opened:
         assert opened.file.read() == f"{URL} up to 1234".encode()
-        assert opened.status is None and opened.seen is None
+        assert opened.stamp is None and opened.seen is None
 
 
 def test_open_content_says_why_an_address_cannot_be_fetched() -> None:
@@ -154,28 +155,29 @@ def test_open_content_takes_a_small_part_of_a_file_over_the_limit(shard: Path) -
     assert read(span(shard, 2), max_bytes=10) == PARTS[2]
 
 
-def test_known_status_tells_parts_and_states_of_a_file_apart(shard: Path) -> None:
+def test_known_stamp_tells_parts_and_states_of_a_file_apart(shard: Path) -> None:
     image = span(shard, 0)
     assert isinstance(image.content, Span)
-    offset, size, status = image.content.offset, image.content.size, image.content.status
+    offset, size, stamp = image.content.offset, image.content.size, image.content.stamp
     others = [
-        Span(str(shard), offset + 1, size, status),
-        Span(str(shard), offset, size + 1, status),
-        Span(str(shard), offset, size, status + "0"),
+        Span(str(shard), offset + 1, size, stamp),
+        Span(str(shard), offset, size + 1, stamp),
+        Span(str(shard), offset, size, replace(stamp, inode=0)),
     ]
-    statuses = {known_status(image), *(known_status(ImageRef(image.path, content=other)) for other in others)}
-    assert len(statuses) == 4 and None not in statuses and "" not in statuses
-    assert known_status(image) == known_status(span(shard, 0))
+    known = {(known_path(image), known_stamp(image)) for image in [image, *(replace(image, content=o) for o in others)]}
+    assert len(known) == 4 and None not in {stamp for _, stamp in known}
+    assert known_stamp(image) == known_stamp(span(shard, 0))
 
 
-def test_known_status_leaves_files_to_be_looked_at_and_knows_none_of_the_rest() -> None:
-    assert known_status(ImageRef("a.png")) is None
-    assert known_status(ImageRef("memory", content=b"picture")) == ""
-    assert known_status(ImageRef("memory", content=b"")) == ""
-    assert known_status(ImageRef(URL, content=Address(URL))) == ""
+def test_known_stamp_looks_at_files_and_knows_none_of_the_rest(shard: Path) -> None:
+    assert known_stamp(ImageRef(str(shard))) == FileStamp.of(shard.stat())
+    assert known_stamp(ImageRef("missing.png")) is known_stamp(ImageRef("nul\0")) is None
+    assert known_stamp(ImageRef("memory", content=b"picture")) is None
+    assert known_stamp(ImageRef("memory", content=b"")) is None
+    assert known_stamp(ImageRef(URL, content=Address(URL))) is None
 
 
 def test_open_content_refuses_what_holds_several_pictures(shard: Path) -> None:
     image = ImageRef(str(shard), content=Container("shard"))
     assert problem(image) == "a shard, and no picture"
-    assert known_status(image) == ""
+    assert known_stamp(image) is None

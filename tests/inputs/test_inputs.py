@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import pictures
-from clipcls import images
 from clipcls.errors import UsageError
+from clipcls.images.formats import FORMATS
 from clipcls.inputs.discover import EXTENSIONS, are_countable, discover, expand, hint
+from clipcls.inputs.listing import Sources
 from clipcls.inputs.shards import is_shard
 from clipcls.records import Address, Container, ImageRef, Span
 
@@ -39,7 +40,7 @@ ALL = [
 
 def found(inputs: Sequence[str], **options: object) -> list[str]:
     """The paths; those with an error as `path: error`."""
-    refs = list(discover(inputs, **options))  # type: ignore[arg-type]
+    refs = list(discover(Sources(inputs, **options)))  # type: ignore[arg-type]
     return [ref.path if ref.error is None else f"{ref.path}: {ref.error}" for ref in refs]
 
 
@@ -158,8 +159,8 @@ def test_extensions_are_those_of_the_formats_that_are_read() -> None:
     Image.init()
     # HEIC isn't told to Pillow
     known = Image.registered_extensions() | dict.fromkeys((".heic", ".heif", ".hif"), "HEIC")
-    assert {known[extension] for extension in EXTENSIONS} <= {*images.FORMATS, "MPO", "HEIC"}
-    missing = {extension for extension, name in known.items() if name in (*images.FORMATS, "HEIC")} - EXTENSIONS
+    assert {known[extension] for extension in EXTENSIONS} <= {*FORMATS, "MPO", "HEIC"}
+    missing = {extension for extension, name in known.items() if name in (*FORMATS, "HEIC")} - EXTENSIONS
     assert not missing
 
 
@@ -225,9 +226,9 @@ def test_discover_ends_loops_in_a_pattern() -> None:
 )
 def test_discover_reads_lists(data: bytes, null_separated: bool, expected: list[str]) -> None:
     Path("list").write_bytes(data)
-    assert found(["-"], stdin=io.BytesIO(data), null_separated=null_separated) == expected
-    assert found([], files_from="list", null_separated=null_separated) == expected
-    assert found([], files_from="-", stdin=io.BytesIO(data), null_separated=null_separated) == expected
+    assert found(["-"], stdin=io.BytesIO(data), null=null_separated) == expected
+    assert found([], files_from="list", null=null_separated) == expected
+    assert found([], files_from="-", stdin=io.BytesIO(data), null=null_separated) == expected
 
 
 def test_discover_reads_the_list_after_the_inputs() -> None:
@@ -262,7 +263,7 @@ def test_discover_reads_the_process_own_standard_input(monkeypatch: pytest.Monke
 def test_discover_gives_a_path_as_soon_as_it_is_there(end: bytes) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as stdin, os.fdopen(writing, "wb", buffering=0) as pipe:
-        refs = discover(["-"], stdin=stdin, null_separated=end == b"\0")
+        refs = discover(Sources(["-"], stdin=stdin, null=end == b"\0"))
         for name in (b"images/b.jpg", b"images/a.PNG"):
             pipe.write(name + end)  # the pipe stays open: more could follow
             assert next(refs).path == name.decode()
@@ -272,13 +273,13 @@ def test_discover_gives_a_path_as_soon_as_it_is_there(end: bytes) -> None:
 def test_discover_refuses_a_list_with_another_separator(null_separated: bool) -> None:
     other = b"\n" if null_separated else b"\0"
     with pytest.raises(UsageError, match=r"longer than 1 MiB.*-0"):
-        found(["-"], stdin=io.BytesIO((b"images/b.jpg" + other) * 200_000), null_separated=null_separated)
+        found(["-"], stdin=io.BytesIO((b"images/b.jpg" + other) * 200_000), null=null_separated)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("nope", "no such file"), ("images", "is a directory"), ("a\0b", "null")])
 def test_discover_refuses_a_list_it_cannot_open_at_once(name: str, reason: str) -> None:
     with pytest.raises(UsageError, match=f"--files-from {name}: can't be read: .*{reason}"):
-        discover(["images"], files_from=name)
+        discover(Sources(["images"], files_from=name))
 
 
 def test_discover_says_when_a_list_breaks_off() -> None:
@@ -298,22 +299,24 @@ URL = "https://example.org/a[1]*.jpg?size=large"
 @pytest.mark.parametrize("url", [URL, "HTTP://example.org/x", "http://" + "x" * 5000])
 def test_discover_takes_addresses_that_are_allowed(url: str) -> None:
     expected = [ImageRef(url, content=Address(url))]
-    assert list(discover([url], allow_urls=True)) == expected
-    assert list(discover(["-"], stdin=io.BytesIO(f"{url}\r\n".encode()), allow_urls=True)) == expected
+    assert list(discover(Sources([url], allow_urls=True))) == expected
+    assert list(discover(Sources(["-"], stdin=io.BytesIO(f"{url}\r\n".encode()), allow_urls=True))) == expected
     refused = [ImageRef(url, "an address; --allow-urls has it fetched")]
-    assert list(discover([url])) == list(discover(["-"], stdin=io.BytesIO(url.encode()))) == refused
+    assert list(discover([url])) == list(discover(Sources(["-"], stdin=io.BytesIO(url.encode())))) == refused
 
 
 def test_discover_prefers_a_file_to_an_address() -> None:
     path = Path("http:/example.org/a.jpg")
     path.parent.mkdir(parents=True)
     path.touch()
-    assert list(discover(["http://example.org/a.jpg"], allow_urls=True)) == [ImageRef("http://example.org/a.jpg")]
+    assert list(discover(Sources(["http://example.org/a.jpg"], allow_urls=True))) == [
+        ImageRef("http://example.org/a.jpg")
+    ]
 
 
 @pytest.mark.parametrize("name", ["{000..009}.tar", "a.tar?x=1", "a.TGZ#x", "a.parquet", "a.csv?x=a.jpg"])
 def test_discover_reads_no_shards_or_tables_from_the_web(name: str) -> None:
-    (image,) = discover([f"https://example.org/{name}"], allow_urls=True)
+    (image,) = discover(Sources([f"https://example.org/{name}"], allow_urls=True))
     assert image.path == f"https://example.org/{name}" and image.content is None
     assert image.error is not None and image.error.endswith("on the web, which has to be downloaded first")
 
@@ -391,14 +394,15 @@ def test_discover_takes_a_folder_that_is_called_a_shard_for_a_folder() -> None:
 @pytest.mark.usefixtures("shards")
 def test_hint_names_shards_in_folders() -> None:
     expected = "shards holds shards such as shards/0.tar; name them to have them read"
-    assert hint(["images", "nope", "-", "http://a/*", "shards"]) == hint("shards") == hint(["sh*"]) == expected
-    assert hint(["images", "shards/0.tar", "**/nope"]) is None
+    assert hint(Sources(["images", "nope", "-", "http://a/*", "shards"])) == expected
+    assert hint(Sources("shards")) == hint(Sources(["sh*"])) == expected
+    assert hint(Sources(["images", "shards/0.tar", "**/nope"])) is None
 
 
 @pytest.mark.parametrize("name", ["-", "a.parquet", "a.csv", "shards/*.tar.gz", "a.TGZ"])
 def test_are_countable_excepts_what_would_be_read_twice(name: str) -> None:
-    assert are_countable(["images", "*.jpg", "a.tar", "{0..9}.TAR"])
-    assert not are_countable(["images", name])
+    assert are_countable(Sources(["images", "*.jpg", "a.tar", "{0..9}.TAR"]))
+    assert not are_countable(Sources(["images", name]))
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -423,8 +427,8 @@ def test_discover_takes_the_paths_of_a_table_from_its_folder(tree: Path) -> None
 
 def test_discover_takes_addresses_from_a_table() -> None:
     write_table("t.csv", f"{URL},x")
-    assert list(discover(["t.csv"], column="image", allow_urls=True)) == [ImageRef(URL, content=Address(URL))]
-    assert list(discover(["t.csv"], column="image")) == list(discover([URL]))
+    assert list(discover(Sources(["t.csv"], column="image", allow_urls=True))) == [ImageRef(URL, content=Address(URL))]
+    assert list(discover(Sources(["t.csv"], column="image"))) == list(discover([URL]))
 
 
 def test_discover_takes_pictures_from_a_table() -> None:
@@ -432,7 +436,7 @@ def test_discover_takes_pictures_from_a_table() -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [{"bytes": b"one", "path": "b.jpg"}, None, {"bytes": None, "path": "images/b.jpg"}, {"bytes": b"three"}]
     parquet.write_table(pyarrow.table({"image": rows}), "t.parquet")
-    assert list(discover(["t.parquet"], column="image")) == [
+    assert list(discover(Sources(["t.parquet"], column="image"))) == [
         ImageRef("t.parquet/0", content=b"one"),
         ImageRef("t.parquet/1", "nothing in the column image"),
         ImageRef("images/b.jpg"),
@@ -450,7 +454,7 @@ def test_discover_refuses_a_table_at_once() -> None:
     with pytest.raises(UsageError, match=r"^t\.csv: a table; --column says which"):
         discover(["images", "t.csv"])
     with pytest.raises(UsageError, match=r"^t\.csv: no column picture; there are: image, text$"):
-        discover(["images", "t.csv"], column="picture")
+        discover(Sources(["images", "t.csv"], column="picture"))
 
 
 def test_discover_goes_on_after_a_table_of_a_list_or_a_pattern() -> None:
@@ -465,7 +469,7 @@ def test_discover_goes_on_after_a_table_of_a_list_or_a_pattern() -> None:
 def test_discover_reports_a_broken_table() -> None:
     Path("t.parquet").write_bytes(b"no parquet at all")
     pytest.importorskip("pyarrow")
-    (image,) = discover(["t.parquet"], column="image")
+    (image,) = discover(Sources(["t.parquet"], column="image"))
     assert image.path == "t.parquet"
     assert image.error is not None and image.error.startswith("the table can't be read, or not to its end: ")
     assert found(["nope.csv"]) == ["nope.csv: no such file or directory"]
@@ -497,18 +501,23 @@ def test_discover_leaves_shards_and_parquet_unread(monkeypatch: pytest.MonkeyPat
     plain = ImageRef("images/b.jpg")
     listing = io.BytesIO("\n".join(names).encode())
     for inputs in (names, ["images/[01].t*", "images/**/*.parquet"], ["-"]):
-        assert list(discover(inputs, stdin=listing, column="image", unread=True)) == [shard, compressed, table, other]
-    assert list(discover(["t.csv"], column="image", unread=True)) == [
+        assert list(discover(Sources(inputs, stdin=listing, column="image"), unread=True)) == [
+            shard,
+            compressed,
+            table,
+            other,
+        ]
+    assert list(discover(Sources(["t.csv"], column="image"), unread=True)) == [
         shard,
         plain,
         ImageRef("images/t.parquet", "a table in a table"),
     ]
     with pytest.raises(UsageError, match="no column picture"):
-        discover(["images/t.parquet"], column="picture", unread=True)
+        discover(Sources(["images/t.parquet"], column="picture"), unread=True)
     assert list(discover(["images/*.parquet"], unread=True)) == list(discover(["images/*.parquet"]))
     monkeypatch.setattr("clipcls.inputs.discover.read_pictures", None)
     monkeypatch.setattr("clipcls.inputs.discover.read_column", None)
-    assert list(discover(names, column="image", unread=True))
+    assert list(discover(Sources(names, column="image"), unread=True))
 
 
 def test_expand_gives_what_discover_would_have(tree: Path) -> None:
@@ -518,13 +527,15 @@ def test_expand_gives_what_discover_would_have(tree: Path) -> None:
     (tree / "images/broken.parquet").write_bytes(b"no parquet")
     for name in (*names, "images/broken.tar", "images/no.tar", "images/b.jpg", "nope.tar"):
         for allow_urls in (False, True):
-            expected = list(discover([name], column="image", allow_urls=allow_urls))
-            (image,) = discover([name], column="image", unread=True)
-            assert list(expand(image, "image", allow_urls)) == expected
-    (image,) = discover(["images/broken.parquet"], column="image", unread=True)
-    (expected_image,) = discover(["images/broken.parquet"], column="image")
+            expected = list(discover(Sources([name], column="image", allow_urls=allow_urls)))
+            (image,) = discover(Sources([name], column="image"), unread=True)
+            assert list(expand(image, Sources(column="image", allow_urls=allow_urls))) == expected
+    (image,) = discover(Sources(["images/broken.parquet"], column="image"), unread=True)
+    (expected_image,) = discover(Sources(["images/broken.parquet"], column="image"))
     assert (
-        list(expand(image, "image", False, (0, 3))) == list(expand(image, "image", False, (3, 9))) == [expected_image]
+        list(expand(image, Sources(column="image"), (0, 3)))
+        == list(expand(image, Sources(column="image"), (3, 9)))
+        == [expected_image]
     )
 
 
@@ -533,15 +544,20 @@ def test_expand_gives_the_whole_in_parts(step: int) -> None:
     names = write_containers()
     Path("images/2.tar").write_bytes(Path("images/0.tar").read_bytes()[:1100])
     for name in (*names, "images/2.tar"):
-        (image,) = discover([name], column="image", unread=True)
-        parts = [list(expand(image, "image", True, (first, first + step))) for first in range(0, 30, step)]
-        assert [image for part in parts for image in part] == list(discover([name], column="image", allow_urls=True))
+        (image,) = discover(Sources([name], column="image"), unread=True)
+        parts = [
+            list(expand(image, Sources(column="image", allow_urls=True), (first, first + step)))
+            for first in range(0, 30, step)
+        ]
+        assert [image for part in parts for image in part] == list(
+            discover(Sources([name], column="image", allow_urls=True))
+        )
         assert not is_shard(name) or max(map(len, parts)) <= step
 
 
 def test_expand_opens_nothing_before_it_is_asked() -> None:
     names = write_containers()
-    images = [expand(image, "image", False) for image in discover(names, column="image", unread=True)]
+    images = [expand(image, Sources(column="image")) for image in discover(Sources(names, column="image"), unread=True)]
     assert [next(pictures).path for pictures in images] == [
         *("images/0.tar/b.jpg", "images/1.tgz/images/sub/deep/y.gif", "images/t.parquet/0", "images/b.jpg")
     ]

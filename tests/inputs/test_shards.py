@@ -26,7 +26,7 @@ from clipcls.inputs import contents
 from clipcls.inputs.contents import open_content
 from clipcls.inputs.discover import EXTENSIONS
 from clipcls.inputs.shards import expand_braces, is_shard, members, read_pictures
-from clipcls.records import ImageRef, Preprocessing, Span, file_status
+from clipcls.records import FileStamp, ImageRef, Preprocessing, Span
 from conftest import FakeEncoder, embed_images, save_pictures
 
 BLOCK = 512
@@ -83,7 +83,7 @@ def test_read_pictures_gives_spans_in_the_order_of_the_shard(tmp_path: Path) -> 
     assert [content(image) for image in images] == [b"two", b"one" * 400, b"three"]
     for image in images:
         assert isinstance(image.content, Span)
-        assert (image.content.file, image.content.status) == (str(path), file_status(path.stat()))
+        assert (image.content.file, image.content.stamp) == (str(path), FileStamp.of(path.stat()))
 
 
 def test_read_pictures_passes_over_hidden_and_reserved_names(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_read_pictures_reads_headers_only(tmp_path: Path) -> None:
         file.seek(size, os.SEEK_CUR)
         file.write(member("2.jpg", 3).tobuf() + b"two".ljust(BLOCK, b"\0") + bytes(2 * BLOCK))
     images = read(path)
-    assert images[0].content == Span(str(path), len(header), size, file_status(path.stat()))
+    assert images[0].content == Span(str(path), len(header), size, FileStamp.of(path.stat()))
     assert content(images[1]) == b"two"
 
 
@@ -496,7 +496,7 @@ def shard_of(path: Path, files: Sequence[Path]) -> Path:
 def test_embed_images_finds_pictures_of_shards_in_the_cache(
     tmp_path: Path, cache: Cache, fake_encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipcls.embed.cache.entries.RACY_SECONDS", 0.0)
+    monkeypatch.setattr("clipcls.records.RACY_SECONDS", 0.0)
     counted = Counted(monkeypatch)
     files = save_pictures(tmp_path / "pictures", 6)
     path = shard_of(tmp_path / "a.tar", files[:4])

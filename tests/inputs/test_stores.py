@@ -25,10 +25,11 @@ from fsspec.registry import known_implementations
 from clipcls.embed.cache.store import Cache
 from clipcls.errors import ImageError, UsageError
 from clipcls.inputs import stores
-from clipcls.inputs.contents import known_status, located, open_content
+from clipcls.inputs.contents import known_stamp, located, open_content
 from clipcls.inputs.discover import are_countable, discover, expand, hint
+from clipcls.inputs.listing import Sources
 from clipcls.inputs.tables import row_groups
-from clipcls.records import Address, Container, ImageRef, Stored
+from clipcls.records import Address, Container, FileStamp, ImageRef, Stored
 from conftest import FakeEncoder, embed_images, save_pictures
 
 FILES = ("b.jpg", "a.PNG", "notes.txt", ".hidden.jpg", "sub/z.webp", "sub/.secret/x.jpg", "sub/deep/y.gif", "c[1].jpg")
@@ -126,7 +127,7 @@ def put_tar(name: str, files: dict[str, bytes]) -> None:
 
 def found(inputs: Sequence[str], **options: Any) -> list[str]:
     """The paths; those with an error as `path: error`."""
-    refs = list(discover(inputs, **options))
+    refs = list(discover(Sources(inputs, **options)))
     return [ref.path if ref.error is None else f"{ref.path}: {ref.error}" for ref in refs]
 
 
@@ -190,7 +191,7 @@ def test_discover_finds_in_a_store_what_it_finds_on_disk(inputs: list[str], stor
     put("broken.parquet", b"no parquet")
 
     def seen(prefix: str) -> list[tuple[str, str | bytes]]:
-        images = list(discover([f"{prefix}{name}" for name in inputs], column="image"))
+        images = list(discover(Sources([f"{prefix}{name}" for name in inputs], column="image")))
         # what a broken shard lacks is called differently where it is a stream
         said = [(image.error or "").replace("truncated header", "unexpected end of data") for image in images]
         return [
@@ -203,23 +204,23 @@ def test_discover_finds_in_a_store_what_it_finds_on_disk(inputs: list[str], stor
 
 def test_discover_asks_a_listing_for_what_tells_changes() -> None:
     (image,) = discover(["shop://bucket/images/sub/deep/"])
-    size, *_ = (known_status(image) or "").split()
-    assert image == ImageRef("shop://bucket/images/sub/deep/y.gif", content=Stored(14, known_status(image)))
-    assert size == "14" and Shop.asked == ["ls"]
+    stamp = known_stamp(image)
+    assert image == ImageRef("shop://bucket/images/sub/deep/y.gif", content=Stored(14, stamp, is_known=True))
+    assert stamp is not None and stamp.size == 14 and Shop.asked == ["ls"]
     (other,) = discover(["memory://bucket/images/sub/deep/"])
-    assert other.content == Stored(14, "") and known_status(other) == ""
+    assert other.content == Stored(14, is_known=True) and known_stamp(other) is None
 
 
 def test_discover_asks_nothing_for_pictures_in_a_list() -> None:
     data = b"shop://bucket/images/b.jpg\nshop://bucket/nope.jpg\n"
-    images = list(discover(["-"], stdin=io.BytesIO(data), allow_private_urls=True))
+    images = list(discover(Sources(["-"], stdin=io.BytesIO(data), allow_private_urls=True)))
     assert [image.content for image in images] == [Stored(), Stored()] and not Shop.asked
     assert read(images[0]) == b"b.jpg"
     assert problem(images[1]) == "no such file or directory"
     put("list", data)
-    assert list(discover([], files_from="shop://bucket/list", allow_private_urls=True)) == images
+    assert list(discover(Sources([], files_from="shop://bucket/list", allow_private_urls=True))) == images
     with pytest.raises(UsageError, match=r"^--files-from shop://nope: can't be read: no such file or directory$"):
-        discover([], files_from="shop://nope")
+        discover(Sources([], files_from="shop://nope"))
 
 
 def test_discover_prefers_a_file_to_an_address() -> None:
@@ -280,9 +281,9 @@ def test_beside_stays_in_the_bucket(name: str, expected: str) -> None:
 
 
 def test_are_countable_excepts_stores() -> None:
-    assert not are_countable(["images", "shop://bucket/images/"])
-    assert are_countable(["file:///images"])
-    assert hint(["shop://bucket/images/"]) is None and not Shop.asked
+    assert not are_countable(Sources(["images", "shop://bucket/images/"]))
+    assert are_countable(Sources(["file:///images"]))
+    assert hint(Sources(["shop://bucket/images/"])) is None and not Shop.asked
 
 
 def test_expand_reads_what_was_left_in_a_store() -> None:
@@ -292,14 +293,14 @@ def test_expand_reads_what_was_left_in_a_store() -> None:
     parquet.write_table(pyarrow.table({"image": ["images/b.jpg", "0.tar", "a"]}), "t.parquet", row_group_size=2)
     put("t.parquet", Path("t.parquet").read_bytes())
     Shop.asked.clear()
-    shard, table = discover(["shop://bucket/0.tar", "shop://bucket/t.parquet"], column="image", unread=True)
+    shard, table = discover(Sources(["shop://bucket/0.tar", "shop://bucket/t.parquet"], column="image"), unread=True)
     assert (shard.content, table.content) == (Container("shard"), Container("table"))
     assert row_groups(table.path) == [2, 1]
     assert Shop.asked == ["info", "cat_file"] * 2  # of the table only its end, for its column and here
     for image in (shard, table):
-        whole = list(discover([image.path], column="image"))
-        assert list(expand(image, "image", False)) == whole
-        parts = [list(expand(image, "image", False, (first, first + 2))) for first in range(0, 6, 2)]
+        whole = list(discover(Sources([image.path], column="image")))
+        assert list(expand(image, Sources(column="image"))) == whole
+        parts = [list(expand(image, Sources(column="image"), (first, first + 2))) for first in range(0, 6, 2)]
         assert [each for part in parts for each in part] == whole
 
 
@@ -320,7 +321,9 @@ def test_expand_reads_what_was_left_in_a_store() -> None:
 def test_addresses_that_lead_elsewhere_are_refused(address: str, expected: str) -> None:
     put("t.csv", f"image\n{address}\n".encode())
     for inputs in ([address], ["t.csv"], ["-"]):
-        (image,) = discover(inputs, stdin=io.BytesIO(address.encode()), column="image", allow_private_urls=True)
+        (image,) = discover(
+            Sources(inputs, stdin=io.BytesIO(address.encode()), column="image", allow_private_urls=True)
+        )
         message = image.error or problem(image)
         assert message.startswith(expected)
     with pytest.raises(ImageError, match=expected):
@@ -347,7 +350,7 @@ def test_addresses_of_the_web_stay_with_the_web(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("clipcls.inputs.stores._ask", refuse)
     url = "https://example.com/a.jpg?b=[1]"
-    assert list(discover([url], allow_urls=True)) == [ImageRef(url, content=Address(url))]
+    assert list(discover(Sources([url], allow_urls=True))) == [ImageRef(url, content=Address(url))]
     assert not any(map(stores.is_address, (url, "HTTP://a/b.tar", "file:///a", "a.jpg", "C://a.jpg", "a b://c")))
 
 
@@ -358,13 +361,13 @@ def test_open_content_reads_from_a_store() -> None:
     put("empty.jpg", b"")
     empty, image = discover(["shop://bucket/empty.jpg", "shop://bucket/images/b.jpg"])
     assert read(empty) == b"" and read(image) == b"b.jpg"
-    assert known_status(image) == ""
+    assert known_stamp(image) is None
     known = located(image)
     assert located(known) is known
     with open_content(known) as opened:
-        assert opened.status == known_status(known) != ""
+        assert opened.stamp == known_stamp(known) is not None
     with open_content(ImageRef("memory://bucket/images/b.jpg", content=Stored())) as opened:
-        assert opened.status is None
+        assert opened.stamp is None
 
 
 def test_open_content_reads_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +380,7 @@ def test_open_content_reads_no_more_than_the_limit(monkeypatch: pytest.MonkeyPat
         put("other.jpg", bytes(size))
         (other,) = discover(["shop://bucket/other.jpg"])
         assert read(other, 5000) == bytes(size)
-    unknown = ImageRef(image.path, content=Stored(None, ""))
+    unknown = ImageRef(image.path, content=Stored(is_known=True))
     assert read(unknown, 5000) == bytes(5000)
     Shop.asked.clear()
     assert problem(unknown, 1400) == "more than the limit of 1,400 bytes"
@@ -419,7 +422,9 @@ def test_stores_are_read_from_many_threads() -> None:
 
 
 def features(inputs: list[str], cache: Cache, stdin: bytes = b"") -> list[Any]:
-    batches = list(embed_images(discover(inputs, stdin=io.BytesIO(stdin), allow_private_urls=True), ENCODER, cache))
+    batches = list(
+        embed_images(discover(Sources(inputs, stdin=io.BytesIO(stdin), allow_private_urls=True)), ENCODER, cache)
+    )
     assert not any(error for batch in batches for error in batch.errors)
     return [row for batch in batches for row in batch.features]
 
@@ -455,10 +460,10 @@ def test_cached_pictures_of_a_store_are_not_read_again(
 def test_times_tell_changes_where_there_are_no_versions() -> None:
     moment = datetime(2026, 1, 2, tzinfo=UTC)
     time = int(moment.timestamp()) * 10**9
-    assert stores._status(7, {"mtime": moment}) == f"7 {time} {time} 0"
-    assert stores._status(7, {"mtime": 5}) == stores._status(7, {}) == ""
-    one, other = (stores._status(7, {"ETag": tag, "LastModified": moment}) for tag in ("a", "b"))
-    assert one.startswith("7 0 0 ") and one != other
+    assert stores._stamp(7, {"mtime": moment}) == FileStamp(7, time, time, 0)
+    assert stores._stamp(7, {"mtime": 5}) is stores._stamp(7, {}) is None
+    one, other = (stores._stamp(7, {"ETag": tag, "LastModified": moment}) for tag in ("a", "b"))
+    assert one is not None and str(one).startswith("7 0 0 ") and one != other
 
 
 # ------------------------------------------------------------------------------------------- errors
@@ -486,14 +491,14 @@ def test_errors_of_any_package_become_rows(failure: Exception, expected: str, mo
     monkeypatch.setattr(Shop, "failure", failure)
     prefix = "shop://bucket/"
     names = ["images/", "images/*.nope", "images", "a.tar", "images/b.jpg", "t.csv"]
-    images = [*listed, *discover([prefix + name for name in names], column="image")]
+    images = [*listed, *discover(Sources([prefix + name for name in names], column="image"))]
     assert len(images) >= len(listed) + len(names)
     for image in images:
         message = image.error or problem(image)
         if "*" not in image.path or not isinstance(failure, FileNotFoundError):
             assert expected in message
     with pytest.raises(UsageError, match="can't be read"):
-        discover([], files_from="shop://bucket/list")
+        discover(Sources([], files_from="shop://bucket/list"))
     batches = list(embed_images(iter(images), FakeEncoder()))
     assert all(error for batch in batches for error in batch.errors)
 
@@ -524,8 +529,8 @@ def test_stores_name_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_fsspec_is_loaded_for_addresses_only(tree: Path) -> None:
     put("t.csv", b"image\nimages/b.jpg\n")
     code = (
-        "import sys; from clipcls.inputs.discover import discover\n"
-        "print(len(list(discover(sys.argv[1:], column='image', allow_urls=True))), 'fsspec' in sys.modules)\n"
+        "import sys; from clipcls.inputs.discover import discover; from clipcls.inputs.listing import Sources\n"
+        "print(len(list(discover(Sources(sys.argv[1:], column='image', allow_urls=True)))), 'fsspec' in sys.modules)\n"
     )
     names = ["images", "t.csv", "images/*.jpg", "https://example.com/a.jpg", f"file://{tree}/images/b.jpg"]
     for arguments, expected in ((names, "False"), ([*names, "memory://a/b/"], "True")):

@@ -14,6 +14,7 @@ import pytest
 
 from clipcls.embed.cache.store import Cache
 from clipcls.inputs.discover import discover
+from clipcls.inputs.listing import Sources
 from clipcls.records import ImageRef
 from conftest import FakeEncoder, embed_images, save_pictures
 
@@ -81,7 +82,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def answered(names: list[str], cache: Cache | None = None) -> list[tuple[str, Any]]:
     """Each picture's path, and its features or its error."""
     found = []
-    for batch in embed_images(discover(names, column="image"), FakeEncoder(), cache):
+    for batch in embed_images(discover(Sources(names, column="image")), FakeEncoder(), cache):
         rows = iter(batch.features)
         found += [
             (image.path, error or next(rows).tolist()) for image, error in zip(batch.images, batch.errors, strict=True)

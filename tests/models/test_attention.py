@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipcls.models.attention import SelfAttention, keep_batch_first
 from conftest import TINY_CONFIG
+from tolerances import assert_as_exact
 
 N, LENGTH, WIDTH, HEADS = 3, 7, 24, 4
 CAUSAL = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
@@ -53,8 +54,19 @@ def pair(heads: int = HEADS, **options: Any) -> tuple[nn.MultiheadAttention, nn.
 
 
 def attend(attention: nn.Module, x: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """Attend in the precision of the layer's weights."""
+    dtype = next(attention.parameters()).dtype
+    x = x.to(dtype)
+    mask = options.get("attn_mask")
+    if mask is not None and mask.is_floating_point():
+        options["attn_mask"] = mask.to(dtype)
     output, weights = attention(x, x, x, **{"need_weights": False} | options)
     return output, weights
+
+
+def with_reference(plain: nn.Module, ours: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Ours, torch's, and torch's in float64, as `assert_as_exact` takes what they return."""
+    return ours, plain, copy.deepcopy(plain).double()
 
 
 # ------------------------------------------------------------------------------------------- one layer
@@ -71,17 +83,16 @@ def test_self_attention_equals_torchs_with_its_gradients(mask: str, bias: bool, 
     if attn_mask is not None and attn_mask.ndim == 3:
         attn_mask = attn_mask[: N * heads]
     found = []
-    for attention in pair(heads, bias=bias):
+    for attention in with_reference(*pair(heads, bias=bias)):
         attention.train(training)
-        x = torch.randn(N, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        x = torch.randn(N, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
+        x = x.to(next(attention.parameters()).dtype).requires_grad_()
         output, weights = attend(attention, x, attn_mask=attn_mask)
         assert weights is None
         (output * torch.linspace(0, 1, WIDTH)).sum().backward()
-        found.append([output.detach(), x.grad, *(parameter.grad for parameter in attention.parameters())])
-    for i, (one, other) in enumerate(zip(*found, strict=True)):
-        # gradients are sums over the batch, in another order
-        rtol, atol = (1e-5, 1e-6) if i == 0 else (1e-4, 1e-5)
-        torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+        found.append([output, x.grad, *(parameter.grad for parameter in attention.parameters())])
+    for one, other, reference in zip(*found, strict=True):
+        assert_as_exact(one, other, reference)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -91,19 +102,19 @@ def test_self_attention_equals_torchs_in_inference(mask: str, dtype: torch.dtype
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.to(dtype)
     x = torch.randn(N, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+    parts = with_reference(*(part.to(dtype).eval() for part in pair()))
     with torch.inference_mode():
-        one, other = (attend(part.to(dtype).eval(), x, attn_mask=attn_mask)[0] for part in pair())
-    assert one.dtype == other.dtype == dtype
-    tolerance = 1e-6 if dtype == torch.float32 else 3e-2
-    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+        one, other, reference = (attend(part, x, attn_mask=attn_mask)[0] for part in parts)
+    assert one.dtype == dtype
+    assert_as_exact(one, other, reference)
 
 
 def test_self_attention_under_autocast_equals_torchs() -> None:
     x = torch.randn(N, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    ours, plain, exact = with_reference(*pair())
     with torch.autocast("cpu", torch.bfloat16):
-        one, other = (attend(part, x, attn_mask=float_mask(CAUSAL))[0] for part in pair())
-    assert one.dtype == other.dtype
-    torch.testing.assert_close(one, other, rtol=3e-2, atol=3e-2)
+        one, other = (attend(part, x, attn_mask=float_mask(CAUSAL))[0] for part in (ours, plain))
+    assert_as_exact(one, other, attend(exact, x, attn_mask=float_mask(CAUSAL))[0])
 
 
 @pytest.mark.parametrize(("mask", "training"), [("none", True), ("float", True), ("float", False)])
@@ -115,13 +126,13 @@ def test_self_attention_is_computed_here(mask: str, training: bool, monkeypatch:
 
 
 def test_self_attention_drops_out_in_training_only() -> None:
-    _, ours = pair(dropout=0.5)
+    ours, plain, exact = with_reference(*pair(dropout=0.5))
     x, mask = torch.randn(N, LENGTH, WIDTH), float_mask(CAUSAL)
     one, other = (attend(ours, x, attn_mask=mask)[0] for _ in range(2))
     assert not torch.equal(one, other)
     one, other = (attend(ours.eval(), x, attn_mask=mask)[0] for _ in range(2))
     assert torch.equal(one, other)
-    torch.testing.assert_close(one, attend(pair()[0].eval(), x, attn_mask=mask)[0], rtol=1e-5, atol=1e-6)
+    assert_as_exact(one, *(attend(part.eval(), x, attn_mask=mask)[0] for part in (plain, exact)))
 
 
 def test_self_attention_keeps_the_state_dict() -> None:
@@ -147,17 +158,20 @@ def test_self_attention_keeps_the_state_dict() -> None:
 )
 def test_self_attention_answers_what_else_torchs_is_asked(options: dict[str, Any]) -> None:
     x = torch.randn(N, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
-    (one, one_weights), (other, other_weights) = (attend(part, x, **options) for part in pair())
-    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(one_weights, other_weights, rtol=1e-5, atol=1e-6)
+    outputs, weights = zip(*(attend(part, x, **options) for part in with_reference(*pair())), strict=True)
+    assert_as_exact(*outputs)
+    if options.get("need_weights"):
+        assert_as_exact(*weights)
+    else:
+        assert weights == (None, None, None)
 
 
 def test_self_attention_leaves_cross_attention_and_single_sequences_to_torch() -> None:
-    plain, ours = pair()
+    ours, plain, exact = with_reference(*pair())
     x, y = torch.randn(N, LENGTH, WIDTH), torch.randn(N, 5, WIDTH)
-    for query, key, value in ((x, y, y), (x[0], x[0], x[0]), (x, x, x + 1), (x, x.clone(), x)):
-        one, other = (part(query, key, value, need_weights=False)[0] for part in (plain, ours))
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    for inputs in ((x, y, y), (x[0], x[0], x[0]), (x, x, x + 1), (x, x.clone(), x)):
+        one, other = (part(*inputs, need_weights=False)[0] for part in (ours, plain))
+        assert_as_exact(one, other, exact(*(part.double() for part in inputs), need_weights=False)[0])
 
 
 class Subclass(nn.MultiheadAttention):
@@ -214,7 +228,8 @@ def tokens() -> Tensor:
 
 def features(model: Any) -> list[Tensor]:
     random = torch.Generator().manual_seed(2)
-    return [model.encode_image(torch.randn(2, 3, 32, 32, generator=random)), model.encode_text(tokens())]
+    pixels = torch.randn(2, 3, 32, 32, generator=random).to(next(model.parameters()).dtype)
+    return [model.encode_image(pixels), model.encode_text(tokens())]
 
 
 @pytest.mark.parametrize(("name", "training"), [*((name, False) for name in CONFIGS), ("plain", True), ("coca", True)])
@@ -223,18 +238,21 @@ def test_keep_batch_first_keeps_the_features_of_towers(name: str, training: bool
     ours = keep_batch_first(copy.deepcopy(plain))
     assert any(type(module) is SelfAttention for module in ours.modules())
     assert plain.state_dict().keys() == ours.state_dict().keys()
-    for one, other in zip(features(plain), features(ours), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    models = with_reference(plain, ours)
+    for found in zip(*map(features, models), strict=True):
+        assert_as_exact(*found)
     with torch.inference_mode():
-        for one, other in zip(features(plain), features(ours), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        for found in zip(*map(features, models), strict=True):
+            assert_as_exact(*found)
 
 
 def test_keep_batch_first_keeps_the_gradients_of_towers() -> None:
     plain = built(TINY_CONFIG)
     ours = keep_batch_first(copy.deepcopy(plain))
-    for model in (plain, ours):
+    models = with_reference(plain, ours)
+    for model in models:
         (features(model)[0] @ features(model)[1].t()).diagonal().sum().backward()
-    for (name, one), (_, other) in zip(plain.named_parameters(), ours.named_parameters(), strict=True):
+    for named in zip(*(model.named_parameters() for model in models), strict=True):
+        (name, one), (_, other), (_, reference) = named
         if one.grad is not None:
-            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
+            assert_as_exact(one.grad, other.grad, reference.grad, name)

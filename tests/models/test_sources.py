@@ -14,10 +14,10 @@ from huggingface_hub import constants
 
 from clipcls.errors import ModelError, UsageError
 from clipcls.models import hub
+from clipcls.models import locate as sources
 from clipcls.models.catalog import PICTOGRAM_FOLDER
 from clipcls.models.encoder import load_encoder
 from clipcls.models.locate import WEIGHT_SUFFIXES, locate
-from clipcls.models.locate import locate as sources
 from clipcls.records import ModelSpec
 from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model
 from tiny_models import put_into_hub_cache

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
 from clipcls.labels.label_files import make_label
-from clipcls.outputs.rows import jsonl_row, prediction_of, record, table_row
+from clipcls.outputs.formats.jsonl import JsonlFormat
+from clipcls.outputs.formats.table import TableFormat
+from clipcls.outputs.rows import prediction_of, row_fields
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring
 from clipcls.records import ModelSpec, Prediction
@@ -30,16 +33,15 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 
 def explained(labels: Any, model: Any, pictures: Any, **options: Any) -> list[Prediction]:
-    classifier = Classifier(labels, model, **({"prompts": TEMPLATES, "execution": Execution()} | options))
-    classifier.explain = True
-    return list(classifier.predict(pictures))
+    session = Session(model, options.pop("execution", Execution()))
+    return list(Classifier(session, labels, **({"prompts": TEMPLATES} | options), explain=True).predict(pictures))
 
 
 def test_explanation_gives_the_similarity_of_the_label(tiny_model: Path, pictures: list[Path]) -> None:
     """The normalised mean of the prompts' features is the label's; so of their similarities, and their length."""
     model = ModelSpec(str(tiny_model), device="cpu", precision="fp32")
     labels = ["cat", "delivery truck", "mountain lake"]
-    encoder = Classifier(labels, model, execution=Execution()).encoder
+    encoder = Session(model, Execution()).encoder
     for prediction in explained(labels, model, pictures, scoring=Scoring(top_k=3)):
         assert prediction.explanation is not None
         found = prediction.explanation.prompts
@@ -56,7 +58,7 @@ def test_explanation_gives_the_similarity_of_the_label(tiny_model: Path, picture
 
 def test_explanation_changes_nothing_else(tiny_model: Path, pictures: list[Path]) -> None:
     model = ModelSpec(str(tiny_model), device="cpu", precision="fp32")
-    plain = Classifier(["cat", "dog"], model, TEMPLATES, execution=Execution()).predict(pictures)
+    plain = Classifier(Session(model, Execution()), ["cat", "dog"], TEMPLATES).predict(pictures)
     found = explained(["cat", "dog"], model, pictures)
     assert [replace(prediction, explanation=None) for prediction in found] == list(plain)
 
@@ -110,23 +112,23 @@ def test_a_picture_with_an_error_has_no_explanation(colours: Path, tmp_path: Pat
     (prediction,) = explained(["red", "blue"], FakeEncoder(), [bad])
     assert prediction.error is not None
     assert prediction.explanation is None
-    assert "explain" not in record(prediction)
+    assert "explain" not in row_fields(prediction)
 
 
 def test_explanations_are_read_back_from_jsonl(colours: Path) -> None:
     for prediction in explained(["red", "green"], FakeEncoder(), colours):
-        row = json.loads(jsonl_row(prediction))
+        row = json.loads(JsonlFormat().row(prediction))
         assert list(row["explain"]) == ["margin", "prompts"]
         assert all(list(entry) == ["label", "prompt", "similarity"] for entry in row["explain"]["prompts"])
-        assert record(prediction_of(row)) == record(prediction)
-        assert "explain" not in record(replace(prediction, explanation=None))
+        assert row_fields(prediction_of(row)) == row_fields(prediction)
+        assert "explain" not in row_fields(replace(prediction, explanation=None))
 
 
 def test_explanations_are_indented_on_a_terminal(colours: Path) -> None:
     (prediction,) = explained(
         ["red", "green"], FakeEncoder(), [colours / "red.png"], prompts=["a {}", "long " * 30 + "{}"]
     )
-    row = table_row(("red", "green"), 60)
+    row = TableFormat().for_labels(("red", "green"), 60).row
     plain, *lines = row(prediction).splitlines()
     assert plain == row(replace(prediction, explanation=None)).rstrip("\n")
     assert len(lines) == 1 + 2 * 2
@@ -138,10 +140,9 @@ def test_explanations_are_indented_on_a_terminal(colours: Path) -> None:
 
 
 def test_settings_tell_runs_with_explanations_from_those_without() -> None:
-    classifier = Classifier(["red"], FakeEncoder(), execution=Execution(), scoring=Scoring(kind="cosine"))
-    before = classifier.settings()
-    classifier.explain = True
-    assert classifier.settings() == before | {"--explain": True}
+    session, scoring = Session(FakeEncoder(), Execution()), Scoring(kind="cosine")
+    before = Classifier(session, ["red"], scoring=scoring).settings()
+    assert Classifier(session, ["red"], scoring=scoring, explain=True).settings() == before | {"--explain": True}
     assert "--explain" not in before
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clipcls.embed.execution import Execution
+from clipcls.embed.session import Session
 from clipcls.errors import UsageError
 from clipcls.labels import vocabulary
 from clipcls.predict.classifier import Classifier
@@ -25,9 +26,8 @@ def classifier(fake_encoder: Any) -> Callable[..., Classifier]:
     """A classifier of the colours with the fake encoder."""
 
     def make(labels: Any = COLOURS, **options: Any) -> Classifier:
-        options = {"model": lambda: fake_encoder, "prompts": "simple"} | options
-        options.setdefault("execution", Execution())
-        return Classifier(labels, **options)
+        session = Session(options.pop("model", lambda: fake_encoder), options.pop("execution", Execution()))
+        return Classifier(session, labels, **({"prompts": "simple"} | options))
 
     return make
 
@@ -297,7 +297,7 @@ def test_execution_refuses_less_than_one(name: str, value: int) -> None:
 def test_classifier_refuses_labels_with_equal_prompts(fake_encoder: Any) -> None:
     labels = [Label("a", ("a",), prompts=("red",)), Label("b", ("b",), prompts=("red",))]
     with pytest.raises(UsageError, match="same prompts"):
-        Classifier(labels, model=lambda: fake_encoder)
+        Classifier(Session(lambda: fake_encoder), labels)
 
 
 @pytest.mark.parametrize(
@@ -307,24 +307,24 @@ def test_classifier_refuses_labels_with_equal_prompts(fake_encoder: Any) -> None
 )
 def test_classifier_refuses_what_is_no_list_of_labels(labels: Any) -> None:
     with pytest.raises(UsageError):
-        Classifier(labels)
+        Classifier(Session(), labels)
 
 
 @pytest.mark.parametrize("form", [Path, str, os.fsencode])
 def test_predict_takes_a_single_path(fake_encoder: Any, colours: Path, form: Callable[[str], Any]) -> None:
-    (prediction,) = Classifier(["red", "blue"], model=fake_encoder).predict(form(str(colours / "blue.png")))
+    (prediction,) = Classifier(Session(fake_encoder), ["red", "blue"]).predict(form(str(colours / "blue.png")))
     assert prediction.label == "blue"
 
 
 def test_classifier_takes_templates_and_an_encoder(fake_encoder: Any, colours: Path) -> None:
-    classifier = Classifier(["red", "blue"], model=fake_encoder, prompts=["one {}", "two {}"])
+    classifier = Classifier(Session(fake_encoder), ["red", "blue"], ["one {}", "two {}"])
     assert [prediction.label for prediction in classifier.predict([colours / "red.png"])] == ["red"]
     assert fake_encoder.texts == ["one red", "two red", "one blue", "two blue"]
 
 
 def test_classifier_refuses_a_background_that_has_no_effect(fake_encoder: Any) -> None:
     with pytest.raises(UsageError, match="background"):
-        Classifier(["red", "blue"], model=fake_encoder, background="a wall")
+        Classifier(Session(fake_encoder), ["red", "blue"], background="a wall")
 
 
 def test_execution_refuses_an_unknown_decode_mode() -> None:
@@ -333,7 +333,7 @@ def test_execution_refuses_an_unknown_decode_mode() -> None:
 
 
 def test_strict_prompts_are_checked_before_any_is_embedded(fake_encoder: Any) -> None:
-    classifier = Classifier(["red", "blue " * 20], model=fake_encoder, execution=Execution(strict_prompts=True))
+    classifier = Classifier(Session(fake_encoder, Execution(strict_prompts=True)), ["red", "blue " * 20])
     with pytest.raises(UsageError, match="strict"):
         _ = classifier.label_features
     assert fake_encoder.texts == []
@@ -343,7 +343,9 @@ def test_classifier_warns_of_a_background_that_a_bias_replaces(
     fake_encoder: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake_encoder.logit_bias = -1.0
-    classifier = Classifier(["red", "blue"], model=fake_encoder, scoring=Scoring(kind="sigmoid"), background="a wall")
+    classifier = Classifier(
+        Session(fake_encoder), ["red", "blue"], scoring=Scoring(kind="sigmoid"), background="a wall"
+    )
     with caplog.at_level(logging.WARNING, "clipcls"):
         _ = classifier.label_features
     assert "no effect" in caplog.text

@@ -114,8 +114,8 @@ def test_recipe_refuses_other_models_and_data_before_the_first_step(folder: Path
 
 def test_proxy_loss_equals_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
-    images, texts = (functional.normalize(torch.randn(3, 16, generator=generator), dim=-1) for _ in range(2))
-    loss = ProxyLoss(["a", "b"], 16, weight=0.5)
+    images, texts = (functional.normalize(torch.randn(3, 16, generator=generator).double(), dim=-1) for _ in range(2))
+    loss = ProxyLoss(["a", "b"], 16, weight=0.5).double()
     proxies = functional.normalize(loss.proxies, dim=-1)
     target = torch.tensor([1, 0, 1])
     expected = functional.cross_entropy(10 * images @ proxies.T, target)

@@ -1,5 +1,6 @@
 """Training that starts from a trained model: what is kept, what is written, what is refused."""
 
+import copy
 import json
 import math
 import random
@@ -7,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from clipcls import Classifier
+from clipcls.embed.session import Session
 from clipcls.errors import ModelError, UsageError
 from clipcls.images.fit import load_pixels
 from clipcls.models.encoder import load_encoder
@@ -26,6 +27,7 @@ from clipcls.train.start_model import _with_hub_name, new_model, start_model
 from clipcls.train.trainer import Trainer
 from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model, save_pictures
 from tiny_models import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
+from tolerances import assert_as_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,11 +57,12 @@ def test_fine_tuned_folder_gives_equal_features_in_predict_and_open_clip(table: 
     encoder = load_encoder(ModelSpec(str(model_folder), device="cpu", precision="fp32"))
     path = next((tmp_path / "pictures").iterdir())
     pixels = load_pixels(path, encoder.preprocess, "exact")
+    theirs, tokens = transform(Image.open(path))[None], tokenizer(["a cat"])
     with torch.no_grad():
-        image = model.eval().encode_image(transform(Image.open(path))[None], normalize=True)
-        text = model.encode_text(tokenizer(["a cat"]), normalize=True)
-    np.testing.assert_allclose(encoder.encode_image(pixels[None]), image, atol=1e-5)
-    np.testing.assert_allclose(encoder.encode_text(["a cat"]), text, atol=1e-5)
+        image, text = model.eval().encode_image(theirs, normalize=True), model.encode_text(tokens, normalize=True)
+        exact = copy.deepcopy(model).double()
+        assert_as_exact(encoder.encode_image(pixels[None]), image, exact.encode_image(theirs.double(), normalize=True))
+        assert_as_exact(encoder.encode_text(["a cat"]), text, exact.encode_text(tokens, normalize=True))
     assert encoder.logit_bias == pytest.approx(model.logit_bias.item())
     before, after = load_file(base / WEIGHTS), load_file(model_folder / WEIGHTS)
     assert before.keys() == after.keys()
@@ -134,7 +137,7 @@ def test_fine_tuning_on_class_folders_raises_held_out_accuracy(tmp_path: Path) -
 
     def accuracy(model: str) -> float:
         paths = sorted((tmp_path / "test").rglob("*.png"))
-        answers = Classifier(kinds, model=ModelSpec(model, device="cpu", precision="fp32")).predict(map(str, paths))
+        answers = Classifier(Session(ModelSpec(model, device="cpu", precision="fp32")), kinds).predict(map(str, paths))
         return sum(answer.label == path.parent.name for answer, path in zip(answers, paths, strict=True)) / len(paths)
 
     before = accuracy("pictogram")

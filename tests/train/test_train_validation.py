@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipcls import Classifier, ModelSpec
+from clipcls.embed.session import Session
 from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.models.catalog import PICTOGRAM_FOLDER
 from clipcls.train import validation
@@ -141,7 +142,9 @@ def test_validation_counts_the_pictures_that_predict_gets_right(tmp_path: Path, 
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, place)
     templates = ("{}", "a photo of a {}", "my {}, seen at night")
-    predicted = Classifier(sorted(names.values()), ModelSpec("pictogram", device="cpu", precision="fp32"), templates)
+    predicted = Classifier(
+        Session(ModelSpec("pictogram", device="cpu", precision="fp32")), sorted(names.values()), templates
+    )
     right = [Path(answer.path).parent.name == answer.label for answer in predicted.predict([tmp_path])]
     model = PICTOGRAM_FOLDER
     figures = Validation(settings(zero_shot=str(tmp_path), templates=templates)).measure(model)

@@ -15,8 +15,6 @@ from clipcls.embed.cache.filesystem import is_remote
 logger = logging.getLogger(__name__)
 
 NAME = "clipcls.sqlite3"
-# the folder of converted weights, beside the file
-WEIGHTS = "weights"
 SCHEMA_VERSION = 2
 # "clc" and the version once more: a flipped byte in `user_version` must not look like a newer clipcls
 _APPLICATION_ID = 0x636C6300

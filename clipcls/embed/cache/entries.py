@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# A file that changes twice within a tick of its file system's clock looks unchanged: FAT's ticks are 2 seconds. So
-# one that had just changed when it was read isn't known by its times.
-RACY_SECONDS = 2.0
+from clipcls.records import FileStamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +32,15 @@ class CachedImage:
 
     Attributes:
         path: as given; it is known by its absolute form. Surrogates stand for bytes that aren't UTF-8.
-        status: what `file_status` gave before the file was read. None: the path isn't remembered, only the content.
+        stamp: of the file before it was read. None: the path isn't remembered, only the content.
         content: SHA-256 of the file's bytes.
         features: (embed_dim,) float32, L2-normalised. None: those of its content are kept already, only the path is
             remembered.
-        seen: when `status` was taken, in Unix seconds. None: now, which is less strict than it should be by the
-            time that has passed since then.
+        seen: when `stamp` was taken, in Unix seconds; None: now.
     """
 
     path: str
-    status: str | None
+    stamp: FileStamp | None
     content: bytes
     features: NDArray[np.float32] | None
     seen: float | None = None
@@ -63,16 +59,6 @@ def path_key(path: str) -> bytes:
     """The bytes of a path's absolute form."""
     # links aren't resolved: that takes longer than the query, and the inode tells files apart
     return os.fsencode(os.path.abspath(path))  # noqa: PTH100
-
-
-def is_settled(image: CachedImage) -> bool:
-    """Whether the image's path may be remembered with its status."""
-    if image.status is None:
-        return False
-    # what follows the first four says where in the file it is
-    _, modified, changed, _, *_ = map(int, image.status.split())
-    seen = time.time() if image.seen is None else image.seen
-    return seen - max(modified, changed) / 1e9 >= RACY_SECONDS
 
 
 def seal(*parts: bytes) -> int:

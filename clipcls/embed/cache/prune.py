@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import re
 import sqlite3
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from clipcls.embed.cache.database import (
     FAILURES,
     NAME,
     SCHEMA_VERSION,
-    WEIGHTS,
     DamagedError,
     Failure,
     identity,
@@ -28,10 +25,7 @@ from clipcls.embed.cache.eviction import Dropped, drop_to_fit, drop_unused_since
 from clipcls.embed.cache.store import DEFAULT_LIMIT
 from clipcls.errors import UsageError
 
-# the folder may be one that the user chose, and hold weights of theirs: nothing else in it is touched
-_WEIGHTS_NAME = re.compile(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\.part")
 _DAY = 24 * 3600.0
-_WEIGHTS_DAYS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +39,6 @@ class CacheInfo:
     images: int = 0
     models: int = 0
     fingerprints: int = 0
-    weights: int = 0
-    weights_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +48,6 @@ class Pruned:
     images: int
     texts: int
     paths: int
-    weights: int
     damaged: int
     freed: int
 
@@ -68,39 +59,33 @@ def info(folder: Path) -> CacheInfo:
         UsageError: the file is there but can't be read, or isn't a cache of this version.
     """
     path = folder / NAME
-    weights = _weights_files(folder)
-    sizes = [_size(file) for file in weights if file.suffix == ".safetensors"]
     if not path.is_file():
-        return CacheInfo(path, exists=False, weights=len(sizes), weights_size=sum(sizes))
+        return CacheInfo(path, exists=False)
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             counts = _counts(database)
     except FAILURES as exc:
         raise UsageError(f"{path}: {exc}{_advice(exc, path)}") from exc
-    return CacheInfo(path, True, size_of(path), **counts, weights=len(sizes), weights_size=sum(sizes))
+    return CacheInfo(path, True, size_of(path), **counts)
 
 
 def clear(folder: Path) -> int:
-    """Remove the cache, damaged ones and converted weights included, and return how many bytes that freed.
+    """Remove the cache, damaged ones included, and return how many bytes that freed.
 
     Raises:
         UsageError: a file can't be removed.
     """
-    freed = sum(_remove(file) for file in [*sorted(folder.glob(f"{NAME}*")), *_weights_files(folder)])
-    with contextlib.suppress(OSError):
-        (folder / WEIGHTS).rmdir()
-    return freed
+    return sum(map(_remove, sorted(folder.glob(f"{NAME}*"))))
 
 
 def prune(folder: Path, older_than: float | None = None, size: int = DEFAULT_LIMIT) -> Pruned:
     """Remove what is of no use any more, and give its space back.
 
     That is, in this order: paths whose files are gone, embeddings unused for `older_than` days, embeddings least
-    recently used until the rest takes at most `size` bytes, converted weights, and damaged files that were set aside.
+    recently used until the rest takes at most `size` bytes, and damaged files that were set aside.
 
     Args:
-        older_than: in days, with a precision of one day. None: embeddings go for their size alone, weights after
-            30 days.
+        older_than: in days, with a precision of one day. None: embeddings go for their size alone.
 
     Raises:
         UsageError: the cache can't be used, or a file can't be removed.
@@ -108,13 +93,11 @@ def prune(folder: Path, older_than: float | None = None, size: int = DEFAULT_LIM
     path = folder / NAME
     before = size_of(path)
     dropped, paths = _prune_database(path, older_than, size) if path.is_file() else (Dropped(), 0)
-    moment = time.time() - (_WEIGHTS_DAYS if older_than is None else older_than) * _DAY
-    weights = [file for file in _weights_files(folder) if _modified(file) < moment]
     damaged = sorted(folder.glob(f"{NAME}.damaged-*"))
     # a cache set aside just now has been counted as the cache already
     after = size_of(path)
-    freed = sum(map(_remove, [*weights, *damaged]))
-    return Pruned(dropped.images, dropped.texts, paths, len(weights), len(damaged), max(0, before - after) + freed)
+    freed = sum(map(_remove, damaged))
+    return Pruned(dropped.images, dropped.texts, paths, len(damaged), max(0, before - after) + freed)
 
 
 def _prune_database(path: Path, older_than: float | None, size: int) -> tuple[Dropped, int]:
@@ -178,29 +161,12 @@ def _counts(database: sqlite3.Connection) -> dict[str, int]:
     }
 
 
-def _weights_files(folder: Path) -> list[Path]:
-    """Converted weights, and drafts of ones whose making was cut short."""
-    return sorted(file for file in _entries(folder / WEIGHTS) if _WEIGHTS_NAME.fullmatch(file.name))
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        yield from folder.iterdir()
-
-
 def _size(file: Path) -> int:
     """Bytes of a file, 0 if another process has removed it."""
     try:
         return file.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _modified(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()
 
 
 def _remove(file: Path) -> int:

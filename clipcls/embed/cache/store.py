@@ -19,7 +19,6 @@ from clipcls.embed.cache.database import (
     FAILURES,
     NAME,
     SPACE_BYTES,
-    WEIGHTS,
     Failure,
     Identity,
     identity,
@@ -32,7 +31,6 @@ from clipcls.embed.cache.database import (
 from clipcls.embed.cache.entries import (
     CachedImage,
     CachedText,
-    is_settled,
     is_whole,
     pack_features,
     pack_prompts,
@@ -42,7 +40,7 @@ from clipcls.embed.cache.entries import (
     unpack_prompts,
 )
 from clipcls.embed.cache.eviction import bite, drop_down_to, drop_oldest, forget_orphans, used_bytes
-from clipcls.records import file_status
+from clipcls.records import FileStamp
 
 logger = logging.getLogger(__name__)
 
@@ -104,11 +102,9 @@ class Cache:
         self._skipped: dict[Kind, int] = {"read": 0, "write": 0}
         self._written = 0
         self._full = False
-        self._weights: Path | None = None
         if folder is None:
             return
         folder = Path(folder)
-        self._weights = folder / WEIGHTS
         self._path = folder.absolute() / NAME
         self._identity: Identity = None
         try:
@@ -123,11 +119,6 @@ class Cache:
         # for a moment there is none while a new file takes the place of a damaged one
         with self._lock:
             return self._database is not None
-
-    @property
-    def weights(self) -> Path | None:
-        """Folder for copies of weights that are slow to open; None where nothing is kept."""
-        return self._weights
 
     def close(self) -> None:
         """Make room if something was written and the limit is exceeded, and let go of the file."""
@@ -169,28 +160,28 @@ class Cache:
     # ------------------------------------------------------------------------------------------- images
 
     def find_images(
-        self, paths: Sequence[str], space: bytes, statuses: Sequence[str | None] | None = None
+        self, paths: Sequence[str], stamps: Sequence[FileStamp | None], space: bytes
     ) -> list[Features | None]:
-        """Features of files that are unchanged since they were read, None for the others; no file is opened.
+        """Features of files that are unchanged since they were read, None for the others.
 
         Args:
+            stamps: for each path, of which None finds nothing.
             space: what the features depend on besides the file's content.
-            statuses: for each path, of which None is to be looked at; an empty one finds nothing.
 
         Returns:
             For each path, (embed_dim,) float32, L2-normalised.
         """
         if not self.is_on:
             return [None] * len(paths)
-        known = list(zip(paths, statuses or [None] * len(paths), strict=True))
+        known = list(zip(paths, stamps, strict=True))
         found: list[Features | None] = []
         stale: list[int] = []
         for start in range(0, len(paths), _BATCH):
-            files = [_key_and_status(path, status) for path, status in known[start : start + _BATCH]]
+            files = [_key_and_stamp(path, stamp) for path, stamp in known[start : start + _BATCH]]
             rows = self._select_images([key for key, _ in files], space)
-            for key, status in files:
+            for key, stamp in files:
                 row = rows.get(key)
-                if row and row[0] == status and _is_whole_image(key, space, row):
+                if row and row[0] == stamp and _is_whole_image(key, space, row):
                     found.append(unpack_features(row[4]))
                     stale += _if_stale(row[5], row[6])
                 else:
@@ -252,7 +243,7 @@ class Cache:
     def file_sha256(self, path: Path) -> bytes:
         """SHA-256 of a file's content, remembered as long as its size, times and inode stay the same."""
         resolved = path.resolve()
-        key, status = os.fsencode(resolved), file_status(resolved.stat()).encode()
+        key, status = os.fsencode(resolved), str(FileStamp.of(resolved.stat())).encode()
 
         def read(database: sqlite3.Connection) -> bytes | None:
             query = "SELECT crc, sha256 FROM fingerprint WHERE path = ? AND status = ?"
@@ -377,12 +368,10 @@ class Cache:
             self._full = False
 
 
-def _key_and_status(path: str, status: str | None) -> tuple[bytes, bytes]:
-    """A path's key in the index, and what the file looks like now; an empty status finds nothing."""
+def _key_and_stamp(path: str, stamp: FileStamp | None) -> tuple[bytes, bytes]:
+    """A path's key in the index, and its stamp there; empty ones find nothing."""
     try:
-        if status is not None:
-            return path_key(path), status.encode()
-        return path_key(path), file_status(os.stat(path)).encode()  # noqa: PTH116 - a Path takes longer than the query
+        return (path_key(path), str(stamp).encode()) if stamp else (b"", b"")
     except (OSError, ValueError):
         return b"", b""
 
@@ -395,9 +384,9 @@ def _path_rows(image: CachedImage) -> Iterator[Row]:
     """The row of the path index, if the path may be remembered."""
     # a working directory that is gone, a path that no file can have: the embedding is kept all the same
     with contextlib.suppress(OSError, ValueError):
-        if image.status is not None and is_settled(image):
-            key, status = path_key(image.path), image.status.encode()
-            yield key, status, image.content, seal(key, status, image.content)
+        if image.stamp is not None and image.stamp.is_settled(image.seen):
+            key, stamp = path_key(image.path), str(image.stamp).encode()
+            yield key, stamp, image.content, seal(key, stamp, image.content)
 
 
 def _is_whole_image(key: bytes, space: bytes, row: Row) -> bool:

@@ -1,5 +1,5 @@
-"""Pictures into a folder for each label, by predictions that were written before, and back again.
+"""Put pictures into a folder for each label, by predictions that were written before, and take them back.
 
-`sorting` plans and carries out, `unsorting` takes back, `ledger` records both in the folder, `placing` puts one file
-somewhere without overwriting another, `naming` makes names of folders and files.
+`plan` says what goes where, `sort` does it and undoes it, `log` keeps what was done in the folder, `place` puts one
+file somewhere without overwriting another, `names` makes names.
 """

@@ -1,309 +1,163 @@
-"""The record, in a folder of sorted pictures, of what was put where: enough to undo it, wherever it broke off.
+"""The log, in a folder of sorted pictures, of what was put where: enough to undo it, wherever it broke off.
 
 Lines of JSON, appended whole. A run begins with a line on how it goes about things; a file has a line before it is
 touched and one once it is in place; `{"end": true}` follows when the run stopped between two files. Paths in the
-folder are relative to it, so that it can be moved; a name that isn't UTF-8 has its bytes in a further `…_b64`.
+folder are relative to it, so that it can be moved.
 """
 
 import base64
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.outputs.atomic import lock, write_atomically
+from clipcls.outputs.sort.place import SortedFile, find_remains, translated
+from clipcls.records import FileStamp, SortMethod
 
-Method = Literal["copy", "hardlink", "symlink", "move"]
-
-NAME = ".clipcls-sort.jsonl"
+LOG_NAME = ".clipcls-sort.jsonl"
+END = {"end": True}
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What tells whether a file is the same one, and as it was."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    device: int
-    inode: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> "Mark":
-        """The mark of a file with this status."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file.
-
-    Attributes:
-        number: in its run.
-        source: its path, absolute, the folders in it no links.
-        target: what is made of it, likewise.
-        size: of the source, in bytes.
-        mtime_ns: of the source.
-        link: what a symbolic link that is made says.
-        source_link: what the source says, where that is a link that is moved.
-        mark: of the target once it is in place.
-    """
-
-    number: int
-    source: Path
-    target: Path
-    size: int
-    mtime_ns: int
-    link: str | None = None
-    source_link: str | None = None
-    mark: Mark | None = None
-
-
 @dataclass(slots=True)
-class Run:
-    """What was done at one time.
+class SortRun:
+    """What is done at one time.
 
     Attributes:
-        name: in the names of unfinished copies.
         folders: name of the folder of each label.
         made: names of the folders that it made; `.` is the whole.
-        tried: whether it was to be undone, and these entries couldn't be.
-        entries: by number.
-        ended: whether it stopped between two files; entries without a mark were then never touched.
-        start: of its lines in the record, in bytes.
-        stop: of its lines.
+        tried: whether it was to be undone, and these files couldn't be.
+        files: by number.
+        ended: whether it stopped between two files; files without a stamp were then never touched.
+        remains: what it left when it was killed, to be removed before anything else is done.
     """
 
     name: str
-    by: Method
-    folders: Mapping[str, str]
-    made: Sequence[str]
+    by: SortMethod
+    folders: dict[str, str]
+    made: list[str] = field(default_factory=list)
     tried: bool = False
-    entries: dict[int, Entry] = field(default_factory=dict)
+    files: dict[int, SortedFile] = field(default_factory=dict)
     ended: bool = False
-    start: int = 0
-    stop: int = 0
+    remains: list[Path] = field(default_factory=list)
 
-    def part(self, entry: Entry, folder: Path) -> Path:
-        """What a copy is called in a folder until it is whole."""
-        return folder / f".clipcls-sort-{self.name}-{entry.number}.part"
+    def line(self) -> dict[str, Any]:
+        """Return what the log says of how the run goes about things."""
+        line = {"clipcls_sort": _VERSION, "run": self.name, "by": self.by, "folders": dict(self.folders)}
+        return line | {"made": list(self.made), "tried": self.tried}
 
 
-def read_runs(root: Path) -> list[Run]:
-    """The runs that a folder's record holds, in order.
+def file_line(file: SortedFile, root: Path) -> dict[str, Any]:
+    """Return what the log of a folder says of a file before it is touched, and of one that is in place."""
+    source = file.source.relative_to(root) if file.source.is_relative_to(root) else file.source
+    line = {"file": file.number, "source": os.fspath(source), "target": os.fspath(file.target.relative_to(root))}
+    line |= {"size": file.size, "mtime_ns": file.mtime_ns, "link": file.link, "source_link": file.source_link}
+    line["mark"] = astuple(file.stamp) if file.stamp is not None else None
+    return {name: value for name, value in line.items() if value is not None}
+
+
+def read_runs(root: Path) -> list[SortRun]:
+    """Read a folder's log: its runs, in order; what the last one was at when it was killed is in place, or untouched.
 
     Raises:
-        UsageError: it can't be read, or isn't such a record.
+        UsageError: it can't be read, or isn't such a log.
     """
-    path = root / NAME
+    path = root / LOG_NAME
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as exc:
         raise UsageError(f"{path}: can't be read: {exc.strerror}.") from exc
-    runs: list[Run] = []
-    start = 0
-    # what follows the last line's end was written in part
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        stop = start + len(line) + 1
+    runs: list[SortRun] = []
+    *lines, partial = data.split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            _take(json.loads(line), runs, root, start)
-            runs[-1].stop = stop
+            _take(json.loads(line), runs, root)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
             raise UsageError(
                 f"{path}, line {number}: not the record of `clipcls sort` as this version writes it. What was sorted "
                 "can't be undone; to sort more into this folder, move the record away."
             ) from exc
-        start = stop
+    for run in runs[-1:]:
+        run.ended = run.ended and not partial
+        for file in [] if run.ended else list(run.files.values()):
+            if file.stamp is None:
+                stamp, remains = find_remains(file)
+                run.files[file.number] = replace(file, stamp=stamp)
+                run.remains += remains
     return runs
 
 
-def _take(record: dict[str, Any], runs: list[Run], root: Path, start: int) -> None:
-    if "clipcls_sort" in record:
-        runs.append(_run_of(record, start))
-    elif "file" in record:
-        entry = _entry_of(record, root)
-        runs[-1].entries[entry.number] = entry
-    elif "done" in record:
-        entries = runs[-1].entries
-        entries[record["done"]] = replace(entries[record["done"]], mark=_mark_of(record["mark"]))
-    elif record["end"]:
-        runs[-1].ended = True
+def _take(record: dict[str, Any], runs: list[SortRun], root: Path) -> None:
+    # an earlier version wrote the bytes of names that aren't UTF-8 so
+    for name in [name for name in record if name.endswith("_b64")]:
+        record[name.removesuffix("_b64")] = os.fsdecode(base64.b64decode(record[name], validate=True))
+    match record:
+        case {"clipcls_sort": 1, "by": "copy" | "hardlink" | "symlink" | "move" as by, "run": name}:
+            folders, made = record["folders"], record["made"]
+            if any(PurePath(each).name != each for each in (name, *made, *folders.values()) if each != "."):
+                raise ValueError("leads out of the folder")
+            runs.append(SortRun(name, by, folders, made, record["tried"]))
+        case {"file": int(number), "source": source, "target": target, "size": int(size), "mtime_ns": int(mtime_ns)}:
+            if PurePath(target).is_absolute() or ".." in PurePath(target).parts:
+                raise ValueError("leads out of the folder")
+            file = SortedFile(runs[-1].name, number, runs[-1].by, root / source, root / target)
+            file = replace(file, size=size, mtime_ns=mtime_ns, link=record.get("link"))
+            stamp = _stamp_of(record["mark"]) if "mark" in record else None
+            runs[-1].files[number] = replace(file, source_link=record.get("source_link"), stamp=stamp)
+        case {"done": int(number), "mark": mark}:
+            runs[-1].files[number] = replace(runs[-1].files[number], stamp=_stamp_of(mark))
+        case {"end": True}:
+            runs[-1].ended = True
+        case _:
+            raise ValueError("of another version")
 
 
-def _run_of(record: dict[str, Any], start: int) -> Run:
-    if record["clipcls_sort"] != _VERSION or record["by"] not in ("copy", "hardlink", "symlink", "move"):
-        raise ValueError("of another version")
-    names = [str(record["run"]), *record["made"], *record["folders"].values()]
-    if any(PurePath(name).name != name for name in names if name != "."):
-        raise ValueError("leads out of the folder")
-    return Run(names[0], record["by"], record["folders"], record["made"], record["tried"], start=start)
+def _stamp_of(mark: list[int]) -> FileStamp:
+    # an earlier version wrote the device before the inode
+    return FileStamp(*map(int, [*mark[:3], *mark[-1:]]))
 
 
-def _entry_of(record: dict[str, Any], root: Path) -> Entry:
-    target = PurePath(_text_of(record, "target"))
-    if target.is_absolute() or ".." in target.parts:
-        raise ValueError("leads out of the folder")
-    return Entry(
-        number=int(record["file"]),
-        source=root / _text_of(record, "source"),
-        target=root / target,
-        size=int(record["size"]),
-        mtime_ns=int(record["mtime_ns"]),
-        link=_text_of(record, "link") if "link" in record else None,
-        source_link=_text_of(record, "source_link") if "source_link" in record else None,
-        mark=_mark_of(record["mark"]) if "mark" in record else None,
-    )
-
-
-def _mark_of(values: list[int]) -> Mark:
-    return Mark(*(int(value) for value in values))
-
-
-def _text_of(record: dict[str, Any], name: str) -> str:
-    raw = record.get(f"{name}_b64")
-    text = os.fsdecode(base64.b64decode(raw, validate=True)) if raw else record[name]
-    return cast("str", text)
-
-
-class Ledger:
-    """A folder's record, open for appending.
+def write_runs(root: Path, runs: Sequence[SortRun]) -> None:
+    """Replace a folder's log; without runs there is none.
 
     Raises:
         StoppedError: it can't be written.
     """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._path = root / NAME
-        with self._can_write():
-            self._file = cast("BinaryIO", self._path.open("ab+", buffering=0))
-            self._cut_off_partial_line()
-
-    def __enter__(self) -> "Ledger":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def begin(self, run: Run) -> None:
-        """Begin a run; what is appended from now on belongs to it."""
-        self._append(_header(run))
-
-    def intend(self, entries: Iterable[Entry]) -> None:
-        """Say what will be touched next; on the disk when this returns."""
-        self._append(b"".join(_file_line(entry, self._root) for entry in entries))
-        with self._can_write():
-            os.fsync(self._file.fileno())
-
-    def finish(self, entry: Entry) -> None:
-        """Say that a file is in place; its entry has a mark."""
-        self._append(_line({"done": entry.number, "mark": _values(entry.mark)}))
-
-    def end(self) -> None:
-        """Say that nothing is half done."""
-        self._append(_line({"end": True}))
-
-    def _append(self, data: bytes) -> None:
-        start = self._file.seek(0, os.SEEK_END)
-        try:
-            with self._can_write():
-                while data:
-                    # a file without a buffer may take a part only
-                    data = data[self._file.write(data) :]
-        except StoppedError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(start)
-            raise
-
-    def _cut_off_partial_line(self) -> None:
-        self._file.seek(0)
-        data = self._file.read()
-        if not data.endswith(b"\n"):
-            self._file.truncate(data.rfind(b"\n") + 1)
-
-    @contextlib.contextmanager
-    def _can_write(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise StoppedError(f"{self._path}: can't be written: {exc.strerror}.") from exc
+    lines: list[Mapping[str, Any]] = []
+    for run in runs:
+        lines += [run.line(), *(file_line(file, root) for file in run.files.values()), END]
+    with translated(root / LOG_NAME):
+        if lines:
+            write_atomically(root / LOG_NAME, lambda file: file.write(_encoded(lines)))
+        else:
+            (root / LOG_NAME).unlink(missing_ok=True)
 
 
-def shorten(root: Path, run: Run, kept: Sequence[Entry]) -> None:
-    """Take a run out of the record, but for some of its entries; a record that holds nothing more is removed.
-
-    Args:
-        run: as `read_runs` gave it; those before it keep their places.
+def append(root: Path, *lines: Mapping[str, Any], durable: bool = False) -> None:
+    """Append lines to a folder's log; if durable, they are on the disk when this returns.
 
     Raises:
-        StoppedError: the record can't be written.
+        StoppedError: it can't be written.
     """
-    path = root / NAME
-    try:
-        data = path.read_bytes()
-        data = data[: data.rfind(b"\n") + 1]
-        left = b""
-        if kept:
-            lines = [_file_line(entry, root) for entry in kept]
-            left = b"".join([_header(replace(run, tried=True)), *lines, _line({"end": True})])
-        data = data[: run.start] + left + data[run.stop :]
-        if data:
-            write_atomically(path, lambda file: file.write(data))
-        else:
-            path.unlink()
-    except OSError as exc:
-        raise StoppedError(f"{path}: can't be written: {exc.strerror}.") from exc
+    data = _encoded(lines)
+    with translated(root / LOG_NAME), (root / LOG_NAME).open("ab", buffering=0) as file:
+        while data:
+            # a file without a buffer may take a part only
+            data = data[file.write(data) :]
+        if durable:
+            os.fsync(file.fileno())
 
 
-def _header(run: Run) -> bytes:
-    return _line(
-        {
-            "clipcls_sort": _VERSION,
-            "run": run.name,
-            "by": run.by,
-            "folders": dict(run.folders),
-            "made": list(run.made),
-            "tried": run.tried,
-        }
-    )
-
-
-def _file_line(entry: Entry, root: Path) -> bytes:
-    record: dict[str, Any] = {"file": entry.number}
-    record |= _texts("source", _relative(entry.source, root)) | _texts("target", _relative(entry.target, root))
-    record |= {"size": entry.size, "mtime_ns": entry.mtime_ns}
-    if entry.link is not None:
-        record |= _texts("link", entry.link)
-    if entry.source_link is not None:
-        record |= _texts("source_link", entry.source_link)
-    if entry.mark is not None:
-        record["mark"] = _values(entry.mark)
-    return _line(record)
-
-
-def _relative(path: Path, root: Path) -> str:
-    return os.fspath(path.relative_to(root) if path.is_relative_to(root) else path)
-
-
-def _values(mark: Mark | None) -> list[int]:
-    return list(astuple(mark)) if mark is not None else []
-
-
-def _texts(name: str, value: str) -> dict[str, str]:
-    raw = os.fsencode(value)
-    text = raw.decode("utf-8", "replace")
-    return {name: text} | ({f"{name}_b64": base64.b64encode(raw).decode("ascii")} if text != value else {})
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+def _encoded(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    # names that aren't UTF-8 have surrogates, for which JSON and Python know one escape
+    return b"".join(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n" for line in lines)
 
 
 @contextlib.contextmanager
@@ -313,7 +167,7 @@ def locked(root: Path) -> Iterator[None]:
     Raises:
         StoppedError: one is at it.
     """
-    # the folder, not the record in it, which comes and goes
+    # the folder, not the log in it, which comes and goes
     descriptor = os.open(root, os.O_RDONLY)
     try:
         if not lock(descriptor):

@@ -22,12 +22,12 @@ _LONGEST_EXTENSION = 32  # what is longer belongs to the name
 
 
 def name_key(name: str) -> str:
-    """What is equal for two names that some file system takes for one."""
+    """Return what is equal for two names that some file system takes for one."""
     return unicodedata.normalize("NFC", name.casefold())
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of one folder, which isn't hidden and leads nowhere else."""
+    """Return a label as the name of one folder, which isn't hidden and leads nowhere else."""
     signs = ("_" if sign in _FORBIDDEN or unicodedata.category(sign) in _UNPRINTED else sign for sign in label)
     name = _cut("".join(signs).strip(" "), _LONGEST_FOLDER).rstrip(" ")
     name = re.sub(r"^\.|\.$", "_", name)
@@ -47,47 +47,40 @@ class FolderNames:
         self._taken = {name_key(name) for name in (UNKNOWN, FAILED, *self._names.values())}
 
     def of(self, label: str) -> str:
-        """The name of a label's folder."""
+        """Return the name of a label's folder."""
         if label not in self._names:
-            self._names[label] = self._choose(folder_name(label))
+            name = folder_name(label)
+            candidates = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+            free = (each for each in candidates if name_key(each) not in self._taken and self.is_free(each))
+            self._names[label] = next(free)
+            self._taken.add(name_key(self._names[label]))
         return self._names[label]
 
     def is_free(self, name: str) -> bool:
-        """Whether there is nothing of that name, or a folder; a link could lead out."""
+        """Return whether there is nothing of that name, or a folder; a link could lead out."""
         status = status_of(self._root / name)
         return status is None or stat.S_ISDIR(status.st_mode)
 
-    def _choose(self, name: str) -> str:
-        candidates = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-        chosen = next(each for each in candidates if name_key(each) not in self._taken and self.is_free(each))
-        self._taken.add(name_key(chosen))
-        return chosen
-
 
 class FileNames:
-    """Names in one folder.
-
-    Args:
-        taken: those that it holds.
-    """
+    """Names in one folder, which holds those that are `taken`."""
 
     def __init__(self, taken: Iterable[str]) -> None:
         self._taken = {name_key(name) for name in taken}
         self._numbers: dict[str, int] = {}
 
     def take(self, name: str) -> str:
-        """The name, or the first of `name-2.jpg`, `name-3.jpg`, … that is free."""
-        key = name_key(name)
-        number = self._numbers.get(key, 1)
-        while name_key(taken := numbered(name, number)) in self._taken:
-            number += 1
-        self._numbers[key] = number + 1
-        self._taken.add(name_key(taken))
-        return taken
+        """Return the name, or the first of `name-2.jpg`, `name-3.jpg`, … that is free."""
+        first = self._numbers.get(name_key(name), 1)
+        candidates = ((number, numbered(name, number)) for number in itertools.count(first))
+        number, free = next(each for each in candidates if name_key(each[1]) not in self._taken)
+        self._numbers[name_key(name)] = number + 1
+        self._taken.add(name_key(free))
+        return free
 
 
 def numbered(name: str, number: int) -> str:
-    """A file's name with a number before its extension, no longer than a name may be; without one for 1."""
+    """Return a file's name with a number before its extension, no longer than a name may be; without one for 1."""
     if number == 1:
         return name
     stem, extension = os.path.splitext(name)  # noqa: PTH122, pathlib takes the name for a path
@@ -98,8 +91,7 @@ def numbered(name: str, number: int) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    """As many whole characters as fit into so many bytes."""
-    text = text[:limit]
+    text = text[:limit]  # a character has a byte at least
     while len(text.encode("utf-8", "surrogateescape")) > limit:
         text = text[:-1]
     return text

@@ -1,4 +1,4 @@
-"""One file put under a name that nothing has yet: copied, linked or moved, whole or not at all, never over another.
+"""Put one file under a name that nothing has yet: copied, linked or moved, whole or not at all, never over another.
 
 What is wrong with the file itself is an `ImageError`, a name that is taken a `FileExistsError`, and what is wrong with
 the place it goes to any other `OSError`; whoever calls says what that means.
@@ -6,22 +6,261 @@ the place it goes to any other `OSError`; whoever calls says what that means.
 
 import contextlib
 import errno
+import filecmp
 import os
 import re
 import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from clipcls.errors import ImageError, StoppedError
+from clipcls.records import FileStamp, SortMethod
 
 _BLOCK = 1 << 20
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+
+
+@dataclass(frozen=True, slots=True)
+class SortedFile:
+    """One picture on its way, or in place.
+
+    Attributes:
+        run: name of the run that sorts it; `number` counts in it.
+        source: its path, absolute, the folders in it no links.
+        target: what is made of it, likewise.
+        given: its path as the prediction has it.
+        leads_to: for a symbolic link that is to be moved, the file that it leads to.
+        size: of the source, as its `mtime_ns`.
+        link: what a symbolic link that is made says.
+        source_link: what the source says, where that is a link that is moved.
+        stamp: of the target once it is in place.
+    """
+
+    run: str
+    number: int
+    by: SortMethod
+    source: Path
+    target: Path
+    given: str = ""
+    leads_to: Path | None = None
+    size: int = 0
+    mtime_ns: int = 0
+    link: str | None = None
+    source_link: str | None = None
+    stamp: FileStamp | None = None
+
+    def part(self, place: Path) -> Path:
+        """Return what a copy is called until it is whole and has its place."""
+        return place.with_name(f".clipcls-sort-{self.run}-{self.number}.part")
+
+
+def put(file: SortedFile) -> None:
+    """Put a file in place; where that fails, source and target are as they were."""
+    match file.by:
+        case "copy":
+            _copy(file.source, file.target, file.part(file.target))
+        case "hardlink":
+            # of the file itself: systems differ in whether they follow a link
+            file.target.hardlink_to(os.path.realpath(file.source))
+        case "symlink":
+            file.target.symlink_to(file.link or file.source)
+        case "move":
+            _move(file.source, file.target, file.part(file.target), file.link)
+
+
+def is_current(file: SortedFile) -> bool:
+    """Return whether putting a file in place once more would change nothing."""
+    source, target = status_of(file.source), status_of(file.target)
+    if target is None or file.by == "move":
+        return target is not None and source is None
+    if file.by == "symlink":
+        return _says(file.target, file.link)
+    try:
+        source = file.source.stat()
+    except OSError:
+        return False
+    if file.by == "hardlink":
+        return os.path.samestat(source, target)
+    facts = source.st_size, source.st_mtime_ns, target.st_size, target.st_mtime_ns
+    return file.stamp is not None and facts == (file.size, file.mtime_ns, file.stamp.size, file.stamp.mtime_ns)
+
+
+def find_remains(file: SortedFile) -> tuple[FileStamp | None, list[Path]]:
+    """Find what a process that was killed at a file, or before it, has left.
+
+    Returns:
+        The target's stamp, where it is in place; and what is to be removed, which the source holds as well.
+    """
+    parts = [part] if os.path.lexists(part := file.part(file.target)) else []
+    source, target = status_of(file.source), status_of(file.target)
+    if target is None:
+        return None, parts
+    is_empty = stat.S_ISREG(target.st_mode) and target.st_size == 0
+    is_move_half_done = file.by == "move" and source is not None and (is_empty or _is_in_both_places(file))
+    if is_move_half_done or (parts and is_empty):
+        return None, [*parts, file.target]
+    is_put = _identical(file.source, file.target) if file.by == "copy" else is_current(file)
+    return FileStamp.of(target) if is_put else None, parts
+
+
+def take_back(file: SortedFile) -> str | None:
+    """Take a file back that is in place; returns why it isn't ours any more.
+
+    Raises:
+        ImageError: it isn't what was moved.
+    """
+    target = status_of(file.target)
+    if file.by == "move":
+        _move_back(file, target)
+        return None
+    if target is None:
+        return None
+    if file.by != "copy":
+        if not is_current(file):
+            return "it isn't the link that was put there, or its original is gone or replaced"
+    elif not file.source.is_file():
+        return f"its original is gone from {shown(file.source)}"
+    # an equal stamp is enough; another disk, or other permissions, have it compared
+    elif FileStamp.of(target) != file.stamp and (file.target.is_symlink() or not _identical(file.source, file.target)):
+        return "it has been changed"
+    file.target.unlink()
+    return None
+
+
+def _move_back(file: SortedFile, target: os.stat_result | None) -> None:
+    source = status_of(file.source)
+    if target is None:
+        if source is None:
+            raise ImageError("it isn't there any more")
+        return  # an undo that was killed has done it
+    now, then = FileStamp.of(target), file.stamp
+    # it may have been edited, or be on another disk
+    is_same = then is not None and (now.inode == then.inode or (now.size, now.mtime_ns) == (then.size, then.mtime_ns))
+    if not (_says(file.target, file.link) if file.link is not None else is_same):
+        raise ImageError("it isn't the file that was put there")
+    if source is not None and (_is_placeholder(source) or _is_in_both_places(file)):
+        file.source.unlink()  # an undo was killed at it
+    file.source.parent.mkdir(parents=True, exist_ok=True)
+    _move(file.target, file.source, file.part(file.source), file.source_link)
+
+
+def _is_in_both_places(file: SortedFile) -> bool:
+    """Return whether a move, there or back, has made the one and not taken away the other."""
+    if file.link is not None or file.source.is_symlink() or file.target.is_symlink():
+        return _says(file.source, file.source_link) and _says(file.target, file.link)
+    return file.source.samefile(file.target) or _identical(file.source, file.target)
+
+
+def _says(link: Path, text: str | None) -> bool:
+    return link.is_symlink() and os.fspath(link.readlink()) == text
+
+
+def _identical(one: Path, other: Path) -> bool:
+    """Return whether two files hold the same bytes; False where one of them can't be read."""
+    filecmp.clear_cache()  # it takes a file of the same size and time for the same
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Copying and moving
+
+
+def _copy(source: Path, target: Path, part: Path, *, durable: bool = False) -> None:
+    """Copy a file with its times and permissions; a durable copy is on the disk then, with its owner if allowed."""
+    part.unlink(missing_ok=True)
+    try:
+        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as copied:
+            before = require_file(os.fspath(source))
+            for block in _blocks(source):
+                copied.write(block)
+            copied.flush()
+            if durable:
+                with contextlib.suppress(OSError):
+                    os.chown(part, before.st_uid, before.st_gid)
+            # the times come first in it; not every file system has permissions
+            with contextlib.suppress(PermissionError):
+                shutil.copystat(source, part)
+            after, size = require_file(os.fspath(source)), os.fstat(copied.fileno()).st_size
+            if not before.st_size == after.st_size == size or before.st_mtime_ns != after.st_mtime_ns:
+                raise ImageError("it changed while it was copied")
+            if durable:
+                os.fsync(copied.fileno())
+        _rename(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except OSError as exc:
+        raise ImageError(f"can't be read: {reason_of(exc)}") from exc
+
+
+def _move(source: Path, target: Path, part: Path, link: str | None) -> None:
+    """Move a file, or a symbolic link with its times and what it says there; a copy is on the disk before it goes."""
+    try:
+        if link is None:
+            _rename(source, target)
+        else:
+            target.symlink_to(link)
+            status = source.lstat()
+            with contextlib.suppress(OSError, NotImplementedError):
+                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+                os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        _copy(source, target, part, durable=True)
+        with contextlib.suppress(OSError):  # some file systems can't bring a folder to the disk
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    try:
+        source.unlink(missing_ok=True)
+    except OSError:
+        target.unlink()  # another name of the same file, or a copy of it
+        raise
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Give a file another name; the old one may stay beside it."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+        return
+    except OSError as exc:
+        if exc.errno in (errno.EEXIST, errno.EXDEV):
+            raise
+    # a file system without hard links; a bare rename would go over whatever is there, this goes over an empty file
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0))
+    try:
+        source.replace(target)
+    except OSError as exc:
+        target.unlink(missing_ok=True)
+        # a folder that took the empty file takes this one too: it's the other one that doesn't let go
+        raise OSError(exc.errno, exc.strerror, os.fspath(source)) from exc
+
+
+def _is_placeholder(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0 and stat.S_IMODE(status.st_mode) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What there is, and what is wrong with it
 
 
 def status_of(path: Path) -> os.stat_result | None:
-    """The status of what has this name, of a link itself; None if nothing has."""
+    """Return the status of what has this name, of a link itself; None if nothing has."""
     try:
         return path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -29,7 +268,7 @@ def status_of(path: Path) -> os.stat_result | None:
 
 
 def require_file(path: str) -> os.stat_result:
-    """The status of a file, through links.
+    """Return the status of a file, through links.
 
     Raises:
         ImageError: there is none, or it isn't a file of its own: a folder, a pipe, an address, inside a larger file.
@@ -40,10 +279,9 @@ def require_file(path: str) -> os.stat_result:
         raise ImageError(f"not a possible file name: {exc}") from exc
     except OSError as exc:
         raise ImageError(_why_not(path, exc)) from exc
-    if stat.S_ISREG(status.st_mode):
-        return status
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-    raise ImageError(f"{kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file")
+    return status
 
 
 def _why_not(path: str, exc: OSError) -> str:
@@ -54,201 +292,24 @@ def _why_not(path: str, exc: OSError) -> str:
         return f"inside {shown(Path(parents[0].name))}, not a file of its own" if parents else "no such file"
     if isinstance(exc, FileNotFoundError):
         return "a link that leads nowhere" if os.path.lexists(path) else "no such file"
-    return (exc.strerror or str(exc)).lower()
-
-
-def identical(one: Path, other: Path) -> bool:
-    """Whether two files hold the same bytes; False where one of them can't be read."""
-    try:
-        # a pipe would have to be waited for; and filecmp remembers what it has compared by size and time only
-        if not (one.is_file() and other.is_file()):
-            return False
-        with one.open("rb") as first, other.open("rb") as second:
-            if os.fstat(first.fileno()).st_size != os.fstat(second.fileno()).st_size:
-                return False
-            while block := first.read(_BLOCK):
-                if block != second.read(_BLOCK):
-                    return False
-            return True
-    except OSError:
-        return False
-
-
-def copy(source: Path, target: Path, part: Path, *, durable: bool = False) -> None:
-    """Copy a file with its times and permissions.
-
-    Args:
-        part: its name until it is whole, in the folder of `target`; what has that name is replaced.
-        durable: have it on the disk when this returns, with its owner where that is allowed.
-
-    Raises:
-        FileExistsError: `target` is taken.
-        ImageError: the source can't be read, or changes meanwhile.
-        OSError: the copy can't be written.
-    """
-    part.unlink(missing_ok=True)
-    try:
-        _fill(part, source, durable)
-        _name(part, target)
-        if durable:
-            _sync_folder(target.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _fill(part: Path, source: Path, durable: bool) -> None:
-    with _reading():
-        file = source.open("rb")
-    with file, open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as copied:  # noqa: PTH123
-        before = os.fstat(file.fileno())
-        while block := _read(file):
-            copied.write(block)
-        copied.flush()
-        if durable:
-            with contextlib.suppress(OSError):
-                os.chown(part, before.st_uid, before.st_gid)
-        # the times come first in it; not every file system has permissions
-        with contextlib.suppress(PermissionError):
-            shutil.copystat(source, part)
-        after, size = os.fstat(file.fileno()), os.fstat(copied.fileno()).st_size
-        if not before.st_size == after.st_size == size or before.st_mtime_ns != after.st_mtime_ns:
-            raise ImageError("it changed while it was copied")
-        if durable:
-            os.fsync(copied.fileno())
-
-
-def _read(file: BinaryIO) -> bytes:
-    with _reading():
-        return file.read(_BLOCK)
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """What goes wrong in here is the source's fault."""
-    try:
-        yield
-    except OSError as exc:
-        raise ImageError(f"can't be read: {(exc.strerror or str(exc)).lower()}") from exc
-
-
-def _name(part: Path, target: Path) -> None:
-    try:
-        os.link(part, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links; if it is something else, that comes again
-        _rename(part, target)
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Rename over an empty file made for it: a bare rename would go over whatever is there."""
-    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0))
-    try:
-        source.replace(target)
-    except PermissionError as exc:
-        target.unlink(missing_ok=True)
-        # a folder that took the empty file takes this one too: it's the other one that doesn't let go
-        raise PermissionError(exc.errno, exc.strerror, os.fspath(source)) from exc
-    except OSError:
-        target.unlink(missing_ok=True)
-        raise
-
-
-def is_placeholder(status: os.stat_result) -> bool:
-    """Whether it is the empty file that `copy` and `move` make for a moment where there are no hard links."""
-    return stat.S_ISREG(status.st_mode) and status.st_size == 0 and stat.S_IMODE(status.st_mode) == 0
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems know no such thing
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def move(source: Path, target: Path, part: Path) -> None:
-    """Move a file that isn't a link; across file systems it is copied to the disk before the source goes.
-
-    Args:
-        part: see `copy`; for other file systems.
-
-    Raises:
-        FileExistsError: `target` is taken.
-        ImageError: the source can't be read, or changes meanwhile.
-        OSError: it can't be written, or the source can't be taken away; both are as they were.
-    """
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError as exc:
-        if _renamed(source, target, exc):
-            return
-        copy(source, target, part, durable=True)
-    _take_away(source, target)
-
-
-def _renamed(source: Path, target: Path, refused: OSError) -> bool:
-    """Whether a file that couldn't be linked could be renamed; if not, it lies on another file system."""
-    if refused.errno == errno.EXDEV:
-        return False
-    try:
-        _rename(source, target)
-    except OSError as exc:
-        if exc.errno == errno.EXDEV:
-            return False
-        raise
-    return True
-
-
-def move_link(source: Path, target: Path, text: str) -> None:
-    """Move a symbolic link, with its times.
-
-    Args:
-        text: what it says there.
-
-    Raises:
-        FileExistsError: `target` is taken.
-        OSError: it can't be written, or the source can't be taken away; both are as they were.
-    """
-    target.symlink_to(text)
-    keep_link_times(source, target)
-    _take_away(source, target)
-
-
-def keep_link_times(source: Path, target: Path) -> None:
-    """Give a symbolic link the times and the owner of another, where that can be."""
-    status = source.lstat()
-    with contextlib.suppress(OSError, NotImplementedError):
-        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
-        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
-
-
-def _take_away(source: Path, target: Path) -> None:
-    try:
-        source.unlink(missing_ok=True)
-    except OSError:
-        target.unlink()  # another name of the same file, or a copy of it
-        raise
+    return reason_of(exc)
 
 
 @contextlib.contextmanager
 def translated(place: Path) -> Iterator[None]:
-    """What the system refuses in here, as a `StoppedError` that names the place."""
+    """Raise what the system refuses in here as a `StoppedError` that names the place."""
     try:
         yield
     except OSError as exc:
-        raise stopped(exc, place) from exc
+        raise StoppedError(f"{shown(place)}: can't be written: {reason_of(exc)}.") from exc
 
 
-def stopped(exc: OSError, place: Path) -> StoppedError:
-    """What the system refuses, as the end of the run."""
-    return StoppedError(f"{shown(place)}: can't be written: {(exc.strerror or str(exc)).lower()}.")
+def reason_of(exc: OSError) -> str:
+    """Return what the system says, as the end of a sentence."""
+    return (exc.strerror or str(exc)).lower()
 
 
 def shown(path: Path) -> str:
-    """A name on one line, in any terminal."""
+    """Return a name on one line, in any terminal."""
     text = os.fsencode(path).decode("utf-8", "replace")
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

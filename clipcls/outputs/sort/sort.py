@@ -1,423 +1,215 @@
-"""Pictures into one folder for each label: what goes where, and putting it there.
+"""A plan carried out, and taken back.
 
-`plan` only looks; `carry_out` does what a plan says and records it in the folder (`log`), so that
-`undo` can take it back. A process that is killed leaves at most one file half done: the next one that
-works on the folder first clears that up.
+A process that is killed leaves at most one file half done: the next one that works on the folder first clears that up.
 """
 
+import contextlib
 import errno
 import itertools
 import os
-import secrets
 import stat
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clipcls.errors import ImageError, StoppedError, UsageError
-from clipcls.outputs.sort.log import NAME, Entry, Ledger, Mark, Method, Run, locked, read_runs
-from clipcls.outputs.sort.names import FAILED, UNKNOWN, FileNames, FolderNames, numbered
-from clipcls.outputs.sort.place import copy, move, move_link, require_file, shown, status_of, stopped, translated
-from clipcls.outputs.sort.undo import Before, done_before, settle
-from clipcls.records import Prediction
+from clipcls.outputs.sort import place
+from clipcls.outputs.sort.log import END, LOG_NAME, SortRun, append, file_line, locked, read_runs, write_runs
+from clipcls.outputs.sort.names import numbered
+from clipcls.outputs.sort.place import SortedFile, reason_of, require_file, shown, status_of, translated
+from clipcls.outputs.sort.plan import SortPlan
+from clipcls.records import FileStamp
 
-_BLOCK = 64  # files whose entries are brought to the disk together
+_BLOCK = 64  # files of which the log is brought to the disk together
 _NAME_ERRORS = frozenset({errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG})
 _LINK_ERRORS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP})
 
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One picture on its way.
-
-    Attributes:
-        source: its path as the prediction has it.
-        path: the same, absolute, the folders in it no links.
-        folder: name of the folder it goes to.
-        name: what it is called there.
-        leads_to: for a symbolic link that is moved, the file that it leads to.
-    """
-
-    source: str
-    path: Path
-    folder: str
-    name: str
-    leads_to: Path | None = None
+#: A file, with the target that it got, and why nothing was done.
+SortOutcome = tuple[SortedFile, str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A row that nothing can be done for."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be done, in this order.
-
-    Attributes:
-        into: the folder of the folders, as given.
-        root: the same, absolute and no link.
-        folders: name of the folder of each label.
-        already_there: how many pictures are where they belong.
-    """
-
-    into: Path
-    root: Path
-    by: Method
-    folders: Mapping[str, str]
-    actions: Sequence[Action]
-    left_out: Sequence[LeftOut]
-    already_there: int
-
-    def target(self, action: Action) -> str:
-        """Where a picture goes, for people to read."""
-        return os.fspath(self.into / action.folder / action.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of an action.
-
-    Attributes:
-        action: with the name that the file got.
-        error: why nothing was done.
-    """
-
-    action: Action
-    error: str | None = None
-
-
-# ---------------------------------------------------------------------------------------------------------
-# What goes where
-
-
-def plan(predictions: Iterable[Prediction], into: Path, by: Method = "copy") -> Plan:
-    """Find a place for each picture, without touching anything.
-
-    The best label names the folder; `_unknown` holds pictures without a label, `_failed` those with an error. No two
-    labels share a folder and no name is given twice, also where upper and lower case are the same. What an earlier run
-    has put in place, and is unchanged, is left as it is.
-
-    Args:
-        into: the folder of the folders; made if it isn't there.
-        by: how a picture gets there. A symbolic link is followed, except that `move` moves the link itself.
-
-    Raises:
-        UsageError: nothing can be put into `into`, or not by this method.
-    """
-    planner = _Planner(into, by)
-    for prediction in predictions:
-        planner.add(prediction)
-    return planner.plan()
-
-
-class _Planner:
-    def __init__(self, into: Path, by: Method) -> None:
-        _require_folder(into)
-        self._into = into
-        self._by = by
-        self._root = Path(os.path.realpath(into))
-        self._device = (self._root if self._root.exists() else self._root.parent).stat().st_dev
-        runs = read_runs(self._root)
-        self._before, self._leftovers = done_before(runs)
-        self._folders = FolderNames(self._root, {label: name for run in runs for label, name in run.folders.items()})
-        self._used: dict[str, str] = {}
-        self._names: dict[str, FileNames] = {}
-        self._parents: dict[str, Path] = {}
-        self._listed: set[Path] = set()
-        self._single: set[tuple[int, int]] = set()
-        self._actions: list[Action] = []
-        self._left_out: list[LeftOut] = []
-        self._already_there = 0
-
-    def plan(self) -> Plan:
-        # a link is moved after the file that it may lead to
-        actions = sorted(self._actions, key=lambda action: action.leads_to is not None)
-        return Plan(self._into, self._root, self._by, self._used, actions, self._left_out, self._already_there)
-
-    def add(self, prediction: Prediction) -> None:
-        folder = self._folder(prediction)
-        try:
-            action = self._action(prediction.path, folder)
-        except ImageError as exc:
-            self._left_out.append(LeftOut(prediction.path, str(exc)))
-            return
-        except OSError as exc:
-            self._left_out.append(LeftOut(prediction.path, (exc.strerror or str(exc)).lower()))
-            return
-        if action is None:
-            self._already_there += 1
-            return
-        self._actions.append(action)
-        if prediction.error is None and prediction.label is not None:
-            self._used[prediction.label] = folder
-
-    def _folder(self, prediction: Prediction) -> str:
-        if prediction.error is None and prediction.label is not None:
-            return self._folders.of(prediction.label)
-        name = UNKNOWN if prediction.error is None else FAILED
-        if not self._folders.is_free(name):
-            raise UsageError(f"{self._into / name} isn't a folder; rename it, or sort into another place.")
-        return name
-
-    def _action(self, source: str, folder: str) -> Action | None:
-        """What to do with a picture; None for nothing.
-
-        Raises:
-            ImageError: it can't be sorted.
-        """
-        path = self._canonical(source)
-        if path in self._listed:
-            raise ImageError("listed twice; the first row counts")
-        self._listed.add(path)
-        if path == self._root / NAME:
-            raise ImageError("the record of what was sorted")
-        before = self._before.get(path)
-        if self._is_there(path, folder, before):
-            return None
-        if before is not None and before.by == "move" and status_of(path) is None:
-            raise ImageError(f"no such file: an earlier run moved it to {shown(before.entry.target)}")
-        leads_to = self._leads_to(path) if self._by == "move" and path.is_symlink() else None
-        if leads_to is None:
-            self._check_file(source)
-        return Action(source, path, folder, self._names_in(folder).take(path.name), leads_to)
-
-    def _canonical(self, source: str) -> Path:
-        try:
-            folder, name = os.path.split(os.fspath(source))
-            os.fsencode(source)
-            if folder not in self._parents:
-                self._parents[folder] = Path(os.path.realpath(folder))
-        except ValueError as exc:
-            raise ImageError(f"not a possible file name: {exc}") from exc
-        if name in ("", os.curdir, os.pardir):
-            require_file(source)
-            raise ImageError("a folder, not a file")
-        return self._parents[folder] / name
-
-    def _is_there(self, path: Path, folder: str, before: "Before | None") -> bool:
-        """Whether a picture is in its folder, or an earlier run has put it there."""
-        place = self._root / folder
-        if path.parent == place or _is_same_folder(path.parent, place):
-            return status_of(path) is not None
-        return before is not None and before.entry.target.parent == place and before.holds(self._by)
-
-    def _check_file(self, source: str) -> None:
-        status = require_file(source)
-        identity = (status.st_dev, status.st_ino)
-        if status.st_nlink == 1 and self._by == "move":
-            # a file system that doesn't tell upper from lower case finds it by several names
-            if identity in self._single:
-                raise ImageError("listed twice, by another name; the first row counts")
-            self._single.add(identity)
-        if self._by == "hardlink" and status.st_dev != self._device:
-            raise UsageError(
-                f"{shown(Path(source))} and {self._into} lie on different file systems, which no hard link spans. "
-                "Use --by copy or --by symlink."
-            )
-
-    def _leads_to(self, link: Path) -> Path:
-        """The file that a link leads to, also where an earlier run has moved it."""
-        end = Path(os.path.realpath(link))
-        if not end.exists() and end in self._before and self._before[end].by == "move":
-            end = self._before[end].entry.target
-        require_file(os.fspath(end if end.exists() else link))
-        return end
-
-    def _names_in(self, folder: str) -> FileNames:
-        if folder not in self._names:
-            place = self._root / folder
-            try:
-                found = [entry.name for entry in os.scandir(place) if place / entry.name not in self._leftovers]
-            except FileNotFoundError:
-                found = []
-            except OSError as exc:
-                raise StoppedError(f"{self._into / folder}: can't be read: {exc.strerror}.") from exc
-            self._names[folder] = FileNames(found)
-        return self._names[folder]
-
-
-def _require_folder(into: Path) -> None:
-    if into.is_dir():
-        return
-    if os.path.lexists(into):
-        raise UsageError(f"{into} isn't a folder; give --into a folder, or the name of a new one.")
-    if not Path(os.path.realpath(into)).parent.is_dir():
-        raise UsageError(f"{into} can't be made: the folder that it is to lie in isn't there.")
-
-
-def _is_same_folder(one: Path, other: Path) -> bool:
-    """Whether two names, which differ in case at most, lead to the same folder."""
-    if one.name.casefold() != other.name.casefold():
-        return False
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Doing it
-
-
-def carry_out(plan: Plan) -> Generator[Outcome, None, None]:
+def carry_out(plan: SortPlan) -> Generator[SortOutcome, None, None]:
     """Do what a plan says, one file for each outcome that is asked for; whoever stops asking stops between two files.
 
     Raises:
         StoppedError: the folder can't be written to, or a source not taken away; what was done before stays done.
     """
-    if not plan.actions and not (plan.root / NAME).exists():
+    if not plan.run.files and not (plan.root / LOG_NAME).exists():
         return
     with translated(plan.into):
-        made = [] if plan.root.exists() else ["."]
+        plan.run.made = [] if plan.root.exists() else ["."]
         plan.root.mkdir(exist_ok=True)
-    with locked(plan.root), Ledger(plan.root) as ledger:
-        _settle(plan.root, ledger)
-        if not plan.actions:
+    with locked(plan.root):
+        runs = _clear_up(plan.root)
+        if not (runs and runs[-1].ended):
+            write_runs(plan.root, runs)
+        if not plan.run.files:
             return
-        carrier = _Carrier(plan, ledger, made)
         try:
-            yield from carrier.outcomes()
+            yield from _Sorter(plan).outcomes()
         except GeneratorExit:
-            ledger.end()
+            append(plan.root, END)
             raise
-        ledger.end()
+        append(plan.root, END)
 
 
-def _settle(root: Path, ledger: Ledger) -> None:
-    """Bring to an end what an earlier run was at when it was killed."""
-    for run in read_runs(root)[-1:]:
-        if not run.ended:
-            with translated(root):
-                settled = settle(run)
-            for entry in settled:
-                ledger.finish(entry)
-            ledger.end()
+def _clear_up(root: Path) -> list[SortRun]:
+    runs = read_runs(root)
+    with translated(root):
+        for path in itertools.chain.from_iterable(run.remains for run in runs):
+            path.unlink(missing_ok=True)
+    return runs
 
 
-class _Carrier:
-    def __init__(self, plan: Plan, ledger: Ledger, made: Sequence[str]) -> None:
+class _Sorter:
+    def __init__(self, plan: SortPlan) -> None:
         self._plan = plan
-        self._ledger = ledger
-        folders = sorted({action.folder for action in plan.actions})
-        new = [folder for folder in folders if status_of(plan.root / folder) is None]
-        self._run = Run(secrets.token_hex(6), plan.by, plan.folders, [*made, *new])
-        ledger.begin(self._run)
-        for folder in folders:
-            with translated(plan.into / folder):
-                (plan.root / folder).mkdir(exist_ok=True)
-        self._planned = {(action.folder, action.name) for action in plan.actions}
+        self._by = plan.run.by
+        self._targets = {file.target for file in plan.run.files.values()}
         self._moved: dict[Path, Path] = {}
-        self._number = 0
+        folders = sorted({target.parent for target in self._targets})
+        plan.run.made += [folder.name for folder in folders if status_of(folder) is None]
+        append(plan.root, plan.run.line())
+        for folder in folders:
+            with translated(plan.into / folder.name):
+                folder.mkdir(exist_ok=True)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[SortOutcome]:
         # not in one block with what they may lead to: what they say depends on where that has got to
-        for _, actions in itertools.groupby(self._plan.actions, lambda action: action.leads_to is not None):
-            while block := list(itertools.islice(actions, _BLOCK)):
+        for _, files in itertools.groupby(self._plan.run.files.values(), lambda file: file.leads_to is not None):
+            while block := list(itertools.islice(files, _BLOCK)):
                 yield from self._block(block)
 
-    def _block(self, actions: Sequence[Action]) -> Iterator[Outcome]:
-        entries: list[tuple[Action, Entry]] = []
-        for action in actions:
+    def _block(self, block: Sequence[SortedFile]) -> Iterator[SortOutcome]:
+        files: list[SortedFile] = []
+        for file in block:
             try:
-                entries.append((action, self._entry(action)))
+                files.append(self._prepare(file))
             except ImageError as exc:
-                yield Outcome(action, str(exc))
-        self._ledger.intend(entry for _, entry in entries)
-        for action, entry in entries:
-            yield self._perform(action, entry)
+                yield file, str(exc)
+        self._announce(*files)
+        yield from map(self._perform, files)
 
-    def _entry(self, action: Action) -> Entry:
-        """What the record says before a file is touched; it is looked at anew, a while may have passed."""
-        self._number += 1
+    def _announce(self, *files: SortedFile) -> None:
+        append(self._plan.root, *(file_line(file, self._plan.root) for file in files), durable=True)
+
+    def _prepare(self, file: SortedFile) -> SortedFile:
+        """Return what the log says before a file is touched; it is looked at anew, a while may have passed."""
+        folder = file.target.parent
         link = source_link = None
-        target = self._plan.root / action.folder / action.name
-        if action.leads_to is not None:
-            status = status_of(action.path)
+        if file.leads_to is not None:
+            status = status_of(file.source)
             if status is None or not stat.S_ISLNK(status.st_mode):
                 raise ImageError("no such link any more")
-            source_link = os.fspath(action.path.readlink())
-            link = self._moved_link(action.leads_to, source_link, target)
-        elif self._plan.by == "move" and action.path.is_symlink():
+            source_link = os.fspath(file.source.readlink())
+            # straight to the file that it led to, which may have been moved before; a relative link stays relative
+            end = self._moved.get(file.leads_to, file.leads_to)
+            link = os.fspath(end) if Path(source_link).is_absolute() else os.path.relpath(end, folder)
+        elif self._by == "move" and file.source.is_symlink():
             raise ImageError("it has become a link meanwhile")
         else:
-            status = require_file(os.fspath(action.path))
-        if self._plan.by == "symlink":
-            link = self._link(action.path, target)
-        return Entry(self._number, action.path, target, status.st_size, status.st_mtime_ns, link, source_link)
+            status = require_file(os.fspath(file.source))
+        if self._by == "symlink":
+            # links outlive the move of the folder that they are in: to what it holds they are relative
+            is_inside = file.source.is_relative_to(self._plan.root)
+            link = os.path.relpath(file.source, folder) if is_inside else os.fspath(file.source)
+        return replace(file, size=status.st_size, mtime_ns=status.st_mtime_ns, link=link, source_link=source_link)
 
-    def _link(self, source: Path, target: Path) -> str:
-        """Links outlive the move of the folder that they are in: to what it holds they are relative, else absolute."""
-        if source.is_relative_to(self._plan.root):
-            return os.path.relpath(source, target.parent)
-        return os.fspath(source)
-
-    def _moved_link(self, leads_to: Path, text: str, target: Path) -> str:
-        """Straight to the file that it led to, which may have been moved before; a relative link stays relative."""
-        end = self._moved.get(leads_to, leads_to)
-        return os.fspath(end) if Path(text).is_absolute() else os.path.relpath(end, target.parent)
-
-    def _perform(self, action: Action, entry: Entry) -> Outcome:
-        try:
-            entry = self._put_somewhere(entry)
-        except ImageError as exc:
-            return Outcome(action, str(exc))
-        except OSError as exc:
-            return Outcome(action, self._blame(exc, action, entry))
-        with translated(entry.target):
-            self._ledger.finish(replace(entry, mark=Mark.of(entry.target.lstat())))
-        if self._plan.by == "move":
-            self._moved[entry.source] = entry.target
-        return Outcome(replace(action, name=entry.target.name))
-
-    def _put_somewhere(self, entry: Entry) -> Entry:
-        """Put a file where it is to go, or beside what has come there meanwhile."""
-        number = 1
-        while True:
+    def _perform(self, file: SortedFile) -> SortOutcome:
+        for number in itertools.count(2):
             try:
-                self._put(entry)
-                return entry
+                place.put(file)
+                break
             except FileExistsError:
-                number += 1
-                name = numbered(entry.source.name, number)
-                if (entry.target.parent.name, name) not in self._planned:
-                    entry = replace(entry, target=entry.target.with_name(name))
-                    self._ledger.intend([entry])
+                # something has come there meanwhile
+                target = file.target.with_name(numbered(file.source.name, number))
+                if target not in self._targets:
+                    file = replace(file, target=target)
+                    self._announce(file)
+            except ImageError as exc:
+                return file, str(exc)
+            except OSError as exc:
+                return file, self._why_left_out(exc, file)
+        with translated(file.target):
+            file = replace(file, stamp=FileStamp.of(file.target.lstat()))
+        append(self._plan.root, {"done": file.number, "mark": file_line(file, self._plan.root)["mark"]})
+        if self._by == "move":
+            self._moved[file.source] = file.target
+        return file, None
 
-    def _put(self, entry: Entry) -> None:
-        source, target = entry.source, entry.target
-        part = self._run.part(entry, target.parent)
-        match self._plan.by:
-            case "copy":
-                copy(source, target, part)
-            case "hardlink":
-                # of the file itself: systems differ in whether they follow a link
-                target.hardlink_to(os.path.realpath(source))
-            case "symlink":
-                target.symlink_to(entry.link or source)
-            case "move" if entry.link is not None:
-                move_link(source, target, entry.link)
-            case "move":
-                move(source, target, part)
-
-    def _blame(self, exc: OSError, action: Action, entry: Entry) -> str:
-        """Why one file is left out.
+    def _why_left_out(self, exc: OSError, file: SortedFile) -> str:
+        """Return why one file is left out.
 
         Raises:
             StoppedError: the others would fare no better.
         """
-        reason = (exc.strerror or str(exc)).lower()
+        reason = reason_of(exc)
         if exc.errno in _NAME_ERRORS:
             return f"can't have this name in {self._plan.into}: {reason}"
-        if status_of(entry.source) is None:
+        if status_of(file.source) is None:
             return "no such file any more"
-        if self._plan.by == "hardlink" and exc.errno in _LINK_ERRORS:
+        if self._by == "hardlink" and exc.errno in _LINK_ERRORS:
             return f"can't be linked: {reason}; --by copy or --by symlink can"
-        if isinstance(exc.filename, str | os.PathLike) and exc.filename2 is None and Path(exc.filename) == entry.source:
+        if exc.filename == os.fspath(file.source) and exc.filename2 is None:
             raise StoppedError(
-                f"{shown(Path(action.source))}: can't be taken from its place: {reason}. --by copy leaves it there."
+                f"{shown(Path(file.given))}: can't be taken from its place: {reason}. --by copy leaves it there."
             ) from exc
-        raise stopped(exc, Path(self._plan.target(replace(action, name=entry.target.name)))) from exc
+        with translated(Path(self._plan.shown_target(file))):
+            raise exc
+
+
+def undo(into: Path) -> Generator[SortOutcome, None, None]:
+    """Take back the last run into a folder, one file for each outcome that is asked for.
+
+    What was moved goes back to its place, unless something else is there by now; copies and links are removed unless
+    they were changed, or hold what can't be found elsewhere any more. Folders that the run made go once they are
+    empty. It may be killed and run again. Of moves that couldn't be taken back the log is kept; where none of them
+    can be the next time either, the run before is taken back.
+
+    Raises:
+        StoppedError: the log can't be written.
+        UsageError: there is no log, or it can't be read.
+    """
+    root = Path(os.path.realpath(into))
+    if not (root / LOG_NAME).is_file():
+        raise UsageError(f"{into}: nothing to undo, `clipcls sort` has left no record there.")
+    with locked(root):
+        runs = _clear_up(root)
+        if not runs:  # a run that was killed before it began
+            write_runs(root, runs)
+        found = False
+        for index, run in reversed(list(enumerate(runs))):
+            files = {number: file for number, file in run.files.items() if file.stamp is not None}
+            if found and files:
+                return
+            kept: set[int] = set()
+            for file in reversed(files.values()):
+                reason, stays = _try_to_take_back(file)
+                if stays:
+                    kept.add(file.number)
+                yield file, reason
+            _remove_empty(root / name for name in run.made if name != ".")
+            run.files = {number: file for number, file in files.items() if number in kept}
+            runs[index : index + 1] = [replace(run, tried=True)] if kept else []
+            write_runs(root, runs)
+            _remove_empty(root for name in run.made if name == ".")
+            # runs in which nothing happened are cleared away along with it
+            found = found or len(kept) < len(files) or (bool(files) and not run.tried)
+
+
+def _try_to_take_back(file: SortedFile) -> tuple[str | None, bool]:
+    """Take a file back; returns why it can't be, and whether it stays in the log, so that it can be tried again."""
+    try:
+        return place.take_back(file), False
+    except FileExistsError:
+        return f"something else is at {shown(file.source)} now", True
+    except ImageError as exc:
+        return str(exc), True
+    except OSError as exc:
+        return f"can't be taken back: {reason_of(exc)}", True
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it holds something, or is gone
+            folder.rmdir()

@@ -1,0 +1,22 @@
+"""What a run tells of itself while it goes on, to whoever shows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Functions that a run calls; each does nothing unless it is given.
+
+    Attributes:
+        labels: called with the numbers of labels embedded and to be embedded.
+        begin: called before the first image, with a function that counts all images and may take long (None where
+            counting them would cost as much as the run), and the number that earlier runs have done.
+        images: called with the numbers of images done and of those that failed, earlier runs' included.
+        failed: called with path and error of an image that can't be read.
+    """
+
+    labels: Callable[[int, int], None] = lambda done, total: None
+    begin: Callable[[Callable[[], int] | None, int], None] = lambda count, already: None
+    images: Callable[[int, int], None] = lambda done, failed: None
+    failed: Callable[[str, str], None] = lambda path, error: None

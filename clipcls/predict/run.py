@@ -1,0 +1,141 @@
+"""A run: the pictures of some sources classified, and their predictions written as they come."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from clipcls.embed.watch import Watch
+from clipcls.errors import StoppedError, UsageError
+from clipcls.inputs.discover import are_countable, discover, hint
+from clipcls.inputs.listing import Sources
+from clipcls.outputs.destination import Destination
+from clipcls.outputs.resume import open_output
+from clipcls.predict.classifier import Classifier
+from clipcls.predict.error_limit import ErrorLimit
+from clipcls.records import ImageRef
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What came of a run.
+
+    Attributes:
+        done: images that the output holds an answer or an error for, earlier runs' included.
+        failed: how many of them have an error.
+        can_resume: whether a run that was stopped can be gone on with.
+    """
+
+    done: int
+    failed: int
+    can_resume: bool
+
+    @property
+    def go_on(self) -> str:
+        """What is said of how to go on."""
+        return "; the same command with --resume goes on" if self.can_resume else ""
+
+
+class Tally:
+    """Counts the images of a run, and tells the watch of them.
+
+    Args:
+        before: images that earlier runs have done, and how many of them have an error.
+        can_resume: whether a run that is stopped can be gone on with.
+
+    Attributes:
+        exceeded: whether more images failed than may, so that the run is to be stopped.
+    """
+
+    def __init__(self, limit: ErrorLimit, watch: Watch, before: tuple[int, int], can_resume: bool) -> None:
+        self.exceeded = False
+        self._limit = limit
+        self._watch = watch
+        self._before = before
+        self._can_resume = can_resume
+        self._done = self._failed = 0
+
+    def add(self, count: int, failed: Sequence[tuple[str, str]] = ()) -> None:
+        """Count images in, with path and error of each that couldn't be read."""
+        self._done += count
+        self._failed += len(failed)
+        for path, error in failed:
+            self._watch.failed(path, error)
+        self.exceeded = bool(failed) and self._limit.is_exceeded(self._failed, self._done)
+        if not self.exceeded:
+            self._watch.images(self._before[0] + self._done, self._before[1] + self._failed)
+
+    def report(self, sources: Sources, stopped: bool) -> RunReport:
+        """Return what came of the run, once its output is closed.
+
+        Args:
+            stopped: whether it was ended before its last image.
+
+        Raises:
+            StoppedError: too many images failed.
+            UsageError: there was no image at all.
+        """
+        report = RunReport(self._before[0] + self._done, self._before[1] + self._failed, self._can_resume)
+        if self.exceeded:
+            raise StoppedError(f"{self._limit}; {report.done:,} done{report.go_on}.")
+        if not report.done and not stopped:
+            raise none_found(sources)
+        return report
+
+
+def run(
+    classifier: Classifier,
+    sources: Sources,
+    destination: Destination,
+    limit: ErrorLimit | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
+) -> RunReport:
+    """Classify pictures and write the predictions, in input order.
+
+    All that can go wrong with model, labels and sources does so before the output is touched. A destination that is
+    to be resumed keeps what it holds, and only what it lacks is classified.
+
+    Args:
+        limit: how many images may fail; any number by default.
+        stop: asked after every batch; once it says yes, the run ends with the images that the model is at.
+        watch: told how far the run is.
+
+    Raises:
+        ModelError: the model can't be had.
+        StoppedError: the output can't be written, or too many images failed.
+        UsageError: there are no images, or the output can't be gone on with.
+    """
+    watch = watch or Watch()
+    classifier.embed_labels(watch.labels)
+    images = discover(sources) if destination.resume else _some(sources)
+    labels = tuple(label.name for label in classifier.labels)
+    with open_output(destination, labels, classifier.settings) as output:
+        before = output.done
+        watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
+        tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), output.can_resume)
+        for prediction in classifier.predict(before.remaining(images), stop):
+            output.write(prediction)
+            tally.add(1, [] if prediction.error is None else [(prediction.path, prediction.error)])
+            if tally.exceeded:
+                break
+    return tally.report(sources, stop())
+
+
+def count(sources: Sources) -> int:
+    """Count the pictures by listing them."""
+    return sum(1 for _ in discover(sources))
+
+
+def _some(sources: Sources) -> Iterator[ImageRef]:
+    """The images that there are; that there are none is no reason to empty an output."""
+    images = discover(sources)
+    first = next(images, None)
+    if first is None:
+        raise none_found(sources)
+    return chain([first], images)
+
+
+def none_found(sources: Sources) -> UsageError:
+    """Return the error of sources that hold no picture."""
+    found = hint(sources)
+    return UsageError(f"No images found in what was given.{'' if found is None else f' {found}.'}")
