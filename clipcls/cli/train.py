@@ -159,7 +159,7 @@ def progress_report(quiet: bool) -> Iterator[Callable[["StepFigures"], None]]:
 
 
 def line_report() -> Callable[["StepFigures"], None]:
-    """Writes a line every few seconds, and for the last step."""
+    """Return what writes a line every few seconds, and for the last step."""
     import time
 
     next_line = 0.0
@@ -174,7 +174,7 @@ def line_report() -> Callable[["StepFigures"], None]:
 
 
 def describe(figures: "StepFigures") -> str:
-    """The figures of a step."""
+    """Return the figures of a step as a line shows them."""
     return (
         f"loss {figures.loss:.3f}  lr {figures.learning_rate:.1e}  scale {figures.scale:.1f}  "
         f"{figures.images_per_second:.0f} images/s  {timedelta(seconds=round(figures.seconds_left))} left"

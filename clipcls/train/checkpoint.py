@@ -21,7 +21,7 @@ FREE = (
 
 
 def resumed_settings(run: Path, config: Path | None, given: dict[str, Any]) -> TrainSettings:
-    """The settings of a run that is to go on; `restore_checkpoint` refuses those that were changed.
+    """Return the settings of a run that is to go on; `restore_checkpoint` refuses those that were changed.
 
     Args:
         run: its folder.
@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, settings: TrainSettings, digests: dict[str, st
     Args:
         folder: of the run.
         settings: of the run.
-        digests: what tells whether the data are the same when the run goes on, by the name of their setting.
+        digests: of the data, by the name of their setting; other ones stop a run that is to go on.
         state: the trainer's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a run tells of itself: its metrics, as a file of lines, as a picture, and for TensorBoard."""
+"""The metrics of a run: as a file of lines, as a picture, and for TensorBoard."""
 
 import json
 import math
@@ -48,7 +48,7 @@ class History:
             self._board.write(figures.step, {f"train/{name}": values[name] for name in names})
 
     def is_best(self, figures: Mapping[str, float]) -> bool:
-        """Whether no validation before was as good."""
+        """Return whether no validation before was as good."""
         return headline(figures) > self.best
 
     def add_validation(self, step: int, figures: Mapping[str, float]) -> None:
@@ -67,8 +67,8 @@ class History:
 
 
 @contextmanager
-def opened(folder: Path, done: int, tensorboard: bool) -> Iterator[History]:
-    """The history of a run; what it holds of steps after the first `done` is cut off.
+def open_history(folder: Path, done: int, tensorboard: bool) -> Iterator[History]:
+    """Open the history of a run; what it holds of steps after the first `done` is cut off.
 
     Raises:
         OSError: it can't be read or written.
@@ -93,7 +93,7 @@ def _kept_lines(path: Path, done: int) -> list[bytes]:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line of metrics; infinity for one that was only half written."""
+    """Return the step of a line of metrics; infinity for one that was only half written."""
     try:
         record: Any = json.loads(line)
         return int(record["step"]) if line.endswith(b"\n") else math.inf
@@ -102,7 +102,7 @@ def _step(line: bytes) -> float:
 
 
 class Board:
-    """Writes figures into a folder of TensorBoard's event files; several runs, or parts of one, may share it.
+    """A folder of TensorBoard's event files; several runs, or parts of one, may share it.
 
     Args:
         folder: created when needed.

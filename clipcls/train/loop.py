@@ -19,7 +19,7 @@ from clipcls.train.data.read import read_data
 from clipcls.train.history import History
 from clipcls.train.hooks import Hooks
 from clipcls.train.model_folder import copy_model, remove_drafts
-from clipcls.train.processes import joined, own_device
+from clipcls.train.processes import join_processes, own_device
 from clipcls.train.settings import SETTINGS_NAME, TrainSettings, write_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import StepFigures, Trainer
@@ -81,9 +81,9 @@ def train(
             can't be read.
     """
     output = Path(settings.output)
-    with joined(choose_device(own_device(settings.device))) as processes:
+    with join_processes(choose_device(own_device(settings.device))) as processes:
         if not resume:
-            processes.on_first(lambda: _claim(output))
+            processes.on_first(lambda: _create_output(output))
         torch.manual_seed(settings.seed)
         corpus, validation, start = processes.together(
             lambda: (_read(settings), Validation(settings) if processes.is_first else None, start_model(settings))
@@ -93,8 +93,8 @@ def train(
         if resume:
             run.resume()
         began = time.monotonic()
-        with _translated_errors(output, trainer):
-            last_step = run.go()
+        with _translate_errors(output, trainer):
+            last_step = run.train()
         problems = [problem for part in processes.gather_objects(run.problems) for problem in part]
         problems = list(dict.fromkeys(problems))  # each process has read the same table
         last_step = processes.gather_objects(last_step)[0]
@@ -133,7 +133,7 @@ class _Run:
 
     @property
     def digests(self) -> dict[str, str]:
-        """What tells whether the data have changed; the first process's."""
+        """The digests of the data, by the name of their setting; the first process's."""
         held_out = {} if self.validation is None else self.validation.digests
         return {"data": self.trainer.corpus.digest(), **held_out}
 
@@ -146,14 +146,14 @@ class _Run:
         for name in (MODEL, BEST):
             remove_drafts(self.output / name)
 
-    def go(self) -> StepFigures | None:
-        """Train; returns the last step, None if there is none."""
+    def train(self) -> StepFigures | None:
+        """Make the steps; returns the last one's figures, None if there is none."""
         if not self.processes.is_first:
             self._steps(None)
             return None
         if not self.trainer.done:
             write_settings(self.settings, self.output / SETTINGS_NAME)
-        with history.opened(self.output, self.trainer.done, self.settings.tensorboard) as metrics:
+        with history.open_history(self.output, self.trainer.done, self.settings.tensorboard) as metrics:
             self._steps(metrics)
             return metrics.last
 
@@ -190,7 +190,7 @@ class _Run:
         raise UsageError(f"{self.output}: the run is finished; its model is {self.output / MODEL}")
 
     def _validation_due(self) -> bool:
-        """Whether the step that was done last is one to validate after."""
+        """Return whether the step that was done last is one to validate after."""
         done = self.trainer.done
         every = max(1, round(self.trainer.feed.steps_an_epoch * self.settings.validate_epochs))
         return self.settings.validates and done > 0 and (done % every == 0 or done >= self.trainer.feed.steps)
@@ -224,7 +224,7 @@ class _Run:
 
 
 def _read(settings: TrainSettings) -> Corpus:
-    """The rows to train on; with `strict_data` all must be usable."""
+    """Read the rows to train on; with `strict_data` all must be usable."""
     corpus = read_data(settings.data, settings.samples)
     if settings.strict_data and corpus.problems:
         count = len(corpus.problems)
@@ -232,7 +232,7 @@ def _read(settings: TrainSettings) -> Corpus:
     return corpus
 
 
-def _claim(output: Path) -> None:
+def _create_output(output: Path) -> None:
     """Create the run's folder, or refuse one that holds something, but for what a run leaves that had no checkpoint."""
     try:
         held = [path.name for path in output.iterdir()] if output.is_dir() else []
@@ -244,7 +244,7 @@ def _claim(output: Path) -> None:
 
 
 @contextmanager
-def _translated_errors(output: Path, trainer: Trainer) -> Iterator[None]:
+def _translate_errors(output: Path, trainer: Trainer) -> Iterator[None]:
     """Say what a run meets in other libraries in clipcls's words."""
     try:
         yield

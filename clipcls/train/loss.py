@@ -27,7 +27,7 @@ class Positives:
         return slice(self.first, self.first + len(self.per_image))
 
     def to(self, device: torch.device) -> "Positives":
-        """The same on a device."""
+        """Return the same on a device."""
         return Positives(self.per_image.to(device), self.per_text.to(device), self.first)
 
 
@@ -48,7 +48,7 @@ def find_positives(captions: Sequence[str], accepted: Sequence[Collection[str]],
 
 
 def _matches(accepted: Sequence[Collection[str]], captions: Sequence[str]) -> torch.Tensor:
-    """`(n_accepted, n_captions) bool`."""
+    """Return which captions each picture accepts, `(n_accepted, n_captions) bool`."""
     columns: dict[str, list[int]] = {}
     for column, caption in enumerate(captions):
         columns.setdefault(caption, []).append(column)
@@ -82,7 +82,7 @@ def contrastive_loss(
 
 
 def _cross_entropy(logits: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """The sum over rows whose targets are spread evenly over their right columns."""
+    """Return the sum over rows whose targets are spread evenly over their right columns."""
     target = pairs.to(logits.dtype)
     return functional.cross_entropy(logits, target / target.sum(1, keepdim=True), reduction="sum")
 

@@ -55,7 +55,7 @@ class Processes(Share):
         return wrapped
 
     def gather(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """The features of all processes, in the order of their ranks, with gradients.
+        """Return the features of all processes, in the order of their ranks, with gradients.
 
         Args:
             features: `(n, embed_dim)`; n may differ from process to process.
@@ -68,7 +68,7 @@ class Processes(Share):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """What each process gives, in the order of their ranks; it has to be picklable.
+        """Return what each process gives, in the order of their ranks; it has to be picklable.
 
         Raises:
             StoppedError: another process has ended.
@@ -140,8 +140,8 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
-    """This process among the others that torchrun started; alone, where it didn't."""
+def join_processes(device: torch.device) -> Iterator[Processes]:
+    """Join the other processes that torchrun started; alone, where it didn't."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
@@ -153,7 +153,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
 
 
 def own_device(name: str) -> str:
-    """The device of this process: where torchrun started several, each has a GPU of its own."""
+    """Return the device of this process: where torchrun started several, each has a GPU of its own."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -161,7 +161,7 @@ def own_device(name: str) -> str:
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of the CPU and of the device, to be given to `restore_random_states`."""
+    """Return the states of the CPU and of the device, to be given to `restore_random_states`."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

@@ -255,7 +255,7 @@ def write_settings(settings: TrainSettings, path: Path) -> None:
 
 
 def _is_path(name: str, value: str, path: Path) -> bool:
-    """Whether a value stands for a path; an architecture and a model may be a name, data what a command prints."""
+    """Tell whether a value is a path; an architecture and a model may be a name, data what a command prints."""
     if name == "data":
         return not is_remote(value)
     if name == "arch":

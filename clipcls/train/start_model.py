@@ -41,7 +41,7 @@ BUILD_ERRORS = (
 
 
 def start_model(settings: TrainSettings) -> DualEncoder:
-    """The model that the settings' `arch` or `model` names, before the first step.
+    """Return the model that the settings' `arch` or `model` names, before the first step.
 
     Raises:
         UsageError: the architecture is unknown or can't be built, or the model is of a kind that can't be trained.
@@ -54,7 +54,7 @@ def start_model(settings: TrainSettings) -> DualEncoder:
 
 
 def new_model(settings: TrainSettings) -> DualEncoder:
-    """A model with random weights.
+    """Return a model with random weights.
 
     Raises:
         UsageError: the architecture is unknown, or open_clip can't build or run it.
@@ -69,7 +69,7 @@ def new_model(settings: TrainSettings) -> DualEncoder:
 
 
 def read_config(settings: TrainSettings) -> Config:
-    """The architecture and the preprocessing that the settings name.
+    """Return the architecture and the preprocessing that the settings name.
 
     Raises:
         UsageError: the architecture is unknown, or its file isn't one of open_clip's format.
@@ -97,7 +97,7 @@ def read_config(settings: TrainSettings) -> Config:
 
 
 def _read_side(arch: str, vision: dict[str, Any]) -> int:
-    """Height and width of the pictures."""
+    """Return height and width of the pictures."""
     if "image_size" not in vision:
         raise UsageError(f"{arch}: the architecture lacks 'image_size' in its vision_cfg")
     size = vision["image_size"]
@@ -161,7 +161,7 @@ def _read_arch(arch: str) -> dict[str, Any]:
 
 
 def base_model(settings: TrainSettings) -> DualEncoder:
-    """A trained model with its weights, its preprocessing, its scale and bias, and its tokenizer.
+    """Return a trained model with its weights, its preprocessing, its scale and bias, and its tokenizer.
 
     Raises:
         UsageError: it is a bare weights file, has a caption decoder, or takes pictures that aren't square.
@@ -248,7 +248,7 @@ def _with_hub_name(text_config: dict[str, Any]) -> None:
 
 
 def _build(config: Config, tokenizer_files: Sequence[Path] = ()) -> tuple[Any, Any]:
-    """A model with random weights, and its tokenizer.
+    """Build a model with random weights, and its tokenizer.
 
     Raises:
         UsageError: open_clip can't build the architecture.

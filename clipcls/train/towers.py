@@ -86,7 +86,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextlib.contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
+def keep_statistics(model: nn.Module) -> Iterator[None]:
     """Set the running statistics of BatchNorm layers back, at the end, to what they were at the beginning."""
     buffers = [buffer for layer in batch_norms(model) for buffer in layer.buffers()]
     before = [buffer.clone() for buffer in buffers]
@@ -171,7 +171,7 @@ class Encoding:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss of these features to those of the weights."""
-        with kept_statistics(self._towers):  # grad_checkpointing computes BatchNorm layers a second time
+        with keep_statistics(self._towers):  # grad_checkpointing computes BatchNorm layers a second time
             torch.autograd.backward(loss)
 
 
@@ -191,7 +191,7 @@ class EncodingInParts(Encoding):
         self._towers, self._count, self._device = towers, count, images.device
         self._parts = list(zip(images.chunk(count), tokens.chunk(count), strict=True))
         self._states, found = [], []
-        with torch.no_grad(), kept_statistics(towers):
+        with torch.no_grad(), keep_statistics(towers):
             for part in self._parts:
                 self._states.append(random_states(self._device))
                 found.append(towers(*part))
@@ -209,7 +209,7 @@ class EncodingInParts(Encoding):
             with contextlib.nullcontext() if last else self._without_exchange():
                 features = zip(self._towers(*part), (parts[number] for parts in gradients), strict=True)
                 learning = [pair for pair in features if pair[0].requires_grad]  # not those of a locked tower
-                with kept_statistics(self._towers):
+                with keep_statistics(self._towers):
                     torch.autograd.backward([pair[0] for pair in learning], [pair[1] for pair in learning])
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:

@@ -89,7 +89,7 @@ class Trainer:
         # the convolutions of a processor are faster with the channels last
         model = start.model.to(self.device, memory_format=torch.channels_last).train()
         if self.processes.count > 1 and self.device.type == "cuda":
-            model = synchronised(model)
+            model = synchronise_batch_norm(model)
         self.model = model
         lock_towers(model, settings)
         if settings.grad_checkpointing:
@@ -214,7 +214,7 @@ class Trainer:
         return float(loss)
 
     def _accepted(self, batch: Batch, keys: Sequence[str]) -> Sequence[frozenset[str]]:
-        """For each picture, the captions that aren't its negatives."""
+        """Return for each picture the captions that aren't its negatives."""
         if self.settings.positives == "listed":
             return [frozenset(map(caption_key, row.captions)) for row in batch.rows]
         if self.settings.positives == "own":
@@ -234,7 +234,7 @@ class Trainer:
         )
 
     def _beside_the_towers(self) -> list[nn.Parameter]:
-        """What is trained, but isn't the towers': its gradients come from the loss, so they are averaged apart."""
+        """Return what is trained beside the towers: its gradients come from the loss, so they are averaged apart."""
         weights = [self.model.logit_scale, getattr(self.model, "logit_bias", None)]
         weights += [] if self.extra_loss is None else self.extra_loss.parameters()
         return [weight for weight in weights if weight is not None and weight.requires_grad]
@@ -316,7 +316,7 @@ class Trainer:
         return (self.encoder.words or frozenset()) | (self.corpus.words or frozenset())
 
 
-def synchronised(model: Any) -> Any:
+def synchronise_batch_norm(model: Any) -> Any:
     """Return a model whose BatchNorm layers look at the pictures of all processes.
 
     By timm's conversion: torch's own drops the activations that timm puts into such layers, without a word.

@@ -15,7 +15,7 @@ from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts
 from clipcls.errors import StoppedError, UsageError
-from clipcls.evaluate.pictures import Pictures
+from clipcls.evaluate.pictures import PictureDecoder
 from clipcls.models.encoder import Encoder, load_encoder
 from clipcls.predict.ranking import similarities
 from clipcls.records import ImageRef, ModelSpec
@@ -53,7 +53,7 @@ class HeldOut:
 
 
 class Validation:
-    """Measures model folders, as `predict` uses them, on the data that `validation` and `zero_shot` name.
+    """What measures model folders, as `predict` uses them, on the data that `validation` and `zero_shot` name.
 
     Both are read at once; pictures are opened when something is measured.
 
@@ -83,7 +83,7 @@ class Validation:
         return tuple(self._problems)
 
     def measure(self, folder: Path) -> dict[str, float]:
-        """The figures of a model, as shares from 0 to 1.
+        """Return the figures of a model, as shares from 0 to 1.
 
         With `validation`, `image_to_text_recall@K` is the share of pictures one of whose captions is among the K
         that are nearest, `text_to_image_recall@K` that of captions one of whose pictures is. Captions that differ in
@@ -112,7 +112,7 @@ class Validation:
         return figures
 
     def _read(self, setting: str, name: str) -> Table:
-        """The data that a setting names; none of their pictures is opened, but one at least is there."""
+        """Read the data that a setting names; none of their pictures is opened, but one at least is there."""
         if are_shards(name):
             raise UsageError(f"{setting}: {name}: not from shards; name a table, or class folders")
         path = Path(name)
@@ -134,10 +134,10 @@ class Validation:
         return table
 
     def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.float32], Right]:
-        """Features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
+        """Return features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
         session = Session(encoder, Execution(workers=self._settings.threads))
         images = [ImageRef(path) for path in data.pictures]
-        pictures = Pictures(images)
+        pictures = PictureDecoder(images)
         places, features = zip(*pictures.embed(session), strict=True)
         right = [data.pictures[images[place].path] for place in np.concatenate(places)]
         problems = [f"{path}: {error}" for path, error in pictures.failures()]
@@ -154,14 +154,14 @@ class Validation:
 
 
 def headline(figures: Mapping[str, float]) -> float:
-    """What the best model is chosen by: `zero_shot_accuracy`, or without it the mean of both recalls at 1."""
+    """Return what the best model is chosen by: `zero_shot_accuracy`, or without it the mean of both recalls at 1."""
     if ZERO_SHOT_ACCURACY in figures:
         return figures[ZERO_SHOT_ACCURACY]
     return (figures["image_to_text_recall@1"] + figures["text_to_image_recall@1"]) / 2
 
 
 def wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:
-    """How many wrong candidates are as near to each query as its nearest right one, or nearer.
+    """Count how many wrong candidates are as near to each query as its nearest right one, or nearer.
 
     Ties count against the model, so that one that gives the same features for everything finds nothing.
 
@@ -178,7 +178,7 @@ def wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Ten
 
 
 def _parts(queries: int, candidates: int) -> list[slice]:
-    """The queries that are compared with all candidates at once."""
+    """Return the queries that are compared with all candidates at once."""
     size = max(1, COSINES_AT_ONCE // candidates)
     return [slice(start, start + size) for start in range(0, queries, size)]
 
@@ -196,7 +196,7 @@ def _wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Te
 def _recalls(
     images: NDArray[np.float32], texts: NDArray[np.float32], right: Right, device: torch.device
 ) -> dict[str, float]:
-    """Recall in both directions; texts none of whose pictures could be decoded aren't asked for."""
+    """Return the recall in both directions; texts none of whose pictures could be decoded aren't asked for."""
     pictures: list[list[int]] = [[] for _ in texts]
     for picture, indices in enumerate(right):
         for index in indices:
@@ -213,21 +213,21 @@ def _recalls(
 
 
 def _accuracy(images: NDArray[np.float32], texts: NDArray[np.float32], right: Right) -> float:
-    """The share of pictures that are nearest to a text of theirs; of equally near ones `predict` takes the first."""
+    """Return the share of pictures nearest to a text of theirs; of equally near ones `predict` takes the first."""
     parts = _parts(len(images), len(texts))
     best = np.concatenate([similarities(images[part], texts).argmax(axis=1) for part in parts])
     return sum(index in indices for index, indices in zip(best, right, strict=True)) / len(right)
 
 
 def _pairs(rows: Sequence[Row], templates: Sequence[str]) -> HeldOut:
-    """Each caption as a text of its own."""
+    """Return each caption as a text of its own."""
     phrasing = Phrasing(["{}"] if "{}" in templates else templates)
     found = ((row.image, (caption,)) for row in rows for caption in row.captions)
     return _held_out("validation", found, lambda captions: (next(phrasing.every(captions)),))
 
 
 def _classes(rows: Sequence[Row], templates: Sequence[str]) -> HeldOut:
-    """Each class as a text, which is a caption in many templates."""
+    """Return each class as a text, which is a caption in many templates."""
     phrasing = Phrasing(templates)
     found = ((row.image, row.captions) for row in rows)
     return _held_out("zero_shot", found, lambda captions: tuple(phrasing.every(captions)))
@@ -236,7 +236,7 @@ def _classes(rows: Sequence[Row], templates: Sequence[str]) -> HeldOut:
 def _held_out(
     setting: str, found: Iterable[tuple[str, tuple[str, ...]]], prompts: Callable[[tuple[str, ...]], tuple[str, ...]]
 ) -> HeldOut:
-    """Paths with captions that are one text, by picture and by text: both may come more than once."""
+    """Group paths with captions that are one text: both pictures and texts may come more than once."""
     indices: dict[tuple[str, ...], int] = {}
     texts: list[tuple[str, ...]] = []
     pictures: dict[str, set[int]] = {}

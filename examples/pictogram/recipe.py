@@ -20,7 +20,7 @@ from torch.nn import functional
 from clipcls.errors import ClipclsError, UsageError
 from clipcls.train.checkpoint import resumed_settings
 from clipcls.train.data.corpus import Row
-from clipcls.train.data.pictures import Pictures
+from clipcls.train.data.pictures import PictureDecoder
 from clipcls.train.data.table import Table
 from clipcls.train.hooks import Hooks
 from clipcls.train.loop import train
@@ -100,7 +100,7 @@ def sample(trainer: Trainer, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows = table_of(trainer).rows
     rows = rng.sample(rows, min(count, len(rows)))
     groups = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-    batches = Pictures(feed.pictures.canvas, cache_mb=0).batches(groups, trainer.settings.threads)
+    batches = PictureDecoder(feed.pictures.canvas, cache_mb=0).batches(groups, trainer.settings.threads)
     images = torch.cat([feed.images(pictures, 0) for _, pictures in batches])
     texts = [feed.phrasing.draw(row, rng)[1] for row in rng.choices(rows, k=count)]
     return images, trainer.encoder.tokenizer(texts)

@@ -12,7 +12,7 @@ from PIL import Image
 from clipcls.images.fit import load_pixels
 from clipcls.records import Preprocessing
 from clipcls.train.data.corpus import Row
-from clipcls.train.data.pictures import Pictures, decode_rgba
+from clipcls.train.data.pictures import PictureDecoder, decode_rgba
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -34,7 +34,7 @@ def test_pictures_leave_out_what_cannot_be_decoded(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     names = ("good.png", "bad.png", "missing.png", "\ud800.png", "\0.png")
     good, *bad = (Row(str(tmp_path / name), ("x",)) for name in names)
-    pictures = Pictures(canvas(8, "squash", 0), cache_mb=1)
+    pictures = PictureDecoder(canvas(8, "squash", 0), cache_mb=1)
     batches = list(pictures.batches([[good, bad[0]], bad[1:], [good, good]], workers=2))
     assert [len(rows) for rows, _ in batches] == [1, 0, 2]
     assert batches[2][1].dtype == torch.uint8
@@ -78,7 +78,7 @@ def test_pictures_keep_only_what_fits(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
         rows.append(Row(str(tmp_path / f"{number}.png"), ("x",)))
-    pictures = Pictures(canvas(512, "squash", 0), cache_mb=2)  # two of one MiB each
+    pictures = PictureDecoder(canvas(512, "squash", 0), cache_mb=2)  # two of one MiB each
     for row in rows:
         assert pictures.picture(row) is not None
     for number in range(3):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipcls.train.data.read import read_data
-from clipcls.train.processes import joined
+from clipcls.train.processes import join_processes
 from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Trainer
@@ -49,7 +49,7 @@ def gradients(folder: Path, given: dict[str, Any]) -> tuple[float, dict[str, tor
     given = {name: value for name, value in given.items() if name != "recipe"} | {"grad_clip": 0.0}
     settings = load_settings(folder / "config.yaml", given)
     # losses are computed in float32 on purpose
-    with joined(CPU) as processes, patch.object(torch.Tensor, "float", torch.Tensor.double):
+    with join_processes(CPU) as processes, patch.object(torch.Tensor, "float", torch.Tensor.double):
         torch.manual_seed(0)
         start = start_model(settings)
         start.model.double()

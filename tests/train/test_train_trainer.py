@@ -15,7 +15,7 @@ from clipcls.train.data.read import read_data
 from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.towers import Towers
-from clipcls.train.trainer import Trainer, synchronised
+from clipcls.train.trainer import Trainer, synchronise_batch_norm
 from conftest import TINY_CONFIG, save_pictures
 from tolerances import sum_tolerance
 
@@ -127,7 +127,7 @@ def test_synchronised_batch_norm_keeps_the_activations(folder: Path, name: str) 
     model = trainer(folder, BATCH_NORM | {"vision_cfg": vision}).model.double().eval()
     pictures = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     expected = model.encode_image(pictures)
-    converted = synchronised(model).eval()
+    converted = synchronise_batch_norm(model).eval()
     assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
     torch.testing.assert_close(converted.encode_image(pictures), expected, rtol=1e-9, atol=1e-12)
 

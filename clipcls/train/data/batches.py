@@ -15,7 +15,7 @@ from clipcls.records import Preprocessing
 from clipcls.train.data.augment import Augmentation, training_seed
 from clipcls.train.data.captions import Phrasing
 from clipcls.train.data.corpus import Corpus, Row, Share
-from clipcls.train.data.pictures import Pictures, pool_of
+from clipcls.train.data.pictures import PictureDecoder, pool_of
 from clipcls.train.model_folder import DualEncoder
 from clipcls.train.settings import TrainSettings
 
@@ -45,7 +45,7 @@ class Batch:
 
 
 class Feed:
-    """Gives a run's batches; what is in one depends on the settings, its step and the share alone.
+    """The batches of a run; what is in one depends on the settings, its step and the share alone.
 
     Attributes:
         steps: of the whole run; a corpus smaller than a batch is one batch.
@@ -70,7 +70,7 @@ class Feed:
         mean, std = preprocess["mean"], preprocess["std"]
         fitting = {name: preprocess[name] for name in ("interpolation", "resize_mode", "fill_color")}
         canvas = Preprocessing((stored, stored), mean, std, **fitting)
-        self.pictures = Pictures(canvas, settings.cache_mb // share.count)
+        self.pictures = PictureDecoder(canvas, settings.cache_mb // share.count)
         self._normal = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
         self.steps = max(1, round(self.steps_an_epoch * settings.epochs))
         self._warned = False
@@ -81,7 +81,7 @@ class Feed:
         return max(1, self.corpus.count // self.settings.batch_size)
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
-        """The batches from step `first` on, each prepared on a thread while the one before is trained on."""
+        """Yield the batches from step `first` on, each prepared on a thread while the one before is trained on."""
         batches = self._prepared(first)
         with pool_of(1, "prepare") as pool:
             coming = pool.submit(next, batches, None)
@@ -90,7 +90,7 @@ class Feed:
                 yield batch
 
     def _prepared(self, first: int) -> Iterator[Batch]:
-        """Every batch, augmented and tokenised."""
+        """Yield every batch, augmented and tokenised."""
         order = self.corpus.batches(self.settings.batch_size, self.settings.seed, self.share, first)
         some = islice(order, self.steps - first)
         for step, (rows, pictures) in enumerate(self.pictures.batches(some, self.settings.threads), first):
@@ -112,7 +112,7 @@ class Feed:
             logger.warning("captions over the context length are cut; the first: %s", textwrap.shorten(first, 100))
 
     def _number(self, step: int) -> int:
-        """A number for each step of each process, to draw from."""
+        """Return a number of its own for each step of each process, to draw from."""
         return step * self.share.count + self.share.rank
 
     def _check_data(self) -> None:

@@ -45,7 +45,7 @@ def decode_rgba(source: Source, canvas: Preprocessing) -> torch.Tensor:
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()  # HWC -> CHW
 
 
-class Pictures:
+class PictureDecoder:
     """Decodes pictures on threads, and keeps as many as fit in memory.
 
     Attributes:
@@ -64,7 +64,7 @@ class Pictures:
         return list(self._problems.values())
 
     def picture(self, row: Row) -> torch.Tensor | None:
-        """The picture of a row, or None where it can't be decoded."""
+        """Return the picture of a row, or None where it can't be decoded."""
         if row.image in self._kept:
             return self._kept[row.image]
         if row.image in self._problems:
@@ -108,7 +108,7 @@ class Pictures:
 
 @contextmanager
 def pool_of(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """A pool that isn't waited for when it is left by an exception: a thread may hang on a source that stalls."""
+    """Open a pool that isn't waited for after an exception: a thread may hang on a source that stalls."""
     pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     try:
         yield pool
