@@ -15,7 +15,7 @@ from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts
 from clipcls.errors import StoppedError, UsageError
-from clipcls.evaluate.pictures import PictureDecoder
+from clipcls.evaluate.pictures import Pictures
 from clipcls.models.encoder import Encoder, load_encoder
 from clipcls.predict.ranking import similarities
 from clipcls.records import ImageRef, ModelSpec
@@ -137,7 +137,7 @@ class Validation:
         """Return features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
         session = Session(encoder, Execution(workers=self._settings.threads))
         images = [ImageRef(path) for path in data.pictures]
-        pictures = PictureDecoder(images)
+        pictures = Pictures(images)
         places, features = zip(*pictures.embed(session), strict=True)
         right = [data.pictures[images[place].path] for place in np.concatenate(places)]
         problems = [f"{path}: {error}" for path, error in pictures.failures()]
