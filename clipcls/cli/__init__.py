@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 app.command()(predict.predict)
 app.command()(sort.sort)
-app.command()(train.train)
+app.command("train")(train.train_command)
 app.command()(check.check)
 app.command("eval")(evaluate)
 app.command()(calibrate)

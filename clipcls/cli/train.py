@@ -13,18 +13,16 @@ from clipcls.cli.signals import StopSignals, is_first_process
 from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
-    from clipcls.train.trainer import Progress
+    from clipcls.train.trainer import StepFigures
 
 SECONDS_BETWEEN_LINES = 15
 PROBLEMS_SHOWN = 10
+# all other options are settings, and called like them
+NOT_SETTINGS = {"config", "template", "resume", "setting", "verbose", "quiet"}
 
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Augment = Literal["none", "light", "heavy"]
-Loss = Literal["auto", "contrastive", "sigmoid"]
-
-
-def train(
+def train_command(
+    context: typer.Context,
     data: Annotated[
         str | None,
         typer.Argument(
@@ -73,13 +71,17 @@ def train(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate: 1e-3, with --model 1e-5.")] = None,
     loss: Annotated[
-        Loss | None, typer.Option(help="auto is sigmoid for a model with a bias, else contrastive.")
+        Literal["auto", "contrastive", "sigmoid"] | None,
+        typer.Option(help="auto is sigmoid for a model with a bias, else contrastive."),
     ] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights, which is kept.")] = None,
-    augment: Annotated[Augment | None, typer.Option(help="How much pictures are varied.")] = None,
+    augment: Annotated[
+        Literal["none", "light", "heavy"] | None, typer.Option(help="How much pictures are varied.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     precision: Annotated[
-        Precision | None, typer.Option(envvar="CLIPCLS_PRECISION", help="Of the forward pass.")
+        Literal["auto", "fp32", "bf16", "fp16"] | None,
+        typer.Option(envvar="CLIPCLS_PRECISION", help="Of the forward pass."),
     ] = None,
     device: Annotated[str | None, typer.Option(envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
     workers: Annotated[
@@ -101,35 +103,11 @@ def train(
     """Train a model on pictures with captions; the folder it writes works with predict --model."""
     options.set_up_logging(verbose, quiet or not is_first_process())
     from clipcls.train.checkpoint import resumed_settings
-    from clipcls.train.loop import train as run
+    from clipcls.train.loop import train
     from clipcls.train.settings import load_settings, parse_assignments
 
-    given = {
-        "data": data,
-        "arch": arch,
-        "model": model,
-        "lock_image": lock_image,
-        "lock_text": lock_text,
-        "templates": template or None,
-        "strict_data": strict_data,
-        "output": output and str(output),
-        "validation": validation,
-        "zero_shot": zero_shot,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "grad_checkpointing": grad_checkpointing,
-        "learning_rate": learning_rate,
-        "loss": loss,
-        "ema": ema,
-        "augment": augment,
-        "seed": seed,
-        "precision": precision,
-        "device": device,
-        "workers": workers,
-        "compile": compile,
-        "tensorboard": tensorboard,
-    }
+    given = {name: value for name, value in context.params.items() if name not in NOT_SETTINGS}
+    given |= {"templates": template or None, "output": output and str(output)}
     try:
         given |= parse_assignments(setting or [])
         settings = load_settings(config, given) if resume is None else resumed_settings(resume, config, given)
@@ -137,30 +115,30 @@ def train(
         exc.told = not is_first_process()
         raise
     with progress_report(quiet) as report, StopSignals("saving after this step") as signals:
-        result = run(settings, report, resume=resume is not None, asked_to_stop=signals.received)
+        result = train(settings, report, resume=resume is not None, asked_to_stop=signals.received)
     if not is_first_process():
         raise typer.Exit(signals.exit_code)
     for problem in () if quiet else result.problems[:PROBLEMS_SHOWN]:
         typer.echo(f"left out: {problem}", err=True)
     if result.problems:
         typer.echo(f"{len(result.problems)} rows or pictures left out", err=True)
-    done = result.progress
+    last = result.last_step
     if not result.finished:
         typer.echo(
-            f"step {done.step} of {done.steps} is saved; go on with: clipcls train --resume {settings.output}", err=True
+            f"step {last.step} of {last.steps} is saved; go on with: clipcls train --resume {settings.output}", err=True
         )
         raise typer.Exit(signals.exit_code)
-    typer.echo(f"trained in {result.seconds / 60:.1f} min, last loss {done.loss:.3f}", err=True)
+    typer.echo(f"trained in {result.seconds / 60:.1f} min, last loss {last.loss:.3f}", err=True)
     if result.best is not None:
         typer.echo(f"the best model in the validations: {result.best}", err=True)
     typer.echo(result.model)
 
 
 @contextmanager
-def progress_report(quiet: bool) -> Iterator[Callable[["Progress"], None]]:
+def progress_report(quiet: bool) -> Iterator[Callable[["StepFigures"], None]]:
     """Show progress on stderr: a bar on a terminal, else a line now and then."""
     if quiet:
-        yield lambda progress: None
+        yield lambda figures: None
         return
     from rich.console import Console
 
@@ -168,37 +146,36 @@ def progress_report(quiet: bool) -> Iterator[Callable[["Progress"], None]]:
     if not console.is_terminal:
         yield line_report()
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=console) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=None)
 
-        def report(progress: "Progress") -> None:
-            bar.update(task, total=progress.steps, completed=progress.step, description=describe(progress))
+        def report(figures: "StepFigures") -> None:
+            bar.update(task, total=figures.steps, completed=figures.step, description=describe(figures))
 
         yield report
 
 
-def line_report() -> Callable[["Progress"], None]:
-    """Writes a line every few seconds, and for the last step."""
+def line_report() -> Callable[["StepFigures"], None]:
+    """Return what writes a line every few seconds, and for the last step."""
     import time
 
     next_line = 0.0
 
-    def report(progress: "Progress") -> None:
+    def report(figures: "StepFigures") -> None:
         nonlocal next_line
-        if time.monotonic() >= next_line or progress.step == progress.steps:
+        if time.monotonic() >= next_line or figures.step == figures.steps:
             next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-            typer.echo(f"step {progress.step}/{progress.steps}  {describe(progress)}", err=True)
+            typer.echo(f"step {figures.step}/{figures.steps}  {describe(figures)}", err=True)
 
     return report
 
 
-def describe(progress: "Progress") -> str:
-    """The figures of a step."""
+def describe(figures: "StepFigures") -> str:
+    """Return the figures of a step as a line shows them."""
     return (
-        f"loss {progress.loss:.3f}  lr {progress.learning_rate:.1e}  scale {progress.scale:.1f}  "
-        f"{progress.images_per_second:.0f} images/s  {timedelta(seconds=round(progress.seconds_left))} left"
+        f"loss {figures.loss:.3f}  lr {figures.learning_rate:.1e}  scale {figures.scale:.1f}  "
+        f"{figures.images_per_second:.0f} images/s  {timedelta(seconds=round(figures.seconds_left))} left"
     )

@@ -8,11 +8,11 @@ import torch
 
 from clipcls.errors import StoppedError, UsageError, first_line
 from clipcls.outputs.atomic import write_atomically
-from clipcls.train.settings import SETTINGS_NAME, Settings, load_settings, read_config_file, setting_values
+from clipcls.train.settings import SETTINGS_NAME, TrainSettings, load_settings, read_config_file, setting_values
 from clipcls.train.trainer import Trainer
 
 CHECKPOINT_NAME = "checkpoint.pt"
-VERSION = 3
+CHECKPOINT_VERSION = 3
 # settings that decide nothing that is computed; the data are compared by what they hold
 FREE = (
     *("data", "output", "validation", "zero_shot", "tensorboard", "save_minutes"),
@@ -20,8 +20,8 @@ FREE = (
 )
 
 
-def resumed_settings(run: Path, config: Path | None, given: dict[str, Any]) -> Settings:
-    """The settings of a run that is to go on; `restore_checkpoint` refuses those that were changed.
+def resumed_settings(run: Path, config: Path | None, given: dict[str, Any]) -> TrainSettings:
+    """Return the settings of a run that is to go on; `restore_checkpoint` refuses those that were changed.
 
     Args:
         run: its folder.
@@ -40,19 +40,24 @@ def resumed_settings(run: Path, config: Path | None, given: dict[str, Any]) -> S
     return load_settings(run / SETTINGS_NAME, values | {"output": str(run)})
 
 
-def save_checkpoint(folder: Path, settings: Settings, digests: dict[str, str], state: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, settings: TrainSettings, digests: dict[str, str], state: dict[str, Any]) -> None:
     """Write a trainer's state into the run's folder; until it is whole, the one before it stays.
 
     Args:
         folder: of the run.
         settings: of the run.
-        digests: what tells whether the data are the same when the run goes on, by the name of their setting.
+        digests: of the data, by the name of their setting; other ones stop a run that is to go on.
         state: the trainer's.
 
     Raises:
         StoppedError: it can't be written.
     """
-    content = {"version": VERSION, "settings": setting_values(settings), "digests": digests, "trainer": state}
+    content = {
+        "version": CHECKPOINT_VERSION,
+        "settings": setting_values(settings),
+        "digests": digests,
+        "trainer": state,
+    }
     try:
         write_atomically(folder / CHECKPOINT_NAME, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as exc:  # torch makes a RuntimeError of a full disk
@@ -78,7 +83,7 @@ def restore_checkpoint(folder: Path, trainer: Trainer, digests: dict[str, str]) 
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as exc:
         raise UsageError(f"{path}: not a checkpoint that can be read: {exc}") from exc
-    if not isinstance(content, dict) or content.get("version") != VERSION:
+    if not isinstance(content, dict) or content.get("version") != CHECKPOINT_VERSION:
         raise UsageError(
             f"{path}: not a checkpoint of this version of clipcls; start the run anew, or go on from its model "
             f"with --model {folder / 'model'}"

@@ -60,7 +60,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
 
 
 def read_metrics(metrics: Path) -> tuple[list[Record], list[Record]]:
-    """The lines of steps, evenly thinned out where there are many, and those of validations.
+    """Return the lines of steps, evenly thinned out where there are many, and those of validations.
 
     Raises:
         OSError: the file can't be read.
@@ -90,7 +90,7 @@ def read_metrics(metrics: Path) -> tuple[list[Record], list[Record]]:
 
 
 def _parsed(lines: Iterable[bytes], key: str) -> list[Record]:
-    """Those that are JSON and have the key."""
+    """Return the lines that are JSON and have the key."""
     records = []
     for line in lines:
         try:
@@ -103,7 +103,7 @@ def _parsed(lines: Iterable[bytes], key: str) -> list[Record]:
 
 
 def _draw_loss(axes: "Axes", steps: list[Record]) -> None:
-    """Faint as it was at each step, and strong as a moving mean."""
+    """Draw the loss of each step faintly, and its moving mean strongly."""
     where, losses = _column(steps, "step"), _column(steps, "loss")
     axes.plot(where, losses, color=TRAINING, alpha=0.3, linewidth=0.8, label="each step")
     mean = smooth(losses)
@@ -116,7 +116,7 @@ def _draw(axes: "Axes", steps: list[Record], name: str) -> None:
 
 
 def _draw_validations(axes: "Axes", validations: list[Record]) -> None:
-    """A curve for each figure, labelled with its last value."""
+    """Draw a curve for each figure, labelled with its last value."""
     names = dict.fromkeys(name for record in validations for name in record["validation"])
     for name in names:
         found = [record for record in validations if name in record["validation"]]
@@ -141,7 +141,7 @@ def _label(axes: "Axes", name: str, last: int) -> None:
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The moving mean, over what there is of its window at both ends.
+    """Return the moving mean, over what there is of its window at both ends.
 
     Args:
         values: (n,) float64.

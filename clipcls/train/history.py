@@ -1,4 +1,4 @@
-"""What a run tells of itself: its metrics, as a file of lines, as a picture, and for TensorBoard."""
+"""The metrics of a run: as a file of lines, as a picture, and for TensorBoard."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from clipcls.errors import UsageError
 from clipcls.outputs.atomic import write_atomically
 from clipcls.train.curves import draw_curves
-from clipcls.train.trainer import Progress
+from clipcls.train.trainer import StepFigures
 from clipcls.train.validation import headline
 
 METRICS_NAME = "metrics.jsonl"
@@ -30,25 +30,25 @@ class History:
 
     def __init__(self, folder: Path, file: TextIO, lines: Sequence[bytes], board: "Board | None") -> None:
         self.best, self.validated = -math.inf, 0
-        self.last: Progress | None = None
+        self.last: StepFigures | None = None
         for record in map(json.loads, lines):
             if "validation" in record:
                 self._remember(record["step"], record["validation"])
             else:
-                self.last = Progress(**record)
+                self.last = StepFigures(**record)
         self._folder, self._file, self._board = folder, file, board
 
-    def add_step(self, progress: Progress) -> None:
+    def add_step(self, figures: StepFigures) -> None:
         """Note a step."""
-        self.last = progress
-        figures = asdict(progress)
-        self._file.write(json.dumps(figures) + "\n")
+        self.last = figures
+        values = asdict(figures)
+        self._file.write(json.dumps(values) + "\n")
         if self._board is not None:
             names = ("loss", "learning_rate", "scale", "images_per_second")
-            self._board.write(progress.step, {f"train/{name}": figures[name] for name in names})
+            self._board.write(figures.step, {f"train/{name}": values[name] for name in names})
 
     def is_best(self, figures: Mapping[str, float]) -> bool:
-        """Whether no validation before was as good."""
+        """Return whether no validation before was as good."""
         return headline(figures) > self.best
 
     def add_validation(self, step: int, figures: Mapping[str, float]) -> None:
@@ -67,8 +67,8 @@ class History:
 
 
 @contextmanager
-def opened(folder: Path, done: int, tensorboard: bool) -> Iterator[History]:
-    """The history of a run; what it holds of steps after the first `done` is cut off.
+def open_history(folder: Path, done: int, tensorboard: bool) -> Iterator[History]:
+    """Open the history of a run; what it holds of steps after the first `done` is cut off.
 
     Raises:
         OSError: it can't be read or written.
@@ -93,7 +93,7 @@ def _kept_lines(path: Path, done: int) -> list[bytes]:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line of metrics; infinity for one that was only half written."""
+    """Return the step of a line of metrics; infinity for one that was only half written."""
     try:
         record: Any = json.loads(line)
         return int(record["step"]) if line.endswith(b"\n") else math.inf
@@ -102,7 +102,7 @@ def _step(line: bytes) -> float:
 
 
 class Board:
-    """Writes figures into a folder of TensorBoard's event files; several runs, or parts of one, may share it.
+    """A folder of TensorBoard's event files; several runs, or parts of one, may share it.
 
     Args:
         folder: created when needed.

@@ -17,11 +17,12 @@ from clipcls.train.checkpoint import restore_checkpoint, save_checkpoint
 from clipcls.train.data.corpus import Corpus
 from clipcls.train.data.read import read_data
 from clipcls.train.history import History
+from clipcls.train.hooks import Hooks
 from clipcls.train.model_folder import copy_model, remove_drafts
-from clipcls.train.processes import joined, own_device
-from clipcls.train.settings import SETTINGS_NAME, Settings, write_settings
+from clipcls.train.processes import join_processes, own_device
+from clipcls.train.settings import SETTINGS_NAME, TrainSettings, write_settings
 from clipcls.train.start_model import start_model
-from clipcls.train.trainer import Progress, Trainer
+from clipcls.train.trainer import StepFigures, Trainer
 from clipcls.train.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,13 @@ MODEL, BEST = "model", "best"
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class TrainResult:
     """What a run leaves behind.
 
     Attributes:
         model: the model folder.
         best: the folder of the model that was best in the validations, None without any.
-        progress: of the last step.
+        last_step: its figures.
         problems: one message for each row and picture that couldn't be used.
         seconds: of the training itself.
         finished: False where the run was asked to stop; it can go on from its checkpoint.
@@ -45,18 +46,19 @@ class Result:
 
     model: Path
     best: Path | None
-    progress: Progress
+    last_step: StepFigures
     problems: tuple[str, ...]
     seconds: float
     finished: bool
 
 
 def train(
-    settings: Settings,
-    report: Callable[[Progress], None] = lambda progress: None,
+    settings: TrainSettings,
+    report: Callable[[StepFigures], None] = lambda figures: None,
     resume: bool = False,
     asked_to_stop: Callable[[], bool] = lambda: False,
-) -> Result:
+    hooks: Hooks | None = None,
+) -> TrainResult:
     """Train a new model, or a trained one further; one process of several where torchrun started it.
 
     Args:
@@ -65,6 +67,7 @@ def train(
         resume: go on with the run in the settings' `output`, from its checkpoint; its losses are then what they
             would have been without the interruption.
         asked_to_stop: whether to save and end after the current step.
+        hooks: what a recipe adds to the run.
 
     Returns:
         The run's result; its folder holds `model/`, with a validation `best/`, `metrics.jsonl`, `curves.png`,
@@ -78,33 +81,33 @@ def train(
             can't be read.
     """
     output = Path(settings.output)
-    with joined(choose_device(own_device(settings.device))) as processes:
+    with join_processes(choose_device(own_device(settings.device))) as processes:
         if not resume:
-            processes.on_first(lambda: _claim(output))
+            processes.on_first(lambda: _create_output(output))
         torch.manual_seed(settings.seed)
         corpus, validation, start = processes.together(
             lambda: (_read(settings), Validation(settings) if processes.is_first else None, start_model(settings))
         )
-        trainer = Trainer(settings, start, corpus, processes)
+        trainer = Trainer(settings, start, corpus, processes, hooks)
         run = _Run(trainer, validation, report, asked_to_stop)
         if resume:
             run.resume()
         began = time.monotonic()
-        with _translated_errors(output, trainer):
-            progress = run.go()
+        with _translate_errors(output, trainer):
+            last_step = run.train()
         problems = [problem for part in processes.gather_objects(run.problems) for problem in part]
         problems = list(dict.fromkeys(problems))  # each process has read the same table
-        progress = processes.gather_objects(progress)[0]
-        if progress is None:
+        last_step = processes.gather_objects(last_step)[0]
+        if last_step is None:
             first = f"; the first problem: {problems[0]}" if problems else ""
             raise UsageError(f"{settings.data}: no picture can be used{first}")
         best = output / BEST if settings.validates else None
         finished = trainer.done >= trainer.feed.steps
-        return Result(output / MODEL, best, progress, tuple(problems), time.monotonic() - began, finished)
+        return TrainResult(output / MODEL, best, last_step, tuple(problems), time.monotonic() - began, finished)
 
 
 class _Run:
-    """The steps of a run, and what is saved, validated and told in between.
+    """The steps of a run, and what is saved, validated and reported in between.
 
     Args:
         validation: None in all processes but the first, which alone measures and writes.
@@ -114,13 +117,13 @@ class _Run:
         self,
         trainer: Trainer,
         validation: Validation | None,
-        report: Callable[[Progress], None],
+        report: Callable[[StepFigures], None],
         asked_to_stop: Callable[[], bool],
     ) -> None:
         self.trainer, self.validation = trainer, validation
         self.settings, self.processes, self.output = trainer.settings, trainer.processes, Path(trainer.settings.output)
         self.report, self.asked_to_stop = report, asked_to_stop
-        self._problems_told = 0
+        self._problems_reported = 0
 
     @property
     def problems(self) -> list[str]:
@@ -130,7 +133,7 @@ class _Run:
 
     @property
     def digests(self) -> dict[str, str]:
-        """What tells whether the data have changed; the first process's."""
+        """The digests of the data, by the name of their setting; the first process's."""
         held_out = {} if self.validation is None else self.validation.digests
         return {"data": self.trainer.corpus.digest(), **held_out}
 
@@ -143,43 +146,43 @@ class _Run:
         for name in (MODEL, BEST):
             remove_drafts(self.output / name)
 
-    def go(self) -> Progress | None:
-        """Train; returns the last step, None if there is none."""
+    def train(self) -> StepFigures | None:
+        """Make the steps; returns the last one's figures, None if there is none."""
         if not self.processes.is_first:
             self._steps(None)
             return None
         if not self.trainer.done:
             write_settings(self.settings, self.output / SETTINGS_NAME)
-        with history.opened(self.output, self.trainer.done, self.settings.tensorboard) as told:
-            self._steps(told)
-            return told.last
+        with history.open_history(self.output, self.trainer.done, self.settings.tensorboard) as metrics:
+            self._steps(metrics)
+            return metrics.last
 
-    def _steps(self, told: History | None) -> None:
-        self._tell_problems()
-        self._catch_up(told)
-        progress, saved, saved_at = None, self.trainer.done, time.monotonic()
+    def _steps(self, metrics: History | None) -> None:
+        self._report_problems()
+        self._catch_up(metrics)
+        figures, saved, saved_at = None, self.trainer.done, time.monotonic()
         interval = self.settings.save_minutes * 60 or float("inf")
-        for progress in self.trainer.steps():
-            if told is not None:
-                told.add_step(progress)
-                self.report(progress)
+        for figures in self.trainer.steps():
+            if metrics is not None:
+                metrics.add_step(figures)
+                self.report(figures)
             wishes = self.processes.gather_objects((self.asked_to_stop(), time.monotonic() - saved_at > interval))
             stop, due = any(asked for asked, _ in wishes), wishes[0][1]
-            if progress.step == self.trainer.feed.steps_an_epoch:
-                self._tell_problems()
+            if figures.step == self.trainer.feed.steps_an_epoch:
+                self._report_problems()
             if stop or due or self._validation_due():
-                self._save(told)
-                saved, saved_at = progress.step, time.monotonic()
+                self._save(metrics)
+                saved, saved_at = figures.step, time.monotonic()
             if stop:
                 return
-        if saved < self.trainer.done and (progress is not None or saved):
-            self._save(told)
+        if saved < self.trainer.done and (figures is not None or saved):
+            self._save(metrics)
 
-    def _catch_up(self, told: History | None) -> None:
+    def _catch_up(self, metrics: History | None) -> None:
         """Make up for the validation that a resumed run was stopped in; without one, a finished run has an end."""
-        missed = self._validation_due() and told is not None and told.validated < self.trainer.done
+        missed = self._validation_due() and metrics is not None and metrics.validated < self.trainer.done
         if any(self.processes.gather_objects(missed)):
-            self._save(told)
+            self._save(metrics)
         elif self.trainer.done >= self.trainer.feed.steps:
             self.processes.on_first(self._refuse_finished)
 
@@ -187,41 +190,41 @@ class _Run:
         raise UsageError(f"{self.output}: the run is finished; its model is {self.output / MODEL}")
 
     def _validation_due(self) -> bool:
-        """Whether the step that was done last is one to validate after."""
+        """Return whether the step that was done last is one to validate after."""
         done = self.trainer.done
         every = max(1, round(self.trainer.feed.steps_an_epoch * self.settings.validate_epochs))
         return self.settings.validates and done > 0 and (done % every == 0 or done >= self.trainer.feed.steps)
 
-    def _save(self, told: History | None) -> None:
+    def _save(self, metrics: History | None) -> None:
         """Write the model, then the checkpoint, so that with one there is the other; a validation may fail after it."""
         state = self.trainer.state()
-        if told is None:
+        if metrics is None:
             self.processes.on_first(lambda: None)
         else:
-            self.processes.on_first(lambda: self._write(told, state))
-        self._tell_problems()
+            self.processes.on_first(lambda: self._write(metrics, state))
+        self._report_problems()
 
-    def _write(self, told: History, state: dict[str, Any]) -> None:
+    def _write(self, metrics: History, state: dict[str, Any]) -> None:
         model = self.output / MODEL
         self.trainer.save(model)
         save_checkpoint(self.output, self.settings, self.digests, state)
         if self.validation is not None and self._validation_due():
             figures = self.validation.measure(model)
-            if told.is_best(figures):
+            if metrics.is_best(figures):
                 copy_model(model, self.output / BEST)
-            told.add_validation(self.trainer.done, figures)  # last, so that whatever is interrupted is done again
-        told.draw()
+            metrics.add_validation(self.trainer.done, figures)  # last, so that whatever is interrupted is done again
+        metrics.draw()
 
-    def _tell_problems(self) -> None:
+    def _report_problems(self) -> None:
         """Say how much is left out while there is time to stop and correct it."""
         problems = self.problems
-        if len(problems) > self._problems_told:
+        if len(problems) > self._problems_reported:
             logger.warning("%d rows or pictures left out so far; the first: %s", len(problems), problems[0])
-        self._problems_told = len(problems)
+        self._problems_reported = len(problems)
 
 
-def _read(settings: Settings) -> Corpus:
-    """The rows to train on; with `strict_data` all must be usable."""
+def _read(settings: TrainSettings) -> Corpus:
+    """Read the rows to train on; with `strict_data` all must be usable."""
     corpus = read_data(settings.data, settings.samples)
     if settings.strict_data and corpus.problems:
         count = len(corpus.problems)
@@ -229,7 +232,7 @@ def _read(settings: Settings) -> Corpus:
     return corpus
 
 
-def _claim(output: Path) -> None:
+def _create_output(output: Path) -> None:
     """Create the run's folder, or refuse one that holds something, but for what a run leaves that had no checkpoint."""
     try:
         held = [path.name for path in output.iterdir()] if output.is_dir() else []
@@ -241,8 +244,8 @@ def _claim(output: Path) -> None:
 
 
 @contextmanager
-def _translated_errors(output: Path, trainer: Trainer) -> Iterator[None]:
-    """What a run meets in other libraries, in clipcls's words."""
+def _translate_errors(output: Path, trainer: Trainer) -> Iterator[None]:
+    """Say what a run meets in other libraries in clipcls's words."""
     try:
         yield
     except OSError as exc:  # pictures that can't be read are reported instead: this is the output

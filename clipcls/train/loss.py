@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 
@@ -28,7 +27,7 @@ class Positives:
         return slice(self.first, self.first + len(self.per_image))
 
     def to(self, device: torch.device) -> "Positives":
-        """The same on a device."""
+        """Return the same on a device."""
         return Positives(self.per_image.to(device), self.per_text.to(device), self.first)
 
 
@@ -49,7 +48,7 @@ def find_positives(captions: Sequence[str], accepted: Sequence[Collection[str]],
 
 
 def _matches(accepted: Sequence[Collection[str]], captions: Sequence[str]) -> torch.Tensor:
-    """`(n_accepted, n_captions) bool`."""
+    """Return which captions each picture accepts, `(n_accepted, n_captions) bool`."""
     columns: dict[str, list[int]] = {}
     for column, caption in enumerate(captions):
         columns.setdefault(caption, []).append(column)
@@ -60,9 +59,9 @@ def _matches(accepted: Sequence[Collection[str]], captions: Sequence[str]) -> to
 
 
 def contrastive_loss(
-    image_features: torch.Tensor, text_features: torch.Tensor, scale: torch.Tensor, positives: Positives
+    logits_per_image: torch.Tensor, logits_per_text: torch.Tensor, positives: Positives
 ) -> torch.Tensor:
-    """Symmetric InfoNCE in which a picture may have several right captions, and a caption several pictures.
+    """Return the symmetric InfoNCE in which a picture may have several right captions, and a caption several pictures.
 
     Without further pairs than the diagonal this is CLIP's loss. With more, each row's target is spread evenly
     over its right columns, so that equal captions pull together instead of pushing each other away.
@@ -71,90 +70,36 @@ def contrastive_loss(
     3; Yang et al. 2022, Unified Contrastive Learning in Image-Text-Label Space, equations 2 to 4.
 
     Args:
-        image_features: `(n, embed_dim) float32`, L2-normalised, of the whole batch.
-        text_features: `(n, embed_dim) float32`, L2-normalised, of the whole batch.
-        scale: what the cosines are multiplied with.
+        logits_per_image: `(n_own, n) float32`, scaled cosines of the own pictures with the batch's captions.
+        logits_per_text: `(n_own, n) float32`, scaled cosines of the own captions with the batch's pictures.
         positives: the right ones; at least one for each.
 
     Returns:
         The mean over both directions: the own share's part of it, the shares of all processes add up.
     """
-    own, count = positives.own, len(image_features)
-    logits_per_image = scale * image_features[own] @ text_features.T
-    whole = len(positives.per_image) == count
-    logits_per_text = logits_per_image.T if whole else scale * text_features[own] @ image_features.T
     total = _cross_entropy(logits_per_image, positives.per_image) + _cross_entropy(logits_per_text, positives.per_text)
-    return total / (2 * count)
+    return total / (2 * logits_per_image.shape[1])
 
 
 def _cross_entropy(logits: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """The sum over rows whose targets are spread evenly over their right columns."""
+    """Return the sum over rows whose targets are spread evenly over their right columns."""
     target = pairs.to(logits.dtype)
     return functional.cross_entropy(logits, target / target.sum(1, keepdim=True), reduction="sum")
 
 
-def sigmoid_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    positives: Positives,
-) -> torch.Tensor:
-    """Every pair of a picture and a caption as a yes-or-no question of its own.
+def sigmoid_loss(logits_per_image: torch.Tensor, positives: Positives) -> torch.Tensor:
+    """Return the loss in which every pair of a picture and a caption is a yes-or-no question of its own.
 
     Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, equation 1 and algorithm 1; with further
     pairs than the diagonal their sign is positive too.
 
     Args:
-        image_features: `(n, embed_dim) float32`, L2-normalised, of the whole batch.
-        text_features: `(n, embed_dim) float32`, L2-normalised, of the whole batch.
-        scale: what the cosines are multiplied with.
-        bias: what is added to that; begins far below zero, since most pairs are wrong.
+        logits_per_image: `(n_own, n) float32`, scaled cosines of the own pictures with the batch's captions, plus the
+            model's bias.
         positives: the right ones.
 
     Returns:
         The sum over all pairs, divided by the number of pictures: the own pictures' part of it.
     """
-    logits_per_image = scale * image_features[positives.own] @ text_features.T + bias
     sign = 2 * positives.per_image.to(logits_per_image.dtype) - 1
-    return -functional.logsigmoid(sign * logits_per_image).sum() / len(image_features)
-
-
-class ProxyLoss(nn.Module):
-    """Cross-entropy of pictures and captions against one learnable vector per concept.
-
-    A batch shows a picture to some hundred concepts at a time; this shows it to all of them, which lets a
-    small tower start to learn within minutes. The vectors are dropped after training.
-
-    Source: Movshovitz-Attias et al. 2017, No Fuss Distance Metric Learning using Proxies.
-
-    Args:
-        concepts: the names, in the order of the vectors.
-        embed_dim: length of the vectors.
-    """
-
-    def __init__(self, concepts: Sequence[str], embed_dim: int) -> None:
-        super().__init__()
-        self.concepts = tuple(concepts)
-        self._index = {concept: number for number, concept in enumerate(concepts)}
-        self.proxies = nn.Parameter(torch.randn(len(concepts), embed_dim) * embed_dim**-0.5)
-
-    @torch.no_grad()
-    def start_from(self, text_features: torch.Tensor) -> None:
-        """Set the vectors to the concepts' own text features, `(n_concepts, embed_dim)`, less their mean."""
-        centred = text_features - text_features.mean(0)
-        self.proxies.copy_(functional.normalize(centred, dim=-1))
-
-    def forward(
-        self,
-        image_features: torch.Tensor,
-        text_features: torch.Tensor,
-        scale: torch.Tensor,
-        concepts: Sequence[str],
-    ) -> torch.Tensor:
-        """The sum over pictures and captions, halved; features are `(n, embed_dim)`, L2-normalised."""
-        target = torch.tensor([self._index[concept] for concept in concepts], device=image_features.device)
-        proxies = functional.normalize(self.proxies, dim=-1)
-        image_loss = functional.cross_entropy(scale * image_features @ proxies.T, target, reduction="sum")
-        text_loss = functional.cross_entropy(scale * text_features @ proxies.T, target, reduction="sum")
-        return (image_loss + text_loss) / 2
+    return -functional.logsigmoid(sign * logits_per_image).sum() / logits_per_image.shape[1]

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from clipcls.train.settings import Settings
+from clipcls.train.settings import TrainSettings
 
 
-def build_optimizer(modules: Iterable[nn.Module], settings: Settings) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; gains, biases and scalars aren't decayed.
+def build_optimizer(modules: Iterable[nn.Module], settings: TrainSettings) -> torch.optim.AdamW:
+    """Return AdamW over all trainable parameters; gains, biases and scalars aren't decayed.
 
     Source: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization.
     """
@@ -29,8 +29,8 @@ def build_optimizer(modules: Iterable[nn.Module], settings: Settings) -> torch.o
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
-def learning_rate(step: int, steps: int, settings: Settings) -> float:
-    """The learning rate of a step: a linear warm-up, then half a cosine down to zero.
+def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
+    """Return the learning rate of a step: a linear warm-up, then half a cosine down to zero.
 
     Source: Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts.
 
@@ -49,7 +49,7 @@ WARM_UP = 10  # the first steps' weights are forgotten quickly
 
 
 def moving_average(model: Any, decay: float) -> AveragedModel:
-    """A copy of a model that follows it by `update_parameters`; buffers are copied.
+    """Return a copy of a model that follows it by `update_parameters`; buffers are copied.
 
     Source: Tarvainen and Valpola 2017, Mean teachers are better role models, equation 1; the decay rises over the
     first steps as in TensorFlow's ExponentialMovingAverage, (1 + n) / (10 + n).

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from clipcls.errors import ClipclsError, StoppedError
 from clipcls.train.data.corpus import Share
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 # the first process validates and saves while the others wait
 PATIENCE = timedelta(hours=6)
 
@@ -38,8 +38,8 @@ class Processes(Share):
         """Whether this is the one that writes."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """A module whose gradients are averaged over the processes while they are computed."""
+    def wrap(self, module: nn.Module, device: torch.device, apart: Sequence[nn.Parameter] = ()) -> nn.Module:
+        """Return a module whose gradients, but for those of some weights, are averaged as they are computed."""
         if self.count == 1:
             return module
         # buffers are BatchNorm's statistics, of which the first process's are saved; the option has two names
@@ -47,10 +47,15 @@ class Processes(Share):
         option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         own_buffers: dict[str, Any] = {option: False}
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, **own_buffers)
+        for weight in apart:
+            weight.requires_grad_(False)
+        wrapped = DistributedDataParallel(module, device_ids=devices, **own_buffers)
+        for weight in apart:
+            weight.requires_grad_(True)
+        return wrapped
 
     def gather(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """The features of all processes, in the order of their ranks, with gradients.
+        """Return the features of all processes, in the order of their ranks, with gradients.
 
         Args:
             features: `(n, embed_dim)`; n may differ from process to process.
@@ -63,7 +68,7 @@ class Processes(Share):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """What each process gives, in the order of their ranks; it has to be picklable.
+        """Return what each process gives, in the order of their ranks; it has to be picklable.
 
         Raises:
             StoppedError: another process has ended.
@@ -98,7 +103,7 @@ class Processes(Share):
         """Do something in the first process while the others wait; what it raises is raised in all."""
         self.together(action if self.is_first else lambda: None)
 
-    def together(self, action: Callable[[], T]) -> T:
+    def together(self, action: Callable[[], _T]) -> _T:
         """Do something that can fail in each process alone, and go on when all have done it.
 
         Raises:
@@ -135,8 +140,8 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
-    """This process among the others that torchrun started; alone, where it didn't."""
+def join_processes(device: torch.device) -> Iterator[Processes]:
+    """Join the other processes that torchrun started; alone, where it didn't."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
@@ -148,7 +153,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
 
 
 def own_device(name: str) -> str:
-    """The device of this process: where torchrun started several, each has a GPU of its own."""
+    """Return the device of this process: where torchrun started several, each has a GPU of its own."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -156,7 +161,7 @@ def own_device(name: str) -> str:
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of the CPU and of the device, to be given to `restore_random_states`."""
+    """Return the states of the CPU and of the device, to be given to `restore_random_states`."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

@@ -1,19 +1,19 @@
 """Everything that decides a training run, in one frozen record that is written beside the model."""
 
-import dataclasses
 import datetime
-import math
 import os
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AllowInfNan, BeforeValidator, Field, Strict, StringConstraints, TypeAdapter, ValidationError
 
 from clipcls.embed.cores import available_cores
-from clipcls.errors import UsageError, first_line
+from clipcls.errors import UsageError, first_line, reason
 from clipcls.labels.prompts import load_prompt_set
 from clipcls.outputs.atomic import write_atomically
 from clipcls.train.data.shards import are_shards, is_elsewhere
@@ -23,41 +23,31 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 SETTINGS_NAME = "settings.yaml"
 PATHS = ("data", "arch", "output", "model", "validation", "zero_shot")
 # what a trained model has already, so that only a new one is given it
-OF_NEW_MODELS = (
-    "initial_scale",
-    "interpolation",
-    "resize_mode",
-    "fill_color",
-    "mean",
-    "std",
-    "spread_init",
-    "zero_unused_tokens",
-)
+OF_NEW_MODELS = ("initial_scale", "interpolation", "resize_mode", "fill_color", "mean", "std")
 UNLOCKED = {"lock_image": "lock_image_unlocked_groups", "lock_text": "lock_text_unlocked_layers"}
 # Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, section 3.2
 SIGMOID_SCALE = 10.0
 FINE_TUNING = {"learning_rate": 1e-5}
-ABOVE_ZERO = ("epochs", "batch_size", "learning_rate", "initial_scale", "max_scale", "std", "validate_epochs")
-NOT_NEGATIVE = (
-    "samples",
-    "workers",
-    "weight_decay",
-    "grad_clip",
-    "proxy_weight",
-    "cache_mb",
-    "save_minutes",
-    "seed",
-    *UNLOCKED.values(),
-)
-SHARES = ("warmup", "curriculum")
-BELOW_ONE = ("ema", "betas")
-# beyond these the number of steps, or a seed made of it, would be more than 64 bits hold
-LARGEST = {"epochs": 1e6, "validate_epochs": 1e6, "samples": 10**12}
-LARGEST_COUNT = 2**31 - 1
+# settings of earlier versions, with the values that meant that they weren't used
+MOVED = {"curriculum": 0, "proxy_weight": 0, "spread_init": False, "zero_unused_tokens": False}
+
+# a path can't hold a NUL
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+Flag = Annotated[bool, Strict()]
+# beyond the limits the number of steps, or a seed made of it, would be more than 64 bits hold
+Count = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
+# YAML reads 1e-3 as text, which pydantic turns into a number, as it would true
+Number = Annotated[float, BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)]
+Finite = Annotated[Number, AllowInfNan(False)]
+NotNegative = Annotated[Finite, Field(ge=0)]
+AboveZero = Annotated[Finite, Field(gt=0)]
+Epochs = Annotated[AboveZero, Field(le=1e6)]
+Portion = Annotated[Finite, Field(ge=0, le=1)]
+Decay = Annotated[Finite, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainSettings:
     """The settings of one run; a field's name is its key in the config file.
 
     Attributes:
@@ -96,8 +86,6 @@ class Settings:
         seed: of weights, order, captions and augmentation; 0 to 2147483647.
         augment: `none`, `light` or `heavy`.
         flip: mirror half of the pictures; off, since text and direction matter.
-        curriculum: share of the steps over which the augmentation's strength rises from nothing to its full
-            extent; 0 for full strength from the start.
         templates: phrasings; one is put around a caption each time that it is drawn. One with Chinese or
             Japanese signs is used for captions that have some, one without for the others, `{}` for both. Unless
             they are given, class folders have those of the prompt set `default`.
@@ -105,9 +93,6 @@ class Settings:
         positives: what isn't a negative of a picture in its batch: its `own` caption alone, captions `equal` to its
             own (whatever the template), or all those that are `listed` in its row.
         strict_data: stop at a row or a picture that can't be used, instead of leaving it out.
-        proxy_weight: weight of the helper loss against one learnable vector per concept; a row's first caption
-            names its concept.
-        spread_init: set the last layers from a sample of the data before the first step; see `train.spread`.
         initial_scale: what the cosines are multiplied with at first; a `model` keeps its own. Unless it is given, 10
             with `loss: sigmoid`.
         initial_bias: what is added to that at first with `loss: sigmoid`, for a model that has no bias.
@@ -126,59 +111,53 @@ class Settings:
         save_minutes: how often the model, and the checkpoint to resume from, are written during the run; 0 for only at
             its end.
         weights: `fp32` or `fp16` in the model's file.
-        zero_unused_tokens: set the embeddings of tokens that no caption uses to zero, so that the file
-            compresses.
     """
 
-    data: str
-    arch: str
-    output: str
-    model: str = ""
-    lock_image: bool = False
-    lock_image_unlocked_groups: int = 0
-    lock_text: bool = False
-    lock_text_unlocked_layers: int = 0
-    samples: int = 0
-    epochs: float = 10
-    batch_size: int = 128
-    accumulate: int = 1
-    grad_checkpointing: bool = False
-    compile: bool = False
-    ema: float = 0.0
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    grad_clip: float = 1.0
+    data: Text
+    arch: Text
+    output: Text
+    model: Text = ""
+    lock_image: Flag = False
+    lock_image_unlocked_groups: Count = 0
+    lock_text: Flag = False
+    lock_text_unlocked_layers: Count = 0
+    samples: Annotated[int, Strict(), Field(ge=0, le=10**12)] = 0
+    epochs: Epochs = 10
+    batch_size: Annotated[Count, Field(ge=2)] = 128
+    accumulate: Annotated[Count, Field(ge=1)] = 1
+    grad_checkpointing: Flag = False
+    compile: Flag = False
+    ema: Decay = 0.0
+    learning_rate: AboveZero = 1e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    weight_decay: NotNegative = 0.05
+    warmup: Portion = 0.05
+    grad_clip: NotNegative = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: str = "auto"
-    workers: int = 0
-    cache_mb: int = 256
-    seed: int = 0
+    device: Text = "auto"
+    workers: Count = 0
+    cache_mb: Count = 256
+    seed: Count = 0
     augment: Literal["none", "light", "heavy"] = "light"
-    flip: bool = False
-    curriculum: float = 0.0
-    templates: tuple[str, ...] = ("{}",)
+    flip: Flag = False
+    templates: tuple[Text, ...] = ("{}",)
     loss: Literal["auto", "contrastive", "sigmoid"] = "auto"
     positives: Literal["own", "equal", "listed"] = "equal"
-    strict_data: bool = False
-    proxy_weight: float = 0.0
-    spread_init: bool = False
-    initial_scale: float = 1 / 0.07
-    initial_bias: float = -10.0
-    max_scale: float = 100.0
+    strict_data: Flag = False
+    initial_scale: AboveZero = 1 / 0.07
+    initial_bias: Finite = -10.0
+    max_scale: Annotated[Number, Field(gt=0)] = 100.0
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    fill_color: int = 0
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
-    validation: str = ""
-    zero_shot: str = ""
-    validate_epochs: float = 1.0
-    tensorboard: bool = False
-    save_minutes: float = 10.0
+    fill_color: Annotated[Count, Field(le=255)] = 0
+    mean: tuple[Finite, Finite, Finite] = OPENAI_MEAN
+    std: tuple[AboveZero, AboveZero, AboveZero] = OPENAI_STD
+    validation: Text = ""
+    zero_shot: Text = ""
+    validate_epochs: Epochs = 1.0
+    tensorboard: Flag = False
+    save_minutes: NotNegative = 10.0
     weights: Literal["fp32", "fp16"] = "fp32"
-    zero_unused_tokens: bool = False
 
     @property
     def threads(self) -> int:
@@ -191,18 +170,22 @@ class Settings:
         return bool(self.validation or self.zero_shot)
 
 
-def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
-    """Settings from a YAML file, overridden by what was given on the command line.
+# the name by which README imports it
+Settings = TrainSettings
+
+
+def load_settings(config: Path | None, given: dict[str, Any]) -> TrainSettings:
+    """Read settings from a YAML file, and override them with those given on the command line.
 
     Args:
-        config: the file; its relative `data`, `arch`, `model` and `output` are taken from the file's own folder.
+        config: the file; its relative paths are taken from the file's own folder.
         given: by field name; None for what wasn't given.
 
     Raises:
-        UsageError: a key is unknown, a value has the wrong type or range, or a required one is missing.
+        UsageError: a name is unknown, a value has the wrong type or range, or a required one is missing.
     """
     values: dict[str, Any] = {} if config is None else read_config_file(config)
-    values |= {name: _typed(name, value) for name, value in given.items() if value is not None}
+    values |= _checked({name: value for name, value in given.items() if value is not None})
     _check_given(values)
     if values.get("model"):
         values = FINE_TUNING | {"arch": ""} | values
@@ -210,17 +193,16 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> Settings:
         values = {"initial_scale": SIGMOID_SCALE} | values
     if not are_shards(values["data"]) and os.path.isdir(values["data"]):  # noqa: PTH112, Path fails for a long name
         values = {"templates": load_prompt_set("default").templates} | values
-    settings = Settings(**values)
-    _check_ranges(settings)
-    _check_locks(settings)
+    settings = TrainSettings(**values)
+    _check_together(settings)
     return settings
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Settings given as `NAME=VALUE`, the value as it would stand in a YAML file.
+    """Read settings given as `NAME=VALUE`, the value as it would stand in a YAML file.
 
     Raises:
-        UsageError: there is no such setting, no `=`, or a value is missing or has the wrong type.
+        UsageError: there is no such setting, no `=`, or a value is missing or has the wrong type or range.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -231,23 +213,34 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             values[name.strip()] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a ValueError for a date that doesn't exist
             raise UsageError(f"--set {assignment}: the value can't be read: {first_line(exc)}") from exc
-    return _checked(values, "--set")
+    return _checked(values, "--set: ")
 
 
-def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Values as their fields' types, or an error for a name that is no setting."""
-    known = [field.name for field in dataclasses.fields(Settings)]
-    unknown = [str(key) for key in values if key not in known]
-    if unknown:
-        raise UsageError(f"{where}: unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
-    return {name: _typed(name, value) for name, value in values.items()}
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read the settings of a YAML file, by name; relative paths are taken from its folder.
+
+    Raises:
+        UsageError: the file can't be read, a name is unknown, or a value is missing or has the wrong type or range.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise UsageError(f"{path}: the config can't be read: {reason(exc)}") from exc
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a ValueError for a date that doesn't exist
+        raise UsageError(f"{path}: the config can't be read: {exc}") from exc
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: the config must be a mapping of setting to value")
+    values = _checked(values, f"{path}: ")
+    for name in PATHS:
+        if values.get(name) and _is_path(name, values[name], path.parent / values[name]):
+            values[name] = str(path.parent / values[name])
+    return values
 
 
-def setting_values(settings: Settings) -> dict[str, Any]:
-    """Settings as plain values, by name; paths are absolute, and what only new models have is left out for others."""
-    values: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
-    }
+def setting_values(settings: TrainSettings) -> dict[str, Any]:
+    """Return settings as plain values, with absolute paths, and with `model` without what only new models have."""
+    values: dict[str, Any] = asdict(settings)
+    values |= {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
     for name in PATHS:
         if values[name] and _is_path(name, values[name], Path(values[name])):
             values[name] = str(Path(values[name]).resolve())
@@ -256,10 +249,57 @@ def setting_values(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def write_settings(settings: Settings, path: Path) -> None:
+def write_settings(settings: TrainSettings, path: Path) -> None:
     """Write settings so that `--config` reads them back."""
     text = yaml.safe_dump(setting_values(settings), sort_keys=False, allow_unicode=True)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _is_path(name: str, value: str, path: Path) -> bool:
+    """Tell whether a value is a path; an architecture and a model may be a name, data a stream or in a store."""
+    if name in ("data", "validation", "zero_shot"):
+        return not is_elsewhere(value)
+    if name == "arch":
+        return os.path.isfile(path)  # noqa: PTH113, Path fails for a long name
+    return name != "model" or os.path.isfile(path / "open_clip_config.json")  # noqa: PTH113
+
+
+@cache
+def _field_types() -> dict[str, TypeAdapter[Any]]:
+    hints = typing.get_type_hints(TrainSettings, include_extras=True)
+    return {name: TypeAdapter(hint) for name, hint in hints.items()}
+
+
+def _checked(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Return values in their fields' types; `where` they stand begins the message about one that can't be used."""
+    fields = _field_types()
+    for name in [name for name in values if name in MOVED]:
+        if values.pop(name) != MOVED[name]:
+            raise UsageError(
+                f"{where}{name} isn't a setting of `clipcls train` any more, but belongs to the recipe in "
+                "examples/pictogram; leave it out, or train with that folder's recipe.py"
+            )
+    unknown = [str(name) for name in values if name not in fields]
+    if unknown:
+        raise UsageError(f"{where}unknown setting {', '.join(unknown)}; there are: {', '.join(fields)}")
+    checked = {}
+    for name, value in values.items():
+        if value is None:
+            raise UsageError(f"{where}{name}: no value; give it one, or leave the setting out")
+        try:
+            checked[name] = fields[name].validate_python(value)
+        except ValidationError as exc:
+            raise UsageError(f"{where}{name}: {_complaint(exc)}") from exc
+    return checked
+
+
+def _complaint(exc: ValidationError) -> str:
+    error = exc.errors(include_url=False)[0]
+    value = error["input"]
+    expected = "more values are needed" if error["type"] == "missing" else error["msg"].replace("tuple", "list")
+    # YAML reads an unquoted 3, no or 2024-01-01 as something else than text
+    quoted = error["type"] == "string_type" and isinstance(value, int | float | datetime.date)
+    return f"{value!r:.100}: {expected[0].lower()}{expected[1:]}" + ("; put it in quotes" if quoted else "")
 
 
 def _check_given(values: dict[str, Any]) -> None:
@@ -278,132 +318,17 @@ def _check_given(values: dict[str, Any]) -> None:
         raise UsageError(f"{', '.join(given)}: only for a new model (arch); the one that model names keeps its own")
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The values of a config file, by field name; paths are taken from its folder.
-
-    Raises:
-        UsageError: the file can't be read, a key is unknown, or a value is missing or has the wrong type.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise UsageError(f"{path}: the config can't be read: {(exc.strerror or str(exc)).lower()}") from exc
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a ValueError for a date that doesn't exist
-        raise UsageError(f"{path}: the config can't be read: {exc}") from exc
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: the config must be a mapping of setting to value")
-    values = _checked(values, str(path))
-    for name in PATHS:
-        if values.get(name):
-            values[name] = _beside(path, name, values[name])
-    return values
-
-
-def _beside(config: Path, name: str, value: str) -> str:
-    """A path of the config file, taken from its folder; an architecture or a model may be a name instead."""
-    path = config.parent / value
-    return str(path) if _is_path(name, value, path) else value
-
-
-def _is_path(name: str, value: str, path: Path) -> bool:
-    """Whether a value stands for a path; an architecture and a model may be a name, data a stream or in a store."""
-    if name in ("data", "validation", "zero_shot"):
-        return not is_elsewhere(value)
-    if name == "arch":
-        return os.path.isfile(path)  # noqa: PTH113, Path fails for a long name
-    return name != "model" or os.path.isfile(path / "open_clip_config.json")  # noqa: PTH113
-
-
-def _typed(name: str, value: Any) -> Any:
-    """A value as its field's type, or an error that says what it should be."""
-    kind = typing.get_type_hints(Settings)[name]
-    if value is None:
-        raise UsageError(f"{name}: no value; give it one, or leave the setting out")
-    if typing.get_origin(kind) is Literal:
-        if value not in typing.get_args(kind):
-            raise UsageError(f"{name}: {value!r} isn't one of {', '.join(typing.get_args(kind))}")
-        return value
-    if typing.get_origin(kind) is tuple:
-        return _typed_tuple(name, value, typing.get_args(kind))
-    return _typed_scalar(name, value, kind)
-
-
-def _typed_tuple(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
-    count = None if kinds[-1] is Ellipsis else len(kinds)
-    if not isinstance(value, list | tuple) or (count is not None and len(value) != count):
-        raise UsageError(f"{name}: {value!r} isn't a list" + (f" of {count}" if count else ""))
-    return tuple(_typed_scalar(name, item, kinds[0]) for item in value)
-
-
-def _typed_scalar(name: str, value: object, kind: type) -> object:
-    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
-        return _number(name, value)  # YAML reads 1e-3 as text
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        # YAML reads an unquoted 3, no or 2024-01-01 as something else than text
-        quoted = kind is str and isinstance(value, int | float | datetime.date)
-        raise UsageError(f"{name}: {value!r} isn't a {kind.__name__}" + ("; put it in quotes" if quoted else ""))
-    if isinstance(value, str) and "\0" in value:
-        raise UsageError(f"{name}: {value!r} holds a NUL character")
-    return kind(value)  # a plain one, which YAML can write
-
-
-def _number(name: str, value: str | int) -> float:
-    try:
-        return float(value)
-    except ValueError as exc:
-        raise UsageError(f"{name}: {value!r} isn't a number") from exc
-    except OverflowError as exc:
-        raise UsageError(f"{name}: the number is too large") from exc
-
-
-def _check_ranges(settings: Settings) -> None:
-    for name, value in _numbers(settings):
-        _check_number(name, value)
-    if not 0 <= settings.fill_color <= 255:
-        raise UsageError(f"fill_color: {settings.fill_color} must be between 0 and 255")
+def _check_together(settings: TrainSettings) -> None:
+    """Refuse settings that don't go with one another."""
     if settings.flip and settings.augment == "none":
         raise UsageError("flip: only with augment light or heavy")
-    if settings.batch_size < 2:
-        raise UsageError("batch_size: a contrastive loss needs at least 2 pictures a batch")
-    if not 1 <= settings.accumulate <= settings.batch_size:
-        raise UsageError(f"accumulate: {settings.accumulate} must be between 1 and batch_size, {settings.batch_size}")
-    _check_templates(settings.templates)
-
-
-def _numbers(settings: Settings) -> Iterator[tuple[str, int | float]]:
-    """(name, number) of each setting that is a number or holds some."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, int | float) and not isinstance(item, bool):
-                yield field.name, item
-
-
-def _check_number(name: str, value: int | float) -> None:
-    if isinstance(value, float) and not math.isfinite(value) and name != "max_scale":
-        raise UsageError(f"{name}: {value} isn't a finite number")
-    largest = LARGEST.get(name, LARGEST_COUNT if isinstance(value, int) else math.inf)
-    if value > largest:
-        raise UsageError(f"{name}: {value} must be at most {largest:.0f}")
-    if name in ABOVE_ZERO and not value > 0:
-        raise UsageError(f"{name}: {value} must be above 0")
-    if name in NOT_NEGATIVE and not value >= 0:
-        raise UsageError(f"{name}: {value} must not be negative")
-    if name in SHARES and not 0 <= value <= 1:
-        raise UsageError(f"{name}: {value} must be between 0 and 1")
-    if name in BELOW_ONE and not 0 <= value < 1:
-        raise UsageError(f"{name}: {value} must be at least 0 and below 1")
-
-
-def _check_templates(templates: Sequence[str]) -> None:
-    if not templates:
+    if settings.accumulate > settings.batch_size:
+        raise UsageError(f"accumulate: {settings.accumulate} must be at most batch_size, {settings.batch_size}")
+    if not settings.templates:
         raise UsageError("templates: the list is empty")
-    for template in templates:
+    for template in settings.templates:
         if template.count("{}") != 1:
             raise UsageError(f"templates: {template!r} must hold one {{}}")
-
-
-def _check_locks(settings: Settings) -> None:
     for lock, unlocked in UNLOCKED.items():
         if getattr(settings, lock) and not settings.model:
             raise UsageError(f"{lock}: only with a model, whose tower is trained already; a new tower has to learn")

@@ -22,8 +22,7 @@ from clipcls.models.checkpoint import Checkpoint, Tower, build_tower
 from clipcls.models.locate import WEIGHT_SUFFIXES, ModelFiles, locate
 from clipcls.records import ModelSpec
 from clipcls.train.model_folder import Config, DualEncoder
-from clipcls.train.settings import Settings
-from clipcls.train.spread import require_spreadable
+from clipcls.train.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +40,8 @@ BUILD_ERRORS = (
 )
 
 
-def start_model(settings: Settings) -> DualEncoder:
-    """The model that the settings' `arch` or `model` names, before the first step.
+def start_model(settings: TrainSettings) -> DualEncoder:
+    """Return the model that the settings' `arch` or `model` names, before the first step.
 
     Raises:
         UsageError: the architecture is unknown or can't be built, or the model is of a kind that can't be trained.
@@ -54,25 +53,23 @@ def start_model(settings: Settings) -> DualEncoder:
 # ---- a new model
 
 
-def new_model(settings: Settings) -> DualEncoder:
-    """A model with random weights.
+def new_model(settings: TrainSettings) -> DualEncoder:
+    """Return a model with random weights.
 
     Raises:
-        UsageError: the architecture is unknown, open_clip can't build or run it, or it doesn't suit `spread_init`.
+        UsageError: the architecture is unknown, or open_clip can't build or run it.
     """
     config = read_config(settings)
     _add_bias(config.model, settings)
     model, tokenizer = _build(config)
     _try_out(model, tokenizer, config, settings.arch)
-    if settings.spread_init:
-        require_spreadable(model)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(settings.initial_scale))
     return DualEncoder(model, tokenizer, config)
 
 
-def read_config(settings: Settings) -> Config:
-    """The architecture and the preprocessing that the settings name.
+def read_config(settings: TrainSettings) -> Config:
+    """Return the architecture and the preprocessing that the settings name.
 
     Raises:
         UsageError: the architecture is unknown, or its file isn't one of open_clip's format.
@@ -100,7 +97,7 @@ def read_config(settings: Settings) -> Config:
 
 
 def _read_side(arch: str, vision: dict[str, Any]) -> int:
-    """Height and width of the pictures."""
+    """Return height and width of the pictures."""
     if "image_size" not in vision:
         raise UsageError(f"{arch}: the architecture lacks 'image_size' in its vision_cfg")
     size = vision["image_size"]
@@ -163,8 +160,8 @@ def _read_arch(arch: str) -> dict[str, Any]:
 # ---- a model to go on from
 
 
-def base_model(settings: Settings) -> DualEncoder:
-    """A trained model with its weights, its preprocessing, its scale and bias, and its tokenizer.
+def base_model(settings: TrainSettings) -> DualEncoder:
+    """Return a trained model with its weights, its preprocessing, its scale and bias, and its tokenizer.
 
     Raises:
         UsageError: it is a bare weights file, has a caption decoder, or takes pictures that aren't square.
@@ -222,7 +219,7 @@ def _preprocess_config(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _add_bias(model_config: dict[str, Any], settings: Settings) -> None:
+def _add_bias(model_config: dict[str, Any], settings: TrainSettings) -> None:
     """Give a model without a bias the one that the sigmoid loss needs."""
     if settings.loss == "sigmoid" and model_config.get("init_logit_bias") is None:
         model_config["init_logit_bias"] = settings.initial_bias
@@ -251,7 +248,7 @@ def _with_hub_name(text_config: dict[str, Any]) -> None:
 
 
 def _build(config: Config, tokenizer_files: Sequence[Path] = ()) -> tuple[Any, Any]:
-    """A model with random weights, and its tokenizer.
+    """Build a model with random weights, and its tokenizer.
 
     Raises:
         UsageError: open_clip can't build the architecture.

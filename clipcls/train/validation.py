@@ -25,16 +25,15 @@ from clipcls.train.data.captions import Phrasing, caption_key
 from clipcls.train.data.read import read_pairs
 from clipcls.train.data.shards import are_shards
 from clipcls.train.data.table import Table
-from clipcls.train.settings import Settings
+from clipcls.train.settings import TrainSettings
 
-Features = NDArray[np.float32]
 # the indices of what is right, for each picture or each text
 Right = Sequence[Sequence[int]]
 
 RECALLS = (1, 5, 10)
-ACCURACY = "zero_shot_accuracy"
+ZERO_SHOT_ACCURACY = "zero_shot_accuracy"
 # cosines that are in memory at once: 64 MB
-CHUNK = 2**24
+COSINES_AT_ONCE = 2**24
 # cosines that are nearer to each other may be equal but for float32's rounding
 ROUNDING = 1e-6
 
@@ -55,7 +54,7 @@ class HeldOut:
 
 
 class Validation:
-    """Measures model folders, as `predict` uses them, on the data that `validation` and `zero_shot` name.
+    """What measures model folders, as `predict` uses them, on the data that `validation` and `zero_shot` name.
 
     Both are read at once; pictures are opened when something is measured.
 
@@ -69,7 +68,7 @@ class Validation:
         UsageError: data can't be read, or hold nothing that can be used; with `strict_data`, anything that can't.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TrainSettings) -> None:
         self._settings = settings
         self._problems: dict[str, None] = {}  # in order, and each but once
         self.digests = {"validation": "", "zero_shot": ""}
@@ -85,7 +84,7 @@ class Validation:
         return tuple(self._problems)
 
     def measure(self, folder: Path) -> dict[str, float]:
-        """The figures of a model, as shares from 0 to 1.
+        """Return the figures of a model, as shares from 0 to 1.
 
         With `validation`, `image_to_text_recall@K` is the share of pictures one of whose captions is among the K
         that are nearest, `text_to_image_recall@K` that of captions one of whose pictures is. Captions that differ in
@@ -110,11 +109,11 @@ class Validation:
             if self._pairs is not None:
                 figures |= _recalls(*self._embed(self._pairs, encoder), encoder.device)
             if self._classes is not None:
-                figures[ACCURACY] = _accuracy(*self._embed(self._classes, encoder))
+                figures[ZERO_SHOT_ACCURACY] = _accuracy(*self._embed(self._classes, encoder))
         return figures
 
     def _read(self, setting: str, name: str) -> Table:
-        """The data that a setting names; none of their pictures is opened, but one at least is there."""
+        """Read the data that a setting names; none of their pictures is opened, but one at least is there."""
         if are_shards(name):
             raise UsageError(f"{setting}: {name}: not from shards; name a table, or class folders")
         if not in_store(name):
@@ -136,8 +135,8 @@ class Validation:
         self._problems |= dict.fromkeys(table.problems)
         return table
 
-    def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[Features, Features, Right]:
-        """Features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
+    def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.float32], Right]:
+        """Return features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
         session = Session(encoder, Execution(workers=self._settings.threads))
         images = list(data.pictures)
         pictures = Pictures(images)
@@ -157,14 +156,14 @@ class Validation:
 
 
 def headline(figures: Mapping[str, float]) -> float:
-    """What the best model is chosen by: `zero_shot_accuracy`, or without it the mean of both recalls at 1."""
-    if ACCURACY in figures:
-        return figures[ACCURACY]
+    """Return what the best model is chosen by: `zero_shot_accuracy`, or without it the mean of both recalls at 1."""
+    if ZERO_SHOT_ACCURACY in figures:
+        return figures[ZERO_SHOT_ACCURACY]
     return (figures["image_to_text_recall@1"] + figures["text_to_image_recall@1"]) / 2
 
 
 def wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:
-    """How many wrong candidates are as near to each query as its nearest right one, or nearer.
+    """Count how many wrong candidates are as near to each query as its nearest right one, or nearer.
 
     Ties count against the model, so that one that gives the same features for everything finds nothing.
 
@@ -181,8 +180,8 @@ def wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Ten
 
 
 def _parts(queries: int, candidates: int) -> list[slice]:
-    """The queries that are compared with all candidates at once."""
-    size = max(1, CHUNK // candidates)
+    """Return the queries that are compared with all candidates at once."""
+    size = max(1, COSINES_AT_ONCE // candidates)
     return [slice(start, start + size) for start in range(0, queries, size)]
 
 
@@ -196,8 +195,10 @@ def _wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Te
     return above.index_add(0, owners, -(of_right >= level[owners]).long())
 
 
-def _recalls(images: Features, texts: Features, right: Right, device: torch.device) -> dict[str, float]:
-    """Recall in both directions; texts none of whose pictures could be decoded aren't asked for."""
+def _recalls(
+    images: NDArray[np.float32], texts: NDArray[np.float32], right: Right, device: torch.device
+) -> dict[str, float]:
+    """Return the recall in both directions; texts none of whose pictures could be decoded aren't asked for."""
     pictures: list[list[int]] = [[] for _ in texts]
     for picture, indices in enumerate(right):
         for index in indices:
@@ -213,22 +214,22 @@ def _recalls(images: Features, texts: Features, right: Right, device: torch.devi
     }
 
 
-def _accuracy(images: Features, texts: Features, right: Right) -> float:
-    """The share of pictures that are nearest to a text of theirs; of equally near ones `predict` takes the first."""
+def _accuracy(images: NDArray[np.float32], texts: NDArray[np.float32], right: Right) -> float:
+    """Return the share of pictures nearest to a text of theirs; of equally near ones `predict` takes the first."""
     parts = _parts(len(images), len(texts))
     best = np.concatenate([similarities(images[part], texts).argmax(axis=1) for part in parts])
     return sum(index in indices for index, indices in zip(best, right, strict=True)) / len(right)
 
 
 def _pairs(rows: Sequence[Example], templates: Sequence[str]) -> HeldOut:
-    """Each caption as a text of its own."""
+    """Return each caption as a text of its own."""
     phrasing = Phrasing(["{}"] if "{}" in templates else templates)
     found = ((row.image, (caption,)) for row in rows for caption in row.captions)
     return _held_out("validation", found, lambda captions: (next(phrasing.every(captions)),))
 
 
 def _classes(rows: Sequence[Example], templates: Sequence[str]) -> HeldOut:
-    """Each class as a text, which is a caption in many templates."""
+    """Return each class as a text, which is a caption in many templates."""
     phrasing = Phrasing(templates)
     found = ((row.image, row.captions) for row in rows)
     return _held_out("zero_shot", found, lambda captions: tuple(phrasing.every(captions)))
@@ -239,7 +240,7 @@ def _held_out(
     found: Iterable[tuple[ImageRef, tuple[str, ...]]],
     prompts: Callable[[tuple[str, ...]], tuple[str, ...]],
 ) -> HeldOut:
-    """Pictures with captions that are one text, by picture and by text: both may come more than once."""
+    """Group pictures with captions that are one text: both pictures and texts may come more than once."""
     indices: dict[tuple[str, ...], int] = {}
     texts: list[tuple[str, ...]] = []
     pictures: dict[ImageRef, set[int]] = {}

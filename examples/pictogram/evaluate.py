@@ -20,8 +20,8 @@ from PIL import Image
 from torch.nn import functional
 
 from clipcls.records import Preprocessing
-from clipcls.train.data.augment import Augmentation, held_out_seed
-from clipcls.train.data.pictures import decode_picture
+from clipcls.train.data.augment import HELD_OUT_EVERY, Augmentation
+from clipcls.train.data.pictures import decode_rgba
 
 EVERYDAY = Path(__file__).with_name("everyday.json")
 STYLES = ("noto", "twemoji", "openmoji")  # the first was trained on
@@ -79,8 +79,9 @@ class Model:
         side = side[0] if isinstance(side, tuple) else side
         stored = (round(side * 1.25),) * 2
         canvas = Preprocessing(stored, (0, 0, 0), (1, 1, 1), resize_mode="longest", fill_color=255)
-        pictures = torch.stack([decode_picture(path, canvas) for path in paths])
-        images = Augmentation(name, side)(pictures, 1.0, held_out_seed(number))
+        pictures = torch.stack([decode_rgba(path, canvas) for path in paths])
+        seed = HELD_OUT_EVERY * number + HELD_OUT_EVERY - 1  # never one that training uses
+        images = Augmentation(name, side)(pictures, 1.0, seed)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.model.visual.image_mean, self.model.visual.image_std))
         features: torch.Tensor = self.model.encode_image((images - mean) / std, normalize=True)
         return features

@@ -10,7 +10,7 @@ import torch
 
 from clipcls.models.encoder import load_encoder
 from clipcls.models.padding import cut_to_length, without_padding
-from clipcls.train.objective import TextTower
+from clipcls.train.towers import TextTower
 from conftest import TINY_CONFIG, save_model
 from tiny_models import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
 from tolerances import assert_as_exact

@@ -13,14 +13,17 @@ from safetensors.torch import load_file
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.train.checkpoint import CHECKPOINT_NAME, resumed_settings
+from clipcls.train.hooks import Hooks
 from clipcls.train.loop import train
 from clipcls.train.settings import load_settings
-from clipcls.train.trainer import Progress
+from clipcls.train.trainer import StepFigures
 from conftest import TINY_CONFIG, save_pictures
+from recipe import Pictogram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 9
+RECIPE = Pictogram(curriculum=0, proxy_weight=0.5, spread=False)
 # dropout, so that the random states count
 ARCH = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"patch_dropout": 0.5}}
 
@@ -37,19 +40,25 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "arch.json").write_text(json.dumps(ARCH), encoding="utf-8")
     (tmp_path / "config.yaml").write_text(
         "data: table.jsonl\narch: arch.json\noutput: run\nepochs: 3\nbatch_size: 4\nprecision: fp32\ndevice: cpu\n"
-        "proxy_weight: 0.5\nsave_minutes: 1e-9\ntemplates: ['a photo of {}', '{}']\n",
+        "save_minutes: 1e-9\ntemplates: ['a photo of {}', '{}']\n",
         encoding="utf-8",
     )
     return tmp_path
 
 
-def begin(folder: Path, output: str, report: Callable[[Progress], None] = lambda progress: None, **given: Any) -> None:
-    train(load_settings(folder / "config.yaml", {"output": str(folder / output), **given}), report)
+def begin(
+    folder: Path,
+    output: str,
+    report: Callable[[StepFigures], None] = lambda figures: None,
+    hooks: Hooks | None = RECIPE,
+    **given: Any,
+) -> None:
+    train(load_settings(folder / "config.yaml", {"output": str(folder / output), **given}), report, hooks=hooks)
 
 
-def stop_at(step: int) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
-        if progress.step == step:
+def stop_at(step: int) -> Callable[[StepFigures], None]:
+    def report(figures: StepFigures) -> None:
+        if figures.step == step:
             raise KilledError
 
     return report
@@ -58,11 +67,11 @@ def stop_at(step: int) -> Callable[[Progress], None]:
 def die_at(folder: Path, step: int) -> None:
     """In a process of its own."""
     torch.set_num_threads(1)
-    begin(folder, "run", lambda progress: os.kill(os.getpid(), signal.SIGKILL) if progress.step == step else None)
+    begin(folder, "run", lambda figures: os.kill(os.getpid(), signal.SIGKILL) if figures.step == step else None)
 
 
 def resume(folder: Path, **given: Any) -> None:
-    train(resumed_settings(folder / "run", None, given), resume=True)
+    train(resumed_settings(folder / "run", None, given), resume=True, hooks=RECIPE)
 
 
 def losses(run: Path) -> list[float]:
@@ -119,7 +128,7 @@ def test_resume_refuses_changed_settings_by_name(folder: Path) -> None:
         resume(folder)
     settings.write_text(text, encoding="utf-8")
     resumed = resumed_settings(folder / "run", folder / "config.yaml", {})
-    train(resumed, resume=True)  # the same config again is no change
+    train(resumed, resume=True, hooks=RECIPE)  # the same config again is no change
     with pytest.raises(UsageError, match=r"the run is finished; its model is .*run/model"):
         resume(folder)
 
@@ -165,7 +174,7 @@ def test_checkpoint_that_cannot_be_written_leaves_the_last_one(folder: Path, mon
 
 def test_command_resumes(folder: Path, clipcls: Callable[..., Any]) -> None:
     with pytest.raises(KilledError):
-        begin(folder, "run", stop_at(4))
+        begin(folder, "run", stop_at(4), hooks=None)
     refused = clipcls("train", "--resume", folder / "run", "--seed", "3")
     assert refused.returncode == 2
     assert refused.stderr.decode().strip() == ("clipcls: error: a resumed run keeps its settings: seed was 0 and is 3")
@@ -173,3 +182,10 @@ def test_command_resumes(folder: Path, clipcls: Callable[..., Any]) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode().strip() == str(folder / "run" / "model")
     assert len(losses(folder / "run")) == STEPS
+
+
+def test_resume_refuses_the_run_of_another_recipe(folder: Path) -> None:
+    with pytest.raises(KilledError):
+        begin(folder, "run", stop_at(2))
+    with pytest.raises(UsageError, match="begun with another extra loss; resume it with the recipe"):
+        train(resumed_settings(folder / "run", None, {}), resume=True)

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.train import loop
 from clipcls.train.checkpoint import resumed_settings
-from clipcls.train.loop import Result, train
+from clipcls.train.loop import TrainResult, train
 from clipcls.train.settings import load_settings
 from clipcls.train.validation import Validation
 from conftest import ROOT, TINY_CONFIG
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, **given: Any) -> Result:
+def run(folder: Path, **given: Any) -> TrainResult:
     values = {"data": str(folder / "classes"), "arch": str(folder / "arch.json"), "output": str(folder / "run")}
     options = {"batch_size": 8, "epochs": 4.0, "precision": "fp32", "device": "cpu", "workers": 1}
     return train(load_settings(None, values | options | given))
@@ -85,7 +85,7 @@ def test_best_model_outlives_a_resumed_run(folder: Path, monkeypatch: pytest.Mon
     settings = load_settings(None, values | options | {"zero_shot": str(folder / "classes")})
     first = train(settings, asked_to_stop=lambda: len(lines(folder)) >= 5)
     assert not first.finished
-    assert first.progress.step == 4
+    assert first.last_step.step == 4
     weights = first.best / "open_clip_model.safetensors" if first.best else folder
     best = weights.read_bytes()
     second = train(resumed_settings(folder / "run", None, {}), resume=True)
@@ -145,7 +145,7 @@ def test_out_of_memory_names_what_helps(folder: Path, monkeypatch: pytest.Monkey
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     with monkeypatch.context() as patched:
-        patched.setattr("clipcls.train.objective.Towers.forward", fail)
+        patched.setattr("clipcls.train.towers.Towers.forward", fail)
         with pytest.raises(StoppedError, match="out of memory after step 0: take a smaller --batch-size"):
             run(folder)
     assert run(folder, accumulate=2).finished  # what is left of the run that failed isn't in the way

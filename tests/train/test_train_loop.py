@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from clipcls.errors import StoppedError, UsageError
-from clipcls.train.loop import Result, train
+from clipcls.train.loop import TrainResult, train
 from clipcls.train.settings import load_settings
-from clipcls.train.trainer import Progress
+from clipcls.train.trainer import StepFigures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,8 +47,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, output: str, **given: Any) -> tuple[Result, list[Progress]]:
-    seen: list[Progress] = []
+def run(folder: Path, output: str, **given: Any) -> tuple[TrainResult, list[StepFigures]]:
+    seen: list[StepFigures] = []
     settings = load_settings(folder / "config.yaml", {"output": str(folder / output), **given})
     return train(settings, seen.append), seen
 
@@ -68,25 +68,16 @@ def test_train_writes_a_folder_that_open_clip_loads(folder: Path) -> None:
 
 
 def test_train_learns(folder: Path) -> None:
-    _, seen = run(folder, "run", epochs=30.0, augment="none", proxy_weight=0.5, positives="listed")
+    _, seen = run(folder, "run", epochs=60.0, augment="none", positives="listed")
     assert seen[-1].loss < 0.6 * seen[0].loss
 
 
 def test_train_repeats_with_its_seed(folder: Path) -> None:
     runs = {name: run(folder, name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))}
-    losses = {name: [progress.loss for progress in seen] for name, (_, seen) in runs.items()}
+    losses = {name: [figures.loss for figures in seen] for name, (_, seen) in runs.items()}
     weights = {name: load_file(result.model / "open_clip_model.safetensors") for name, (result, _) in runs.items()}
     assert losses["a"] == losses["b"] != losses["c"]
     assert all(torch.equal(tensor, weights["b"][name]) for name, tensor in weights["a"].items())
-
-
-def test_train_zeroes_only_unused_tokens(folder: Path) -> None:
-    result, _ = run(folder, "run", zero_unused_tokens=True, weights="fp16")
-    weights = load_file(result.model / "open_clip_model.safetensors")["token_embedding.weight"]
-    tokens = open_clip.get_tokenizer("ViT-B-32")(["red", "purple square"]).unique()
-    assert weights.dtype == torch.float16
-    assert weights[tokens].abs().sum(1).min() > 0
-    assert (weights.abs().sum(1) > 0).sum() < 20
 
 
 def test_train_reports_bad_pictures_and_goes_on(folder: Path) -> None:
@@ -120,19 +111,6 @@ def test_train_refuses_bad_architecture(folder: Path, arch: str, message: str) -
     (folder / "bad.json").write_text('{"embed_dim": 8}', encoding="utf-8")
     with pytest.raises(UsageError, match=message):
         run(folder, "run", arch=str(folder / arch) if arch.endswith("json") else arch)
-
-
-def test_train_refuses_spread_init_where_the_tower_lacks_it(folder: Path) -> None:
-    with pytest.raises(UsageError, match="spread_init: needs an image tower"):
-        run(folder, "run", spread_init=True)
-
-
-def test_train_spreads_features_at_the_start(folder: Path) -> None:
-    vision = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "image_size": 32}
-    vision |= {"timm_pool": "avg", "timm_proj": "linear", "timm_proj_bias": True}
-    (folder / "arch.json").write_text(json.dumps(ARCH | {"vision_cfg": vision}), encoding="utf-8")
-    _, seen = run(folder, "run", spread_init=True, proxy_weight=1.0, epochs=2.0)
-    assert len(seen) == 4
 
 
 def test_train_stops_when_the_loss_is_not_finite(folder: Path) -> None:

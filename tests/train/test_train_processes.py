@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from clipcls.train.data.read import read_data
-from clipcls.train.processes import joined
+from clipcls.train.processes import join_processes
 from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Trainer
 from conftest import ROOT, TINY_CONFIG, save_pictures
+from recipe import Pictogram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,19 +45,21 @@ def folder(tmp_path: Path) -> Path:
 
 def gradients(folder: Path, given: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and the gradients of the first batch in float64, where rounding is no matter."""
+    hooks = Pictogram(curriculum=0, proxy_weight=0.5, spread=False) if "recipe" in given else None
+    given = {name: value for name, value in given.items() if name != "recipe"} | {"grad_clip": 0.0}
     settings = load_settings(folder / "config.yaml", given)
     # losses are computed in float32 on purpose
-    with joined(CPU) as processes, patch.object(torch.Tensor, "float", torch.Tensor.double):
+    with join_processes(CPU) as processes, patch.object(torch.Tensor, "float", torch.Tensor.double):
         torch.manual_seed(0)
         start = start_model(settings)
         start.model.double()
-        trainer = Trainer(settings, start, read_data(Path(settings.data)), processes)
-        if trainer.objective.proxies is not None:
-            trainer.objective.proxies.double()
+        trainer = Trainer(settings, start, read_data(Path(settings.data)), processes, hooks)
+        if trainer.extra_loss is not None:
+            trainer.extra_loss.double()
         batch = next(trainer.feed.batches())
-        loss = trainer.objective.backward(replace(batch, images=batch.images.double()), trainer.scaler)
+        loss = trainer.step(replace(batch, images=batch.images.double()), 1e-3)
         assert loss is not None
-        named = (pair for module in trainer.objective.modules for pair in module.named_parameters())
+        named = (pair for module in trainer.modules for pair in module.named_parameters())
         return loss, {name: weight.grad for name, weight in named if weight.grad is not None}
 
 
@@ -80,7 +83,7 @@ def one_of_two(folder: Path, given: dict[str, Any], rank: int, port: int) -> Non
         {},
         {"loss": "sigmoid"},
         {"accumulate": 2},
-        {"proxy_weight": 0.5, "positives": "listed"},
+        {"recipe": True, "positives": "listed"},
         {"bad": 3},
         {"bad": 12, "accumulate": 2},
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from clipcls.errors import UsageError
 from clipcls.train.optimizer import learning_rate
-from clipcls.train.settings import Settings, load_settings, parse_assignments, read_config_file, write_settings
+from clipcls.train.settings import TrainSettings, load_settings, parse_assignments, read_config_file, write_settings
 
 GIVEN: dict[str, Any] = {"data": "d.csv", "arch": "ViT-B-32", "output": "out"}
 
@@ -40,36 +40,37 @@ def test_load_settings_refuses_unknown_key_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: many", "epochs: 'many' isn't a number"),
-        ("batch_size: 1.5", "batch_size: 1.5 isn't a int"),
-        ("augment: huge", "augment: 'huge' isn't one of none, light, heavy"),
-        ("epochs: 0", "epochs: 0.0 must be above 0"),
-        ("batch_size: 1", "at least 2"),
-        ("batch_size: 4\naccumulate: 5", "between 1 and batch_size, 4"),
-        ("accumulate: 0", "between 1 and batch_size"),
+        ("epochs: many", "config.yaml: epochs: 'many': input should be a valid number"),
+        ("batch_size: 1.5", "batch_size: 1.5: input should be a valid integer"),
+        ("augment: huge", "augment: 'huge': input should be 'none', 'light' or 'heavy'"),
+        ("epochs: 0", "epochs: 0: input should be greater than 0"),
+        ("batch_size: 1", "batch_size: 1: input should be greater than or equal to 2"),
+        ("batch_size: 4\naccumulate: 5", "accumulate: 5 must be at most batch_size, 4"),
+        ("accumulate: 0", "accumulate: 0: input should be greater than or equal to 1"),
         ("templates: ['a photo']", "must hold one"),
-        ("betas: [0.9]", "a list of 2"),
-        ("warmup: 2", "between 0 and 1"),
-        ("epochs: .inf", "epochs: inf isn't a finite number"),
-        ("validate_epochs: .inf", "validate_epochs: inf isn't a finite number"),
-        ("epochs: 1e7", "epochs: 10000000.0 must be at most 1000000"),
-        ("learning_rate: .nan", "learning_rate: nan isn't a finite number"),
-        ("save_minutes: .inf", "save_minutes: inf isn't a finite number"),
-        ("initial_scale: .inf", "initial_scale: inf isn't a finite number"),
-        ("initial_bias: -.inf", "initial_bias: -inf isn't a finite number"),
-        ("max_scale: .nan", "max_scale: nan must be above 0"),
-        (f"weight_decay: 1{'0' * 400}", "weight_decay: the number is too large"),
-        ("mean: [0, 0, .nan]", "mean: nan isn't a finite number"),
-        ("std: [0.5, 0, 0.5]", "std: 0.0 must be above 0"),
-        ("betas: [0.9, 2]", "betas: 2.0 must be at least 0 and below 1"),
-        ("betas: [true, 0.9]", "betas: True isn't a float"),
-        ("seed: -1", "seed: -1 must not be negative"),
-        ("seed: 2147483648", "seed: 2147483648 must be at most 2147483647"),
-        ("samples: 10000000000000", "samples: 10000000000000 must be at most 1000000000000"),
-        ("output: 3", "output: 3 isn't a str; put it in quotes"),
-        ("output: 2024-01-01", "output: .* isn't a str; put it in quotes"),
-        ("output: [a]", r"output: \['a'\] isn't a str$"),
-        ('output: "a\\0b"', "output: .* holds a NUL character"),
+        ("betas: [0.9]", r"betas: \[0.9\]: more values are needed"),
+        ("templates: x", "templates: 'x': input should be a valid list"),
+        ("warmup: 2", "warmup: 2: input should be less than or equal to 1"),
+        ("epochs: .inf", "epochs: inf: input should be a finite number"),
+        ("validate_epochs: .inf", "validate_epochs: inf: input should be a finite number"),
+        ("epochs: 1e7", "epochs: '1e7': input should be less than or equal to 1000000"),
+        ("learning_rate: .nan", "learning_rate: nan: input should be a finite number"),
+        ("save_minutes: .inf", "save_minutes: inf: input should be a finite number"),
+        ("initial_scale: .inf", "initial_scale: inf: input should be a finite number"),
+        ("initial_bias: -.inf", "initial_bias: -inf: input should be a finite number"),
+        ("max_scale: .nan", "max_scale: nan: input should be greater than 0"),
+        (f"weight_decay: 1{'0' * 400}", "weight_decay: 10{99}: input should be a"),
+        ("mean: [0, 0, .nan]", "mean: nan: input should be a finite number"),
+        ("std: [0.5, 0, 0.5]", "std: 0: input should be greater than 0"),
+        ("betas: [0.9, 2]", "betas: 2: input should be less than 1"),
+        ("betas: [true, 0.9]", "betas: 'True': input should be a valid number"),
+        ("seed: -1", "seed: -1: input should be greater than or equal to 0"),
+        ("seed: 2147483648", "seed: 2147483648: input should be less than or equal to 2147483647"),
+        ("samples: 10000000000000", "samples: 10000000000000: input should be less than or equal to 1000000000000"),
+        ("output: 3", "output: 3: input should be a valid string; put it in quotes"),
+        ("output: 2024-01-01", "output: .*: input should be a valid string; put it in quotes"),
+        ("output: [a]", r"output: \['a'\]: input should be a valid string$"),
+        ('output: "a\\0b"', "output: .*: string should match pattern"),
         ("output:", "output: no value; give it one, or leave the setting out"),
         ("output: 2024-99-99", "config.yaml: the config can't be read"),
         ("output: " + "[" * 9999, "config.yaml: the config can't be read"),
@@ -115,10 +116,10 @@ def test_parse_assignments_reads_values_as_yaml() -> None:
     [
         ("epochs", "--set epochs: expected NAME=VALUE"),
         ("epoch=3", "--set: unknown setting epoch"),
-        ("output=3", "output: 3 isn't a str; put it in quotes"),
+        ("output=3", "output: 3: input should be a valid string; put it in quotes"),
         ("validation=", "validation: no value"),
         ("epochs=", "epochs: no value"),
-        ("seed=1.5", "seed: 1.5 isn't a int"),
+        ("seed=1.5", "--set: seed: 1.5: input should be a valid integer"),
         ("output=2024-99-99", "--set output=2024-99-99: the value can't be read: month must be"),
     ],
 )
@@ -128,7 +129,7 @@ def test_parse_assignments_refuses_bad_ones(assignment: str, message: str) -> No
 
 
 def test_write_settings_reads_back_equal(tmp_path: Path) -> None:
-    settings = Settings(str(tmp_path / "d.csv"), "ViT-B-32", str(tmp_path / "o"), templates=("{}", "一张{}"))
+    settings = TrainSettings(str(tmp_path / "d.csv"), "ViT-B-32", str(tmp_path / "o"), templates=("{}", "一张{}"))
     write_settings(settings, tmp_path / "settings.yaml")
     assert load_settings(tmp_path / "settings.yaml", {}) == settings
 
@@ -142,18 +143,31 @@ def test_write_settings_leaves_the_file_whole_when_it_fails(tmp_path: Path, monk
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_settings(Settings("d", "a", "o"), path)
+        write_settings(TrainSettings("d", "a", "o"), path)
     assert [file.name for file in tmp_path.iterdir()] == ["settings.yaml"]
     assert path.read_text(encoding="utf-8") == "old"
 
 
 def test_learning_rate_warms_up_then_falls_to_zero() -> None:
-    settings = Settings("d", "a", "o", learning_rate=1.0, warmup=0.1)
+    settings = TrainSettings("d", "a", "o", learning_rate=1.0, warmup=0.1)
     rates = [learning_rate(step, 100, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] < 0.001
+
+
+def test_load_settings_says_where_the_settings_of_the_recipe_have_gone(tmp_path: Path) -> None:
+    message = r"config.yaml: proxy_weight isn't a setting of `clipcls train` any more.*examples/pictogram.*recipe\.py"
+    with pytest.raises(UsageError, match=message):
+        load_settings(config(tmp_path, "proxy_weight: 0.5"), GIVEN)
+    with pytest.raises(UsageError, match="--set: spread_init isn't a setting"):
+        parse_assignments(["spread_init=true"])
+
+
+def test_load_settings_bears_files_of_earlier_versions_that_did_not_use_the_recipe(tmp_path: Path) -> None:
+    unused = "curriculum: 0.0\nproxy_weight: 0.0\nspread_init: false\nzero_unused_tokens: false\nseed: 5"
+    assert load_settings(config(tmp_path, unused), GIVEN).seed == 5
 
 
 def test_load_settings_reads_the_recipe_of_the_embedded_model() -> None:

@@ -465,7 +465,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def begin(folder: Path, output: str, report: Callable[..., None] = lambda progress: None, **given: Any) -> Any:
+def begin(folder: Path, output: str, report: Callable[..., None] = lambda figures: None, **given: Any) -> Any:
     return train(load_settings(folder / "config.yaml", {"output": str(folder / output), **given}), report)
 
 
@@ -474,12 +474,12 @@ def losses(run: Path) -> list[float]:
 
 
 def test_train_resumes_on_shards(folder: Path) -> None:
-    def report(progress: Any) -> None:
-        if progress.step == 5:
+    def report(figures: Any) -> None:
+        if figures.step == 5:
             raise KilledError
 
     result = begin(folder, "whole")
-    assert (result.progress.step, result.problems) == (9, ())
+    assert (result.last_step.step, result.problems) == (9, ())
     words = (folder / "whole" / "model" / "words.txt").read_text().split()
     assert words == sorted(["thing", *map(str, range(12))])
     with pytest.raises(KilledError):
@@ -493,8 +493,8 @@ def test_train_resumes_on_shards(folder: Path) -> None:
 
 
 def test_train_refuses_changed_shards(folder: Path) -> None:
-    def report(progress: Any) -> None:
-        if progress.step == 2:
+    def report(figures: Any) -> None:
+        if figures.step == 2:
             raise KilledError
 
     with pytest.raises(KilledError):
@@ -515,7 +515,7 @@ def test_train_counts_what_it_left_out(folder: Path) -> None:
 def test_train_stops_at_a_problem_met_on_the_way(folder: Path) -> None:
     vanishing = folder / "shards" / "000.tar"
 
-    def report(progress: Any) -> None:
+    def report(figures: Any) -> None:
         vanishing.unlink(missing_ok=True)
 
     with pytest.raises(StoppedError, match=r"strict_data: .*000\.tar: can't be read"):
@@ -525,7 +525,7 @@ def test_train_stops_at_a_problem_met_on_the_way(folder: Path) -> None:
 def test_train_on_a_command_leaves_the_words_unknown(folder: Path) -> None:
     name = f"pipe:cat {folder}/shards//{{000..002}}.tar"
     result = begin(folder, "run", data=name, samples=8)
-    assert (result.progress.step, result.problems) == (6, ())
+    assert (result.last_step.step, result.problems) == (6, ())
     assert (result.model / "open_clip_model.safetensors").is_file()
     assert not (result.model / "words.txt").exists()
     assert resumed_settings(folder / "run", None, {}).data == name

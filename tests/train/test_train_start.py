@@ -21,11 +21,10 @@ from clipcls.images.fit import load_pixels
 from clipcls.models.encoder import load_encoder
 from clipcls.records import ModelSpec
 from clipcls.train.data.table import Table
-from clipcls.train.loop import Result, train
-from clipcls.train.objective import Objective
-from clipcls.train.processes import Processes
+from clipcls.train.loop import TrainResult, train
 from clipcls.train.settings import load_settings, write_settings
 from clipcls.train.start_model import _with_hub_name, new_model, start_model
+from clipcls.train.trainer import Trainer
 from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model, save_pictures
 from tiny_models import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
 from tolerances import assert_as_exact
@@ -44,7 +43,7 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def run(table: Path, model: Path | str, **given: Any) -> Result:
+def run(table: Path, model: Path | str, **given: Any) -> TrainResult:
     values = {"data": str(table), "model": str(model), "output": str(table.parent / "run"), "batch_size": 4}
     return train(load_settings(None, values | {"precision": "fp32", "device": "cpu", "epochs": 2.0} | given))
 
@@ -208,8 +207,7 @@ def test_loss_is_sigmoid_for_a_model_with_a_bias(tmp_path: Path, bias: float | N
     values = {"data": "d.csv", "model": str(base), "output": "run"}
     for loss, sigmoid in (("auto", bias is not None), ("contrastive", False), ("sigmoid", True)):
         settings = load_settings(None, values | {"loss": loss})
-        objective = Objective(settings, start_model(settings), Table((), ()), torch.float32, Processes())
-        assert objective.sigmoid == sigmoid
+        assert Trainer(settings, start_model(settings), Table((), ())).sigmoid == sigmoid
 
 
 ARCH = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"layers": 1}}

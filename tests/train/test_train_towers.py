@@ -87,7 +87,7 @@ def test_tower_that_cannot_be_locked_in_part_is_refused(tmp_path: Path) -> None:
         ({"arch": "ViT-B-32", "lock_image": True}, "lock_image: only with a model"),
         ({"model": "photo", "lock_text_unlocked_layers": 2}, "lock_text_unlocked_layers: only with lock_text"),
         ({"model": "photo", "lock_image": True, "lock_text": True}, "nothing to train"),
-        ({"model": "photo", "lock_image": True, "lock_image_unlocked_groups": -1}, "must not be negative"),
+        ({"model": "photo", "lock_image": True, "lock_image_unlocked_groups": -1}, "greater than or equal to 0"),
     ],
 )
 def test_settings_refuse_locks_without_sense(given: dict[str, Any], message: str) -> None:

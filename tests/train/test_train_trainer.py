@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from webdataset import TarWriter
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.train.data.read import read_data
-from clipcls.train.objective import Towers
 from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
-from clipcls.train.trainer import Trainer, synchronised
+from clipcls.train.towers import Towers
+from clipcls.train.trainer import Trainer, synchronise_batch_norm
 from conftest import TINY_CONFIG, save_pictures
 from tolerances import sum_tolerance
 
@@ -53,7 +52,7 @@ def trainer(folder: Path, config: dict[str, Any] = TINY_CONFIG, **given: Any) ->
 
 
 def losses(trainer: Trainer) -> list[float]:
-    return [progress.loss for progress in trainer.steps()]
+    return [figures.loss for figures in trainer.steps()]
 
 
 def test_average_follows_the_weights_and_is_what_is_saved(folder: Path) -> None:
@@ -128,18 +127,9 @@ def test_synchronised_batch_norm_keeps_the_activations(folder: Path, name: str) 
     model = trainer(folder, BATCH_NORM | {"vision_cfg": vision}).model.double().eval()
     pictures = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     expected = model.encode_image(pictures)
-    converted = synchronised(model).eval()
+    converted = synchronise_batch_norm(model).eval()
     assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
     torch.testing.assert_close(converted.encode_image(pictures), expected, rtol=1e-9, atol=1e-12)
-
-
-def test_zero_unused_tokens_is_refused_before_the_first_step(folder: Path) -> None:
-    writer = TarWriter(str(folder / "0.tar"))
-    for number, path in enumerate(sorted((folder / "pictures").iterdir())):
-        writer.write({"__key__": str(number), "png": path.read_bytes(), "txt": path.stem})
-    writer.close()
-    with pytest.raises(UsageError, match="zero_unused_tokens: needs a table or class folders"):
-        trainer(folder, data=str(folder / "0.tar"), zero_unused_tokens=True)
 
 
 def test_captions_over_the_context_length_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,7 +162,7 @@ def test_compiled_towers_give_the_same_losses(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(Towers, "compile", trace_only)
     made = trainer(folder, compile=True)
     assert losses(made) == pytest.approx(expected, rel=1e-5)
-    assert compiled == [made.objective.towers]
+    assert compiled == [made.towers]
 
 
 def test_gradient_that_is_not_finite_stops_before_the_weights_change(folder: Path) -> None:

@@ -16,13 +16,13 @@ from clipcls.embed.session import Session
 from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.models.catalog import PICTOGRAM_FOLDER
 from clipcls.train import validation
-from clipcls.train.settings import Settings
+from clipcls.train.settings import TrainSettings
 from clipcls.train.validation import Validation, headline, wrong_before_right
 from conftest import EXAMPLES, FakeEncoder, save_pictures
 
 
-def settings(**given: Any) -> Settings:
-    return Settings(**{"data": "", "arch": "", "output": "", "device": "cpu", "precision": "fp32"} | given)
+def settings(**given: Any) -> TrainSettings:
+    return TrainSettings(**{"data": "", "arch": "", "output": "", "device": "cpu", "precision": "fp32"} | given)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def reference(queries: Tensor, candidates: Tensor, right: Sequence[Sequence[int]
 @pytest.mark.parametrize("k", [1, 5, 10, 100])
 def test_wrong_before_right_gives_the_recall_of_a_plain_sort(monkeypatch: Any, chunk: int, k: int) -> None:
     random = np.random.default_rng(k)
-    monkeypatch.setattr(validation, "CHUNK", chunk)
+    monkeypatch.setattr(validation, "COSINES_AT_ONCE", chunk)
     queries, candidates = unit(random, 60, 8), unit(random, 90, 8)
     right = [random.choice(90, size=random.integers(1, 6), replace=False).tolist() for _ in queries]
     recall = (wrong_before_right(queries, candidates, right) < k).double().mean().item()
@@ -134,7 +134,7 @@ def classes(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("chunk", [1, 2**24])
 def test_validation_counts_the_pictures_that_predict_gets_right(tmp_path: Path, monkeypatch: Any, chunk: int) -> None:
-    monkeypatch.setattr(validation, "CHUNK", chunk)
+    monkeypatch.setattr(validation, "COSINES_AT_ONCE", chunk)
     names = {"cat": "cat", "dog": "dog", "fire-engine": "fire_engine", "truck": "goods truck"}
     for path in sorted([*EXAMPLES.iterdir(), *EXAMPLES.with_name("others").iterdir()]):
         # those of other things are put into some class, so that not all can be right

@@ -16,19 +16,14 @@ import torch
 from torch.nn import functional
 from torchvision.transforms import v2
 
-# Every fifth seed is kept for evaluation: no training step draws from one.
+# Every fifth seed is kept for evaluation: those that leave a rest of four; no training step draws from one.
 HELD_OUT_EVERY = 5
 
 
 def training_seed(step: int, seed: int) -> int:
-    """The augmentation seed of a training step; never one that is held out."""
+    """Return the augmentation seed of a training step; never one that is kept for evaluation."""
     groups, rest = divmod(step, HELD_OUT_EVERY - 1)
     return HELD_OUT_EVERY * (groups + 1_000_003 * seed) + rest
-
-
-def held_out_seed(number: int) -> int:
-    """The augmentation seed of an evaluation batch; never one that training uses."""
-    return HELD_OUT_EVERY * number + HELD_OUT_EVERY - 1
 
 
 class PerPicture(v2.Transform):  # type: ignore[misc]  # torchvision has no types
@@ -45,15 +40,15 @@ class PerPicture(v2.Transform):  # type: ignore[misc]  # torchvision has no type
         self.generator = torch.Generator()
 
     def rand(self, *shape: int) -> torch.Tensor:
-        """Uniform numbers from 0 to 1."""
+        """Draw uniform numbers from 0 to 1."""
         return torch.rand(shape, generator=self.generator)
 
     def uniform(self, count: int, low: float, high: float) -> torch.Tensor:
-        """`(count, 1, 1, 1)` numbers, ready to multiply pictures with."""
+        """Draw `(count, 1, 1, 1)` numbers, ready to multiply pictures with."""
         return self.rand(count, 1, 1, 1) * (high - low) + low
 
     def amounts(self, count: int) -> torch.Tensor:
-        """`(count, 1, 1, 1)` shares of the strength."""
+        """Draw `(count, 1, 1, 1)` shares of the strength."""
         return self.uniform(count, 0.0, self.strength)
 
 
@@ -71,7 +66,7 @@ class RandomSampling(PerPicture):
         self.side, self.flip, self.outside = side, flip, outside
 
     def mirror(self, matrix: torch.Tensor) -> torch.Tensor:
-        """The matrices `(n, 2, 3)`, some of them mirrored; draws nothing without `flip`."""
+        """Mirror some of the matrices `(n, 2, 3)`; without `flip` nothing is drawn."""
         if self.flip:
             mirrored = self.rand(len(matrix)) < 0.5 * self.strength
             matrix[mirrored, :, 0] *= -1
@@ -101,7 +96,7 @@ class RandomCrop(RandomSampling):
         self.area, self.degrees = area, degrees
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The affine matrices, `(n, 2, 3)`, from output to input coordinates."""
+        """Draw the affine matrices, `(n, 2, 3)`, from output to input coordinates."""
         count = len(flat_inputs[0])
         area = 1 - self.rand(count) * (1 - self.area) * self.strength
         # beyond 1 / area the longer side would be longer than the picture
@@ -134,7 +129,7 @@ class RandomGeometry(RandomSampling):
         self.degrees, self.shear, self.scale, self.shift = degrees, shear, scale, shift
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The affine matrices, `(n, 2, 3)`, from output to input coordinates."""
+        """Draw the affine matrices, `(n, 2, 3)`, from output to input coordinates."""
         count = len(flat_inputs[0])
         amount = self.amounts(count).flatten()
         angle = (self.rand(count) * 2 - 1) * math.radians(self.degrees) * amount
@@ -151,7 +146,7 @@ class RandomBackground(PerPicture):
     """Puts transparent pictures (premultiplied RGBA) on a colour, a gradient, soft clouds or plain white."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The backgrounds, `(n, 3, side, side)`."""
+        """Draw the backgrounds, `(n, 3, side, side)`."""
         pictures = flat_inputs[0]
         count, side = len(pictures), pictures.shape[-1]
         # mostly light, because black drawings have no other outline
@@ -165,7 +160,7 @@ class RandomBackground(PerPicture):
         return {"ground": ground.masked_fill_(white, 1)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """RGBA to RGB."""
+        """Put RGBA on the backgrounds; returns RGB."""
         return params["ground"].mul_(1 - inpt[:, 3:]).add_(inpt[:, :3])
 
 
@@ -183,7 +178,7 @@ class RandomColour(PerPicture):
         self.jitter, self.hue, self.grey = jitter, hue, grey
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Gains per picture, and `(n, 3, 3)` colour matrices."""
+        """Draw gains per picture, and `(n, 3, 3)` colour matrices."""
         pictures = flat_inputs[0]
         count = len(pictures)
         amount = self.amounts(count)
@@ -195,7 +190,7 @@ class RandomColour(PerPicture):
         return {"brightness": brightness, "contrast": contrast, "matrix": _chroma(saturation, angle)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Pictures in RGB, `(n, 3, side, side)`."""
+        """Change pictures in RGB, `(n, 3, side, side)`."""
         coloured = (params["matrix"] @ inpt.flatten(2)).view_as(inpt)
         mean = coloured.mean((1, 2, 3), keepdim=True)
         return coloured.sub_(mean).mul_(params["contrast"]).add_(mean).mul_(params["brightness"]).clamp_(0, 1)
@@ -214,7 +209,7 @@ class RandomDetail(PerPicture):
         self.share, self.noise = share, noise
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Which pictures, in a random order, and how much."""
+        """Draw which pictures, in a random order, and how much."""
         pictures = flat_inputs[0]
         strength = self.strength
         count = int(len(pictures) * self.share * strength)
@@ -230,7 +225,7 @@ class RandomDetail(PerPicture):
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Pictures in RGB, `(n, 3, side, side)`."""
+        """Change pictures in RGB, `(n, 3, side, side)`."""
         if not len(params["blurred"]):
             return inpt
         result = inpt.clone()
@@ -298,7 +293,7 @@ class Augmentation:
 
 
 def on_white(premultiplied: torch.Tensor, side: int) -> torch.Tensor:
-    """Transparent pictures on white, resized: `(n, 4, any, any)` to `(n, 3, side, side)`."""
+    """Put transparent pictures on white, and resize them: `(n, 4, any, any)` to `(n, 3, side, side)`."""
     return _resized(premultiplied[:, :3] + 1 - premultiplied[:, 3:], side)
 
 
@@ -307,7 +302,7 @@ def _resized(pictures: torch.Tensor, side: int) -> torch.Tensor:
     return resized.clamp_(0, 1)
 
 
-# what is done to photographs, and what is done to drawings
+# the transforms of photographs, and those of drawings
 Kinds = tuple[list[PerPicture], list[PerPicture]]
 
 
@@ -333,12 +328,12 @@ NAMED: dict[str, Callable[[int, bool], Kinds]] = {
 
 
 def _turn(angle: torch.Tensor) -> torch.Tensor:
-    """`(n, 2, 2)` rotations."""
+    """Return `(n, 2, 2)` rotations."""
     return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
 
 
 def _chroma(saturation: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """`(n, 3, 3)` matrices that scale and turn the chroma of RGB and keep the luma.
+    """Return `(n, 3, 3)` matrices that scale and turn the chroma of RGB and keep the luma.
 
     Source: the YIQ colour space of NTSC, in which hue is an angle.
     """

@@ -3,7 +3,7 @@
 import logging
 import random
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,9 +16,9 @@ from clipcls.records import Preprocessing
 from clipcls.train.data.augment import Augmentation, training_seed
 from clipcls.train.data.captions import Phrasing
 from clipcls.train.data.corpus import Corpus, Share
-from clipcls.train.data.pictures import Batch, Pictures, pool_of
+from clipcls.train.data.pictures import PictureDecoder, pool_of
 from clipcls.train.model_folder import DualEncoder
-from clipcls.train.settings import Settings
+from clipcls.train.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ STORED_SHARE = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A batch as the towers take it, or a process's share of one; it may be empty if no picture could be decoded.
+class Batch:
+    """A batch as the towers take it, or a process's share of one; it is empty if no picture could be decoded.
 
     Attributes:
         step: counted from 0.
@@ -46,7 +46,7 @@ class Prepared:
 
 
 class Feed:
-    """Gives a run's batches; what is in one depends on the settings, its step and the share alone.
+    """The batches of a run; what is in one depends on the settings, its step and the share alone.
 
     Attributes:
         steps: of the whole run; a corpus smaller than a batch is one batch.
@@ -54,17 +54,24 @@ class Feed:
         pictures: decoded, with the problems met.
     """
 
-    def __init__(self, settings: Settings, encoder: DualEncoder, corpus: Corpus, share: Share) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        encoder: DualEncoder,
+        corpus: Corpus,
+        share: Share,
+        strength: Callable[[int, int], float] = lambda step, steps: 1.0,
+    ) -> None:
         self.settings, self.corpus, self.share, self.tokenizer = settings, corpus, share, encoder.tokenizer
         side, preprocess = encoder.config.side, encoder.config.preprocess
-        self._side = side
+        self._side, self._strength = side, strength
         self.phrasing = Phrasing(settings.templates)
         self._augmentation = Augmentation(settings.augment, side, settings.flip)
         stored = side if settings.augment == "none" else round(side * STORED_SHARE)
         mean, std = preprocess["mean"], preprocess["std"]
         fitting = {name: preprocess[name] for name in ("interpolation", "resize_mode", "fill_color")}
         canvas = Preprocessing((stored, stored), mean, std, **fitting)
-        self.pictures = Pictures(canvas, settings.cache_mb // share.count)
+        self.pictures = PictureDecoder(canvas, settings.cache_mb // share.count)
         self._normal = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
         self.steps = max(1, round(self.steps_an_epoch * settings.epochs))
         self._warned = False
@@ -74,8 +81,8 @@ class Feed:
         """Whole batches in an epoch; at least one."""
         return max(1, self.corpus.count // self.settings.batch_size)
 
-    def batches(self, first: int = 0) -> Iterator[Prepared]:
-        """The batches from step `first` on, each prepared on a thread while the one before is trained on."""
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches from step `first` on, each prepared on a thread while the one before is trained on."""
         batches = self._prepared(first)
         with pool_of(1, "prepare") as pool:
             coming = pool.submit(next, batches, None)
@@ -83,20 +90,20 @@ class Feed:
                 coming = pool.submit(next, batches, None)
                 yield batch
 
-    def _prepared(self, first: int) -> Iterator[Prepared]:
-        """Every batch, augmented and tokenised."""
-        rows = self.corpus.batches(self.settings.batch_size, self.settings.seed, self.share, first)
-        some = islice(rows, self.steps - first)
-        for step, batch in enumerate(self.pictures.batches(some, self.settings.threads), first):
+    def _prepared(self, first: int) -> Iterator[Batch]:
+        """Yield every batch, augmented and tokenised."""
+        order = self.corpus.batches(self.settings.batch_size, self.settings.seed, self.share, first)
+        some = islice(order, self.steps - first)
+        for step, (rows, pictures) in enumerate(self.pictures.batches(some, self.settings.threads), first):
             self._check_data()
             rng = random.Random(f"captions {self.settings.seed} {self._number(step)}")
-            drawn = [self.phrasing.draw(row, rng) for row in batch.rows]
+            drawn = [self.phrasing.draw(row, rng) for row in rows]
             captions = tuple(caption for caption, _ in drawn)
             texts = [text for _, text in drawn]
             tokens = self.tokenizer(texts or [""])[: len(texts)]
             if step < self.steps_an_epoch:
                 self._warn_of_cut_captions(texts)
-            yield Prepared(step, batch.rows, captions, self._images(batch, step), tokens)
+            yield Batch(step, tuple(rows), captions, self.images(pictures, step), tokens)
 
     def _warn_of_cut_captions(self, texts: Sequence[str]) -> None:
         """Say once that captions are longer than the context: what is cut off isn't learnt."""
@@ -106,7 +113,7 @@ class Feed:
             logger.warning("captions over the context length are cut; the first: %s", textwrap.shorten(first, 100))
 
     def _number(self, step: int) -> int:
-        """A number for each step of each process, to draw from."""
+        """Return a number of its own for each step of each process, to draw from."""
         return step * self.share.count + self.share.rank
 
     def _check_data(self) -> None:
@@ -117,29 +124,20 @@ class Feed:
             if problems:
                 raise StoppedError(f"strict_data: {problems[0]}")
 
-    def _images(self, batch: Batch, step: int) -> torch.Tensor:
-        """The batch as the model's input, `(n, 3, side, side) float32`."""
-        if not batch.rows:
-            return torch.empty(0, 3, self._side, self._side)
-        curriculum = self.settings.curriculum * self.steps
-        strength = min(1.0, step / curriculum) if curriculum else 1.0
-        seed = training_seed(self._number(step), self.settings.seed)
-        pictures = self._augmentation(batch.pictures, strength, seed)
-        mean, std = self._normal
-        # the convolutions of a processor are faster with the channels last
-        return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)
+    def images(self, pictures: torch.Tensor, step: int) -> torch.Tensor:
+        """Return decoded pictures as a step's input of the model.
 
-    def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs of about `count` rows, as the first step would see them.
+        Args:
+            pictures: `(n, 4, any, any) uint8` in RGBA.
+            step: whose augmentation it is.
 
         Returns:
-            `(n, 3, side, side) float32` and `(count, context_length) int64`.
+            `(n, 3, side, side) float32`.
         """
-        rng = random.Random(f"sample {self.settings.seed}")
-        rows = self.corpus.sample(count, rng)
-        pictures = Pictures(self.pictures.canvas, cache_mb=0)
-        groups = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-        batches = pictures.batches(groups, self.settings.threads)
-        images = torch.cat([self._images(batch, 0) for batch in batches])
-        texts = [self.phrasing.draw(row, rng)[1] for row in rng.choices(rows, k=count)]
-        return images, self.tokenizer(texts)
+        if not len(pictures):
+            return torch.empty(0, 3, self._side, self._side)
+        seed = training_seed(self._number(step), self.settings.seed)
+        augmented = self._augmentation(pictures, self._strength(step, self.steps), seed)
+        mean, std = self._normal
+        # the convolutions of a processor are faster with the channels last
+        return ((augmented - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,15 +20,7 @@ from clipcls.records import Preprocessing
 LOOK_AHEAD = 2  # batches that are decoded while one is trained on
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Pictures as `(n, 4, side, side) uint8` in RGBA, with their rows."""
-
-    pictures: torch.Tensor
-    rows: tuple[Example, ...]
-
-
-def decode_picture(source: Source, canvas: Preprocessing) -> torch.Tensor:
+def decode_rgba(source: Source, canvas: Preprocessing) -> torch.Tensor:
     """Decode a picture to a square, with the corrections that `predict` makes; it keeps its transparency.
 
     Args:
@@ -55,7 +46,7 @@ def decode_picture(source: Source, canvas: Preprocessing) -> torch.Tensor:
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()  # HWC -> CHW
 
 
-class Pictures:
+class PictureDecoder:
     """Decodes pictures on threads, and keeps as many as fit in memory.
 
     Attributes:
@@ -74,7 +65,7 @@ class Pictures:
         return list(self._problems.values())
 
     def picture(self, row: Example) -> torch.Tensor | None:
-        """The picture of a row, or None where it can't be decoded."""
+        """Return the picture of a row, or None where it can't be decoded."""
         path = row.image.path
         if path in self._kept:
             return self._kept[path]
@@ -82,7 +73,7 @@ class Pictures:
             return None
         try:
             with open_content(row.image) as opened:
-                picture = decode_picture(opened.file, self.canvas)
+                picture = decode_rgba(opened.file, self.canvas)
         except ImageError as exc:
             self._problems[path] = f"{path}: {exc}"
             return None
@@ -90,32 +81,39 @@ class Pictures:
             self._kept[path] = picture
         return picture
 
-    def batches(self, batches: Iterable[Sequence[Example]], workers: int) -> Iterator[Batch]:
-        """Decode batch after batch, a little ahead; pictures that can't be decoded are left out.
+    def batches(
+        self, batches: Iterable[Sequence[Example]], workers: int
+    ) -> Iterator[tuple[Sequence[Example], torch.Tensor]]:
+        """Decode batch after batch on threads, a little ahead; pictures that can't be decoded are left out.
 
         Args:
             batches: the rows of each.
             workers: threads.
+
+        Yields:
+            The rows of the pictures that could be decoded, and these as `(n, 4, side, side) uint8` in RGBA.
         """
         waiting: deque[tuple[Sequence[Example], Iterator[torch.Tensor | None]]] = deque()
         with pool_of(workers, "decode") as pool:
             for rows in batches:
                 waiting.append((rows, pool.map(self.picture, rows)))
                 if len(waiting) > LOOK_AHEAD:
-                    yield self._batch(*waiting.popleft())
+                    yield self._stacked(*waiting.popleft())
             while waiting:
-                yield self._batch(*waiting.popleft())
+                yield self._stacked(*waiting.popleft())
 
-    def _batch(self, rows: Sequence[Example], pictures: Iterable[torch.Tensor | None]) -> Batch:
+    def _stacked(
+        self, rows: Sequence[Example], pictures: Iterable[torch.Tensor | None]
+    ) -> tuple[Sequence[Example], torch.Tensor]:
         found = [(row, picture) for row, picture in zip(rows, pictures, strict=True) if picture is not None]
         if not found:
-            return Batch(torch.empty(0, 4, *self.canvas.size, dtype=torch.uint8), ())
-        return Batch(torch.stack([picture for _, picture in found]), tuple(row for row, _ in found))
+            return (), torch.empty(0, 4, *self.canvas.size, dtype=torch.uint8)
+        return [row for row, _ in found], torch.stack([picture for _, picture in found])
 
 
 @contextmanager
 def pool_of(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """A pool that isn't waited for when it is left by an exception: a thread may hang on a source that stalls."""
+    """Open a pool that isn't waited for after an exception: a thread may hang on a source that stalls."""
     pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     try:
         yield pool

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from clipcls.train.data.batches import Prepared
+from clipcls.train.data.batches import Batch
 from clipcls.train.data.read import read_data
 from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Trainer
 from conftest import TINY_CONFIG, save_model, save_pictures
+from recipe import Pictogram
 
 pytestmark = pytest.mark.usefixtures("one_thread", "float64")
 
@@ -36,24 +37,25 @@ def trainer(folder: Path, config: dict[str, Any], **given: Any) -> Trainer:
         rows.append({"image": str(pictures[-1]), "caption": "a 00"})  # two positives
         (folder / "table.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     values = {"data": str(folder / "table.jsonl"), "model": str(folder / "base"), "output": str(folder / "run")}
-    options = {"batch_size": 16, "augment": "none", "precision": "fp32", "device": "cpu", "proxy_weight": 0.5}
+    options = {"batch_size": 16, "augment": "none", "precision": "fp32", "device": "cpu", "grad_clip": 0.0}
     settings = load_settings(None, values | options | given)
     torch.manual_seed(0)
-    made = Trainer(settings, start_model(settings), read_data(Path(settings.data)))
-    for module in made.objective.modules:
+    hooks = Pictogram(curriculum=0, proxy_weight=0.5, spread=False)
+    made = Trainer(settings, start_model(settings), read_data(Path(settings.data)), hooks=hooks)
+    for module in made.modules:
         module.double()
     return made
 
 
-def first_batch(trainer: Trainer) -> Prepared:
+def first_batch(trainer: Trainer) -> Batch:
     batch = next(trainer.feed.batches())
     return replace(batch, images=batch.images.double())
 
 
 def gradients(trainer: Trainer) -> tuple[float, dict[str, torch.Tensor]]:
-    loss = trainer.objective.backward(first_batch(trainer), trainer.scaler)
+    loss = trainer.step(first_batch(trainer), 1e-3)
     assert loss is not None
-    named = (pair for module in trainer.objective.modules for pair in module.named_parameters())
+    named = (pair for module in trainer.modules for pair in module.named_parameters())
     return loss, {name: weight.grad for name, weight in named if weight.grad is not None}
 
 
@@ -99,5 +101,5 @@ def test_accumulation_needs_less_than_the_whole_batch_at_once(tmp_path: Path, mo
     sizes: list[int] = []
     plain = made.model.encode_image
     monkeypatch.setattr(made.model, "encode_image", lambda images: sizes.append(len(images)) or plain(images))
-    made.objective.backward(replace(first_batch(made), step=1), made.scaler)
+    made.step(replace(first_batch(made), step=1), 1e-3)
     assert sizes == [4] * 8
