@@ -68,6 +68,17 @@ def test_eval_suggests_a_command_that_gives_the_accuracy_it_says(clipcls: Run, d
     assert np.mean([row["label"] == Path(row["path"]).parent.name for row in rows]) == accuracy(done)
 
 
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+def test_addresses_in_tables_are_fetched_as_predict_fetches_them(clipcls: Run, data: Path, command: str) -> None:
+    rows = [f"{path},{path.parent.name}" for path in sorted(data.rglob("*.*"))]
+    (data.parent / "t.csv").write_text("\n".join(["path,label", *rows, *rows, "http://127.0.0.1:9/1.jpg,cat"]))
+    run = (command, "t.csv", "--model", "pictogram", "--output", "out")
+    for options, message in (((), b"an address; --allow-urls has it fetched"), (("--allow-urls",), b"private")):
+        done = clipcls(*run, *options)
+        assert done.returncode == 1
+        assert b"http://127.0.0.1:9/1.jpg: " in done.stderr and message in done.stderr
+
+
 def test_eval_compares_models_and_prompts(clipcls: Run, data: Path, tiny_model: Path) -> None:
     arguments = (
         "eval",

@@ -18,9 +18,9 @@ from clipcls.embed.cache.store import Cache
 from clipcls.errors import UsageError
 from clipcls.evaluate.match_labels import label_indices, repeated_paths
 from clipcls.inputs.contents import open_content
+from clipcls.inputs.labelled.caption_shards import read_samples
 from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.labelled.read import read_captioned, read_truth
-from clipcls.inputs.labelled.samples import read_samples
 from clipcls.inputs.stores import open_named
 from clipcls.inputs.tables import read_embedded
 from clipcls.labels.label_files import make_label

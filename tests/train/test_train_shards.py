@@ -28,7 +28,7 @@ from clipcls.inputs.labelled.examples import Example
 from clipcls.train.checkpoint import resumed_settings
 from clipcls.train.data.corpus import Share
 from clipcls.train.data.read import read_data
-from clipcls.train.data.shards import Shards, is_stream, read_shards, shuffled
+from clipcls.train.data.shards import Shards, is_stream, open_shards, shuffled
 from clipcls.train.data.table import Table
 from clipcls.train.loop import train
 from clipcls.train.settings import load_settings
@@ -94,27 +94,27 @@ def test_read_data_still_reads_class_folders_and_tables(tmp_path: Path) -> None:
         read_data(tmp_path / "table.csv", 100)
 
 
-def test_read_shards_tells_shards_of_equal_names_apart(tmp_path: Path) -> None:
+def test_shards_tells_shards_of_equal_names_apart(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_tar(tmp_path / name / "0.tar", {"1.png": b"x", "1.txt": name.encode()})
-    rows = one_pass(read_shards(f"{tmp_path}/*/0.tar"))
+    rows = one_pass(open_shards(f"{tmp_path}/*/0.tar"))
     assert {row.image.path: row.concept for row in rows} == {
         f"{tmp_path}/{name}/0.tar/1.png": name for name in ("a", "b")
     }
 
 
 @pytest.mark.parametrize("name", ["x{.tar", "*.tar", "none.tar", "{0..1}.tar"])
-def test_read_shards_refuses_names_of_nothing(tmp_path: Path, name: str) -> None:
+def test_shards_refuses_names_of_nothing(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"\.tar: (no usable sample.*the first problem|Unbalanced braces)"):
-        read_shards(f"{tmp_path}/{name}")
+        open_shards(f"{tmp_path}/{name}")
 
 
-def test_read_shards_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_shards(tmp_path, [1])
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    assert len(one_pass(read_shards(str(folder)))) == 1
+    assert len(one_pass(open_shards(str(folder)))) == 1
     with pytest.raises(UsageError, match=r"pip install 'clipcls\[webdataset\]'"):
-        read_shards(f"pipe:cat {folder}/000.tar", 1)
+        open_shards(f"pipe:cat {folder}/000.tar", 1)
 
 
 # ---- order
@@ -122,7 +122,7 @@ def test_read_shards_names_the_missing_package(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(("counts", "processes"), [([5, 3, 4, 1, 5], 1), ([3] * 6, 3)])
 def test_batches_give_each_row_once_an_epoch(tmp_path: Path, counts: Sequence[int], processes: int) -> None:
-    shards = read_shards(str(write_shards(tmp_path, counts)))
+    shards = open_shards(str(write_shards(tmp_path, counts)))
     epochs: list[list[str]] = [[], []]
     for rank in range(processes):
         batches = shards.batches(processes, 0, Share(rank, processes))
@@ -137,42 +137,42 @@ def test_batches_depend_on_the_seed_alone(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [4, 4, 4])
     code = (
         "import itertools, sys; from clipcls.train.data.corpus import Share\n"
-        "from clipcls.train.data.shards import read_shards\n"
-        "for batch in itertools.islice(read_shards(sys.argv[1]).batches(6, 3, Share(1, 3)), 9):\n"
+        "from clipcls.train.data.shards import open_shards\n"
+        "for batch in itertools.islice(open_shards(sys.argv[1]).batches(6, 3, Share(1, 3)), 9):\n"
         "    print([row.concept for row in batch])"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", code, str(folder)]
     elsewhere = subprocess.run(command, capture_output=True, check=True, env=environment, text=True).stdout
-    shards = read_shards(str(folder))
+    shards = open_shards(str(folder))
     assert elsewhere.splitlines() == [str(batch) for batch in captions(shards.batches(6, 3, Share(1, 3)), 9)]
     assert captions(shards.batches(6, 3, ALONE), 9) != captions(shards.batches(6, 4, ALONE), 9)
 
 
 def test_batches_shuffle_the_shards_anew_each_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipcls.train.data.shards.SHUFFLED", 1)
-    shards = read_shards(str(write_shards(tmp_path, [1] * 8)))
+    shards = open_shards(str(write_shards(tmp_path, [1] * 8)))
     epochs = captions(shards.batches(8, 0, ALONE), 3)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert captions(shards.batches(8, 1, ALONE), 1) != epochs[:1]
 
 
 def test_batches_shuffle_the_rows_anew_each_epoch(tmp_path: Path) -> None:
-    shards = read_shards(str(write_shards(tmp_path, [20])))
+    shards = open_shards(str(write_shards(tmp_path, [20])))
     epochs = captions(shards.batches(20, 0, ALONE), 3)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert captions(shards.batches(20, 1, ALONE), 1) != epochs[:1]
 
 
 def test_batches_mix_the_shards_from_the_start(tmp_path: Path) -> None:
-    shards = read_shards(str(write_shards(tmp_path, [200, 200])))
+    shards = open_shards(str(write_shards(tmp_path, [200, 200])))
     first = next(shards.batches(20, 0, ALONE))
     assert len({Path(row.image.path).parent for row in first}) == 2
 
 
 @pytest.mark.parametrize("name", ["{}/*.tar", "pipe:cat {}/{{000..002}}.tar"])
 def test_batches_pass_over_the_first_ones(tmp_path: Path, name: str) -> None:
-    shards = read_shards(name.format(write_shards(tmp_path, [4, 3, 4])), 11)
+    shards = open_shards(name.format(write_shards(tmp_path, [4, 3, 4])), 11)
     for share in (ALONE, Share(1, 2)):
         whole = captions(shards.batches(4, 0, share), 12)
         for first in range(12):
@@ -180,7 +180,7 @@ def test_batches_pass_over_the_first_ones(tmp_path: Path, name: str) -> None:
 
 
 def test_batches_open_no_shard_of_a_passed_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = read_shards(str(write_shards(tmp_path, [4, 4])))
+    shards = open_shards(str(write_shards(tmp_path, [4, 4])))
     opened: list[str] = []
 
     def open_shard(shard: str) -> Any:
@@ -193,13 +193,13 @@ def test_batches_open_no_shard_of_a_passed_epoch(tmp_path: Path, monkeypatch: py
 
 
 def test_batches_of_few_rows_hold_each_once(tmp_path: Path) -> None:
-    shards = read_shards(str(write_shards(tmp_path, [2, 1])))
+    shards = open_shards(str(write_shards(tmp_path, [2, 1])))
     for batch in captions(shards.batches(64, 0, ALONE), 3):
         assert sorted(batch) == ["thing 0", "thing 1", "thing 2"]
 
 
 def test_batches_refuse_processes_that_cannot_share(tmp_path: Path) -> None:
-    shards = read_shards(str(write_shards(tmp_path, [3, 0, 3])))
+    shards = open_shards(str(write_shards(tmp_path, [3, 0, 3])))
     with pytest.raises(UsageError, match="2 shards can't be dealt out to 3 processes"):
         shards.batches(3, 0, Share(0, 3))
     with pytest.raises(UsageError, match="batch_size: 5 isn't a multiple of the 2 processes"):
@@ -207,7 +207,7 @@ def test_batches_refuse_processes_that_cannot_share(tmp_path: Path) -> None:
 
 
 def test_sample_gives_different_rows(tmp_path: Path) -> None:
-    shards = read_shards(str(write_shards(tmp_path, [6, 6])))
+    shards = open_shards(str(write_shards(tmp_path, [6, 6])))
     rows = shards.sample(5, random.Random(1))
     assert len({row.concept for row in rows}) == 5
     assert rows == shards.sample(5, random.Random(1))
@@ -217,15 +217,15 @@ def test_sample_gives_different_rows(tmp_path: Path) -> None:
 
 def test_digest_follows_the_data_not_their_place(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "a", [2, 2])
-    digest = read_shards(str(folder)).digest()
+    digest = open_shards(str(folder)).digest()
     moved = folder.rename(tmp_path / "moved")
-    assert read_shards(str(moved)).digest() == digest
+    assert open_shards(str(moved)).digest() == digest
     (moved / "001.tar").rename(moved / "002.tar")
-    assert read_shards(str(moved)).digest() != digest
+    assert open_shards(str(moved)).digest() != digest
     (moved / "002.tar").rename(moved / "001.tar")
     content = (moved / "001.tar").read_bytes()
     (moved / "001.tar").write_bytes(content.replace(b"thing 3", b"thong 3"))
-    assert read_shards(str(moved)).digest() != digest
+    assert open_shards(str(moved)).digest() != digest
 
 
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +234,10 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path, monkeypatch: pyte
     with ShardWriter(str(tmp_path / "%03d.tar"), maxcount=500, verbose=0, encoder=False) as writer:
         for number in range(count):
             writer.write({"__key__": str(number), "jpg": bytes(size), "txt": b"thing %d" % (number % 7)})
-    read_shards(str(tmp_path / "000.tar"))  # what is imported and compiled once doesn't count
+    open_shards(str(tmp_path / "000.tar"))  # what is imported and compiled once doesn't count
     tracemalloc.start()
     try:
-        shards = read_shards(str(tmp_path))
+        shards = open_shards(str(tmp_path))
         assert shards.count == count
         assert tracemalloc.get_traced_memory()[1] < 10 * size
         for _ in itertools.islice(shards.batches(10, 0, ALONE), 120):
@@ -259,7 +259,7 @@ def test_digest_and_order_are_those_of_earlier_versions(tmp_path: Path) -> None:
     for shard in range(2):
         numbers = range(3 * shard, 3 * shard + 3)
         write_tar(folder / f"{shard}.tar", [(f"{n}.{e}", f"{n}".encode()) for n in numbers for e in ("png", "txt")])
-    shards = read_shards(str(folder))
+    shards = open_shards(str(folder))
     assert shards.digest() == "4625550cb5372e24b55d52cc2f54d54e846723091fd5474ecaaa7d3be877c6f6"
     assert captions(shards.batches(4, 1, ALONE), 3) == [list("1032"), list("4531"), list("5240")]
 
@@ -295,7 +295,7 @@ def test_parquet_rows_without_a_picture_count_as_they_are_read(tmp_path: Path) -
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     data = [picture(0), None, picture(2), picture(3)]
     pq.write_table(pa.table({"image": data, "caption": ["a", "b", None, "d"]}), tmp_path / "a.parquet")
-    shards = read_shards(str(tmp_path / "a.parquet"))
+    shards = open_shards(str(tmp_path / "a.parquet"))
     assert shards.count == len(one_pass(shards)) == 3
     assert shards.problems == [f"{tmp_path}/a.parquet, row 2: no caption"]
 
@@ -314,7 +314,7 @@ def test_shards_in_a_store_are_read_as_those_on_disk(tmp_path: Path) -> None:
         table = read_data("memory://s/0.parquet")
         assert (table.count, table.words) == (5, {"thing", *"01234"})
         assert len(one_pass(table)) == 5  # type: ignore[arg-type]
-        missing = read_shards("memory://s/{000..002}.tar", 5)
+        missing = open_shards("memory://s/{000..002}.tar", 5)
         assert len(one_pass(missing)) == 5
         assert missing.problems == ["memory://s/002.tar: can't be read to its end: no such file or directory"]
     finally:
@@ -324,7 +324,7 @@ def test_shards_in_a_store_are_read_as_those_on_disk(tmp_path: Path) -> None:
 # ---- damage
 
 
-def test_read_shards_uses_what_precedes_damage(tmp_path: Path) -> None:
+def test_shards_uses_what_precedes_damage(tmp_path: Path) -> None:
     members = [
         item for number in range(4) for item in ((f"{number}.png", bytes(700)), (f"{number}.txt", b"thing %d" % number))
     ]
@@ -334,7 +334,7 @@ def test_read_shards_uses_what_precedes_damage(tmp_path: Path) -> None:
     end = 4 * (512 + 1024 + 512 + 512)
     for cut in range(0, end + 512, 128):
         broken.write_bytes(whole[:cut])
-        shards = read_shards(str(broken.parent))
+        shards = open_shards(str(broken.parent))
         rows = [row for row in one_pass(shards) if row.image.path.startswith(str(broken))]
         assert [row.captions for row in sorted(rows, key=lambda row: row.image.path)] == [
             (f"thing {number}",) for number in range(len(rows))
@@ -345,34 +345,34 @@ def test_read_shards_uses_what_precedes_damage(tmp_path: Path) -> None:
         found.add(len(rows))
     assert found == {0, 1, 2, 3, 4}
     broken.write_bytes(whole[: end + 1024])
-    assert read_shards(str(broken.parent)).problems == []
+    assert open_shards(str(broken.parent)).problems == []
 
 
-def test_read_shards_reports_broken_headers(tmp_path: Path) -> None:
+def test_shards_reports_broken_headers(tmp_path: Path) -> None:
     path = write_shards(tmp_path, [1, 1]) / "000.tar"
     members = [(f"{number}.{name}", b"thing") for number in range(3) for name in ("png", "txt")]
     content = bytearray(write_tar(path, members).read_bytes())
     content[4 * 1024 : 4 * 1024 + 20] = bytes([255]) * 20
     path.write_bytes(content)
-    shards = read_shards(str(tmp_path))
+    shards = open_shards(str(tmp_path))
     assert (shards.count, len(one_pass(shards))) == (3, 3)
     assert shards.problems == [f"{path}: can't be read to its end: bad checksum"]
 
 
-def test_read_shards_reports_shards_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_shards_reports_shards_that_cannot_be_opened(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [2])
     (folder / "001.tar").write_bytes(b"no tar at all" * 100)
     (folder / "002.tar").mkdir()
-    shards = read_shards(f"{folder}/{{000..003}}.tar")
+    shards = open_shards(f"{folder}/{{000..003}}.tar")
     assert (shards.count, len(one_pass(shards))) == (2, 2)
     assert [problem.split(":")[0][-7:] for problem in shards.problems] == ["001.tar", "002.tar", "003.tar"]
 
 
-def test_read_shards_refuses_shards_without_samples(tmp_path: Path) -> None:
+def test_shards_refuses_shards_without_samples(tmp_path: Path) -> None:
     apart = [(f"{number}.{name}", b"x") for name in ("png", "txt") for number in range(2)]
     write_tar(tmp_path / "a.tar", apart)
     with pytest.raises(UsageError, match=r"neighbours in a \.tar.*the first problem: .*a\.tar/0: no caption"):
-        read_shards(str(tmp_path))
+        open_shards(str(tmp_path))
 
 
 # ---- commands and URLs
@@ -420,7 +420,7 @@ def test_remote_shards_may_have_more_behind_their_end(tmp_path: Path) -> None:
 
 
 def test_remote_shards_without_samples_end_the_run(tmp_path: Path) -> None:
-    shards = read_shards("pipe:exit 3", 10)
+    shards = open_shards("pipe:exit 3", 10)
     with pytest.raises(UsageError, match=r"no usable sample.*status 3"):
         next(shards.batches(2, 0, ALONE))
     with pytest.raises(UsageError, match="no usable sample"):
@@ -433,7 +433,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads URLs by curl")
-def test_read_shards_from_urls(tmp_path: Path) -> None:
+def test_shards_from_urls(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [2, 2])
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever).start()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
 from clipcls import Classifier, ModelSpec
@@ -85,6 +86,22 @@ def test_validation_finds_every_caption_of_a_right_model(fake: FakeEncoder, colo
     pairs = write_table(colours, [(f"{name}.png", f"something {name}") for name in FakeEncoder.COLOURS])
     figures = Validation(settings(validation=pairs)).measure(Path("model"))
     assert figures == {f"{way}_recall@{k}": 1.0 for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+
+
+def test_validation_takes_pictures_out_of_parquet_and_stores(fake: FakeEncoder, colours: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    names = list(FakeEncoder.COLOURS)
+    data = [(colours / f"{name}.png").read_bytes() for name in names]
+    pq.write_table(pa.table({"image": data, "caption": names}), colours / "a.parquet")
+    store = MemoryFileSystem()
+    for name, content in zip(names, data, strict=True):
+        store.pipe(f"/held-out/{name}/1.png", content)
+    try:
+        given = settings(validation=str(colours / "a.parquet"), zero_shot="memory://held-out/")
+        figures = Validation(given).measure(Path("model"))
+    finally:
+        store.rm("/held-out", recursive=True)
+    assert figures["image_to_text_recall@1"] == figures["zero_shot_accuracy"] == 1.0
 
 
 def test_validation_takes_rows_of_one_picture_as_one(fake: FakeEncoder, colours: Path) -> None:
@@ -171,7 +188,7 @@ def test_validation_leaves_out_broken_pictures_and_reports_them_once(fake: FakeE
     assert first == second
     assert first["image_to_text_recall@1"] == first["text_to_image_recall@1"] == 1.0
     assert [problem.split(":")[0].rsplit("/")[-1] for problem in measured.problems] == [
-        "pairs.jsonl",
+        "pairs.jsonl, line 6",
         "bad.png",
         "gone.png",
     ]

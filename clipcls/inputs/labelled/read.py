@@ -8,8 +8,8 @@ from pathlib import Path
 from clipcls.errors import UsageError
 from clipcls.inputs.labelled.captions import captioned
 from clipcls.inputs.labelled.class_folders import read_class_folders
+from clipcls.inputs.labelled.class_shards import read_shards, read_shards_of_folder, shards_in
 from clipcls.inputs.labelled.examples import Example, Truth
-from clipcls.inputs.labelled.shards import read_shards, read_shards_of_folder, shards_in
 from clipcls.inputs.labelled.tables import Wanted, read_table
 from clipcls.inputs.shards import is_shard
 from clipcls.inputs.stores import in_store, local_path

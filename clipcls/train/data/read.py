@@ -9,7 +9,7 @@ from clipcls.inputs.stores import in_store
 from clipcls.inputs.tables import is_table
 from clipcls.records import Embedded
 from clipcls.train.data.corpus import Corpus
-from clipcls.train.data.shards import are_shards, read_shards
+from clipcls.train.data.shards import are_shards, open_shards
 from clipcls.train.data.table import Table
 
 
@@ -21,14 +21,14 @@ def read_data(name: str | Path, samples: int = 0) -> Corpus:
         samples: rows in an epoch of shards; 0 for as many as there are.
 
     Raises:
-        UsageError: see `read_shards` and `read_pairs`; or `samples` is given for what isn't shards.
+        UsageError: see `open_shards` and `read_pairs`; or `samples` is given for what isn't shards.
     """
     name = os.fspath(name)
     if are_shards(name):
-        return read_shards(name, samples)
+        return open_shards(name, samples)
     table = read_pairs(name)
     if any(isinstance(row.image.content, Embedded) for row in table.rows):
-        return read_shards(name, samples)  # such pictures are best read in their order
+        return open_shards(name, samples)  # such pictures are best read in their order
     if samples:
         raise UsageError(f"samples: only for shards; {name} has as many rows as it holds")
     return table

@@ -17,9 +17,9 @@ from typing import Any
 
 from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.folders import has_magic, matches
+from clipcls.inputs.labelled.caption_shards import read_samples
 from clipcls.inputs.labelled.class_folders import has_class_folders
 from clipcls.inputs.labelled.examples import Example, ProblemReport
-from clipcls.inputs.labelled.samples import read_samples
 from clipcls.inputs.labelled.tables import read_captioned_rows
 from clipcls.inputs.shards import expand_braces
 from clipcls.inputs.stores import in_store, is_address, open_named
@@ -52,8 +52,8 @@ def are_shards(name: str) -> bool:
     return is_stream(name) or name.endswith(".tar") or (is_parquet(name) and (has_magic(name) or "{" in name))
 
 
-def read_shards(name: str, samples: int = 0) -> "Shards":
-    """Read what shards hold, but for the pictures; streams, and tars in a store, aren't opened yet.
+def open_shards(name: str, samples: int = 0) -> "Shards":
+    """Find shards and read what they hold, but for the pictures; streams, and tars in a store, are opened later.
 
     Args:
         name: see `are_shards`; or one Parquet file. In a pattern, `{000..009}` and `{a,b}` count as in a shell, for
