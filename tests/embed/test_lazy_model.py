@@ -204,6 +204,10 @@ def test_first_token_block_gives_the_tower_s_features(tmp_path: Path, vision: di
     config = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | vision}
     encoder = load_encoder(ModelSpec(str(save_model(tmp_path / "model", config)), device="cpu", precision="fp32"))
     tower = build_tower(encoder.files, Checkpoint(encoder.files.weights), "visual")
+    with torch.no_grad():
+        for weight in tower.parameters():
+            if weight.ndim == 1:
+                weight.add_(torch.randn_like(weight), alpha=0.3)  # biases are zero at first, which would hide them
     inputs = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         whole, reference = tower(inputs), copy.deepcopy(tower).double()(inputs.double())
