@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clipcls.inputs.listing import Sources
     from clipcls.labels.prompts import load_prompt_set, templates_set
     from clipcls.models.encoder import Encoder, load_encoder
-    from clipcls.outputs.target import Target
+    from clipcls.outputs.destination import Destination
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.ranking import Scoring
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Classifier": "predict.classifier",
     "ClipclsError": "errors",
+    "Destination": "outputs.destination",
     "Encoder": "models.encoder",
     "ErrorLimit": "predict.error_limit",
     "Execution": "embed.execution",
@@ -45,7 +46,6 @@ _HOMES = {
     "Session": "embed.session",
     "Sources": "inputs.listing",
     "StoppedError": "errors",
-    "Target": "outputs.target",
     "UsageError": "errors",
     "discover": "inputs.discover",
     "load_encoder": "models.encoder",
@@ -57,6 +57,7 @@ _HOMES = {
 __all__ = [
     "Classifier",
     "ClipclsError",
+    "Destination",
     "Encoder",
     "ErrorLimit",
     "Execution",
@@ -73,7 +74,6 @@ __all__ = [
     "Session",
     "Sources",
     "StoppedError",
-    "Target",
     "UsageError",
     "discover",
     "load_encoder",

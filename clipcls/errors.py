@@ -8,8 +8,10 @@
         └── OutOfMemoryError    4   the device's memory doesn't hold what was asked of it
 
 A message says what is wrong, where, and what to do. Errors of other libraries are translated once, at the place
-where the library is called.
+where the library is called. How a reason, a list of names and an odd text are said stands here too, once for all.
 """
+
+from collections.abc import Iterable
 
 
 class ClipclsError(Exception):
@@ -52,3 +54,26 @@ class OutOfMemoryError(StoppedError):
 def first_line(exc: BaseException) -> str:
     """What another library's exception says, on one line."""
     return str(exc).strip().split("\n", 1)[0] or type(exc).__name__
+
+
+def reason(exc: BaseException) -> str:
+    """Return why something failed, as the system says it, else as the library does, on one line."""
+    strerror = getattr(exc, "strerror", None)
+    return str(strerror).lower() if strerror else first_line(exc)
+
+
+def listed(names: Iterable[str], most: int = 5, separator: str = ", ") -> str:
+    """Return the first of some names, and how many more there are."""
+    found = list(names)
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return separator.join(found[:most]) + more
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return the first three of some names in quotation marks, and how many more there are."""
+    return listed(map(repr, names), 3)
+
+
+def printable(text: str) -> str:
+    """Return a text with U+FFFD for signs that would move a terminal's cursor, or that nothing shows."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

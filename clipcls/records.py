@@ -7,8 +7,6 @@ from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Decode = Literal["fast", "exact"]
-ScoreKind = Literal["softmax", "sigmoid", "cosine"]
-Format = Literal["table", "tsv", "jsonl", "csv", "parquet"]
 OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
 SortMethod = Literal["copy", "hardlink", "symlink", "move"]
@@ -205,6 +203,20 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """A picture that a Parquet table holds.
+
+    Attributes:
+        table: its path, or its address in a store.
+        row: from 0.
+    """
+
+    table: str
+    column: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """A shard or a Parquet table that hasn't been opened."""
 
@@ -224,7 +236,7 @@ class ImageRef:
 
     path: str
     error: str | None = None
-    content: "bytes | Span | Address | Stored | Container | None" = None
+    content: "bytes | Span | Address | Stored | Embedded | Container | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipcls.outputs.destination import Destination
 from clipcls.outputs.resume import open_output
-from clipcls.outputs.target import Target
 from clipcls.records import ImageRef, Prediction, ScoredLabel
 
 SETTINGS = {"--model": "ab12", "--labels": [["cat", "cat"], ["dog", "dog"]], "--top-k": None, "--threshold": 0.5}
@@ -40,16 +40,16 @@ def all_sorts(lines: int = 1) -> list[Prediction]:
     return [*made, answer("twice", *scores), failed("gone.jpg"), answer("last", *scores)]
 
 
-def write(target: Target, predictions: Sequence[Prediction], settings: object = None) -> None:
+def write(destination: Destination, predictions: Sequence[Prediction], settings: object = None) -> None:
     """What a run does: predictions for the images that aren't done, in their order."""
     chosen = dict(SETTINGS if settings is None else settings)  # type: ignore[call-overload]
     answers = {prediction.path: prediction for prediction in predictions}
     images = [ImageRef(prediction.path) for prediction in predictions]
-    with open_output(target, ("cat", "dog"), lambda: chosen) as output:
+    with open_output(destination, ("cat", "dog"), lambda: chosen) as output:
         for image in output.done.remaining(images):
             output.write(answers[image.path])
 
 
-def target(path: Path, **options: object) -> Target:
-    """A file as the target."""
-    return Target(str(path), **options)  # type: ignore[arg-type]
+def destination(path: Path, **options: object) -> Destination:
+    """A file as the destination."""
+    return Destination(str(path), **options)  # type: ignore[arg-type]

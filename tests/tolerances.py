@@ -25,9 +25,9 @@ def sum_tolerance(length: int, magnitude: float, dtype: torch.dtype = torch.floa
 
 
 def assert_as_exact(ours: Any, theirs: Any, reference: Any, name: str = "") -> None:
-    """Fail if `ours` is farther from a reference in float64 than 4 times what `theirs` is, in the largest error.
+    """Fail if the largest error of `ours` is more than 4 times that of `theirs`, which may be small by chance.
 
-    Both come in one precision, one epsilon of which is allowed in addition: theirs may be exact by chance.
+    So one epsilon of the precision that both come in is added to theirs.
 
     Args:
         ours, theirs: tensors or arrays of one shape and precision.
@@ -38,5 +38,5 @@ def assert_as_exact(ours: Any, theirs: Any, reference: Any, name: str = "") -> N
     assert ours.dtype == theirs.dtype != reference.dtype == torch.float64
     assert ours.shape == theirs.shape == reference.shape
     error, their_error = (float((values.double() - reference).abs().max()) for values in (ours, theirs))
-    allowed = 4 * their_error + torch.finfo(ours.dtype).eps * float(reference.abs().max())
+    allowed = 4 * (their_error + torch.finfo(ours.dtype).eps * float(reference.abs().max()))
     assert error <= allowed, f"{name} off by {error:.3g}; {allowed:.3g} allowed, the other's error is {their_error:.3g}"

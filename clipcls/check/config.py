@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcls.check.findings import Finding, error, listed, note, ok, warning
+from clipcls.check.findings import Finding, error, note, ok, warning
 from clipcls.check.weights import (
     Origin,
     architecture_names,
@@ -20,7 +20,7 @@ from clipcls.check.weights import (
     weights_sizes,
 )
 from clipcls.embed.cache.store import Cache
-from clipcls.errors import ModelError
+from clipcls.errors import ModelError, quoted
 from clipcls.models.checkpoint import Checkpoint
 from clipcls.models.locate import CONFIG_NAME, ModelFiles, bare_weights
 from clipcls.records import ModelSpec, Preprocessing
@@ -122,7 +122,7 @@ def check_preprocessing(files: ModelFiles, located: Located | None) -> Iterator[
     stated = [origin.preprocess for origin in origins] or [
         found for arch in names for found in stated_preprocessings(arch)
     ]
-    whose = f"the weights of {origins[0]}" if origins else f"weights of {listed(names)}"
+    whose = f"the weights of {origins[0]}" if origins else f"weights of {quoted(names)}"
     if stated and any(is_same(preprocess, other) for other in stated):
         yield ok("preprocessing", f"{described}; as open_clip states it for {whose}")
     elif stated:

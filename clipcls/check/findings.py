@@ -2,12 +2,12 @@
 
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from clipcls.errors import ClipclsError
-from clipcls.outputs.rows import escaped
+from clipcls.errors import ClipclsError, printable
+from clipcls.outputs.formats.tsv import escaped
 
 Level = Literal["ok", "note", "warning", "error"]
 
@@ -63,12 +63,6 @@ def exit_code(findings: Iterable[Finding]) -> int:
     return max((_WARNED if f.level == "warning" else f.exit_code for f in findings), default=0)
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Names for a message, not too many."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + more
-
-
 def tsv_line(finding: Finding) -> str:
     """`level<TAB>subject<TAB>message<TAB>remedy`."""
     cells = (finding.level, finding.subject, finding.message, finding.remedy)
@@ -79,7 +73,7 @@ def table_lines(finding: Finding, width: int) -> str:
     """Lines for a terminal: what was found and, indented, what to do."""
     room = max(width - len(_INDENT), _NARROWEST)
     paragraphs = [*finding.message.splitlines(), *([f"→ {finding.remedy}"] if finding.remedy else [])]
-    wrapped = [line for text in paragraphs for line in textwrap.wrap(_printable(text), room) or [""]]
+    wrapped = [line for text in paragraphs for line in textwrap.wrap(printable(text), room) or [""]]
     start = f"{finding.level:<{_LEVEL_WIDTH}}  {finding.subject:<{_SUBJECT_WIDTH}}  "
     return "".join(f"{start if i == 0 else _INDENT}{line}".rstrip() + "\n" for i, line in enumerate(wrapped))
 
@@ -89,8 +83,3 @@ def as_json(findings: Iterable[Finding]) -> str:
     listed = list(findings)
     data = {"exit_code": exit_code(listed), "findings": [asdict(finding) for finding in listed]}
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-
-
-def _printable(text: str) -> str:
-    """A name may hold signs that move the cursor, or that no terminal shows."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

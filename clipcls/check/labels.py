@@ -1,7 +1,6 @@
 """Labels, templates and prompts: all that is wrong with them at once, and what could be better."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.check.findings import Finding, error, listed, note, ok, warning
-from clipcls.errors import UsageError
-from clipcls.labels.label_files import make_label, read_labels, refuse_duplicates
+from clipcls.check.findings import Finding, error, note, ok, warning
+from clipcls.errors import UsageError, quoted
+from clipcls.labels.label_files import label_key, make_label, read_labels, refuse_duplicates, spelling_key
 from clipcls.labels.prompts import load_prompt_set, render, templates_set
 from clipcls.records import Label, PromptSet
 
@@ -101,14 +100,14 @@ def check_labels(labels: Sequence[Label]) -> Iterator[Finding]:
     if lists and len(labels) > 1:
         yield note(
             "labels",
-            f"{listed(lists)}: prompted with all the commas",
+            f"{quoted(lists)}: prompted with all the commas",
             "If these are synonyms, list them as such in a labels file, and each gets prompts of its own.",
         )
     numbers = [label.name for label in labels if all(_NO_WORD.fullmatch(text) for text in label.texts)]
     if numbers:
         yield note(
             "labels",
-            f"{listed(numbers)}: a number to you, a text to the model",
+            f"{quoted(numbers)}: a number to you, a text to the model",
             "If these are numbers of classes, use the classes' names.",
         )
     yield from _check_spelling(labels)
@@ -119,7 +118,7 @@ def check_templates(labels: Sequence[Label], prompts: PromptSet) -> Iterator[Fin
     templated = [label for label in labels if not label.prompts]
     twice = {template for template in prompts.templates if prompts.templates.count(template) > 1}
     if twice:
-        yield note("template", f"{listed(sorted(twice))}: there more than once, and counts as often", "Remove copies.")
+        yield note("template", f"{quoted(sorted(twice))}: there more than once, and counts as often", "Remove copies.")
     articles = [label.name for label in templated if any(_ARTICLE.match(text) for text in label.texts)]
     doubling = [template for template in prompts.templates if _ARTICLE_BEFORE_LABEL.search(template)]
     if articles and doubling:
@@ -127,7 +126,7 @@ def check_templates(labels: Sequence[Label], prompts: PromptSet) -> Iterator[Fin
         prompt = render(label, PromptSet("", (doubling[0],)))[0]
         yield warning(
             "labels",
-            f"{listed(articles)}: the label's article follows the template's, as in {prompt!r}",
+            f"{quoted(articles)}: the label's article follows the template's, as in {prompt!r}",
             "Leave the article out of the label.",
         )
     seen: dict[tuple[str, ...], str] = {}
@@ -217,11 +216,10 @@ def summary(labels: Sequence[Label], prompts: PromptSet) -> Finding:
 def _check_spelling(labels: Sequence[Label]) -> Iterator[Finding]:
     groups: dict[str, list[str]] = {}
     for label in labels:
-        key = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", label.name)).casefold()
-        groups.setdefault(key, []).append(label.name)
+        groups.setdefault(spelling_key(label.name), []).append(label.name)
     for key, names in groups.items():
         if key and len(names) > 1:
-            yield note("labels", f"{listed(names)}: differ in punctuation or spaces only", "Keep one, if they are one.")
+            yield note("labels", f"{quoted(names)}: differ in punctuation or spaces only", "Keep one, if they are one.")
 
 
 def _without_duplicates(labels: Iterable[Label], findings: list[Finding]) -> list[Label]:
@@ -229,12 +227,11 @@ def _without_duplicates(labels: Iterable[Label], findings: list[Finding]) -> lis
     kept: list[Label] = []
     owners: dict[str, Label] = {}
     for label in labels:
-        # the forms in which `refuse_duplicates` compares
-        texts = [make_label(unicodedata.normalize("NFKC", text)).texts[0].casefold() for text in label.texts]
-        same = next((owners[text] for text in texts if text in owners), None)
+        keys = [label_key(text) for text in label.texts]
+        same = next((owners[key] for key in keys if key in owners), None)
         if same is None:
             kept.append(label)
-            owners |= dict.fromkeys(texts, label)
+            owners |= dict.fromkeys(keys, label)
         else:
             with _reported("labels", findings):
                 refuse_duplicates([same, label])

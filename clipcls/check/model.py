@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.check.config import Located, check_activation, check_preprocessing, suggest
-from clipcls.check.findings import Finding, error, listed, note, ok, warning
+from clipcls.check.findings import Finding, error, note, ok, warning
 from clipcls.check.weights import (
     architecture_names,
     config_sizes,
@@ -23,7 +23,7 @@ from clipcls.check.weights import (
     weights_sizes,
 )
 from clipcls.embed.cache.store import Cache
-from clipcls.errors import ClipclsError, ModelError, UsageError
+from clipcls.errors import ClipclsError, ModelError, UsageError, quoted
 from clipcls.models.checkpoint import Checkpoint, Tower, build_tower
 from clipcls.models.device import choose_device, choose_precision
 from clipcls.models.encoder import Encoder
@@ -118,7 +118,7 @@ def _check_architecture(files: ModelFiles) -> Generator[Finding, None, bool]:
         yield error("architecture", exc)
         return False
     names = architecture_names(files.config)
-    named = f"that of {listed(names)}: " if names else ""
+    named = f"that of {quoted(names)}: " if names else ""
     timm = files.config["vision_cfg"].get("timm_model_name")
     yield ok("architecture", f"{named}{sizes}{f', {timm}' if timm else ''}")
     return True
@@ -180,7 +180,7 @@ def _check_tower(located: Located, tower: Tower) -> Generator[Finding, None, boo
         if wrong:
             yield error(
                 name,
-                ModelError(f"{path}: tensors with {what}: {listed(wrong)}"),
+                ModelError(f"{path}: tensors with {what}: {quoted(wrong)}"),
                 "The file is damaged, or was saved before its weights were loaded. Get it again.",
             )
     if values.untrained_vectors > _UNTRAINED:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clipcls.check.findings import Finding, error, listed, note, warning
+from clipcls.check.findings import Finding, error, note, warning
 from clipcls.check.labels import (
     Wording,
     check_effects,
@@ -26,7 +26,7 @@ from clipcls.check.weights import is_unreadable
 from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
-from clipcls.errors import ClipclsError, UsageError
+from clipcls.errors import ClipclsError, UsageError, quoted
 from clipcls.labels import vocabulary
 from clipcls.labels.prompts import render
 from clipcls.models.tokenizer import context_length_of, truncated
@@ -88,7 +88,7 @@ def _check_known_words(labels: Sequence[Label], model: SoundModel) -> Iterator[F
     if unknown:
         yield warning(
             "labels",
-            f"the model was never trained on a word of {listed(unknown)}; scores for "
+            f"the model was never trained on a word of {quoted(unknown)}; scores for "
             f"{'it' if len(unknown) == 1 else 'them'} mean nothing",
             "Use words that it knows, or a model that was trained on more.",
         )
@@ -99,7 +99,7 @@ def _check_known_words(labels: Sequence[Label], model: SoundModel) -> Iterator[F
     if unreadable:
         yield warning(
             "labels",
-            f"the model's tokenizer knows no part of {listed(unreadable)}",
+            f"the model's tokenizer knows no part of {quoted(unreadable)}",
             "Write it in a language, or a script, that the model was trained on.",
         )
 

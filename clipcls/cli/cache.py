@@ -24,13 +24,11 @@ def info(cache_dir: options.CacheDirOption = None, cache_size: options.CacheSize
     _show("image embeddings", facts.images)
     _show("models", facts.models)
     _show("file fingerprints", facts.fingerprints)
-    _show("converted weights", facts.weights)
-    _show("size of converted weights", _megabytes(facts.weights_size))
 
 
 @app.command()
 def clear(cache_dir: options.CacheDirOption = None) -> None:
-    """Remove the cache, converted weights included."""
+    """Remove the cache."""
     from clipcls.embed.cache.database import default_folder
     from clipcls.embed.cache.prune import clear as clear_cache
 
@@ -46,7 +44,7 @@ def prune(
             "--older-than",
             metavar="DAYS",
             min=0,
-            help="Also remove what wasn't used for so long. [default for weights: 30]",
+            help="Also remove what wasn't used for so long.",
         ),
     ] = None,
     size: Annotated[
@@ -70,7 +68,6 @@ def prune(
     _show("label embeddings", removed.texts)
     _show("image embeddings", removed.images)
     _show("paths", removed.paths)
-    _show("converted weights", removed.weights)
     _show("damaged files", removed.damaged)
     _show("freed", _megabytes(removed.freed))
 

@@ -1,6 +1,5 @@
 """`clipcls calibrate`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +8,12 @@ import typer
 from clipcls.cli import options
 from clipcls.cli.eval_report import Output
 from clipcls.cli.progress import Progress
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, listed, printable
 
 if TYPE_CHECKING:
     from clipcls.evaluate.before_after import Measures
-    from clipcls.evaluate.calibrate import Report, Settings
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.calibrate import CalibrationReport, CalibrationSettings
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.evaluate.metrics import Estimate
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.predict.calibration import LabelThreshold, Rule
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 _FEW = 100
 # rows of the table of labels
 _MOST_LABELS = 40
-# names that a line lists
-_MOST_NAMES = 5
 
 
 @options.grouped
@@ -34,8 +31,8 @@ def calibrate(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="A folder of class folders, a table (.csv, .tsv, .jsonl) with columns path and label or labels, "
-            "or tar shards with .cls members.",
+            help="A folder of class folders, a table (.csv, .tsv, .jsonl, .parquet) with columns path and label or "
+            "labels, or tar shards with .cls members.",
             show_default=False,
         ),
     ],
@@ -86,6 +83,7 @@ def calibrate(
     multi_label: options.DataMultiLabelOption = False,
     background: options.BackgroundOption = None,
     # how to run
+    allow_urls: options.AllowUrlsOption = False,
     limits: options.LimitOptions,
     how: options.RunOptions,
     verbosity: options.VerbosityOptions,
@@ -95,35 +93,36 @@ def calibrate(
     Example: clipcls calibrate pictures/ --target-precision 0.95 -o calibration.yaml
     """
     verbosity.set_up_logging()
-    from clipcls.evaluate.calibrate import Settings
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.calibrate import CalibrationSettings
+    from clipcls.evaluate.evaluate import EvalPlan
+    from clipcls.inputs.web import Web
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
 
     target = Output("table", output, None)
     target.check([*data, wanted.labels_file, prompts, asked.model])
     _keep_other_files(output)
-    settings = Settings(_rule(target_precision, best_f1, min_answers), holdout, seed)
+    settings = CalibrationSettings(_rule(target_precision, best_f1, min_answers), holdout, seed)
     names = wanted.read()
-    truth = options.labelled_pictures(data, names, multi_label)
-    plan = Plan(
+    truth = options.labelled_pictures(data, names, multi_label, allow_urls)
+    plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=(asked.spec(),),
         prompts=(options.prompt_set(prompts, template, truth.templates_file or "default"),),
         scoring=Scoring(score, truth.multi_label),
         background=background,
-        execution=how.execution(limits, strict_prompts),
+        execution=how.execution(limits, strict_prompts, Web() if allow_urls else None),
     )
     _run(truth, plan, settings, target, verbosity.quiet)
 
 
-def _run(truth: "Truth", plan: "Plan", settings: "Settings", target: Output, quiet: bool) -> None:
+def _run(truth: "Truth", plan: "EvalPlan", settings: "CalibrationSettings", target: Output, quiet: bool) -> None:
     from clipcls.evaluate.calibrate import calibrate
-    from clipcls.predict.calibration import render
+    from clipcls.predict.calibration import calibration_text
 
     with Progress(not quiet, "") as progress:
         report = calibrate(truth, plan, settings, progress.watch())
-    target.write(render(report.calibration))
+    target.write(calibration_text(report.calibration))
     to_stderr = target.file == "-"
     if not (to_stderr and quiet):
         typer.echo(_text(report).encode("utf-8", "replace"), nl=False, err=to_stderr)
@@ -165,7 +164,7 @@ def _rule(target_precision: float | None, best_f1: bool, least: int | None) -> "
 # What is told
 
 
-def _text(report: "Report") -> str:
+def _text(report: "CalibrationReport") -> str:
     held = report.held_out
     parts = [_opening(report)]
     if held is not None:
@@ -178,7 +177,7 @@ def _text(report: "Report") -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _opening(report: "Report") -> str:
+def _opening(report: "CalibrationReport") -> str:
     made = report.calibration
     fitted = f"{made.origin.images:,} images, {len(made.basis.labels):,} labels\n"
     if made.temperature is None:
@@ -189,16 +188,16 @@ def _opening(report: "Report") -> str:
 
 def _figures(measures: "Measures") -> str:
     from clipcls.cli.eval_report import table
-    from clipcls.evaluate.before_after import ERRORS
+    from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows = [
-        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in ERRORS else "")
+        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in LESS_IS_BETTER else "")
         for name, before in measures.before.items()
     ]
     return table(("figure", "before", "95 % interval", "after", "95 % interval", ""), rows, left=1)
 
 
-def _thresholds(report: "Report") -> str:
+def _thresholds(report: "CalibrationReport") -> str:
     from clipcls.cli.eval_report import table
 
     made, held = report.calibration, report.held_out
@@ -225,9 +224,7 @@ def _precision(found: "LabelThreshold") -> tuple[str, str]:
     return f"{found.right / found.answers:.4f}", f"{low:.4f} to {high:.4f}"
 
 
-def _notes(report: "Report") -> str:
-    from clipcls.cli.eval_report import plain
-
+def _notes(report: "CalibrationReport") -> str:
     made, lines = report.calibration, []
     if not report.is_fitted:
         lines.append("no answer was wrong, so that there is no best temperature; the model's own is kept")
@@ -235,18 +232,18 @@ def _notes(report: "Report") -> str:
         lines.append(f"{made.origin.images:,} images are few: what was fitted is rough")
     never = [name for name, found in zip(made.basis.labels, made.thresholds, strict=False) if found.threshold is None]
     if never:
-        lines.append(f"never answered, so that such images will be unknown: {_listed(never)}")
+        lines.append(f"never answered, so that such images will be unknown: {listed(never)}")
     if report.outside:
         lines.append(
             f"{report.outside:,} images are of classes that aren't among the labels: any answer to them is wrong, and "
             "the temperature was fitted without them"
         )
     if report.failed:
-        paths = _listed([path for path, _ in report.failed])
+        paths = listed(path for path, _ in report.failed)
         lines.append(f"{len(report.failed):,} images could not be read and count for nothing: {paths}")
     if report.problems:
         lines.append(f"in the data, {len(report.problems):,} to look at: {'; '.join(report.problems[:5])}")
-    return "".join(f"Note: {plain(line)}\n" for line in lines)
+    return "".join(f"Note: {printable(line)}\n" for line in lines)
 
 
 def _cells(estimate: "Estimate") -> tuple[str, str]:
@@ -255,8 +252,3 @@ def _cells(estimate: "Estimate") -> tuple[str, str]:
     if isnan(estimate.value):
         return "–", ""
     return f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more

@@ -24,8 +24,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="A folder of class folders, a table (.csv, .tsv, .jsonl) with columns path and label or labels, "
-            "or tar shards with .cls members.",
+            help="A folder of class folders, a table (.csv, .tsv, .jsonl, .parquet) with columns path and label or "
+            "labels, or tar shards with .cls members.",
             show_default=False,
         ),
     ],
@@ -82,6 +82,7 @@ def evaluate(
         typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
     ] = None,
     # how to run
+    allow_urls: options.AllowUrlsOption = False,
     limits: options.LimitOptions,
     how: options.RunOptions,
     verbosity: options.VerbosityOptions,
@@ -91,7 +92,8 @@ def evaluate(
     Example: clipcls eval pictures/ --prompts simple --prompts default
     """
     verbosity.set_up_logging()
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.evaluate import EvalPlan
+    from clipcls.inputs.web import Web
     from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
@@ -99,7 +101,7 @@ def evaluate(
     target = Output(format, output, confusion_plot)
     target.check([*data, wanted.labels_file, predictions, *(prompts or ()), *(model or ())])
     names = wanted.read()
-    truth = options.labelled_pictures(data, names, multi_label)
+    truth = options.labelled_pictures(data, names, multi_label, allow_urls)
     if predictions is not None:
         given = {"--model": model, "--prompts": prompts, "--template": template, "--score": score, "--arch": arch}
         _refuse_with_predictions([option for option, value in given.items() if value])
@@ -109,13 +111,13 @@ def evaluate(
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
     models = _models(model, [arch, preprocess])
     sets = _prompt_sets(prompts or [], template or [], truth)
-    plan = Plan(
+    plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=tuple(ModelSpec(name, arch, preprocess, device, precision) for name in models),
         prompts=tuple(prompt_set for _, prompt_set in sets),
         scoring=Scoring(score, truth.multi_label, threshold=threshold),
         background=background,
-        execution=how.execution(limits, strict_prompts),
+        execution=how.execution(limits, strict_prompts, Web() if allow_urls else None),
         confused=confused,
     )
     command = Command(

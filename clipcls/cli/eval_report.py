@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -14,23 +14,21 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import typer
 
 from clipcls.cli.progress import Progress
-from clipcls.errors import StoppedError, UsageError
+from clipcls.errors import StoppedError, UsageError, listed, printable, reason
 from clipcls.records import Label, Prediction
 
 if TYPE_CHECKING:
-    from clipcls.evaluate.evaluate import Plan
+    from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.evaluate.metrics import Estimate
-    from clipcls.evaluate.results import Outcome, Result
+    from clipcls.evaluate.results import EvalOutcome, EvalResult
     from clipcls.inputs.labelled.examples import Truth
-    from clipcls.records import Format
+    from clipcls.outputs.formats.output_format import OutputFormat
 
 # rows of a table of classes; where there are more, those that fare worst are shown
 _MOST_CLASSES = 40
 _WORST_CLASSES = 20
 # images, below which bootstrap intervals are known to be too narrow
 _FEW = 50
-# names that a line lists
-_MOST_NAMES = 5
 _DASH = "–"
 
 Rows = list[tuple[str, ...]]
@@ -144,7 +142,7 @@ class Evaluation:
         self._output = output
         self._quiet = quiet
 
-    def measure(self, plan: "Plan", command: Command) -> None:
+    def measure(self, plan: "EvalPlan", command: Command) -> None:
         """Run the models, and write what comes of it.
 
         Raises:
@@ -170,11 +168,11 @@ class Evaluation:
         try:
             outcome = evaluate_predictions(self._truth, _read(predictions), labels, confused)
         except OSError as exc:
-            raise UsageError(f"{predictions}: can't be read: {(exc.strerror or str(exc)).lower()}.") from exc
+            raise UsageError(f"{predictions}: can't be read: {reason(exc)}.") from exc
         self._finish(outcome, None)
 
-    def _finish(self, outcome: "Outcome", command: str | None) -> None:
-        from clipcls.evaluate.results import record
+    def _finish(self, outcome: "EvalOutcome", command: str | None) -> None:
+        from clipcls.evaluate.results import outcome_record
 
         best = outcome.results[outcome.best]
         if self._output.plot is not None:
@@ -184,11 +182,11 @@ class Evaluation:
 
             draw_confusion(best.confusion, _title(best), self._output.plot)
         if self._output.format == "json":
-            text = json.dumps(record(outcome) | {"command": command}, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(outcome_record(outcome) | {"command": command}, ensure_ascii=False, allow_nan=False)
             self._output.write(text + "\n")
         else:
             self._output.write(report(outcome, command))
-        without = len(outcome.left_out.failed) + len(outcome.left_out.missing)
+        without = len(outcome.caveats.failed) + len(outcome.caveats.missing)
         if without:
             if not self._quiet:
                 typer.echo(f"clipcls: {without:,} of {outcome.images:,} images were left out of the figures", err=True)
@@ -197,38 +195,38 @@ class Evaluation:
 
 def _read(predictions: Path) -> "Iterator[Prediction]":
     """What a run wrote to a file, or to the part files in a folder."""
+    from clipcls.outputs.part_files import parts_in
     from clipcls.outputs.read_back import read_predictions
 
-    parts = sorted(predictions.glob("part-*.*")) if predictions.is_dir() else [predictions]
+    parts = parts_in(predictions).values() if predictions.is_dir() else [predictions]
     if not parts:
         raise UsageError(f"{predictions}: a folder without part files, as `clipcls predict --output-dir` writes them.")
     is_empty = True
     for part in parts:
-        kind = _format_of(part)
+        format = _format_of(part)
         with part.open("rb") as file:
-            for prediction in read_predictions(file, kind, str(part)):
+            for prediction in read_predictions(file, format, str(part)):
                 is_empty = False
                 yield prediction
     if is_empty:
         raise UsageError(f"{predictions}: holds no predictions.")
 
 
-def _format_of(predictions: Path) -> "Format":
-    from clipcls.outputs.sinks import format_for
+def _format_of(predictions: Path) -> "OutputFormat":
+    from clipcls.outputs.formats import format_for, format_names
 
     try:
         return format_for(predictions)
     except UsageError as exc:
-        raise UsageError(
-            f"{predictions}: its name tells no format: predictions end in .tsv, .csv, .jsonl or .parquet."
-        ) from exc
+        names = format_names(lambda one: one.can_be_read, prefix=".")
+        raise UsageError(f"{predictions}: its name tells no format: predictions end in {names}.") from exc
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Tables
 
 
-def report(outcome: "Outcome", command: str | None) -> str:
+def report(outcome: "EvalOutcome", command: str | None) -> str:
     """An evaluation as text: the figures of the best result in full, the others beside it."""
     best = outcome.results[outcome.best]
     parts = [_opening(outcome)]
@@ -241,17 +239,17 @@ def report(outcome: "Outcome", command: str | None) -> str:
         parts.append(_confused(best))
     parts.append(_notes(outcome, best))
     if command is not None:
-        parts.append(f"To label pictures so:\n{plain(command)}\n")
+        parts.append(f"To label pictures so:\n{printable(command)}\n")
     return "\n".join(part for part in parts if part)
 
 
-def _opening(outcome: "Outcome") -> str:
+def _opening(outcome: "EvalOutcome") -> str:
     of = "" if outcome.measured == outcome.images else f" of {outcome.images:,}"
     labels = outcome.classes.n_labels
     return f"{outcome.measured:,}{of} images measured, {labels:,} label{'s' if labels != 1 else ''}\n"
 
 
-def _comparison(outcome: "Outcome") -> str:
+def _comparison(outcome: "EvalOutcome") -> str:
     name = outcome.results[0].headline[0]
     rows: Rows = []
     for number, (result, beside) in enumerate(zip(outcome.results, outcome.comparisons, strict=True)):
@@ -265,7 +263,7 @@ def _comparison(outcome: "Outcome") -> str:
     return table(header if not outcome.multi_label else header[:-1], rows, left=2) + _warn_of_choice(outcome)
 
 
-def _warn_of_choice(outcome: "Outcome") -> str:
+def _warn_of_choice(outcome: "EvalOutcome") -> str:
     """What is too good about the best of many."""
     if len(outcome.results) < 3:
         return ""
@@ -276,18 +274,18 @@ def _warn_of_choice(outcome: "Outcome") -> str:
     )
 
 
-def _figures(result: "Result") -> str:
-    from clipcls.evaluate.results import ERRORS
+def _figures(result: "EvalResult") -> str:
+    from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows: Rows = [
-        (name, *_cells(estimate), "less is better" if name in ERRORS else "")
+        (name, *_cells(estimate), "less is better" if name in LESS_IS_BETTER else "")
         for name, estimate in result.figures.items()
     ]
     lines = [f"{name}: left out, {reason}\n" for name, reason in result.omitted.items()]
     return table(("figure", "value", "95 % interval", ""), rows, left=1) + "".join(lines)
 
 
-def _classes(outcome: "Outcome", result: "Result") -> str:
+def _classes(outcome: "EvalOutcome", result: "EvalResult") -> str:
     figures = list(zip(outcome.classes.names, result.classes, strict=False))
     title = ""
     if len(figures) > _MOST_CLASSES:
@@ -302,29 +300,29 @@ def _classes(outcome: "Outcome", result: "Result") -> str:
     return title + table(header if outcome.multi_label else header[:-1], rows, left=1)
 
 
-def _levels(result: "Result") -> str:
-    from clipcls.evaluate.metrics import Level
+def _levels(result: "EvalResult") -> str:
+    from clipcls.evaluate.metrics import ThresholdFigures
 
     rows = [
         (f"{level.threshold:.2f}", f"{level.answered:,}", _number(level.coverage), _number(level.accuracy))
         for level in result.levels
-        if isinstance(level, Level)
+        if isinstance(level, ThresholdFigures)
     ]
     return table(("threshold", "answered", "coverage", "accuracy"), rows, left=0)
 
 
-def _label_levels(result: "Result") -> str:
-    from clipcls.evaluate.metrics import LabelLevel
+def _label_levels(result: "EvalResult") -> str:
+    from clipcls.evaluate.metrics import LabelThresholdFigures
 
     rows = [
         (f"{level.threshold:.2f}", _number(level.precision), _number(level.recall), _number(level.f1))
         for level in result.levels
-        if isinstance(level, LabelLevel)
+        if isinstance(level, LabelThresholdFigures)
     ]
     return table(("threshold", "precision", "recall", "F1"), rows, left=0)
 
 
-def _confused(result: "Result") -> str:
+def _confused(result: "EvalResult") -> str:
     assert result.confusion is not None
     from clipcls.evaluate.confusion import NO_ANSWER
 
@@ -341,33 +339,33 @@ def _confused(result: "Result") -> str:
     return table(("truth", "answer", "images", "of class", "such as"), rows, left=2, last_left=True)
 
 
-def _notes(outcome: "Outcome", best: "Result") -> str:
-    told = outcome.left_out
+def _notes(outcome: "EvalOutcome", best: "EvalResult") -> str:
+    told = outcome.caveats
     lines = _caution(outcome, best)
     if told.failed:
-        paths = _listed(path for path, _ in told.failed)
+        paths = listed(path for path, _ in told.failed)
         lines.append(f"{len(told.failed):,} images could not be read and are in none of the figures: {paths}")
     if told.missing:
-        lines.append(f"{len(told.missing):,} images aren't among the predictions: {_listed(told.missing)}")
+        lines.append(f"{len(told.missing):,} images aren't among the predictions: {listed(told.missing)}")
     if told.unasked:
         lines.append(f"{len(told.unasked):,} predictions are of pictures that the data don't hold, and don't count")
     if told.unknown:
         lines.append(f"{told.unknown:,} images are unknown, which is counted as wrong")
     if told.outside:
-        named = _listed(f"{name} ({count:,})" for name, count in told.outside.items())
+        named = listed(f"{name} ({count:,})" for name, count in told.outside.items())
         what = "such labels don't count" if outcome.multi_label else "they are counted as wrong"
         within = "" if math.isnan(best.within) else f"; accuracy@1 without them: {best.within:.4f}"
         lines.append(f"images of classes that aren't among the labels: {named}; {what}{within}")
     if told.unseen:
-        lines.append(f"no image is of {_listed(told.unseen)}; such labels are in no mean over classes")
+        lines.append(f"no image is of {listed(told.unseen)}; such labels are in no mean over classes")
     if told.repeated:
-        lines.append(f"{len(told.repeated):,} paths come more than once and count as often: {_listed(told.repeated)}")
+        lines.append(f"{len(told.repeated):,} paths come more than once and count as often: {listed(told.repeated)}")
     if told.problems:
-        lines.append(f"in the data, {len(told.problems):,} to look at: {_listed(told.problems, '; ')}")
-    return "".join(f"Note: {plain(line)}\n" for line in lines)
+        lines.append(f"in the data, {len(told.problems):,} to look at: {listed(told.problems, separator='; ')}")
+    return "".join(f"Note: {printable(line)}\n" for line in lines)
 
 
-def _caution(outcome: "Outcome", best: "Result") -> list[str]:
+def _caution(outcome: "EvalOutcome", best: "EvalResult") -> list[str]:
     """What the intervals can't tell."""
     count = outcome.measured
     if outcome.classes.n_labels == 1 and not outcome.multi_label:
@@ -381,7 +379,7 @@ def _caution(outcome: "Outcome", best: "Result") -> list[str]:
     return []
 
 
-def _title(result: "Result") -> str:
+def _title(result: "EvalResult") -> str:
     return "predictions" if result.model is None else f"model {result.model}, prompts {result.prompts}"
 
 
@@ -397,21 +395,9 @@ def _number(value: float) -> str:
     return _DASH if math.isnan(value) else f"{value:.4f}"
 
 
-def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    found = list(names)
-    more = f" and {len(found) - _MOST_NAMES:,} more" if len(found) > _MOST_NAMES else ""
-    return separator.join(found[:_MOST_NAMES]) + more
-
-
 def _is_replaced(path: Path) -> bool:
     """Whether a new file takes the place of what is there; links, devices and pipes, as /dev/stdout, are written to."""
     return not path.is_symlink() and (path.is_file() or not path.exists())
-
-
-def plain(text: str) -> str:
-    """Text that can't move a terminal's cursor."""
-    shown = os.fsencode(text).decode("utf-8", "replace")
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in shown)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
@@ -427,7 +413,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_
         is_left = number < left or (last_left and number == len(header) - 1)
         grid.add_column(Text(name), justify="left" if is_left else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*(Text(plain(cell)) for cell in row[: len(header)]))
+        grid.add_row(*(Text(printable(cell)) for cell in row[: len(header)]))
     buffer = io.StringIO()
     # as wide as a path may be: what is cut can't be opened
     Console(file=buffer, width=100_000, color_system=None, legacy_windows=False).print(grid)

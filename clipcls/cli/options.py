@@ -7,18 +7,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from clipcls.models.catalog import DEFAULT_MODEL
-from clipcls.records import Decode, ModelSpec, ScoreKind
+from clipcls.outputs.formats import OUTPUT_FORMATS
+from clipcls.predict.scores import SCORE_KINDS
+from clipcls.records import Decode, ModelSpec
 
 if TYPE_CHECKING:
     from clipcls.embed.execution import Execution
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.inputs.web import Web
     from clipcls.records import Label, PromptSet
+
+# the choices of --score
+if TYPE_CHECKING:
+    ScoreName = str
+else:
+    ScoreName = Literal[tuple(SCORE_KINDS)]
+
+# the choices of --format
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(OUTPUT_FORMATS)]
 
 # what to look for
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]
@@ -59,9 +73,11 @@ DeviceOption = Annotated[str, typer.Option("--device", envvar="CLIPCLS_DEVICE", 
 PrecisionOption = Annotated[
     str, typer.Option("--precision", envvar="CLIPCLS_PRECISION", help="auto, fp32, bf16 or fp16.")
 ]
+# in
+AllowUrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")]
 # how to score
 ScoreOption = Annotated[
-    ScoreKind | None,
+    ScoreName | None,
     typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
 ]
 DataMultiLabelOption = Annotated[
@@ -277,19 +293,22 @@ def prompt_set(prompts: str | None, templates: Sequence[str] | None, default: st
     return templates_set(templates)
 
 
-def labelled_pictures(data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool) -> "Truth":
+def labelled_pictures(
+    data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool, allow_urls: bool
+) -> "Truth":
     """Read labelled pictures.
 
     Args:
         labels: that numbers in shards stand for; None for what the data name.
         multi_label: score each label by itself, even where each picture has one.
+        allow_urls: whether addresses may be fetched.
 
     Raises:
         UsageError: they can't be read.
     """
     from clipcls.inputs.labelled.read import read_truth
 
-    truth = read_truth(data, None if labels is None else [label.name for label in labels])
+    truth = read_truth(data, None if labels is None else [label.name for label in labels], allow_urls)
     return replace(truth, multi_label=True) if multi_label else truth
 
 

@@ -1,7 +1,6 @@
 """`clipcls predict`."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +11,12 @@ from clipcls.cli import options
 from clipcls.cli.progress import Progress
 from clipcls.cli.signals import StopSignals
 from clipcls.cli.stderr import silence_libraries
-from clipcls.records import Engine, Format, OnError
+from clipcls.records import Engine, OnError
 
 if TYPE_CHECKING:
     from clipcls.distributed.run import Spread
     from clipcls.inputs.listing import Sources
-    from clipcls.outputs.target import Target
+    from clipcls.outputs.destination import Destination
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
 
@@ -74,12 +73,12 @@ def predict(
         str | None,
         typer.Option("--column", help="Column of paths or images in inputs that are .parquet, .csv, .tsv or .jsonl."),
     ] = None,
-    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")] = False,
+    allow_urls: options.AllowUrlsOption = False,
     allow_private_urls: Annotated[
         bool, typer.Option("--allow-private-urls", help="Also from private and link-local addresses.")
     ] = False,
     format: Annotated[
-        Format | None,
+        options.FormatName | None,
         typer.Option("--format", help="[default: by the output's extension; table on a terminal, else tsv]"),
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-",
@@ -131,7 +130,7 @@ def predict(
     from clipcls.errors import UsageError
     from clipcls.inputs.listing import Sources
     from clipcls.inputs.web import Web
-    from clipcls.outputs.target import Target
+    from clipcls.outputs.destination import Destination, check_explanations
     from clipcls.predict.calibration import read_calibration
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
@@ -141,10 +140,12 @@ def predict(
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
     # opened by its name, what it was redirected to would be emptied
     output = "-" if output in ("/dev/stdout", "/dev/fd/1") else output
-    target = Target(output, output_dir, format, resume, retry_errors)
+    destination = Destination(output, output_dir, format, resume, retry_errors)
     if explain:
-        _check_format_of_explanations(target)
-    _check_target(target, [*(inputs or ()), files_from, wanted.labels_file, prompts, asked.model, calibration])
+        check_explanations(destination)
+    _check_destination(
+        destination, [*(inputs or ()), files_from, wanted.labels_file, prompts, asked.model, calibration]
+    )
     limit = ErrorLimit.parse(max_errors, on_error)
     if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
         raise UsageError("Options for addresses need --allow-urls.")
@@ -153,7 +154,7 @@ def predict(
     if spread is not None:
         from clipcls.distributed.run import check_spread
 
-        check_spread(target, spec, spread)
+        check_spread(destination, spec, spread)
     labels = wanted.read()
     web = Web(url_timeout, url_retries, allow_private_urls) if allow_urls else None
     with Session(spec, how.execution(limits, strict_prompts, web)) as session:
@@ -167,13 +168,13 @@ def predict(
             explain=explain,
         )
         sources = Sources(inputs or (), files_from, null, column, allow_urls, allow_private_urls)
-        _run(classifier, sources, target, limit, spread, verbosity)
+        _run(classifier, sources, destination, limit, spread, verbosity)
 
 
 def _run(
     classifier: "Classifier",
     sources: "Sources",
-    target: "Target",
+    destination: "Destination",
     limit: "ErrorLimit",
     spread: "Spread | None",
     verbosity: options.VerbosityOptions,
@@ -182,18 +183,18 @@ def _run(
     from clipcls.predict.run import run
 
     quiet = verbosity.quiet
-    shown = target.output if target.folder is None and spread is None else ""
+    shown = destination.output if destination.folder is None and spread is None else ""
     message = "finishing the batch at hand" if spread is None else "stopping the workers"
     with Progress(not quiet, shown) as progress, StopSignals(message) as signals:
-        watch = progress.watch(target.name)
+        watch = progress.watch(destination.name)
         if spread is None:
-            report = run(classifier, sources, target, limit, signals.received, watch)
+            report = run(classifier, sources, destination, limit, signals.received, watch)
         else:
             from clipcls.distributed.run import run_on_cluster
 
             if not spread.verbose:
                 silence_libraries()
-            report = run_on_cluster(classifier, sources, target, spread, limit, signals.received, watch)
+            report = run_on_cluster(classifier, sources, destination, spread, limit, signals.received, watch)
     if signals.exit_code:
         typer.echo(f"clipcls: {report.done:,} images done{report.go_on}", err=True)
         raise typer.Exit(signals.exit_code)
@@ -222,35 +223,22 @@ def _spread(
     return None
 
 
-def _check_target(target: "Target", sources: Sequence[str | Path | None]) -> None:
+def _check_destination(destination: "Destination", sources: Sequence[str | Path | None]) -> None:
     """Refuse an output that can't be written, or that would replace a picture or what the results are made from."""
     from clipcls.errors import StoppedError, UsageError
     from clipcls.inputs.discover import EXTENSIONS
-    from clipcls.outputs.target import check_target
+    from clipcls.outputs.destination import check_destination
 
-    check_target(target)
-    if target.folder is not None or target.output == "-":
+    check_destination(destination)
+    if destination.folder is not None or destination.output == "-":
         return
-    path = Path(target.output)
+    path = Path(destination.output)
     if path.suffix.lower() in EXTENSIONS:
-        raise UsageError(f"--output {target.output!r}: not a name for results.")
+        raise UsageError(f"--output {destination.output!r}: not a name for results.")
     if path.is_dir() or not path.absolute().parent.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
         raise StoppedError(
-            f"{target.output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
+            f"{destination.output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
         )
     for source in sources:
         if source and os.path.exists(source) and path.exists() and path.samefile(source):  # noqa: PTH110, globs may be long
-            raise UsageError(f"--output {target.output!r} is one of the inputs, which it would overwrite.")
-
-
-def _check_format_of_explanations(target: "Target") -> None:
-    from clipcls.errors import UsageError
-    from clipcls.outputs.sinks import format_for
-
-    kind = target.kind or ("parquet" if target.folder is not None else None)
-    if kind is None and target.output != "-":
-        kind = format_for(Path(target.output))
-    if kind is None:
-        kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "tsv"
-    if kind not in ("jsonl", "table"):
-        raise UsageError(f"--explain: {kind} has no room for explanations. Use --format jsonl, or table to read them.")
+            raise UsageError(f"--output {destination.output!r} is one of the inputs, which it would overwrite.")

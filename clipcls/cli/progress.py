@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from clipcls.errors import ClipclsError
+from clipcls.errors import ClipclsError, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -95,9 +95,8 @@ class Progress:
         """A line for an image that could not be read."""
         if not self._wanted:
             return
-        shown = os.fsencode(path).decode("utf-8", "replace")
         # where there is a bar, it has put itself in front of stderr, and draws itself below the line
-        print(f"clipcls: {''.join(c if c.isprintable() else '�' for c in shown)}: {error}", file=sys.stderr)
+        print(f"clipcls: {printable(path)}: {error}", file=sys.stderr)
 
 
 def _set_total(bar: "Bar", task: "TaskID", count: Callable[[], int]) -> None:

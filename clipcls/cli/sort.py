@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
@@ -14,7 +14,7 @@ from clipcls.cli import options
 from clipcls.cli.progress import Progress
 from clipcls.cli.signals import StopSignals
 from clipcls.errors import StoppedError, UsageError
-from clipcls.records import Format, Prediction, SortMethod
+from clipcls.records import Prediction, SortMethod
 
 if TYPE_CHECKING:
     from clipcls.outputs.sort.plan import SortPlan
@@ -40,7 +40,7 @@ def sort(
     ] = None,
     by: Annotated[SortMethod, typer.Option("--by", help="How a picture gets there.")] = "copy",
     format: Annotated[
-        Format | None,
+        options.FormatName | None,
         typer.Option("--format", help="Of the predictions. [default: by the extension; jsonl on standard input]"),
     ] = None,
     dry_run: Annotated[
@@ -84,32 +84,35 @@ def _is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _read(source: str, kind: Format | None) -> Iterator[Prediction]:
-    """The predictions in a file, in the part files of a folder, or on standard input."""
+def _read(source: str, format_name: str | None) -> Iterator[Prediction]:
+    """Read the predictions in a file, in the part files of a folder, or on standard input."""
+    from clipcls.outputs.formats import find_format, format_for
     from clipcls.outputs.read_back import read_predictions
-    from clipcls.outputs.sinks import format_for
 
     if source == "-":
         with _standard_input() as file:
-            yield from read_predictions(file, kind or "jsonl", "standard input")
+            yield from read_predictions(file, find_format(format_name or "jsonl"), "standard input")
         return
     try:
         for path in _files_in(Path(source)):
             with path.open("rb") as file:
-                yield from read_predictions(file, kind or format_for(path), str(path))
+                format = find_format(format_name) if format_name else format_for(path)
+                yield from read_predictions(file, format, str(path))
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise UsageError(f"{source}: can't be read: {reason}.") from exc
 
 
-def _files_in(source: Path) -> list[Path]:
-    """What `predict --output` or `--output-dir` wrote."""
+def _files_in(source: Path) -> Iterable[Path]:
+    """Return the files that `predict --output` or `--output-dir` wrote."""
+    from clipcls.outputs.part_files import parts_in
+
     if not source.is_dir():
         return [source]
-    parts = sorted(path for path in source.glob("part-*") if path.suffix in (".parquet", ".jsonl", ".csv"))
+    parts = parts_in(source)
     if not parts:
         raise UsageError(f"{source}: there are no part files in it that `clipcls predict --output-dir` writes.")
-    return parts
+    return parts.values()
 
 
 @contextmanager
@@ -140,7 +143,7 @@ def _show(planned: "SortPlan", quiet: bool) -> None:
 
 
 def _print_pair(first: str, second: str) -> None:
-    from clipcls.outputs.rows import escaped
+    from clipcls.outputs.formats.tsv import escaped
 
     if sys.stdout is None:
         raise StoppedError("standard output is closed.")

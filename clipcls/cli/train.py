@@ -28,8 +28,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="Table (.csv, .tsv, .jsonl) with image and caption columns, a folder with one for each class, "
-            "or WebDataset shards (.tar).",
+            help="Table (.csv, .tsv, .jsonl, .parquet) with image and caption columns, a folder with one for each "
+            "class, or WebDataset shards (.tar).",
             show_default=False,
         ),
     ] = None,

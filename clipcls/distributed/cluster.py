@@ -18,6 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 from clipcls.distributed.work import Job, PartReport, Task, Worker
+from clipcls.embed.cores import available_cores
 from clipcls.errors import StoppedError, UsageError, first_line
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class Cluster:
         self._left.set()
 
     def _join(self) -> None:
-        own: dict[str, Any] = {"num_cpus": _cores(), "object_store_memory": _OBJECT_STORE_BYTES}
+        own: dict[str, Any] = {"num_cpus": available_cores(), "object_store_memory": _OBJECT_STORE_BYTES}
         try:
             self._ray.init(
                 address=self._address,
@@ -414,10 +415,6 @@ def _quiet(verbose: bool) -> None:
         found = logging.getLogger(name)
         found.handlers = [handler for handler in found.handlers if not isinstance(handler, logging.StreamHandler)]
         found.propagate = False
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(exc: BaseException) -> str:

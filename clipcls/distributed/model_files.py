@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcls.distributed.node import own_folder
 from clipcls.errors import StoppedError
-from clipcls.outputs.atomic import lock
+from clipcls.outputs.atomic import Draft, lock
 from clipcls.records import FileStamp
 
 if TYPE_CHECKING:
@@ -102,16 +102,15 @@ def _copy(file: SentFile, target: Path, fetch: Callable[[Any], bytes]) -> None:
     if target.exists() and target.stat().st_size == file.stamp.size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{target.name}.part")
-    with draft.open("wb") as out:
+    with Draft(target) as draft:
         for chunk in file.chunks:
-            out.write(fetch(chunk))
-    if draft.stat().st_size != file.stamp.size:
-        raise StoppedError(
-            f"{file.path} isn't seen, and hasn't been sent: the node came after the run had begun, or the file changed "
-            "meanwhile. --resume goes on with the cluster as it is."
-        )
-    draft.replace(target)
+            draft.file.write(fetch(chunk))
+        if draft.file.tell() != file.stamp.size:
+            raise StoppedError(
+                f"{file.path} isn't seen, and hasn't been sent: the node came after the run had begun, or the file "
+                "changed meanwhile. --resume goes on with the cluster as it is."
+            )
+        draft.publish()
 
 
 def _moved(files: "ModelFiles", places: dict[Path, Path]) -> "ModelFiles":

@@ -8,19 +8,20 @@ from pathlib import Path
 
 from clipcls.distributed.plan import Part, read_part
 from clipcls.distributed.work import PartReport, Task
-from clipcls.errors import StoppedError
-from clipcls.outputs.atomic import write_atomically
-from clipcls.outputs.part_files import part_name, predictions_in, tally
-from clipcls.outputs.read_back import read_predictions
-from clipcls.outputs.sinks import encode, format_for
-from clipcls.records import Format, Prediction
+from clipcls.outputs.atomic import can_write, write_atomically
+from clipcls.outputs.formats import format_for
+from clipcls.outputs.formats.output_format import OutputFormat
+from clipcls.outputs.part_files import part_name
+from clipcls.outputs.read_back import predictions_in
+from clipcls.outputs.sinks import encode
+from clipcls.records import Prediction
 
 
 class PartFiles:
     """Part files in a folder, each written at once and whole.
 
     Args:
-        kind: of new ones.
+        format: of new ones.
         files: those that are there, by their parts' numbers.
         retry: whether the images in them that failed are to be run again.
 
@@ -29,8 +30,8 @@ class PartFiles:
         mended: shards and tables that are read again from where they were broken.
     """
 
-    def __init__(self, folder: Path, kind: Format, files: dict[int, Path], retry: bool) -> None:
-        self.kind = kind
+    def __init__(self, folder: Path, format: OutputFormat, files: dict[int, Path], retry: bool) -> None:
+        self.format = format
         self._folder = folder
         self._files = files
         self._retry = retry
@@ -63,7 +64,7 @@ class PartFiles:
 
     def _tally(self, part: Part) -> tuple[int, int]:
         path = self._files[part.number]
-        rows, errors = tally(path, format_for(path))
+        rows, errors = format_for(path).tally(path)
         if part.container is None and part.count is not None and rows > part.count:
             # a retry has taken images that couldn't be listed out of the plan, to list them anew
             planned = Counter(part.paths)
@@ -87,23 +88,20 @@ class PartFiles:
         """
         path = self._files.get(report.number)
         if path is None:
-            self._replace(self._folder / part_name(report.number, self.kind), report.content)
+            self._replace(self._folder / part_name(report.number, self.format), report.content)
             return
         # an earlier run may have written another format
-        rows = read_predictions(io.BytesIO(report.content), self.kind, "memory")
+        rows = self.format.read(io.BytesIO(report.content), "memory")
         merged = self._merged(report.number, rows) if report.number in self._merging else rows
         self._replace(path, encode(merged, format_for(path)))
 
     @staticmethod
     def _replace(path: Path, content: bytes) -> None:
-        try:
+        with can_write(str(path)):
             write_atomically(path, lambda file: file.write(content))
-        except OSError as exc:
-            raise StoppedError(f"{path}: can't be written: {exc.strerror}.") from exc
 
     def _rows(self, number: int) -> Iterator[Prediction]:
-        path = self._files[number]
-        return predictions_in(path, format_for(path))
+        return predictions_in(self._files[number])
 
     def _merged(self, number: int, rows: Iterable[Prediction]) -> Iterator[Prediction]:
         new: dict[str, deque[Prediction]] = defaultdict(deque)

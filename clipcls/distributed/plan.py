@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcls.errors import ImageError, StoppedError, UsageError
+from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.discover import expand
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.stores import in_store, look
 from clipcls.inputs.tables import row_groups
-from clipcls.outputs.atomic import write_atomically
+from clipcls.outputs.atomic import can_write, write_atomically
 from clipcls.records import Address, Container, FileStamp, ImageRef, Span, Stored
 
 #: The index of a row is ROWS times its part's number, plus its place in the part.
@@ -191,10 +191,8 @@ class Plan:
             StoppedError: it can't be written.
         """
         content = "".join(part.line + "\n" for part in self.parts).encode("ascii")
-        try:
+        with can_write(str(self._path)):
             write_atomically(self._path, lambda file: file.write(content))
-        except OSError as exc:
-            raise StoppedError(f"{self._path}: can't be written: {exc.strerror}.") from exc
 
     def _read(self) -> None:
         try:

@@ -19,8 +19,9 @@ from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.inputs.discover import discover
 from clipcls.inputs.listing import Sources
+from clipcls.outputs.destination import Destination
+from clipcls.outputs.formats import PARTS_FORMAT, format_names
 from clipcls.outputs.resume import claim_folder
-from clipcls.outputs.target import Target
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.error_limit import ErrorLimit
 from clipcls.predict.run import RunReport, Tally
@@ -28,8 +29,6 @@ from clipcls.records import ModelFacts, ModelSpec
 
 #: Of the plan's file, in the output's folder.
 PLAN_NAME = ".clipcls-plan"
-#: Which formats can have an index.
-FORMATS = ("parquet", "jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class _ClusterRun:
 def run_on_cluster(
     classifier: Classifier,
     sources: Sources,
-    target: Target,
+    destination: Destination,
     spread: Spread,
     limit: ErrorLimit | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -111,7 +110,7 @@ def run_on_cluster(
         UsageError: Ray isn't installed, there are no images, or something can't be done as asked.
     """
     watch = watch or Watch()
-    with _opened(classifier, sources, target, spread, watch) as run:
+    with _opened(classifier, sources, destination, spread, watch) as run:
         total = run.total
         watch.begin(None if total is None else lambda: total, run.before)
         tally = Tally(limit or ErrorLimit(), watch, (run.before, run.failed), can_resume=True)
@@ -125,13 +124,13 @@ def run_on_cluster(
 
 @contextlib.contextmanager
 def _opened(
-    classifier: Classifier, sources: Sources, target: Target, spread: Spread, watch: Watch
+    classifier: Classifier, sources: Sources, destination: Destination, spread: Spread, watch: Watch
 ) -> Iterator[_ClusterRun]:
     """Reach the cluster, embed the labels, claim the output and plan the parts."""
     session = classifier.session
     assert session.spec is not None
-    check_spread(target, session.spec, spread)
-    folder = target.folder
+    check_spread(destination, session.spec, spread)
+    folder = destination.folder
     assert folder is not None
     with _joined(spread) as cluster:
         gpus = 0.0 if session.spec.device == "cpu" else spread.gpus_per_worker
@@ -141,11 +140,11 @@ def _opened(
         classifier = classifier.on(settled)
         classifier.embed_labels(watch.labels)
         settings = classifier.settings() | {"--engine": "ray", "--precision": facts.precision}
-        with claim_folder(target, folder, settings) as (journal, files):
-            if files and target.retry_errors:
+        with claim_folder(destination, folder, settings) as (journal, files):
+            if files and destination.retry_errors:
                 journal.restate(settings)
-            plan = Plan(folder / PLAN_NAME, bool(files), target.retry_errors)
-            output = PartFiles(folder, target.kind or "parquet", files, target.retry_errors)
+            plan = Plan(folder / PLAN_NAME, bool(files), destination.retry_errors)
+            output = PartFiles(folder, destination.format, files, destination.retry_errors)
             again = output.count(plan.parts)
             plan.extend(discover(sources, unread=True), pool.workers, sources.column, files.keys(), output.mended)
             plan.write()
@@ -155,7 +154,7 @@ def _opened(
                 model=send(settled.encoder.files, cluster.put),
                 facts=facts,
                 threads=pool.threads,
-                kind=output.kind,
+                format=output.format,
                 run=secrets.token_hex(8),
                 directory=os.getcwd(),  # noqa: PTH109
                 sources=replace(sources, inputs=(), files_from=None, stdin=None),
@@ -164,16 +163,17 @@ def _opened(
             yield _ClusterRun(cluster, pool, job, plan, output, again)
 
 
-def check_spread(target: Target, spec: ModelSpec, spread: Spread) -> None:
+def check_spread(destination: Destination, spec: ModelSpec, spread: Spread) -> None:
     """Refuse what can't be done on a cluster, before it is asked for anything.
 
     Raises:
         UsageError: it can't, or Ray isn't installed.
     """
-    if target.folder is None:
+    if destination.folder is None:
         raise UsageError("--engine ray writes part files: give --output-dir DIR.")
-    if (target.kind or "parquet") not in FORMATS:
-        raise UsageError(f"--engine ray writes {' or '.join(FORMATS)}, whose rows have an index; not {target.kind}.")
+    if not destination.format.keeps_index:
+        names = format_names(lambda one: one.keeps_index, first=PARTS_FORMAT)
+        raise UsageError(f"--engine ray writes {names}, whose rows have an index; not {destination.format.name}.")
     if spec.device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {spec.device}: Ray chooses each worker's device; use auto, cpu or cuda.")
     if spread.gpus_per_worker and spec.device == "cpu":

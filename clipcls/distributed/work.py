@@ -20,9 +20,10 @@ from clipcls.embed.lazy_encoder import LazyEncoder
 from clipcls.embed.session import Session
 from clipcls.errors import ClipclsError, StoppedError
 from clipcls.inputs.listing import Sources
+from clipcls.outputs.formats.output_format import OutputFormat
 from clipcls.outputs.sinks import encode
 from clipcls.predict.classifier import Classifier
-from clipcls.records import Format, ImageRef, ModelFacts, Prediction
+from clipcls.records import ImageRef, ModelFacts, Prediction
 
 # of a part on one node, before it is taken for the workers' killer
 _MOST_ATTEMPTS = 3
@@ -41,7 +42,7 @@ class Job:
         execution: how the run is carried out where it was started.
         facts: of the model, on the workers' device.
         threads: that decode, and on a CPU that compute.
-        kind: what rows are to be written as.
+        format: of the rows.
         run: a name of this run.
         directory: that relative paths start from.
         sources: for what may be read; without names.
@@ -54,7 +55,7 @@ class Job:
     model: SentModel
     facts: ModelFacts
     threads: int
-    kind: Format
+    format: OutputFormat
     run: str
     directory: str
     sources: Sources
@@ -141,7 +142,7 @@ class Worker:
         execution = replace(job.execution, workers=job.threads, cache_dir=cache_dir)
         return job.classifier.on(Session(LazyEncoder(job.facts, self._open), execution))
 
-    def _open(self, cache: Cache) -> Any:
+    def _open(self, _: Cache) -> Any:
         # torch is imported here, so that parts that are cached do without
         import torch
 
@@ -149,7 +150,7 @@ class Worker:
 
         torch.set_num_threads(self._job.threads)
         files = self._job.model.here(self._fetch)
-        return open_encoder(files, self._job.facts.device, self._job.facts.precision, cache.weights, cache.file_sha256)
+        return open_encoder(files, self._job.facts.device, self._job.facts.precision)
 
     def _require_seen(self, part: Part) -> None:
         """Stop where the pictures are on another machine; they would all be errors."""
@@ -179,7 +180,7 @@ class Worker:
                 yield replace(prediction, index=part.number * ROWS + count)
                 count += 1
 
-        content = encode(rows(), job.kind)
+        content = encode(rows(), job.format)
         classifier.session.close()
         if len(content) > _MOST_BYTES:
             raise StoppedError(

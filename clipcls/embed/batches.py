@@ -11,22 +11,22 @@ from clipcls.errors import OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Batches(Generic[T]):
+class Batches(Generic[_T]):
     """Puts items through a model, so many at a time; fewer from where the device's memory ran out.
 
     Attributes:
         size: how many at a time.
     """
 
-    def __init__(self, encode: Callable[[Sequence[T]], NDArray[np.float32]], size: int) -> None:
+    def __init__(self, encode: Callable[[Sequence[_T]], NDArray[np.float32]], size: int) -> None:
         self._encode = encode
         self.size = size
         self._asked = size
 
-    def encode(self, items: Sequence[T]) -> NDArray[np.float32]:
+    def encode(self, items: Sequence[_T]) -> NDArray[np.float32]:
         """Features of all items, in their order: (n_items, embed_dim) float32.
 
         Raises:

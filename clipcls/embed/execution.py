@@ -1,11 +1,11 @@
 """How a run is carried out."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from clipcls.embed.cache.store import DEFAULT_LIMIT, Cache
+from clipcls.embed.cores import available_cores
 from clipcls.errors import UsageError
 from clipcls.images.limits import MAX_PIXELS
 from clipcls.inputs.contents import MAX_BYTES
@@ -54,15 +54,8 @@ class Execution:
 
     def threads(self) -> int:
         """How many decode."""
-        return self.workers or min(_available_cores(), _MAX_WORKERS)
+        return self.workers or min(available_cores(), _MAX_WORKERS)
 
     def open_cache(self) -> Cache:
         """The cache, which the caller closes."""
         return Cache(self.cache_dir, self.cache_size)
-
-
-def _available_cores() -> int:
-    """Cores that this process may use, which containers and job schedulers limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

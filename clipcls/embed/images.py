@@ -22,6 +22,7 @@ from clipcls.images.decoding import decode_picture
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
 from clipcls.inputs.contents import known_path, known_stamp, located, open_content
+from clipcls.inputs.tables import read_embedded
 from clipcls.records import Decode, FileStamp, ImageRef, ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def embed_images(
     """
     pipeline = _Pipeline(session)
     try:
-        with Ahead(images, _held_bytes) as chunks:
+        with Ahead(read_embedded(images), _held_bytes) as chunks:
             for chunk in chunks:
                 pipeline.add(chunk)
                 for batch in pipeline.batches(flush=chunks.stalled):

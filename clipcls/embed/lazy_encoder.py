@@ -70,22 +70,22 @@ def find_model(model: "ModelSpec | Encoder | Callable[[], Encoder]", cache: Cach
     if facts is not None:
         logger.info("model %s: known, %s, %s", model.name, facts.device, facts.precision)
         return LazyEncoder(facts, partial(_load_known, spec, facts))
-    encoder = _load(spec, cache)
+    encoder = _load(spec)
     facts = encoder.facts(cache.file_sha256 if cache.is_on else None)
     remember(cache, spec, facts, encoder.seen)
     return LazyEncoder(facts, lambda _: encoder)
 
 
-def _load(spec: ModelSpec, cache: Cache) -> "Encoder":
+def _load(spec: ModelSpec) -> "Encoder":
     # torch is imported here, so that a run with only cached features does without
     from clipcls.models.encoder import load_encoder
 
-    return load_encoder(spec, cache.weights, cache.file_sha256)
+    return load_encoder(spec)
 
 
 def _load_known(spec: ModelSpec, facts: ModelFacts, cache: Cache) -> "Encoder":
     """The model of `facts`, which may have been recalled hours ago."""
-    encoder = _load(spec, cache)
+    encoder = _load(spec)
     found = replace(encoder.facts(None), fingerprint=encoder.fingerprint(cache.file_sha256))
     if found != facts:
         remember(cache, spec, found, encoder.seen)

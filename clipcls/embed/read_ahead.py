@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: items that are handed over at once
 CHUNK = 512
@@ -15,7 +15,7 @@ _CHUNK_BYTES = 2**25
 STALL_SECONDS = 0.1
 
 
-class Ahead(Generic[T]):
+class Ahead(Generic[_T]):
     """Lists of items as they come: of up to CHUNK, or of what is there (perhaps none) once the input has stalled.
 
     A context manager, which ends its thread; one that is blocked in reading ends with the process.
@@ -27,10 +27,10 @@ class Ahead(Generic[T]):
         stalled: whether the last list was cut short because no more was there, or was the last.
     """
 
-    def __init__(self, items: Iterable[T], weigh: Callable[[T], int] = lambda _: 0) -> None:
+    def __init__(self, items: Iterable[_T], weigh: Callable[[_T], int] = lambda _: 0) -> None:
         self._items = items
         self._weigh = weigh
-        self._ready: deque[T] = deque()
+        self._ready: deque[_T] = deque()
         self._bytes = 0  # that these weigh
         self._changed = threading.Condition()
         self._ended = False
@@ -38,7 +38,7 @@ class Ahead(Generic[T]):
         self._error: BaseException | None = None
         self.stalled = False
 
-    def __enter__(self) -> "Ahead[T]":
+    def __enter__(self) -> "Ahead[_T]":
         threading.Thread(target=self._read, name="input", daemon=True).start()
         return self
 
@@ -47,7 +47,7 @@ class Ahead(Generic[T]):
             self._stopped = True
             self._changed.notify_all()
 
-    def __iter__(self) -> Iterator[list[T]]:
+    def __iter__(self) -> Iterator[list[_T]]:
         """Raises:
         Whatever reading raised, after the items before it.
         """
@@ -69,8 +69,8 @@ class Ahead(Generic[T]):
         """Whether as much is ready as that many lists hold at most."""
         return len(self._ready) >= chunks * CHUNK or self._bytes >= chunks * _CHUNK_BYTES
 
-    def _take(self) -> list[T]:
-        chunk: list[T] = []
+    def _take(self) -> list[_T]:
+        chunk: list[_T] = []
         weight = 0
         while self._ready and len(chunk) < CHUNK and weight < _CHUNK_BYTES:
             item = self._ready.popleft()

@@ -5,24 +5,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.errors import UsageError
 from clipcls.evaluate import fit as fitting
 from clipcls.evaluate import metrics
-from clipcls.evaluate.metrics import Estimate, Flags, Indices, Statistic, Values
-from clipcls.evaluate.results import ACCURACY, CALIBRATION_ERROR, MICRO_F1
+from clipcls.evaluate.metrics import Estimate, Statistic, Values
+from clipcls.evaluate.results import ACCURACY_AT_1, CALIBRATION_ERROR, LOG_LOSS, MICRO_F1
 from clipcls.predict.calibration import LabelThreshold, Rule
-from clipcls.predict.ranking import LabelFeatures, Scoring, contrasts, scores, similarities
-from clipcls.records import ScoreKind
+from clipcls.predict.ranking import (
+    Array,
+    Flags,
+    Indices,
+    LabelFeatures,
+    Scoring,
+    best_labels,
+    contrasts,
+    reaches,
+    similarities,
+)
+from clipcls.predict.scores import ScoreKind
 
-Array = NDArray[np.float32]
-
-LOG_LOSS = "log loss"
 ANSWERED = "share answered"
 PRECISION = "right of the answered"
-#: Figures of which less is better.
-ERRORS = frozenset((CALIBRATION_ERROR, LOG_LOSS))
 #: Images of a label without which no threshold is fitted to its best F1.
 LEAST_OF_LABEL = 10
 # significant digits of what a file holds; float32 has fewer
@@ -34,34 +38,41 @@ class Scored:
     """Labelled pictures beside the labels.
 
     Attributes:
-        features: (n, embed_dim) float32, L2-normalised.
         truth: (n, n_labels) bool.
         outside: (n,) bool, whether none of the labels is right; with one label an image only.
         cosines: (n, n_labels) float32.
-        values: (n, n_labels) float32, what the scale is multiplied with.
+        contrasts: (n, n_labels) float32, what scores are made of.
+        scoring: without a threshold.
     """
 
-    features: Array
     truth: Flags
     outside: Flags
     cosines: Array
-    values: Array
-    kind: ScoreKind
-    multi_label: bool
+    contrasts: Array
+    scoring: Scoring
 
     @classmethod
     def make(cls, features: Array, truth: Flags, side: LabelFeatures, scoring: Scoring) -> "Scored":
         """What follows from features and labels."""
-        assert scoring.kind is not None
         cosines = similarities(features, side.features)
-        values = contrasts(cosines, features, side) if scoring.kind == "sigmoid" else cosines
         outside: Flags = ~np.any(truth, axis=1) & (not scoring.multi_label)
-        return cls(features, truth, outside, cosines, values, scoring.kind, scoring.multi_label)
+        values = contrasts(cosines, features, side, scoring.score_kind)
+        return cls(truth, outside, cosines, values, replace(scoring, threshold=None))
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.scoring.multi_label
+
+    @property
+    def kind(self) -> ScoreKind:
+        """Of the scores."""
+        return self.scoring.score_kind
 
     @property
     def count(self) -> int:
         """Of the pictures."""
-        return len(self.features)
+        return len(self.truth)
 
     @property
     def right(self) -> Indices:
@@ -73,25 +84,21 @@ class Scored:
         """Some of the pictures."""
         return replace(
             self,
-            features=self.features[chosen],
             truth=self.truth[chosen],
             outside=self.outside[chosen],
             cosines=self.cosines[chosen],
-            values=self.values[chosen],
+            contrasts=self.contrasts[chosen],
         )
 
     def scores(self, side: LabelFeatures) -> Array:
         """(n, n_labels) float32."""
-        return scores(self.features, side, self.kind)[1]
+        return self.kind.scores(self.contrasts, side.logit_scale, side.logit_bias)
 
     def answers(self, label_scores: Array) -> Flags:
         """What is an answer as far as there is no threshold, (n, n_labels) bool."""
         if self.multi_label:
             return np.ones(label_scores.shape, dtype=bool)
-        best = label_scores == label_scores.max(axis=1, keepdims=True)
-        # of equal scores the nearer label, of equally near ones the first, as in `clipcls.predict.ranking.rank`
-        predicted = np.where(best, self.cosines, -np.inf).argmax(axis=1)
-        answered: Flags = np.arange(label_scores.shape[1]) == predicted[:, None]
+        answered: Flags = np.arange(label_scores.shape[1]) == best_labels(self.cosines, label_scores)[:, None]
         return answered
 
 
@@ -173,13 +180,13 @@ def fit_scores(data: Scored, side: LabelFeatures) -> Correction:
     Raises:
         UsageError: the similarities tell nothing of the truth.
     """
-    if data.kind == "cosine":
+    if not data.kind.fits_scale:
         return Correction(None, None, None, False)
-    if data.kind == "sigmoid":
-        scale, bias = fitting.fit_scale_and_bias(data.values, data.truth)
+    if data.kind.fits_bias:
+        scale, bias = fitting.fit_scale_and_bias(data.contrasts, data.truth)
         return Correction(_rounded(math.exp(side.logit_scale - scale)), _rounded(scale), _rounded(bias), True)
     inside = ~data.outside
-    found = fitting.fit_scale(data.values[inside], data.right[inside], side.logit_scale)
+    found = fitting.fit_scale(data.contrasts[inside], data.right[inside], side.logit_scale)
     scale = side.logit_scale if found is None else found
     return Correction(_rounded(math.exp(side.logit_scale - scale)), _rounded(scale), None, found is not None)
 
@@ -217,12 +224,12 @@ def _threshold(found: Array, truth: Flags, answers: Flags, rule: Rule, data: Sco
         if value is None:
             note = _why_never(len(found), images, rule)
     elif images < rule.least:
-        value = 0.5 if data.multi_label else -1.0 if data.kind == "cosine" else 0.0
+        value = data.kind.threshold if data.multi_label else data.kind.lowest
         note = f"not fitted: {images} images of it, of {rule.least} that it takes"
     else:
         value = fitting.threshold_of_f1(found, right, images)
         note = "never answered: no answer was right" if value is None else None
-    passing = found >= np.float32(np.inf if value is None else value)
+    passing = reaches(found, math.inf if value is None else value)
     shown = None if value is None else _shortest(value)
     return LabelThreshold(shown, images, int(passing.sum()), int(right[passing].sum()), note)
 
@@ -262,33 +269,26 @@ def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[
     """
     label_scores = data.scores(side)
     answers = data.answers(label_scores)
-    answered = answers & _reached(label_scores, side, data)
+    answered = answers & data.scoring.reached(label_scores, side.thresholds)
     hits, given = (answered & data.truth).sum(axis=1), answered.sum(axis=1)
     found: dict[str, Statistic] = {}
     if data.multi_label:
         found[MICRO_F1] = metrics.micro_f1(answered, data.truth)
-        found[CALIBRATION_ERROR] = _calibration_error_of_labels(label_scores, data.truth)
+        found[CALIBRATION_ERROR] = metrics.calibration_error(label_scores, data.truth)
     else:
         right: Flags = np.any(answers & data.truth, axis=1)
-        found[ACCURACY] = metrics.mean(right)
-        if data.kind != "cosine":
+        found[ACCURACY_AT_1] = metrics.mean(right)
+        if data.kind.is_probability:
             found[CALIBRATION_ERROR] = metrics.calibration_error(label_scores.max(axis=1), right)
-    if data.kind != "cosine":
-        found[LOG_LOSS] = metrics.mean(_losses(data, side)) if data.kind == "sigmoid" else _softmax_loss(data, side)
+    if data.kind.fits_scale:
+        found[LOG_LOSS] = metrics.mean(_losses(data, side)) if data.kind.fits_bias else _softmax_loss(data, side)
     if of_thresholds:
-        found |= {ANSWERED: metrics.mean(given > 0), PRECISION: _ratio(hits, given)}
+        found |= {ANSWERED: metrics.mean(given > 0), PRECISION: metrics.ratio(hits, given)}
     return found
 
 
-def _reached(label_scores: Array, side: LabelFeatures, data: Scored) -> Flags:
-    """Which scores are high enough, (n, n_labels) bool."""
-    if side.thresholds is not None:
-        return label_scores >= side.thresholds
-    return label_scores >= np.float32(0.5 if data.multi_label else -np.inf)
-
-
 def _losses(data: Scored, side: LabelFeatures) -> Values:
-    logits = math.exp(side.logit_scale) * data.values.astype(np.float64) + (side.logit_bias or 0.0)
+    logits = math.exp(side.logit_scale) * data.contrasts.astype(np.float64) + (side.logit_bias or 0.0)
     return fitting.label_log_loss(logits, data.truth)
 
 
@@ -296,43 +296,15 @@ def _softmax_loss(data: Scored, side: LabelFeatures) -> Statistic:
     """Of the images whose class is among the labels."""
     inside = ~data.outside
     losses = np.zeros(data.count)
-    logits = math.exp(side.logit_scale) * data.values[inside].astype(np.float64)
+    logits = math.exp(side.logit_scale) * data.contrasts[inside].astype(np.float64)
     losses[inside] = fitting.log_loss(logits, data.right[inside])
-    return _ratio(losses, inside)
-
-
-def _calibration_error_of_labels(label_scores: Array, truth: Flags) -> Statistic:
-    """The expected calibration error over all pairs of an image and a label; see `metrics.calibration_error`."""
-    count, labels = label_scores.shape
-    edges = np.linspace(0, 1, metrics.BINS + 1, dtype=np.float32)
-    bins = np.searchsorted(edges, label_scores, side="right") - 1
-    cells = bins + (metrics.BINS + 1) * np.arange(count)[:, None]
-    sums = np.bincount(cells.ravel(), (label_scores - truth).ravel(), count * (metrics.BINS + 1))
-    gaps = sums.reshape(count, metrics.BINS + 1)
-
-    def statistic(weights: Values) -> Values:
-        error: Values = np.abs(weights @ gaps).sum(axis=1) / (labels * weights.sum(axis=1))
-        return error
-
-    return statistic
-
-
-def _ratio(parts: "NDArray[np.generic]", wholes: "NDArray[np.generic]") -> Statistic:
-    """One sum over another; NaN where that is 0."""
-    upper, lower = parts.astype(np.float64), wholes.astype(np.float64)
-
-    def statistic(weights: Values) -> Values:
-        total = weights @ lower
-        ratio: Values = np.divide(weights @ upper, total, out=np.full(len(weights), np.nan), where=total > 0)
-        return ratio
-
-    return statistic
+    return metrics.ratio(losses, inside)
 
 
 def _counts(data: Scored, side: LabelFeatures) -> tuple[LabelThreshold, ...]:
     assert side.thresholds is not None
     label_scores = data.scores(side)
-    answered = data.answers(label_scores) & _reached(label_scores, side, data)
+    answered = data.answers(label_scores) & data.scoring.reached(label_scores, side.thresholds)
     counts = [flags.sum(axis=0).tolist() for flags in (data.truth, answered, answered & data.truth)]
     return tuple(
         LabelThreshold(None if math.isinf(value) else value, images, given, hits)

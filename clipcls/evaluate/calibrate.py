@@ -5,30 +5,29 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.evaluate.before_after import Correction, Measures, Scored, fit_scores, fit_thresholds, hold_out, measure
-from clipcls.evaluate.evaluate import Plan, right_flags, right_labels
+from clipcls.evaluate.evaluate import EvalPlan, right_flags, right_labels
 from clipcls.evaluate.match_labels import repeated_paths
-from clipcls.evaluate.metrics import Flags
 from clipcls.evaluate.pictures import Pictures
 from clipcls.evaluate.results import Classes, match_classes
 from clipcls.inputs.labelled.examples import Truth
-from clipcls.predict.calibration import Basis, Calibration, Origin, Rule
+from clipcls.predict.calibration import Basis, Calibration, CalibrationOrigin, Rule
 from clipcls.predict.classifier import Classifier
+from clipcls.predict.ranking import Flags
+from clipcls.predict.scores import kind_names
 
 #: Images without which nothing is fitted.
 LEAST_IMAGES = 10
 
-Array = NDArray[np.float32]
 Failures = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CalibrationSettings:
     """What is fitted, and what on.
 
     Attributes:
@@ -48,7 +47,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CalibrationReport:
     """What came of a calibration.
 
     Attributes:
@@ -69,7 +68,9 @@ class Report:
     problems: tuple[str, ...] = ()
 
 
-def calibrate(truth: Truth, plan: Plan, settings: Settings, watch: Watch | None = None) -> Report:
+def calibrate(
+    truth: Truth, plan: EvalPlan, settings: CalibrationSettings, watch: Watch | None = None
+) -> CalibrationReport:
     """Fit the scores of one model with one prompt set to labelled pictures.
 
     Args:
@@ -102,35 +103,42 @@ def calibrate(truth: Truth, plan: Plan, settings: Settings, watch: Watch | None 
         thresholds = fit_thresholds(fit_on, calibration.apply(side), settings.rule)
         calibration = replace(calibration, rule=settings.rule, thresholds=thresholds)
     after = calibration.apply(side)
-    return Report(
+    return CalibrationReport(
         calibration,
         measure(fit_on, side, after),
         None if rest is None else measure(rest, side, after),
         pictures.failures(),
         int(data.outside.sum()),
-        correction.is_fitted or plan.scoring.kind == "cosine",
+        correction.is_fitted or not plan.scoring.score_kind.fits_scale,
         tuple(repeated_paths(truth.examples)) + truth.problems,
     )
 
 
 def _calibration(basis: Basis, correction: Correction, images: int) -> Calibration:
-    origin = Origin(images, datetime.now(UTC).date().isoformat(), version("clipcls"))
+    origin = CalibrationOrigin(images, datetime.now(UTC).date().isoformat(), version("clipcls"))
     return Calibration(basis, origin, correction.temperature, correction.logit_scale, correction.logit_bias)
 
 
-def _refuse(truth: Truth, plan: Plan, settings: Settings) -> None:
+def _refuse(truth: Truth, plan: EvalPlan, settings: CalibrationSettings) -> None:
     """What can't be calibrated, before a model is opened."""
-    kind, multi_label = plan.scoring.kind, plan.scoring.multi_label
+    kind, multi_label = plan.scoring.score_kind, plan.scoring.multi_label
     if len(plan.models) != 1 or len(plan.prompts) != 1:
         raise UsageError("A calibration is of one model with one prompt set.")
     if truth.multi_label and not multi_label:
         raise UsageError("The data give several labels an image, or none: use --multi-label.")
-    if multi_label and kind == "cosine":
-        raise UsageError("--multi-label with --score cosine can't be calibrated; with --score sigmoid it can.")
-    if kind == "cosine" and settings.rule is None:
-        raise UsageError("Cosines have no temperature: give --target-precision or --best-f1, for thresholds.")
-    if kind == "softmax" and len(plan.labels) == 1:
-        raise UsageError("With one label its softmax score is always 1: use --score sigmoid, or give more labels.")
+    of_labels = kind_names(lambda other: other.fits_scale and not other.adds_up)
+    if multi_label and not kind.fits_scale:
+        raise UsageError(
+            f"--multi-label with --score {kind.name} can't be calibrated; with --score {of_labels} it can."
+        )
+    if not kind.fits_scale and settings.rule is None:
+        raise UsageError(
+            f"{kind.plural.capitalize()} have no temperature: give --target-precision or --best-f1, for thresholds."
+        )
+    if kind.adds_up and len(plan.labels) == 1:
+        raise UsageError(
+            f"With one label its {kind.name} score is always 1: use --score {of_labels}, or give more labels."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.errors import StoppedError
-from clipcls.evaluate.metrics import UNKNOWN, Answers, Indices
-from clipcls.outputs.atomic import write_atomically
+from clipcls.errors import printable
+from clipcls.evaluate.metrics import UNKNOWN, Answers
+from clipcls.outputs.atomic import can_write, write_atomically
+from clipcls.predict.ranking import Indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ _DARK = 0.3  # the share from which a cell's ground is dark
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ConfusedPair:
     """A class and a wrong answer.
 
     Attributes:
@@ -61,12 +62,12 @@ class Confusion:
 
     names: tuple[str, ...]
     counts: Indices
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ConfusedPair, ...]
 
 
 def most_confused(
     answers: Answers, counts: Indices, names: Sequence[str], paths: Sequence[str], limit: int
-) -> tuple[Pair, ...]:
+) -> tuple[ConfusedPair, ...]:
     """The pairs of a class and a wrong answer with the most images; of equally many, those with the larger share.
 
     Args:
@@ -86,7 +87,7 @@ def most_confused(
         images = images[np.argsort(-answers.score[images], kind="stable")][:_EXAMPLES]
         answer = None if predicted == UNKNOWN else names[column]
         examples = tuple(paths[image] for image in images.tolist())
-        pairs.append(Pair(names[row], answer, int(wrong[row, column]), float(share), examples))
+        pairs.append(ConfusedPair(names[row], answer, int(wrong[row, column]), float(share), examples))
     return tuple(pairs)
 
 
@@ -120,10 +121,8 @@ def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
     _name_ticks(axes, columns, confusion.names, cell)
     if len(columns) <= _NUMBERED:
         _write_numbers(axes, counts, shares, cell)
-    try:
+    with can_write(str(picture)):
         write_atomically(picture, lambda file: figure.savefig(file, format="png", bbox_inches="tight"))
-    except OSError as exc:
-        raise StoppedError(f"{picture}: can't be written: {exc.strerror}.") from exc
 
 
 def _shown(confusion: Confusion) -> tuple[NDArray[np.int64], list[str]]:
@@ -154,5 +153,5 @@ def _write_numbers(axes: "Axes", counts: NDArray[np.int64], shares: NDArray[np.f
 
 def _short(name: str) -> str:
     """A name as plain text of a bearable length; a dollar sign would begin a formula."""
-    shown = "".join(sign if sign.isprintable() else "\ufffd" for sign in name).replace("$", r"\$")
+    shown = printable(name).replace("$", r"\$")
     return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"

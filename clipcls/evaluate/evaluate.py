@@ -8,7 +8,6 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.execution import Execution
@@ -17,16 +16,16 @@ from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.evaluate import metrics
 from clipcls.evaluate.match_labels import label_indices
-from clipcls.evaluate.metrics import UNKNOWN, Answers, Flags, Indices, LabelAnswers
+from clipcls.evaluate.metrics import UNKNOWN, Answers, LabelAnswers
 from clipcls.evaluate.pictures import Pictures
 from clipcls.evaluate.results import (
     BRIER_SCORE,
     CALIBRATION_ERROR,
     MEAN_AVERAGE_PRECISION,
+    Caveats,
     Classes,
-    LeftOut,
-    Outcome,
-    Result,
+    EvalOutcome,
+    EvalResult,
     judge,
     judge_labels,
     match_classes,
@@ -35,25 +34,31 @@ from clipcls.evaluate.results import (
 from clipcls.inputs.labelled.examples import Truth
 from clipcls.labels.label_files import make_label
 from clipcls.predict.classifier import Classifier
-from clipcls.predict.ranking import LabelFeatures, Scoring, scores
+from clipcls.predict.ranking import (
+    Array,
+    Flags,
+    Indices,
+    LabelFeatures,
+    Scoring,
+    best_labels,
+    label_places,
+    scores,
+)
+from clipcls.predict.scores import Cosine, ScoreKind
 from clipcls.records import Label, ModelSpec, Prediction, PromptSet
 
 if TYPE_CHECKING:
     from clipcls.models.encoder import Encoder
 
-Scores = NDArray[np.float32]
-
 DEFAULT_CONFUSED = 10
-_DEFAULT_THRESHOLD = 0.5  # of the answers, where an image may have several labels; as in `predict`
 _NOWHERE = 2**31  # the place of a label that isn't listed
-_NO_PROBABILITIES = "cosines are no probabilities"
 _OUT_OF_RANGE = "scores that don't lie between 0 and 1 are no probabilities"
 # how far from 1 the sum of an image's scores may be, of which a file holds some digits
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EvalPlan:
     """What is evaluated: each model with each prompt set.
 
     Attributes:
@@ -70,7 +75,7 @@ class Plan:
     confused: int = DEFAULT_CONFUSED
 
 
-def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
+def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOutcome:
     """Run each model with each prompt set over labelled pictures.
 
     The pictures are embedded once for each model, or taken from the cache; scores are those of `predict`. A picture
@@ -96,36 +101,38 @@ def evaluate(truth: Truth, plan: Plan, watch: Watch | None = None) -> Outcome:
     good = pictures.good()
     results = _results(list(chain(*answers)), good, plan, classes, truth)
     named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, names, strict=True)]
-    return outcome(truth, classes, good, named, LeftOut(failed=pictures.failures()))
+    return outcome(truth, classes, good, named, Caveats(failed=pictures.failures()))
 
 
-def _results(tallies: "Sequence[_AnyTally]", good: Flags, plan: Plan, classes: Classes, truth: Truth) -> list[Result]:
+def _results(
+    tallies: "Sequence[_AnyTally]", good: Flags, plan: EvalPlan, classes: Classes, truth: Truth
+) -> list[EvalResult]:
     paths = [truth.examples[image].image.path for image in np.flatnonzero(good)]
-    omitted = _untellable(plan.scoring)
+    omitted = {} if plan.scoring.multi_label else _untellable(plan.scoring.score_kind)
     return [_judged(tally.answers(good), classes, paths, omitted, plan.confused) for tally in tallies]
 
 
-def _for_labels(plan: Plan) -> Plan:
+def _for_labels(plan: EvalPlan) -> EvalPlan:
     """The same where an image may have several labels."""
     scoring = plan.scoring
     if scoring.multi_label:
         return plan
-    kind = None if scoring.kind == "softmax" else scoring.kind
+    kind = None if scoring.score_kind.adds_up else scoring.kind
     return replace(plan, scoring=Scoring(kind, multi_label=True, threshold=scoring.threshold))
 
 
-def _untellable(scoring: Scoring) -> dict[str, str]:
-    """By name, why figures can't be had of such scores."""
-    if scoring.multi_label or scoring.kind == "softmax":
+def _untellable(kind: ScoreKind) -> dict[str, str]:
+    """Return, by name, why figures of one label an image can't be had of such scores."""
+    if kind.adds_up:
         return {}
-    if scoring.kind == "cosine":
-        return {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
-    return {BRIER_SCORE: "sigmoid scores don't add up to 1"}
+    if not kind.is_probability:
+        return dict.fromkeys((CALIBRATION_ERROR, BRIER_SCORE), f"{kind.plural} are no probabilities")
+    return {BRIER_SCORE: f"{kind.plural} don't add up to 1"}
 
 
 def _judged(
     answers: Answers | LabelAnswers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
-) -> Result:
+) -> EvalResult:
     if isinstance(answers, Answers):
         return judge(answers, classes, paths, omitted, confused)
     return judge_labels(answers, omitted)
@@ -135,7 +142,7 @@ def _judged(
 # Answers of models
 
 
-def _embed_labels(session: Session, plan: Plan, prompts: PromptSet, watch: Watch) -> LabelFeatures:
+def _embed_labels(session: Session, plan: EvalPlan, prompts: PromptSet, watch: Watch) -> LabelFeatures:
     return Classifier(session, plan.labels, prompts, plan.scoring, background=plan.background).embed_labels(
         watch.labels
     )
@@ -181,27 +188,25 @@ class _Tally:
 
     def __init__(self, side: LabelFeatures, scoring: Scoring, truth: Indices) -> None:
         self._side = side
-        self._kind = scoring.kind
+        self._kind = scoring.score_kind
         self._truth = truth
         self._predicted, self._places = np.zeros_like(truth), np.zeros_like(truth)
         self._scores = np.zeros(len(truth), dtype=np.float32)
         self._brier = np.zeros(len(truth))
 
-    def add(self, features: Scores, rows: Indices) -> None:
+    def add(self, features: Array, rows: Indices) -> None:
         """Take the features of some pictures in."""
         cosines, label_scores = scores(features, self._side, self._kind)
         truth = self._truth[rows]
-        best = label_scores.max(axis=1, keepdims=True)
-        # of equal scores the nearer label, of equally near ones the first, as in `clipcls.predict.ranking.rank`
-        self._predicted[rows] = np.where(label_scores == best, cosines, -np.inf).argmax(axis=1)
-        self._scores[rows] = best[:, 0]
-        self._places[rows] = metrics.places(cosines, label_scores, truth)
-        if self._kind == "softmax":
+        self._predicted[rows] = best_labels(cosines, label_scores)
+        self._scores[rows] = label_scores.max(axis=1)
+        self._places[rows] = label_places(cosines, label_scores, truth)
+        if self._kind.adds_up:
             self._brier[rows] = metrics.brier(label_scores, truth)
 
     def answers(self, good: Flags) -> Answers:
         """The answers to the pictures that could be read."""
-        brier = self._brier[good] if self._kind == "softmax" else None
+        brier = self._brier[good] if self._kind.adds_up else None
         return Answers(self._truth[good], self._predicted[good], self._places[good], self._scores[good], brier)
 
 
@@ -214,15 +219,14 @@ class _LabelTally:
         self._truth = truth
         self._scores = np.zeros(truth.shape, dtype=np.float32)
 
-    def add(self, features: Scores, rows: Indices) -> None:
+    def add(self, features: Array, rows: Indices) -> None:
         """Take the features of some pictures in."""
-        self._scores[rows] = scores(features, self._side, self._scoring.kind)[1]
+        self._scores[rows] = scores(features, self._side, self._scoring.score_kind)[1]
 
     def answers(self, good: Flags) -> LabelAnswers:
         """The answers to the pictures that could be read."""
-        threshold = _DEFAULT_THRESHOLD if self._scoring.threshold is None else self._scoring.threshold
         found = self._scores[good]
-        return LabelAnswers(self._truth[good], found >= np.float32(threshold), found)
+        return LabelAnswers(self._truth[good], self._scoring.reached(found), found)
 
 
 _AnyTally = _Tally | _LabelTally
@@ -237,7 +241,7 @@ def evaluate_predictions(
     predictions: Iterable[Prediction],
     labels: Sequence[Label] | None = None,
     confused: int = DEFAULT_CONFUSED,
-) -> Outcome:
+) -> EvalOutcome:
     """Judge predictions that were written before; no model is needed.
 
     Args:
@@ -265,13 +269,13 @@ def evaluate_predictions(
     paths = [prediction.path for prediction in good]
     result = _judged(answers, classes, paths, listing.omitted(classes, truth.multi_label), confused)
     pairs = list(zip(truth.examples, given, strict=True))
-    left_out = LeftOut(
+    caveats = Caveats(
         failed=tuple((e.image.path, p.error) for e, p in pairs if p is not None and p.error is not None),
         missing=tuple(e.image.path for e, p in pairs if p is None),
         unasked=tuple(prediction.path for key, prediction in found.items() if key not in asked),
         unknown=0 if truth.multi_label else sum(prediction.label is None for prediction in good),
     )
-    return outcome(truth, classes, chosen, [result], left_out)
+    return outcome(truth, classes, chosen, [result], caveats)
 
 
 def _by_path(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
@@ -372,7 +376,7 @@ class _Listing:
                 f"{partly}; --top-k {classes.places} of `clipcls predict` lists enough"
             )
         if all(prediction.score == prediction.similarity for prediction in self._predictions):
-            return found | {CALIBRATION_ERROR: _NO_PROBABILITIES, BRIER_SCORE: _NO_PROBABILITIES}
+            return found | _untellable(Cosine())
         if not all(prediction.score is None or 0 <= prediction.score <= 1 for prediction in self._predictions):
             return found | {CALIBRATION_ERROR: _OUT_OF_RANGE, BRIER_SCORE: _OUT_OF_RANGE}
         if not self._is_whole:
@@ -382,7 +386,7 @@ class _Listing:
         return found
 
     @cached_property
-    def _scores(self) -> Scores:
+    def _scores(self) -> Array:
         """(n, n_labels) float32, where all labels are listed."""
         found = np.zeros((len(self._predictions), len(self.labels)), dtype=np.float32)
         for row, prediction in enumerate(self._predictions):

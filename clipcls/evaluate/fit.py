@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.errors import UsageError
-from clipcls.evaluate.metrics import Flags, Indices, Values
-
-Scores = NDArray[np.float32]
+from clipcls.evaluate.metrics import Values
+from clipcls.predict.ranking import Array, Flags, Indices
 
 _CELLS = 2**21  # of similarities in float64 at once: 16 MB
 _STEPS = 200
@@ -22,7 +21,7 @@ _AGAINST = (
 )
 
 
-def fit_scale(cosines: Scores, truth: Indices, start: float) -> float | None:
+def fit_scale(cosines: Array, truth: Indices, start: float) -> float | None:
     """The logit_scale at which the softmax over the labels has the least negative log-likelihood.
 
     Args:
@@ -121,7 +120,7 @@ def label_log_loss(logits: Values, truth: Flags) -> Values:
     return losses
 
 
-def threshold_of_precision(scores: Scores, right: Flags, target: float, least: int) -> float | None:
+def threshold_of_precision(scores: Array, right: Flags, target: float, least: int) -> float | None:
     """The lowest threshold at which the precision of a label's answers reaches a target.
 
     Args:
@@ -137,7 +136,7 @@ def threshold_of_precision(scores: Scores, right: Flags, target: float, least: i
     return float(values[passing[-1]]) if passing.size else None
 
 
-def threshold_of_f1(scores: Scores, right: Flags, support: int) -> float | None:
+def threshold_of_f1(scores: Array, right: Flags, support: int) -> float | None:
     """The lowest of the thresholds at which a label has its best F1.
 
     Args:
@@ -155,7 +154,7 @@ def threshold_of_f1(scores: Scores, right: Flags, support: int) -> float | None:
     return float(values[np.flatnonzero(f1 == f1.max())[-1]])
 
 
-def _curve(scores: Scores, right: Flags) -> tuple[Scores, Indices, Indices]:
+def _curve(scores: Array, right: Flags) -> tuple[Array, Indices, Indices]:
     """Each score from the highest on, how many reach it, and how many of these are right."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
@@ -163,12 +162,12 @@ def _curve(scores: Scores, right: Flags) -> tuple[Scores, Indices, Indices]:
     return ranked[ends], ends + 1, np.cumsum(right[order], dtype=np.int64)[ends]
 
 
-def _given(cosines: Scores, truth: Indices) -> Scores:
-    given: Scores = cosines[np.arange(len(truth)), truth]
+def _given(cosines: Array, truth: Indices) -> Array:
+    given: Array = cosines[np.arange(len(truth)), truth]
     return given
 
 
-def _slope(cosines: Scores, truth: Indices, scale: float) -> tuple[float, float]:
+def _slope(cosines: Array, truth: Indices, scale: float) -> tuple[float, float]:
     """The first and second derivative of the mean negative log-likelihood, by the scale."""
     slope = curvature = 0.0
     for part, right in _parts(cosines, truth):
@@ -181,7 +180,7 @@ def _slope(cosines: Scores, truth: Indices, scale: float) -> tuple[float, float]
     return slope / len(truth), curvature / len(truth)
 
 
-def _parts(cosines: Scores, truth: Indices) -> Iterator[tuple[Values, Indices]]:
+def _parts(cosines: Array, truth: Indices) -> Iterator[tuple[Values, Indices]]:
     rows = max(1, _CELLS // cosines.shape[1])
     for start in range(0, len(truth), rows):
         yield cosines[start : start + rows].astype(np.float64), truth[start : start + rows]

@@ -1,11 +1,10 @@
 """The classes of data among the labels of a run."""
 
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from clipcls.inputs.labelled.examples import Example
-from clipcls.labels.label_files import make_label
+from clipcls.labels.label_files import label_key, make_label
 from clipcls.records import Label
 
 
@@ -21,17 +20,13 @@ def label_indices(names: Iterable[str], labels: Sequence[Label]) -> dict[str, in
         UsageError: a name isn't valid Unicode.
     """
     exact = {label.name: index for index, label in enumerate(labels)}
-    alike = {_key(text): index for index, label in enumerate(labels) for text in label.texts}
+    alike = {label_key(text): index for index, label in enumerate(labels) for text in label.texts}
     found: dict[str, int] = {}
     for name in names:
-        index = exact.get(name, alike.get(_key(name)))
+        index = exact.get(name, alike.get(label_key(make_label(name).texts[0])))
         if index is not None:
             found[name] = index
     return found
-
-
-def _key(name: str) -> str:
-    return make_label(unicodedata.normalize("NFKC", name)).texts[0].casefold()
 
 
 def repeated_paths(examples: Sequence[Example]) -> list[str]:

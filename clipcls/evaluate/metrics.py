@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipcls.predict.ranking import Array, Flags, Indices, reaches
+
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 #: Of equal width, for the calibration error.
@@ -25,8 +27,6 @@ _SEED = 0
 _CELLS = 2**21  # weights in memory at once: 16 MB, and as much again for what is made of them
 
 Values = NDArray[np.float64]
-Indices = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 #: From weights of the images, (r, n) float64, to a figure for each row, (r,) float64.
 Statistic = Callable[[Values], Values]
@@ -62,7 +62,7 @@ class Answers:
     truth: Indices
     predicted: Indices
     place: Indices
-    score: NDArray[np.float32]
+    score: Array
     brier: Values | None = None
 
     @property
@@ -89,7 +89,7 @@ class LabelAnswers:
 
     truth: Flags
     answered: Flags
-    scores: NDArray[np.float32] | None = None
+    scores: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class ClassFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class ThresholdFigures:
     """What a threshold does.
 
     Attributes:
@@ -125,7 +125,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelLevel:
+class LabelThresholdFigures:
     """What a threshold does where an image may have several labels, over all pairs of an image and a label."""
 
     threshold: float
@@ -196,6 +196,17 @@ def mean(values: NDArray[Any]) -> Statistic:
     return lambda weights: weights @ column / weights.sum(axis=1)
 
 
+def ratio(parts: NDArray[Any], wholes: NDArray[Any]) -> Statistic:
+    """The sum of one value an image over the sum of another; NaN where that is 0.
+
+    Args:
+        parts: (n,).
+        wholes: (n,).
+    """
+    upper, lower = parts.astype(np.float64), wholes.astype(np.float64)
+    return lambda weights: _ratio(weights @ upper, weights @ lower)
+
+
 def mean_recall(truth: Indices, right: Flags) -> Statistic:
     """The mean of the classes' recalls; classes without images don't count.
 
@@ -216,23 +227,25 @@ def mean_recall(truth: Indices, right: Flags) -> Statistic:
     return statistic
 
 
-def calibration_error(score: NDArray[np.float32], right: Flags) -> Statistic:
+def calibration_error(scores: Array, right: Flags) -> Statistic:
     """The expected calibration error: how far accuracy is from the mean score, bin by bin.
 
     Args:
-        score: (n,) float32, from 0 to 1.
-        right: (n,) bool.
+        scores: (n,) or, for all pairs of an image and a label, (n, n_labels) float32, from 0 to 1.
+        right: bool, of the same shape.
 
     Source: Naeini et al. 2015, https://ojs.aaai.org/index.php/AAAI/article/view/9602, with bins as in torchmetrics.
     """
     edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
-    bins = np.searchsorted(edges, score, side="right") - 1
-    gaps = np.zeros((len(score), BINS + 1))
-    gaps[np.arange(len(score)), bins] = score - right.astype(np.float64)
-    return lambda weights: _sums(np.abs(weights @ gaps)) / weights.sum(axis=1)
+    count, each = len(scores), scores.size // len(scores)
+    bins = np.searchsorted(edges, scores, side="right").reshape(count, each) - 1
+    cells = bins + (BINS + 1) * np.arange(count)[:, None]
+    sums = np.bincount(cells.ravel(), (scores - right.astype(np.float64)).ravel(), count * (BINS + 1))
+    gaps = sums.reshape(count, BINS + 1)
+    return lambda weights: _sums(np.abs(weights @ gaps)) / (each * weights.sum(axis=1))
 
 
-def brier(scores: NDArray[np.float32], truth: Indices) -> Values:
+def brier(scores: Array, truth: Indices) -> Values:
     """The squared distance of each image's scores from the truth; that of a class without a score is 1.
 
     Args:
@@ -252,35 +265,14 @@ def brier(scores: NDArray[np.float32], truth: Indices) -> Values:
     return squares
 
 
-def places(cosines: NDArray[np.float32], scores: NDArray[np.float32], truth: Indices) -> Indices:
-    """How many labels `clipcls.predict.ranking.rank` puts before the right one.
-
-    Where it is none of them, the number of labels.
-
-    Args:
-        cosines: (n, n_labels) float32.
-        scores: (n, n_labels) float32.
-        truth: (n,) int64.
-
-    Returns:
-        (n,) int64.
-    """
-    labels = scores.shape[1]
-    column = np.minimum(truth, labels - 1)[:, None]
-    score, cosine = np.take_along_axis(scores, column, axis=1), np.take_along_axis(cosines, column, axis=1)
-    before = (cosines > cosine) | ((cosines == cosine) & (np.arange(labels) < column))
-    found: Indices = ((scores > score) | ((scores == score) & before)).sum(axis=1, dtype=np.int64)
-    return np.where(truth < labels, found, labels)
-
-
-def levels(score: NDArray[np.float32], right: Flags, thresholds: Sequence[float] = THRESHOLDS) -> tuple[Level, ...]:
-    """Coverage and accuracy at each threshold, which a score reaches as in `predict`."""
+def levels(score: Array, right: Flags, thresholds: Sequence[float] = THRESHOLDS) -> tuple[ThresholdFigures, ...]:
+    """Coverage and accuracy at each threshold."""
     found = []
     for threshold in thresholds:
-        answered = score >= np.float32(threshold)
+        answered = reaches(score, threshold)
         count = int(answered.sum())
         accuracy = float(right[answered].mean()) if count else float("nan")
-        found.append(Level(threshold, count, count / len(score), accuracy))
+        found.append(ThresholdFigures(threshold, count, count / len(score), accuracy))
     return tuple(found)
 
 
@@ -330,7 +322,7 @@ def mcnemar(one: Flags, other: Flags) -> float:
 # Several labels an image
 
 
-def average_precision(scores: NDArray[np.float32], truth: Flags) -> Statistic:
+def average_precision(scores: Array, truth: Flags) -> Statistic:
     """The average precision of one label: of its images, those with equal scores are taken at once.
 
     Args:
@@ -360,7 +352,7 @@ def average_precision(scores: NDArray[np.float32], truth: Flags) -> Statistic:
     return statistic
 
 
-def mean_average_precision(scores: NDArray[np.float32], truth: Flags) -> Statistic:
+def mean_average_precision(scores: Array, truth: Flags) -> Statistic:
     """The mean of the labels' average precisions; labels without images don't count.
 
     Args:
@@ -387,26 +379,21 @@ def micro_f1(answered: Flags, truth: Flags) -> Statistic:
         answered: (n, n_labels) bool.
         truth: (n, n_labels) bool.
     """
-    hits = (answered & truth).sum(axis=1).astype(np.float64)
-    both = (answered.sum(axis=1) + truth.sum(axis=1)).astype(np.float64)
-
-    def statistic(weights: Values) -> Values:
-        total = weights @ both
-        return _ratio(2 * (weights @ hits), total)
-
-    return statistic
+    return ratio(2 * (answered & truth).sum(axis=1), answered.sum(axis=1) + truth.sum(axis=1))
 
 
 def label_levels(
-    scores: NDArray[np.float32], truth: Flags, thresholds: Sequence[float] = THRESHOLDS
-) -> tuple[LabelLevel, ...]:
+    scores: Array, truth: Flags, thresholds: Sequence[float] = THRESHOLDS
+) -> tuple[LabelThresholdFigures, ...]:
     """Precision, recall and F1 over all pairs of an image and a label, at each threshold."""
     found = []
     for threshold in thresholds:
-        answered = scores >= np.float32(threshold)
+        answered = reaches(scores, threshold)
         hits, support, given = float((answered & truth).sum()), float(truth.sum()), float(answered.sum())
         found.append(
-            LabelLevel(threshold, _share(hits, given), _share(hits, support), _share(2 * hits, support + given))
+            LabelThresholdFigures(
+                threshold, _share(hits, given), _share(hits, support), _share(2 * hits, support + given)
+            )
         )
     return tuple(found)
 

@@ -2,29 +2,39 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, listed
 from clipcls.evaluate import metrics
 from clipcls.evaluate.confusion import Confusion, most_confused
 from clipcls.evaluate.match_labels import label_indices, repeated_paths
-from clipcls.evaluate.metrics import Answers, ClassFigures, Estimate, Flags, LabelAnswers, LabelLevel, Level, Statistic
+from clipcls.evaluate.metrics import (
+    Answers,
+    ClassFigures,
+    Estimate,
+    LabelAnswers,
+    LabelThresholdFigures,
+    Statistic,
+    ThresholdFigures,
+)
 from clipcls.inputs.labelled.examples import Truth
-from clipcls.outputs import rows
+from clipcls.outputs.rows import row_fields
+from clipcls.predict.ranking import Flags
 from clipcls.records import Label, Prediction
 
-ACCURACY = "accuracy@1"
+ACCURACY_AT_1 = "accuracy@1"
 MEAN_RECALL = "mean per-class recall"
 CALIBRATION_ERROR = "calibration error"
 BRIER_SCORE = "Brier score"
+LOG_LOSS = "log loss"
 MEAN_AVERAGE_PRECISION = "mean average precision"
 MICRO_F1 = "micro F1"
 #: Figures of which less is better.
-ERRORS = frozenset((CALIBRATION_ERROR, BRIER_SCORE))
+LESS_IS_BETTER = frozenset((CALIBRATION_ERROR, BRIER_SCORE, LOG_LOSS))
 
 _MOST_PLACES = 5
 
@@ -50,7 +60,7 @@ class Classes:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class EvalResult:
     """How one model with one prompt set does.
 
     Attributes:
@@ -70,7 +80,7 @@ class Result:
     figures: Mapping[str, Estimate]
     omitted: Mapping[str, str]
     classes: tuple[ClassFigures, ...]
-    levels: tuple[Level, ...] | tuple[LabelLevel, ...] = ()
+    levels: tuple[ThresholdFigures, ...] | tuple[LabelThresholdFigures, ...] = ()
     confusion: Confusion | None = None
     within: float = float("nan")
     right: Flags | None = field(default=None, compare=False, repr=False)
@@ -95,7 +105,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Caveats:
     """What isn't in the figures, or can't be right in them.
 
     Attributes:
@@ -121,7 +131,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class EvalOutcome:
     """An evaluation.
 
     Attributes:
@@ -137,8 +147,8 @@ class Outcome:
     measured: int
     classes: Classes
     multi_label: bool
-    left_out: LeftOut
-    results: tuple[Result, ...]
+    caveats: Caveats
+    results: tuple[EvalResult, ...]
     best: int
     comparisons: tuple[Comparison, ...]
 
@@ -153,8 +163,8 @@ def match_classes(truth: Truth, labels: Sequence[Label]) -> Classes:
     used = dict.fromkeys(name for example in truth.examples for name in example.labels)
     if used and not any(name in indices for name in used):
         raise UsageError(
-            f"None of the data's classes is among the labels. The data: {_listed(used)}. "
-            f"The labels: {_listed(label.name for label in labels)}."
+            f"None of the data's classes is among the labels. The data: {listed(used)}. "
+            f"The labels: {listed(label.name for label in labels)}."
         )
     outside = [name for name in used if name not in indices]
     places = {name: len(labels) + number for number, name in enumerate(outside)}
@@ -163,7 +173,7 @@ def match_classes(truth: Truth, labels: Sequence[Label]) -> Classes:
 
 def judge(
     answers: Answers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
-) -> Result:
+) -> EvalResult:
     """The figures of one answer an image.
 
     Args:
@@ -172,7 +182,7 @@ def judge(
         confused: how many of the most confused pairs are wanted.
     """
     right, within = answers.right, answers.truth < classes.n_labels
-    statistics = {ACCURACY: metrics.mean(right)}
+    statistics = {ACCURACY_AT_1: metrics.mean(right)}
     if classes.places > 1:
         statistics[f"accuracy@{classes.places}"] = metrics.mean(answers.place < classes.places)
     statistics[MEAN_RECALL] = metrics.mean_recall(answers.truth, right)
@@ -182,7 +192,7 @@ def judge(
         statistics[BRIER_SCORE] = metrics.mean(answers.brier)
     counts = metrics.confusion_matrix(answers.truth, answers.predicted, len(classes.names))
     pairs = most_confused(answers, counts, classes.names, paths, confused)
-    return Result(
+    return EvalResult(
         None,
         None,
         _estimated(statistics, omitted, len(right)),
@@ -195,19 +205,19 @@ def judge(
     )
 
 
-def judge_labels(answers: LabelAnswers, omitted: Mapping[str, str]) -> Result:
+def judge_labels(answers: LabelAnswers, omitted: Mapping[str, str]) -> EvalResult:
     """The figures of any number of answers an image."""
     statistics: dict[str, Statistic] = {}
-    levels: tuple[LabelLevel, ...] = ()
+    levels: tuple[LabelThresholdFigures, ...] = ()
     if answers.scores is not None:
         statistics[MEAN_AVERAGE_PRECISION] = metrics.mean_average_precision(answers.scores, answers.truth)
         levels = metrics.label_levels(answers.scores, answers.truth)
     statistics[MICRO_F1] = metrics.micro_f1(answers.answered, answers.truth)
     figures = _estimated(statistics, omitted, len(answers.truth))
-    return Result(None, None, figures, omitted, metrics.label_figures(answers), levels)
+    return EvalResult(None, None, figures, omitted, metrics.label_figures(answers), levels)
 
 
-def compare(results: Sequence[Result]) -> tuple[int, tuple[Comparison, ...]]:
+def compare(results: Sequence[EvalResult]) -> tuple[int, tuple[Comparison, ...]]:
     """The index of the best result, all being of the same images, and each beside it."""
     values = [result.headline[1].value for result in results]
     index = int(np.argmax(np.nan_to_num(values, nan=-1.0)))
@@ -220,12 +230,14 @@ def compare(results: Sequence[Result]) -> tuple[int, tuple[Comparison, ...]]:
     return index, tuple(comparisons)
 
 
-def outcome(truth: Truth, classes: Classes, measured: Flags, results: Sequence[Result], left_out: LeftOut) -> Outcome:
+def outcome(
+    truth: Truth, classes: Classes, measured: Flags, results: Sequence[EvalResult], caveats: Caveats
+) -> EvalOutcome:
     """Put an evaluation together.
 
     Args:
         measured: (n,) bool, whether an image is in the figures.
-        left_out: as far as it doesn't follow from the rest.
+        caveats: as far as it doesn't follow from the rest.
     """
     counted: dict[str, int] = {}
     for image in np.flatnonzero(measured):
@@ -235,19 +247,19 @@ def outcome(truth: Truth, classes: Classes, measured: Flags, results: Sequence[R
     labels, outside = classes.names[: classes.n_labels], classes.names[classes.n_labels :]
     best, comparisons = compare(results)
     told = replace(
-        left_out,
+        caveats,
         outside={name: counted[name] for name in outside if name in counted},
         unseen=tuple(name for label, name in enumerate(labels) if label not in seen),
         repeated=tuple(repeated_paths(truth.examples)),
         problems=truth.problems,
     )
     count = int(measured.sum())
-    return Outcome(len(truth.examples), count, classes, truth.multi_label, told, tuple(results), best, comparisons)
+    return EvalOutcome(len(truth.examples), count, classes, truth.multi_label, told, tuple(results), best, comparisons)
 
 
-def record(outcome: Outcome) -> dict[str, Any]:
+def outcome_record(outcome: EvalOutcome) -> dict[str, Any]:
     """An evaluation as JSON's types; what has no meaning, such as the recall of a class without images, is None."""
-    told = outcome.left_out
+    told = outcome.caveats
     return {
         "images": outcome.images,
         "measured": outcome.measured,
@@ -269,7 +281,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _result_record(result: Result, classes: Classes) -> dict[str, Any]:
+def _result_record(result: EvalResult, classes: Classes) -> dict[str, Any]:
     return {
         "model": result.model,
         "prompts": result.prompts,
@@ -307,7 +319,7 @@ def _fields(figures: Any) -> dict[str, Any]:
 
 
 def _failure(path: str, error: str) -> dict[str, Any]:
-    row = rows.record(Prediction(path, None, None, None, error=error))
+    row = row_fields(Prediction(path, None, None, None, error=error))
     return {name: row[name] for name in ("path", "error", "path_b64") if name in row}
 
 
@@ -321,8 +333,3 @@ def _printable(text: str) -> str:
 
 def _estimated(statistics: Mapping[str, Statistic], omitted: Mapping[str, str], count: int) -> dict[str, Estimate]:
     return metrics.bootstrap({name: made for name, made in statistics.items() if name not in omitted}, count)
-
-
-def _listed(names: Iterable[str]) -> str:
-    found = list(names)
-    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

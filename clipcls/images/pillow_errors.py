@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
-from clipcls.errors import ImageError
+from clipcls.errors import ImageError, reason
 
 # Where nobody listens to Pillow's log, Python would print its errors; each comes as an exception as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -58,7 +58,7 @@ def pillow_errors(kind: str) -> Iterator[None]:
         if isinstance(exc, RuntimeError) and re.search("alloc(?!.*Security limit)", str(exc)):  # torch's, libheif's
             raise ImageError("not enough memory to decode it") from exc
         if isinstance(exc, OSError) and exc.errno:  # the disk's, not Pillow's
-            raise ImageError(f"can't be read: {(exc.strerror or str(exc)).lower()}") from exc
+            raise ImageError(f"can't be read: {reason(exc)}") from exc
         if isinstance(exc, EOFError) or "truncated" in str(exc).lower():
             raise ImageError(f"truncated {kind}: the file ends before the picture does") from exc
         raise ImageError(f"damaged {kind}: {_said(exc)}") from exc

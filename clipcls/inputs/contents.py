@@ -11,8 +11,9 @@ from typing import BinaryIO
 from clipcls.errors import ImageError
 from clipcls.inputs import stores
 from clipcls.inputs.open_file import open_file, reading
+from clipcls.inputs.tables import read_embedded
 from clipcls.inputs.web import Web
-from clipcls.records import Address, Container, FileStamp, ImageRef, Span, Stored
+from clipcls.records import Address, Container, Embedded, FileStamp, ImageRef, Span, Stored
 
 #: Of one file, unless a run says otherwise.
 MAX_BYTES = 2**30
@@ -57,6 +58,12 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
         stored = image.content if image.content.is_known else _asked(image.path)
         _require_fitting(stored.size or 0, max_bytes)
         yield Content(io.BytesIO(stores.read(image.path, stored, max_bytes)), stored.stamp, seen)
+    elif isinstance(image.content, Embedded):
+        (found,) = read_embedded([image])
+        if found.error is not None:
+            raise ImageError(found.error)
+        with open_content(found, max_bytes) as opened:
+            yield opened
     elif isinstance(image.content, Container):
         raise ImageError(f"a {image.content.kind}, and no picture")
     elif image.content is not None:

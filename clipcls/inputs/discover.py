@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError
-from clipcls.inputs.folders import has_magic, is_pattern, matches, reason, walk
+from clipcls.inputs.folders import has_magic, is_pattern, matches, walk, why_unopened
 from clipcls.inputs.listing import Sources, read_list
 from clipcls.inputs.shards import expand_braces, is_shard, read_pictures
 from clipcls.inputs.stores import beside, in_store, is_address, local_path, look, require_readable
@@ -170,7 +170,7 @@ def _from_list(listing: BinaryIO, place: _Place) -> Iterator[ImageRef]:
 def _from_argument(entry: str, place: _Place) -> Iterator[ImageRef]:
     path = local_path(entry)
     names = [path]
-    if "{" in path and is_shard(path) and not os.path.lexists(path) and not _is_web(path):
+    if "{" in path and is_shard(path) and not os.path.lexists(path) and not is_web(path):
         try:
             names = expand_braces(path)
         except UsageError as exc:
@@ -178,7 +178,7 @@ def _from_argument(entry: str, place: _Place) -> Iterator[ImageRef]:
             return
     for name in names:
         try:
-            if not _is_web(name) and is_pattern(name):
+            if not is_web(name) and is_pattern(name):
                 yield from _from_pattern(name, place)
             else:
                 yield from _from_path(name, place)
@@ -191,12 +191,12 @@ def _from_path(path: str, place: _Place) -> Iterator[ImageRef]:
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116, the name stays as given
     except (OSError, ValueError) as exc:
-        if _is_web(path):
-            yield _from_web(path, place)
+        if is_web(path):
+            yield image_on_web(path, place.sources.allow_urls)
         elif in_store(path):
             yield from _from_store(path, place)
         else:
-            yield ImageRef(path, reason(path, exc))
+            yield ImageRef(path, why_unopened(path, exc))
         return
     if stat.S_ISDIR(mode):
         yield from _from_folder(path)
@@ -223,15 +223,17 @@ def _unread(path: str) -> ImageRef:
 # Addresses
 
 
-def _is_web(text: str) -> bool:
+def is_web(text: str) -> bool:
+    """Whether a text is an address of the web."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
-def _from_web(url: str, place: _Place) -> ImageRef:
+def image_on_web(url: str, allow_urls: bool) -> ImageRef:
+    """A picture at an address, which is an error unless addresses may be fetched."""
     bare = re.split("[?#]", url, maxsplit=1)[0]
     if is_shard(bare) or is_table(bare):
         return ImageRef(url, f"a {'shard' if is_shard(bare) else 'table'} on the web, which has to be downloaded first")
-    if not place.sources.allow_urls:
+    if not allow_urls:
         return ImageRef(url, "an address; --allow-urls has it fetched")
     return ImageRef(url, content=Address(url))
 
@@ -283,8 +285,8 @@ def _from_cell(table: str, cell: Cell, place: _Place) -> Iterator[ImageRef]:
         yield ImageRef(name, cell.error)
     elif isinstance(cell.value, bytes):
         yield ImageRef(name, content=cell.value)
-    elif _is_web(cell.value):
-        yield _from_web(cell.value, place)
+    elif is_web(cell.value):
+        yield image_on_web(cell.value, place.sources.allow_urls)
     else:
         yield from _from_name(table, local_path(cell.value), place)
 

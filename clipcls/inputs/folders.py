@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from fnmatch import translate
 
-from clipcls.errors import ImageError
+from clipcls.errors import ImageError, reason
 from clipcls.inputs import stores
 from clipcls.records import ImageRef
 
@@ -28,7 +28,7 @@ def walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
             try:
                 opened = _StoredFolder(image.path) if stores.in_store(image.path) else _Folder(image.path)
             except (OSError, ImageError) as exc:
-                yield ImageRef(image.path, reason(image.path, exc)), True
+                yield ImageRef(image.path, why_unopened(image.path, exc)), True
             else:
                 if all(opened.identity != above.identity for above in trail):  # else a link leads back up
                     if trail:
@@ -41,7 +41,7 @@ def walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
         image, is_folder = trail[-1].next()
 
 
-def reason(path: str, exc: OSError | ValueError | ImageError) -> str:
+def why_unopened(path: str, exc: OSError | ValueError | ImageError) -> str:
     """Why what is called so can't be opened."""
     if isinstance(exc, ImageError):
         return str(exc)
@@ -50,7 +50,7 @@ def reason(path: str, exc: OSError | ValueError | ImageError) -> str:
         return f"not a possible file name: {exc}{hint}"
     if isinstance(exc, FileNotFoundError) and os.path.lexists(path):
         return "dangling link: no such file or directory"
-    return (exc.strerror or str(exc)).lower()
+    return reason(exc)
 
 
 class _Folder:

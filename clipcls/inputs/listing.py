@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from clipcls.errors import ImageError, UsageError
+from clipcls.errors import ImageError, UsageError, reason
 from clipcls.inputs.stores import local_path, open_named
 
 _CHUNK = 1 << 16
@@ -54,8 +54,7 @@ class Sources:
         try:
             return open_named(local_path(self.files_from))  # closed when the list ends
         except (OSError, ValueError, ImageError) as exc:
-            why = (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else str(exc)
-            raise UsageError(f"--files-from {self.files_from}: can't be read: {why}") from exc
+            raise UsageError(f"--files-from {self.files_from}: can't be read: {reason(exc)}") from exc
 
     def standard_input(self) -> BinaryIO:
         """Return what `-` reads.

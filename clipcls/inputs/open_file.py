@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from clipcls.errors import ImageError
+from clipcls.errors import ImageError, reason
 
 _KINDS = (
     (stat.S_ISDIR, "directory"),
@@ -34,7 +34,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
             os.close(descriptor)
             raise
     except OSError as exc:
-        raise ImageError((exc.strerror or str(exc)).lower()) from exc
+        raise ImageError(reason(exc)) from exc
     except ValueError as exc:
         raise ImageError(f"not a possible file name: {exc}") from exc
 
@@ -51,6 +51,6 @@ def reading() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise ImageError(f"can't be read: {(exc.strerror or str(exc)).lower()}") from exc
+        raise ImageError(f"can't be read: {reason(exc)}") from exc
     except MemoryError as exc:
         raise ImageError("not enough memory to read it") from exc

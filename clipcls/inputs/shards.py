@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, Self
 
 from braceexpand import braceexpand
 
-from clipcls.errors import ImageError, UsageError, first_line
+from clipcls.errors import ImageError, UsageError, first_line, reason
 from clipcls.inputs.stores import in_store, open_named
 from clipcls.records import FileStamp, ImageRef, Span
 
@@ -101,7 +101,7 @@ def read_pictures(shard: str, extensions: Set[str]) -> Iterator[ImageRef]:
     try:
         file = open_named(shard)
     except (OSError, ValueError) as exc:
-        yield ImageRef(shard, f"can't be opened: {_reason(exc)}")
+        yield ImageRef(shard, f"can't be opened: {reason(exc)}")
         return
     except ImageError as exc:
         yield ImageRef(shard, str(exc))
@@ -112,7 +112,7 @@ def read_pictures(shard: str, extensions: Set[str]) -> Iterator[ImageRef]:
         except (NotTarError, ImageError) as exc:
             yield ImageRef(shard, first_line(exc))
         except DAMAGE as exc:
-            yield ImageRef(shard, f"broken here, and nothing behind it is read: {_reason(exc)}")
+            yield ImageRef(shard, f"broken here, and nothing behind it is read: {reason(exc)}")
 
 
 def members(file: Any, mode: Mode = "r:") -> Iterator[Member]:
@@ -267,10 +267,6 @@ def _uncompressed(file: BinaryIO) -> Iterator[Any]:
             yield stream
         except getattr(module, own_error, EOFError) as exc:
             raise tarfile.ReadError(first_line(exc)) from exc
-
-
-def _reason(exc: BaseException) -> str:
-    return exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else first_line(exc)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Tables with a column of pictures: their paths or addresses, or in Parquet the pictures themselves.
 
-Tables are read as they go, a few rows at a time. Of Parquet, what is in memory at least is a page, which the file's
-writer has made as large as it likes: pyarrow's own writer, unless told otherwise, puts up to 1024 pictures in one.
+One reader serves `predict` and labelled data. Tables are read as they go, a few rows at a time. Of Parquet, what is in
+memory at least is a page, which the file's writer has made as large as it likes: pyarrow's own writer, unless told
+otherwise, puts up to 1024 pictures in one.
 """
 
 import contextlib
@@ -11,15 +12,20 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TextIO
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
+from typing import Any, TextIO, cast
 
-from clipcls.errors import ImageError, UsageError, first_line
+from clipcls.errors import ImageError, UsageError, first_line, reason
 from clipcls.inputs.stores import open_named
+from clipcls.records import Embedded, ImageRef
 
-_ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl")
+#: What the names of tables end in.
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
+# what UTF-16 begins with; spreadsheets and PowerShell write it
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _LONGEST_FIELD = 2**24  # of a CSV file, in characters; csv's own limit is 131,072
 _LONGEST_LINE = 2**26  # of a JSON lines file, in characters
 _TRIED_RECORDS = 100  # of a JSON lines file, one of which has to have the column
@@ -37,16 +43,20 @@ class Cell:
         row: from 0; the names of the columns aren't one.
         value: a path or an address, or a picture's content.
         error: why there is no value.
+        place: where the row is in the table, such as `line 7`; in Parquet `row 7`, counted from 0.
+        beside: by name, what the row has in further columns, in the row's own order.
     """
 
     row: int
     value: str | bytes | None = None
     error: str | None = None
+    place: str = field(default="", compare=False)
+    beside: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 def is_table(name: str) -> bool:
     """Whether a name is that of a table."""
-    return name.lower().endswith(_ENDINGS)
+    return name.lower().endswith(TABLES)
 
 
 def is_parquet(name: str) -> bool:
@@ -83,8 +93,27 @@ def row_groups(table: str, column: str | None = None) -> list[int]:
         return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
 
 
-def read_column(table: str, column: str, rows: range | None = None) -> Generator[Cell, None, None]:
-    """The cells of a column, in their order.
+def table_columns(table: str) -> list[str]:
+    """List the names of a table's columns; of JSON lines, of all its records.
+
+    Raises:
+        UsageError: pyarrow isn't installed, or a text table is in UTF-16.
+        ImageError: the table can't be read.
+    """
+    if is_parquet(table):
+        with _parquet(table) as file:
+            return list(file.schema_arrow.names)
+    with _opened(table) as file:
+        if table.lower().endswith(".jsonl"):
+            records = (record for _, record in _json_records(file) if isinstance(record, dict))
+            return list(dict.fromkeys(name for record in records for name in record))
+        return next(csv.reader(file, delimiter=_delimiter(table)), [])
+
+
+def read_column(
+    table: str, column: str | None, rows: range | None = None, beside: Sequence[str] = ()
+) -> Generator[Cell, None, None]:
+    """Read the cells of a column, in their order.
 
     - CSV and TSV files are UTF-8 and begin with the names of their columns; lines without a field are no rows.
     - In JSON lines, each line that isn't blank is a row.
@@ -93,30 +122,95 @@ def read_column(table: str, column: str, rows: range | None = None) -> Generator
 
     Args:
         table: path of a regular file, or an address in a store.
+        column: None for cells without a value, so that pictures which the table holds aren't read.
         rows: of Parquet, which of its rows; all by default. Row groups without any of them aren't read.
+        beside: further columns to be read; the rows of a text table may lack them.
 
     Raises:
-        UsageError: there is no such column, it holds something else, or pyarrow isn't installed; before the first cell.
+        UsageError: there is no such column, it holds something else, pyarrow isn't installed, or a text table is in
+            UTF-16; before the first cell.
         ImageError: the table can't be read, or is broken here.
     """
     if is_parquet(table):
-        return _parquet_cells(table, column, rows)
+        return _parquet_cells(table, column, rows, beside)
     if table.lower().endswith(".jsonl"):
-        return _json_cells(table, column)
-    return _csv_cells(table, column, "\t" if table.lower().endswith(".tsv") else ",")
+        return _json_cells(table, column, beside)
+    return _csv_cells(table, column, beside)
 
 
-def _text_cell(row: int, column: str, value: object) -> Cell:
-    """A cell with a path or an address, which are stripped as in the tables that `clipcls train` reads."""
+def holds_pictures(table: str, column: str) -> bool:
+    """Whether a table's column holds pictures themselves, and not their paths.
+
+    Raises:
+        UsageError, ImageError: see `read_column`.
+    """
+    if not is_parquet(table):
+        return False
+    with _parquet(table) as file:
+        _require_column(file, column, table)
+        return _is_embedded(file, column)
+
+
+def class_names(table: str, column: str) -> list[str]:
+    """List the names that numbers in a column stand for, where a Parquet file of Hugging Face's `datasets` says so."""
+    if not is_parquet(table):
+        return []
+    with _parquet(table) as file:
+        metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        feature = json.loads(metadata)["info"]["features"][column]
+        names = feature.get("feature", feature)["names"]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def read_embedded(images: Iterable[ImageRef]) -> Iterator[ImageRef]:
+    """Give the pictures that lie in Parquet tables their content; others pass through as they are.
+
+    Neighbours in a table are read on from one another, which takes one pass as long as they are in its order.
+    """
+    for source, group in itertools.groupby(images, key=_source):
+        if source is None:
+            yield from group
+            continue
+        cells: Generator[Cell, None, None] | None = None
+        last = -1
+        for image in group:
+            assert isinstance(image.content, Embedded)
+            if cells is None or image.content.row <= last:
+                cells = read_column(*source, range(image.content.row, sys.maxsize))
+            last = image.content.row
+            yield _with_content(image, cells, last)
+
+
+def _source(image: ImageRef) -> tuple[str, str] | None:
+    return (image.content.table, image.content.column) if isinstance(image.content, Embedded) else None
+
+
+def _with_content(image: ImageRef, cells: Iterator[Cell], row: int) -> ImageRef:
+    try:
+        cell = next((cell for cell in cells if cell.row == row), Cell(row, error="the table has no such row"))
+    except (ImageError, UsageError) as exc:
+        return ImageRef(image.path, str(exc))
+    if isinstance(cell.value, bytes):
+        return replace(image, content=cell.value)
+    return ImageRef(image.path, cell.error or "a path, where other rows hold pictures")
+
+
+def _checked(value: object, column: str | None) -> tuple[str | None, str | None]:
+    """The path or address in a cell, without the space around it; and what is wrong with the cell."""
+    if column is None:
+        return None, None
     if value is None or (isinstance(value, str) and not value.strip()):
-        return Cell(row, error=f"nothing in the column {column}")
+        return None, f"nothing in the column {column}"
     if not isinstance(value, str):
-        return Cell(row, error=f"no text in the column {column}")
+        return None, f"no text in the column {column}"
     try:
         os.fsencode(value)
     except UnicodeEncodeError:  # JSON can hold what no name is made of
-        return Cell(row, error=f"no possible file name in the column {column}")
-    return Cell(row, value.strip())
+        return None, f"no possible file name in the column {column}"
+    return value.strip(), None
 
 
 def _require(column: str, columns: Iterable[str], table: str) -> None:
@@ -132,43 +226,57 @@ def _require(column: str, columns: Iterable[str], table: str) -> None:
 @contextmanager
 def _opened(table: str) -> Iterator[TextIO]:
     """A table as text, in which bytes that aren't UTF-8 are kept as surrogates; errors are translated."""
-    try:
-        with (
-            open_named(table) as raw,
-            io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
-        ):
-            yield file
-    except (OSError, ValueError, csv.Error) as exc:
-        reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else first_line(exc)
-        raise ImageError(reason) from exc
-
-
-def _csv_cells(table: str, column: str, delimiter: str) -> Generator[Cell, None, None]:
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))  # other columns may hold long texts
-    with _opened(table) as file:
-        records = csv.reader(file, delimiter=delimiter)
-        columns = next(records, [])
-        _require(column, columns, table)
-        place = columns.index(column)
-        for row, record in enumerate(filter(None, records)):
-            yield _text_cell(row, column, record[place] if place < len(record) else None)
+    try:
+        with open_named(table) as raw:
+            if cast("BufferedReader", raw).peek(2)[:2] in _UTF16:
+                raise UsageError(f"{table}: it is in UTF-16; save it in UTF-8.")
+            with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                yield file
+    except (OSError, ValueError, csv.Error) as exc:
+        raise ImageError(reason(exc)) from exc
 
 
-def _json_cells(table: str, column: str) -> Generator[Cell, None, None]:
+def _delimiter(table: str) -> str:
+    return "\t" if table.lower().endswith(".tsv") else ","
+
+
+def _csv_cells(table: str, column: str | None, beside: Sequence[str]) -> Generator[Cell, None, None]:
     with _opened(table) as file:
-        tried = itertools.islice(_json_records(file), _TRIED_RECORDS)
-        _require(column, dict.fromkeys(name for record in tried if isinstance(record, dict) for name in record), table)
-        file.seek(0)
-        for row, record in enumerate(_json_records(file)):
+        reader = csv.reader(file, delimiter=_delimiter(table))
+        columns = next(reader, [])
+        for name in beside if column is None else (column, *beside):
+            _require(name, columns, table)
+        place = None if column is None else columns.index(column)
+        others = [(name, number) for number, name in enumerate(columns) if name in beside]
+        for row, record in enumerate(filter(None, reader)):
+            found = {name: record[number] for name, number in others if number < len(record)}
+            value = record[place] if place is not None and place < len(record) else None
+            yield Cell(row, *_checked(value, column), f"line {reader.line_num}", found)
+
+
+def _json_cells(table: str, column: str | None, beside: Sequence[str]) -> Generator[Cell, None, None]:
+    with _opened(table) as file:
+        if column is not None:
+            tried = (record for _, record in itertools.islice(_json_records(file), _TRIED_RECORDS))
+            _require(
+                column, dict.fromkeys(name for record in tried if isinstance(record, dict) for name in record), table
+            )
+            file.seek(0)
+        for row, (line, record) in enumerate(_json_records(file)):
             if isinstance(record, dict):
-                yield _text_cell(row, column, record.get(column))
+                found = {name: value for name, value in record.items() if name in beside}
+                yield Cell(row, *_checked(record.get(column or ""), column), f"line {line}", found)
             else:
-                yield Cell(row, error=record)
+                yield Cell(row, error=record, place=f"line {line}")
 
 
-def _json_records(file: TextIO) -> Iterator[dict[str, Any] | str]:
-    """The record of each line that isn't blank, or what is wrong with the line."""
-    while line := file.readline(_LONGEST_LINE):
+def _json_records(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The number of each line that isn't blank, with its record or what is wrong with it."""
+    for number in itertools.count(1):
+        line = file.readline(_LONGEST_LINE)
+        if not line:
+            return
         if len(line) == _LONGEST_LINE:
             raise ImageError("a line longer than 64 MiB; JSON lines have a record in each line")
         if not line.strip():
@@ -176,38 +284,58 @@ def _json_records(file: TextIO) -> Iterator[dict[str, Any] | str]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as exc:
-            yield f"not JSON: {first_line(exc)}"
+            yield number, f"not JSON: {first_line(exc)}"
             continue
-        yield record if isinstance(record, dict) else "not a JSON object"
+        yield number, record if isinstance(record, dict) else "not a JSON object"
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Parquet
 
 
-def _parquet_cells(table: str, column: str, rows: range | None) -> Generator[Cell, None, None]:
+def _parquet_cells(
+    table: str, column: str | None, rows: range | None, beside: Sequence[str]
+) -> Generator[Cell, None, None]:
     with _parquet(table) as file:
-        _require_column(file, column, table)
+        if column is not None:
+            _require_column(file, column, table)
+        for name in beside:
+            _require(name, file.schema_arrow.names, table)
         rows = range(sys.maxsize) if rows is None else rows
         end = 0
         for number in range(file.num_row_groups):
             # group by group, so that damage of one takes nothing from those before it
             start, end = end, end + file.metadata.row_group(number).num_rows
             if max(start, rows.start) < min(end, rows.stop):
-                scalars = itertools.islice(_scalars(file, number, column), rows.stop - start)
-                for row, scalar in enumerate(scalars, start):
+                records = itertools.islice(_records(file, number, column, beside), rows.stop - start)
+                for row, record in enumerate(records, start):
                     if row in rows:
-                        yield _parquet_cell(row, column, _value(scalar))
+                        yield _parquet_cell(row, column, record)
 
 
-def _scalars(file: Any, group: int, column: str) -> Iterator[Any]:
-    at_once = _rows_at_once(file.metadata.row_group(group), column)
-    for batch in file.iter_batches(at_once, row_groups=[group], columns=[column], use_threads=False):
-        yield from batch.column(0)
+def _records(file: Any, group: int, column: str | None, beside: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The scalars of each row, by column."""
+    at_once = _BATCH_ROWS if column is None else _rows_at_once(file.metadata.row_group(group), column)
+    columns = list(dict.fromkeys(beside if column is None else (column, *beside)))
+    for batch in file.iter_batches(at_once, row_groups=[group], columns=columns, use_threads=False):
+        for scalars in zip(*batch.columns, strict=True):
+            yield dict(zip(batch.schema.names, scalars, strict=True))
 
 
-def _parquet_cell(row: int, column: str, value: str | bytes | None) -> Cell:
-    return Cell(row, value) if isinstance(value, bytes) and value else _text_cell(row, column, value or None)
+def _parquet_cell(row: int, column: str | None, record: dict[str, Any]) -> Cell:
+    beside = {name: _plain(scalar) for name, scalar in record.items() if name != column}
+    picture = None if column is None else _value(record[column])
+    if isinstance(picture, bytes) and picture:
+        return Cell(row, picture, None, f"row {row}", beside)
+    return Cell(row, *_checked(picture or None, column), f"row {row}", beside)
+
+
+def _plain(scalar: Any) -> Any:
+    """What a scalar beside the pictures is in Python; None for text that isn't UTF-8."""
+    try:
+        return scalar.as_py()
+    except ValueError:
+        return None
 
 
 @contextmanager
@@ -223,8 +351,7 @@ def _parquet(table: str) -> Iterator[Any]:
         with open_named(table) as file, parquet.ParquetFile(file, **_BUFFERED) as opened:
             yield opened
     except (pyarrow.ArrowException, OSError) as exc:
-        reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else first_line(exc)
-        raise ImageError(reason) from exc
+        raise ImageError(reason(exc)) from exc
 
 
 def _require_column(file: Any, column: str, table: str) -> None:
@@ -235,6 +362,27 @@ def _require_column(file: Any, column: str, table: str) -> None:
     fields = {field.name: field.type for field in kind} if types.is_struct(kind) else {}
     if not (_is_bytes_like(kind) or any(_is_bytes_like(fields.get(name)) for name in ("bytes", "path"))):
         raise UsageError(f"{table}: the column {column} holds {kind}; needed are paths, bytes, or pictures as structs")
+
+
+def _is_embedded(file: Any, column: str) -> bool:
+    """Whether a column of pictures has bytes in any row."""
+    from pyarrow import types
+
+    kind = file.schema_arrow.field(column).type
+    if not types.is_struct(kind):
+        text = (types.is_string, types.is_large_string, types.is_string_view)
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return not any(test(kind) for test in text)
+    if not _is_bytes_like({field.name: field.type for field in kind}.get("bytes")):
+        return False
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema == f"{column}.bytes":
+                known = chunk.statistics is not None and chunk.statistics.has_null_count
+                if not known or chunk.statistics.null_count < group.num_rows:
+                    return True
+    return False
 
 
 def _is_bytes_like(kind: Any) -> bool:

@@ -60,6 +60,16 @@ def make_label(name: str, synonyms: Sequence[str] = (), prompts: Sequence[str] =
     return Label(name=name.strip(), texts=texts, prompts=tuple(prompts))
 
 
+def label_key(text: str) -> str:
+    """Return what the names of one label have in common: case, form (NFKC), underscores and spacing don't count."""
+    return _plain(unicodedata.normalize("NFKC", text)).casefold()
+
+
+def spelling_key(text: str) -> str:
+    """Return what names have in common that may be one label's: punctuation and spaces don't count, either."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text)).casefold()
+
+
 def refuse_duplicates(labels: Iterable[Label]) -> None:
     """Equal labels would share the probability that one of them should have.
 
@@ -69,14 +79,14 @@ def refuse_duplicates(labels: Iterable[Label]) -> None:
     seen: dict[str, str] = {}
     for label in labels:
         for text in label.texts:
-            key = _key(text)
+            key = label_key(text)
             if key in seen:
                 raise UsageError(
                     f"Labels {seen[key]!r} and {label.name!r} are the same after normalisation and would "
                     "split the score between them. Remove one."
                 )
         for text in label.texts:
-            seen[_key(text)] = label.name
+            seen[label_key(text)] = label.name
 
 
 def read_labels(file: Path) -> list[Label]:
@@ -136,10 +146,6 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
             raise UsageError(f"{name!r} is there twice; put its synonyms into one list.")
         found[key] = value
     return found
-
-
-def _key(text: str) -> str:
-    return _plain(unicodedata.normalize("NFKC", text)).casefold()
 
 
 def _plain(text: str) -> str:

@@ -1,5 +1,4 @@
-"""The dual encoder: `sources`, `preprocess` and `hub` find a model, `weights` loads it, `encoder` computes features.
+"""The dual encoder: `locate`, `preprocess` and `hub` find a model, `checkpoint` loads it, `encoder` computes features.
 
-`copies` keeps weights that are slow to open in a quicker format. `padding`, `attention` and `first_token` spare work
-without a change of the features.
+`padding`, `attention` and `first_token` spare work without a change of the features.
 """

@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 
 from clipcls.errors import ModelError, first_line
 from clipcls.models.locate import ModelFiles
-from clipcls.models.safetensors_copies import Copies, Source
 
 logger = logging.getLogger(__name__)
 
@@ -37,35 +36,25 @@ _IGNORED = ("text_decoder.", "input_resolution", "context_length", "vocab_size",
 class Checkpoint:
     """The tensors of one weights file, read when asked for.
 
-    Args:
-        copies: where a file that is slow to open has, or gets, a copy that isn't.
-
     Raises:
         ModelError: the file isn't a readable checkpoint of plain tensors.
     """
 
-    def __init__(self, path: Path, copies: Copies | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._loaded: dict[str, Tensor] = {}
         self._safetensors: Any = None
-        source: Source | None = None
-        slow = False
         try:
             if path.suffix == ".safetensors":
                 self._safetensors = safe_open(path, framework="pt")
-            elif copies is not None:
-                source = copies.identify(path)
-                self._safetensors = copies.open(source)
-            if self._safetensors is None:
-                self._loaded, slow = _load_pickle(path)
+            else:
+                self._loaded = _load_pickle(path)
             self.keys = tuple(self._loaded if self._safetensors is None else self._safetensors.keys())
         except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as exc:
             raise ModelError(f"{path}: not a readable weights file: {first_line(exc)}") from exc
         unknown = [key for key in self.keys if _tower_of(key) is None]
         if unknown and not self.is_mobile_clip:
             raise ModelError(f"{path}: not the weights of a dual encoder; it holds, for example, {unknown[0]!r}.")
-        if slow and copies is not None and source is not None:
-            copies.save(source, self._loaded)
 
     @property
     def is_mobile_clip(self) -> bool:
@@ -165,10 +154,10 @@ def _tower_of(key: str) -> str | None:
     return None
 
 
-def _load_pickle(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a pickled checkpoint, and whether opening it is slow; see `clipcls.models.safetensors_copies`."""
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a pickled checkpoint."""
     try:
-        loaded, mapped = _unpickle(path)
+        loaded = _unpickle(path)
     except pickle.UnpicklingError as exc:
         if not _begins_as_checkpoint(path):
             raise ModelError(
@@ -189,9 +178,7 @@ def _load_pickle(path: Path) -> tuple[dict[str, Tensor], bool]:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ModelError(f"{path}: expected a dictionary of tensors, or one under `state_dict`.")
-    # beside its `state_dict` a training keeps its optimizer's, which is larger
-    slow = not mapped or (state is not loaded and len(loaded) > 1)
-    return {key.removeprefix("module."): value for key, value in state.items()}, slow
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def _begins_as_checkpoint(path: Path) -> bool:
@@ -200,15 +187,14 @@ def _begins_as_checkpoint(path: Path) -> bool:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
-def _unpickle(path: Path) -> tuple[Any, bool]:
-    """What a file holds, and whether it could be memory-mapped."""
+def _unpickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as exc:
         if "mmap" not in str(exc):
             raise
         # the format before PyTorch 1.6 can't be memory-mapped
-        return torch.load(path, map_location="cpu", weights_only=True), False
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class _Uninitialised(TorchFunctionMode):

@@ -27,7 +27,6 @@ from clipcls.models.device import choose_device, choose_precision
 from clipcls.models.first_token import compute_first_token_only
 from clipcls.models.locate import ModelFiles, locate
 from clipcls.models.padding import cut_to_length, without_padding
-from clipcls.models.safetensors_copies import Copies
 from clipcls.models.tokenizer import context_length_of, load_tokenizer, truncated
 from clipcls.records import ModelFacts, ModelSpec, Precision, Preprocessing
 
@@ -55,12 +54,10 @@ class Encoder:
         words: what the model's training captions were made of, where the model says so.
     """
 
-    def __init__(
-        self, files: ModelFiles, device: torch.device, precision: Precision, copies: Copies | None = None
-    ) -> None:
+    def __init__(self, files: ModelFiles, device: torch.device, precision: Precision) -> None:
         self.files = files
         self.seen = look_at(files.all())
-        self._checkpoint = Checkpoint(files.weights, copies)
+        self._checkpoint = Checkpoint(files.weights)
         self.device = device
         self.precision = precision
         self.name = files.name
@@ -295,29 +292,21 @@ def _out_of_memory(device: torch.device) -> Iterator[None]:
         raise OutOfMemoryError(f"{device} is out of memory. Try --batch-size 1.") from exc
 
 
-def load_encoder(spec: ModelSpec | str, copies: Path | None = None, sha256: Sha256 | None = None) -> Encoder:
+def load_encoder(spec: ModelSpec | str) -> Encoder:
     """Find a model and open it on the device and in the precision that `spec` asks for.
 
     Args:
         spec: or just a name as `--model` takes it.
-        copies: a folder for copies of weights that are slow to open; None for no copies.
-        sha256: of a file's content, from a memory such as `Cache.file_sha256`; None to compute it each time.
 
     Raises:
         ModelError: see `clipcls.models.locate.locate`.
         UsageError: the device isn't there.
     """
     spec = ModelSpec(spec) if isinstance(spec, str) else spec
-    return open_encoder(locate(spec), spec.device, spec.precision, copies, sha256)
+    return open_encoder(locate(spec), spec.device, spec.precision)
 
 
-def open_encoder(
-    files: ModelFiles,
-    device: str,
-    precision: str,
-    copies: Path | None = None,
-    sha256: Sha256 | None = None,
-) -> Encoder:
+def open_encoder(files: ModelFiles, device: str, precision: str) -> Encoder:
     """Open a model that has been found; see `load_encoder`.
 
     Raises:
@@ -327,11 +316,4 @@ def open_encoder(
     place = choose_device(device)
     chosen = choose_precision(precision, place)
     logger.info("model %s: %s, %s, %s", files.name, files.weights, place, chosen)
-    kept = None if copies is None else Copies(copies, sha256 or file_sha256)
-    return Encoder(files, place, chosen, kept)
-
-
-def file_sha256(path: Path) -> bytes:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return Encoder(files, place, chosen)

@@ -1,40 +1,125 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that one process at a time writes."""
 
+import contextlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from clipcls.errors import StoppedError, first_line
+
+
+class Draft:
+    """A file in the making, beside the one whose place it takes.
+
+    A link stays one: what it leads to is replaced. A device or a pipe, whose place no file may take, is written to. A
+    context manager, which removes a draft that wasn't published.
+
+    Args:
+        buffering: see `open`.
+
+    Attributes:
+        file: open to be written.
+
+    Raises:
+        OSError: it can't be written.
+        StoppedError: another process is writing to it.
+    """
+
+    def __init__(self, path: Path, buffering: int = -1) -> None:
+        self._is_special = path.exists() and not path.is_file()
+        self._path = Path(os.path.realpath(path))  # unlike Path.resolve, it bears a link that leads to itself
+        self._draft = self._path.with_name(f".{self._path.name}.part")
+        self._is_published = False
+        with contextlib.ExitStack() as stack:
+            if not self._is_special:
+                if os.name != "nt":  # where nothing that is open can be renamed
+                    require_lock(stack.enter_context(self._draft.open("ab")), str(path))
+                stack.callback(self._discard)
+            place = path if self._is_special else self._draft
+            self.file = stack.enter_context(place.open("wb", buffering))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Draft":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def publish(self) -> None:
+        """Put the draft in its place, once all of it is on the disk.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self.file.flush()
+        if self._is_special:
+            return
+        os.fsync(self.file.fileno())
+        self.file.close()
+        if self._path.exists():
+            shutil.copymode(self._path, self._draft)
+        self._draft.replace(self._path)
+        self._is_published = True
+
+    def _discard(self) -> None:
+        if not self._is_published:  # else it may be another process's by now
+            self._draft.unlink(missing_ok=True)
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace a file by what `write` writes, once all of it is on the disk; a device or a pipe is written to.
+    """Replace a file by what `write` writes; see `Draft`.
 
-    A link stays one: what it leads to is replaced.
+    Raises:
+        OSError: it can't be written.
+        StoppedError: another process is writing to it.
     """
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            write(file)
-        return
-    path = Path(os.path.realpath(path))  # unlike Path.resolve, it bears a link that leads to itself
-    draft = path.with_name(f".{path.name}.part")
+    with Draft(path) as draft:
+        write(draft.file)
+        draft.publish()
+
+
+@contextlib.contextmanager
+def can_write(name: str) -> Iterator[None]:
+    """Translate the errors of writing an output, but for that of a pipe whose reader is gone.
+
+    Args:
+        name: of the output.
+
+    Raises:
+        StoppedError: it can't be written.
+    """
     try:
-        with draft.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        reason = os.strerror(exc.errno) if exc.errno else first_line(exc)
+        raise StoppedError(f"{name}: can't be written: {reason}.") from exc
+
+
+def require_lock(file: BinaryIO, name: str) -> None:
+    """Keep other processes from locking a file until it is closed.
+
+    Args:
+        name: of the output that it stands for.
+
+    Raises:
+        StoppedError: another process was first.
+    """
+    if not lock(file):
+        raise StoppedError(f"{name}: another run is writing to it. Wait for its end, or choose another output.")
 
 
 def lock(file: BinaryIO | int, *, wait: bool = False) -> bool:
     """Keep other processes from locking an open file or folder until it is closed.
 
     Args:
-        wait: for one that was first.
+        wait: for a process that was first.
 
     Returns:
-        False where one was first.
+        False where another process was first.
     """
     try:
         import fcntl

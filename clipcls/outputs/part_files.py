@@ -1,57 +1,35 @@
-"""The part files of a folder of results, and what is in them."""
+"""The names of the part files in a folder of results."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipcls.outputs.parquet import count_rows, read_parquet
-from clipcls.outputs.read_back import read_stored
-from clipcls.records import Format, Prediction
-
-#: Rows in each file of `Parts`.
-PART_ROWS = 10_000
+from clipcls.outputs.formats import OUTPUT_FORMATS
+from clipcls.outputs.formats.output_format import OutputFormat
 
 
-def part_name(number: int, kind: str) -> str:
-    """What the files of `Parts` are called."""
-    return f"part-{number:06d}.{kind}"
-
-
-_PART = re.compile(r"part-(\d{6,})\.(?:jsonl|csv|parquet)")
+def part_name(number: int, format: OutputFormat) -> str:
+    """Return the name of a part file."""
+    return f"part-{number:06d}.{format.extensions[0]}"
 
 
 def parts_in(folder: Path) -> dict[int, Path]:
-    """The part files by their numbers; what a killed run left unfinished is removed."""
-    parts = {}
+    """Return the part files in a folder by their numbers, in their order."""
+    return {number: path for path, number, is_draft in _found_in(folder) if not is_draft}
+
+
+def remove_draft_parts(folder: Path) -> None:
+    """Remove the part files that a killed run left unfinished."""
+    for path, _, is_draft in _found_in(folder):
+        if is_draft:
+            path.unlink()
+
+
+def _found_in(folder: Path) -> Iterator[tuple[Path, int, bool]]:
+    """Find part files and their drafts, with their numbers."""
+    extensions = "|".join(one.extensions[0] for one in OUTPUT_FORMATS.values() if one.fits_parts)
     for path in sorted(folder.iterdir()):
-        if match := _PART.fullmatch(path.name.removeprefix(".").removesuffix(".part")):
-            if path.name.startswith("."):
-                path.unlink()
-            else:
-                parts[int(match[1])] = path
-    return parts
-
-
-def predictions_in(path: Path, kind: Format) -> Iterator[Prediction]:
-    """The predictions in a file of results.
-
-    Raises:
-        UsageError: it holds something else.
-    """
-    with path.open("rb") as file:
-        if kind == "parquet":
-            yield from read_parquet(file, str(path))
-        else:
-            yield from (row.prediction for row in read_stored(file, kind, str(path)))
-
-
-def tally(path: Path, kind: Format) -> tuple[int, int]:
-    """How many predictions there are in a file of results, and how many of them have an error.
-
-    Raises:
-        UsageError: it holds something else.
-    """
-    if kind == "parquet":
-        return count_rows(path)
-    errors = [row.error is not None for row in predictions_in(path, kind)]
-    return len(errors), sum(errors)
+        is_draft = path.name.startswith(".")
+        name = path.name[1:].removesuffix(".part") if is_draft else path.name
+        if match := re.fullmatch(rf"part-(\d{{6,}})\.(?:{extensions})", name):
+            yield path, int(match[1]), is_draft

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from clipcls.errors import StoppedError, UsageError
-from clipcls.outputs.part_files import parts_in, predictions_in
-from clipcls.outputs.read_back import StoredPrediction, read_stored
-from clipcls.outputs.run_record import Journal, Settings, differences, journal_path
-from clipcls.outputs.sinks import Parts, Sink, format_for, open_sink, published, text_sink
-from clipcls.outputs.target import Target, check_target, implied_format, is_resumable
-from clipcls.records import Format, ImageRef, Prediction
+from clipcls.outputs.atomic import can_write
+from clipcls.outputs.destination import Destination, check_destination
+from clipcls.outputs.formats import format_for
+from clipcls.outputs.formats.output_format import OutputFormat, Sink
+from clipcls.outputs.formats.text import TextFormat, TextSink, WholeLines
+from clipcls.outputs.journal import Journal, RunSettings, differences, journal_path
+from clipcls.outputs.part_files import parts_in, remove_draft_parts
+from clipcls.outputs.read_back import predictions_in
+from clipcls.outputs.sinks import Parts, open_sink, published
+from clipcls.records import ImageRef, Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +47,14 @@ class Done:
         self.failed += prediction.error is not None
         self._paths[prediction.path] += 1
 
+    def remove(self, prediction: Prediction) -> None:
+        """Take an image back that was counted in."""
+        self.count -= 1
+        self.failed -= prediction.error is not None
+        self._paths[prediction.path] -= 1
+
     def remaining(self, images: Iterable[ImageRef]) -> Iterator[ImageRef]:
-        """The images that aren't done; one that is listed twice is done once for each time that it was."""
+        """Yield the images that aren't done; one that is listed twice is done once for each time that it was."""
         for image in images:
             if self._paths[image.path] > 0:
                 self._paths[image.path] -= 1
@@ -52,7 +62,7 @@ class Done:
                 yield image
 
 
-class Output:
+class RunOutput:
     """An open output.
 
     Attributes:
@@ -60,10 +70,12 @@ class Output:
         can_resume: whether a run that is stopped can go on with it.
     """
 
-    def __init__(self, sink: Sink, journal: Journal | None = None, done: Done | None = None, kind: str = "") -> None:
+    def __init__(
+        self, sink: Sink, format: OutputFormat, journal: Journal | None = None, done: Done | None = None
+    ) -> None:
         self._sink = sink
+        self._format = format
         self._journal = journal
-        self._keeps_errors = kind != "tsv"
         self.done = done or Done()
         self.can_resume = journal is not None
 
@@ -74,13 +86,15 @@ class Output:
             BrokenPipeError: the reader of a pipe is gone.
             StoppedError: the output can't be written; it then ends with its last whole row.
         """
-        if self._journal is not None and prediction.error is not None and not self._keeps_errors:
+        if self._journal is not None and prediction.error is not None and not self._format.keeps_errors:
             self._journal.add_failure(prediction)
         self._sink.write(prediction)
 
 
 @contextlib.contextmanager
-def open_output(target: Target, labels: tuple[str, ...], settings: Callable[[], Settings]) -> Iterator[Output]:
+def open_output(
+    destination: Destination, labels: tuple[str, ...], settings: Callable[[], RunSettings]
+) -> Iterator[RunOutput]:
     """Open an output.
 
     Args:
@@ -89,21 +103,19 @@ def open_output(target: Target, labels: tuple[str, ...], settings: Callable[[], 
 
     Raises:
         StoppedError: it can't be written, or another run writes to it.
-        UsageError: it can't be gone on with, or see `check_target`.
+        UsageError: it can't be gone on with, or see `check_destination`.
     """
-    check_target(target)
-    kind = target.kind or implied_format(target)
-    if target.folder is not None:
-        with _open_folder(target, target.folder, settings()) as output:
+    check_destination(destination)
+    format = destination.format
+    if destination.folder is not None:
+        with _open_folder(destination, destination.folder, settings()) as output:
             yield output
-    elif is_resumable(target, kind):
-        # what a link leads to: two names of a file have one journal
-        path = Path(os.path.realpath(target.output))
-        with _open_text(target, path, cast("Format", kind), labels, settings()) as output:
+    elif destination.is_resumable and isinstance(format, TextFormat):
+        with _open_text(destination, format, labels, settings()) as output:
             yield output
     else:
-        with open_sink(target.output, kind, labels=labels) as sink:
-            yield Output(sink)
+        with open_sink(destination, labels) as sink:
+            yield RunOutput(sink, format)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -112,107 +124,97 @@ def open_output(target: Target, labels: tuple[str, ...], settings: Callable[[], 
 
 @contextlib.contextmanager
 def _open_text(
-    target: Target, path: Path, kind: Format, labels: tuple[str, ...], settings: Settings
-) -> Iterator[Output]:
+    destination: Destination, format: TextFormat, labels: tuple[str, ...], settings: RunSettings
+) -> Iterator[RunOutput]:
+    name = destination.output
+    # what a link leads to: two names of a file have one journal
+    path = Path(os.path.realpath(name))
     with contextlib.ExitStack() as stack:
         try:
-            journal = stack.enter_context(Journal(journal_path(path), target.output))
+            journal = stack.enter_context(Journal(journal_path(path), name))
         except OSError as exc:
-            if target.resume:
+            if destination.resume:
                 raise StoppedError(f"{journal_path(path)}: can't be written: {exc.strerror}.") from exc
             logger.warning(
                 "%s: can't be written (%s), so that this run can't be resumed", journal_path(path), exc.strerror
             )
-            yield Output(stack.enter_context(open_sink(target.output, kind, labels=labels)))
+            yield RunOutput(stack.enter_context(open_sink(destination, labels)), format)
             return
-        with _can_write(target.output):
-            goes_on = target.resume and path.exists() and bool(path.stat().st_size or journal.failed)
-            done = _go_on(target, path, kind, journal, settings) if goes_on else Done()
+        with can_write(name):
+            goes_on = destination.resume and path.exists() and bool(path.stat().st_size or journal.failed)
+            done = _go_on(destination, path, format, journal, settings) if goes_on else Done()
             stream = cast("BinaryIO", stack.enter_context(path.open("rb+" if goes_on else "wb", buffering=0)))
             if not goes_on:
                 journal.begin(settings)
             begins = not stream.seek(0, os.SEEK_END)
-        yield Output(text_sink(kind, stream, labels, target.output, begins=begins), journal, done, kind)
+        sink = TextSink(stream, format.for_labels(labels), name, begins=begins)
+        yield RunOutput(sink, format, journal, done)
         with contextlib.suppress(StoppedError):  # it spares the next run one image
             journal.finish(stream.tell())
 
 
-def _go_on(target: Target, path: Path, kind: Format, journal: Journal, settings: Settings) -> Done:
+def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Journal, settings: RunSettings) -> Done:
     """Read what is done, cut off a last row that was written in part, and take out what is to be run again."""
-    _require_same(target, journal, settings)
-    if target.retry_errors:
+    _require_same(destination, journal, settings)
+    if destination.retry_errors:
         journal.retry()
-        if kind != "tsv":
-            _take_out_errors(path, kind)
+        if format.keeps_errors:
+            _take_out_errors(path, format)
         journal.restate(settings)
     done = Done()
     for failed in journal.failed:
         done.add(failed)
-    # of the lines of one image in TSV, the last may be missing
-    is_whole = kind != "tsv" or not _lists_several(settings) or journal.whole == path.stat().st_size
-    end = 0
+    # of several rows of one image, the last may be missing
+    is_whole = format.one_row_per_image or not _lists_several(settings) or journal.whole == path.stat().st_size
+    last, end, end_before = None, 0, 0
     with path.open("rb+") as file:
-        for row, is_last in _marking_last(read_stored(file, kind, target.output)):
-            if is_whole or not is_last:
-                done.add(row.prediction)
-                end = row.end
+        for last, row_end in format.read_rows(WholeLines(file, destination.output)):
+            done.add(last)
+            end_before, end = end, row_end
+        if last is not None and not is_whole:
+            done.remove(last)
+            end = end_before
         file.truncate(end)
     return done
 
 
-def _lists_several(settings: Settings) -> bool:
-    """Whether an image may have several lines in TSV."""
+def _lists_several(settings: RunSettings) -> bool:
+    """Return whether a run may give an image several answers."""
     return bool(settings.get("--multi-label")) or (settings.get("--top-k") or 1) > 1
 
 
-def _marking_last(rows: Iterator[StoredPrediction]) -> Iterator[tuple[StoredPrediction, bool]]:
-    before = next(rows, None)
-    for row in rows:
-        if before is not None:
-            yield before, False
-        before = row
-    if before is not None:
-        yield before, True
-
-
-def _take_out_errors(path: Path, kind: Format) -> None:
+def _take_out_errors(path: Path, format: OutputFormat) -> None:
     """Rewrite a file without the rows of images that failed."""
-    with published(path, kind, early=False) as sink:
-        for prediction in predictions_in(path, kind):
+    with published(path, format, early=False) as sink, path.open("rb") as file:
+        for prediction in format.read(file, str(path), torn=True):
             if prediction.error is None:
                 sink.write(prediction)
 
 
-def _require_same(target: Target, journal: Journal, settings: Settings) -> None:
-    """Refuse rows that other settings made."""
+def _require_same(destination: Destination, journal: Journal, settings: RunSettings) -> None:
+    """Refuse to go on with rows that other settings made."""
     if journal.settings is None:
         raise UsageError(
-            f"--resume: {target.name} isn't empty, and nothing says how it was made ({journal.path} is missing or "
+            f"--resume: {destination.name} isn't empty, and nothing says how it was made ({journal.path} is missing or "
             "empty). Choose another output, or remove it."
         )
     # through JSON, as they were kept
     now = json.loads(json.dumps(settings))
-    raised = {name: now[name] for name in _LIMITS if target.retry_errors and _is_raised(journal.settings, now, name)}
+    raised = {
+        name: now[name] for name in _LIMITS if destination.retry_errors and _is_raised(journal.settings, now, name)
+    }
     differing = list(differences({**journal.settings, **raised}, now))
     if differing:
         raise UsageError(
-            f"--resume: {target.name} was begun with other settings: {', '.join(differing)}. Give those again, "
+            f"--resume: {destination.name} was begun with other settings: {', '.join(differing)}. Give those again, "
             "or choose another output."
         )
 
 
-def _is_raised(before: Settings, now: Settings, limit: str) -> bool:
-    """Whether a limit is higher than it was, so that it holds for all rows without an error."""
+def _is_raised(before: RunSettings, now: RunSettings, limit: str) -> bool:
+    """Return whether a limit is higher than it was, so that rows without an error stay right."""
     old, new = before.get(limit), now.get(limit)
     return isinstance(old, int) and isinstance(new, int) and old < new
-
-
-@contextlib.contextmanager
-def _can_write(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise StoppedError(f"{name}: can't be written: {exc.strerror}.") from exc
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -220,8 +222,10 @@ def _can_write(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claim_folder(target: Target, folder: Path, settings: Settings) -> Iterator[tuple[Journal, dict[int, Path]]]:
-    """Have a folder for part files to oneself.
+def claim_folder(
+    destination: Destination, folder: Path, settings: RunSettings
+) -> Iterator[tuple[Journal, dict[int, Path]]]:
+    """Lock a folder for part files.
 
     Returns:
         Its journal, and the part files in it by their numbers; what a killed run left unfinished is removed.
@@ -231,43 +235,43 @@ def claim_folder(target: Target, folder: Path, settings: Settings) -> Iterator[t
         UsageError: it can't be gone on with.
     """
     with contextlib.ExitStack() as stack:
-        with _can_write(target.name):
+        with can_write(destination.name):
             folder.mkdir(parents=True, exist_ok=True)
-            journal = stack.enter_context(Journal(journal_path(folder), target.name))
+            journal = stack.enter_context(Journal(journal_path(folder), destination.name))
+            remove_draft_parts(folder)
             parts = parts_in(folder)
             if not parts:
                 journal.begin(settings)
-        if parts and not target.resume:
+        if parts and not destination.resume:
             raise UsageError(
                 f"--output-dir {folder}: there are results in it. Give --resume to go on, or another folder."
             )
         if parts:
-            _require_same(target, journal, settings)
+            _require_same(destination, journal, settings)
         yield journal, parts
 
 
 @contextlib.contextmanager
-def _open_folder(target: Target, folder: Path, settings: Settings) -> Iterator[Output]:
-    with claim_folder(target, folder, settings) as (journal, parts):
-        with _can_write(target.name):
-            done = _go_on_in(parts, target)
-        if parts and target.retry_errors:
+def _open_folder(destination: Destination, folder: Path, settings: RunSettings) -> Iterator[RunOutput]:
+    with claim_folder(destination, folder, settings) as (journal, parts):
+        with can_write(destination.name):
+            done = _go_on_in(parts, destination)
+        if parts and destination.retry_errors:
             journal.restate(settings)
-        with Parts(folder, target.kind or "parquet", max(parts, default=-1) + 1) as sink:
-            yield Output(sink, journal, done)
+        with Parts(folder, destination.format, max(parts, default=-1) + 1) as sink:
+            yield RunOutput(sink, destination.format, journal, done)
 
 
-def _go_on_in(parts: dict[int, Path], target: Target) -> Done:
+def _go_on_in(parts: dict[int, Path], destination: Destination) -> Done:
     done = Done()
     for number, path in list(parts.items()):
-        kind = format_for(path)
-        if target.retry_errors and any(row.error is not None for row in predictions_in(path, kind)):
-            _take_out_errors(path, kind)
+        if destination.retry_errors and any(row.error is not None for row in predictions_in(path)):
+            _take_out_errors(path, format_for(path))
             # else each run that retries in vain would leave an empty file
-            if next(predictions_in(path, kind), None) is None:
+            if next(predictions_in(path), None) is None:
                 path.unlink()
                 del parts[number]
                 continue
-        for prediction in predictions_in(path, kind):
+        for prediction in predictions_in(path):
             done.add(prediction)
     return done

@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import yaml
 
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, quoted, reason
 from clipcls.predict.ranking import LabelFeatures
-from clipcls.records import ScoreKind
+from clipcls.predict.scores import SCORE_KINDS
 
-VERSION = 1
+CALIBRATION_VERSION = 1
 _KEY = "clipcls_calibration"
 _HEADER = "# Made by `clipcls calibrate`, for `clipcls predict --calibration`.\n"
 # how far temperature and logit_scale may be from one another, as both are rounded
@@ -40,7 +40,7 @@ class Basis:
     fingerprint: str
     precision: str
     decode: str
-    kind: ScoreKind
+    kind: str
     multi_label: bool
     labels: tuple[str, ...]
     prompt_set: str
@@ -81,7 +81,7 @@ class LabelThreshold:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class CalibrationOrigin:
     """What a calibration was fitted on.
 
     Attributes:
@@ -100,16 +100,16 @@ class Calibration:
     """A correction of scores.
 
     Attributes:
-        temperature: what the model's logits are divided by; None for cosines.
-        logit_scale: that takes the place of the model's, in log space; None for cosines.
-        logit_bias: that takes the place of the model's; None but for sigmoid scores.
+        temperature: what the model's logits are divided by; None where the kind of score has none.
+        logit_scale: that takes the place of the model's, in log space; None likewise.
+        logit_bias: that takes the place of the model's; None likewise.
         rule: None where there are no thresholds.
         thresholds: in the order of the labels; empty where there are none.
         name: what messages call it.
     """
 
     basis: Basis
-    origin: Origin
+    origin: CalibrationOrigin
     temperature: float | None
     logit_scale: float | None
     logit_bias: float | None = None
@@ -190,8 +190,8 @@ def _differences(then: Basis, now: Basis) -> list[str]:
         found.append(f"they were {_score_options(then)} and are {_score_options(now)}")
     if set(then.labels) != set(now.labels):
         missing, added = set(then.labels) - set(now.labels), set(now.labels) - set(then.labels)
-        parts = [f"without {_listed(missing)}"] if missing else []
-        found.append(f"the labels are {' and '.join([*parts, *([f'with {_listed(added)}'] if added else [])])}")
+        parts = [f"without {quoted(sorted(missing))}"] if missing else []
+        found.append(f"the labels are {' and '.join([*parts, *([f'with {quoted(sorted(added))}'] if added else [])])}")
     elif then.prompts != now.prompts:
         found.append(f"the prompts differ ({then.prompt_set} then, {now.prompt_set} now)")
     if then.background != now.background and then.kind == now.kind:
@@ -203,20 +203,15 @@ def _score_options(basis: Basis) -> str:
     return f"--score {basis.kind}{' --multi-label' if basis.multi_label else ''}"
 
 
-def _listed(names: set[str]) -> str:
-    found = sorted(names)
-    return ", ".join(map(repr, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-
-
 # ---------------------------------------------------------------------------------------------------------
 # The file
 
 
-def render(calibration: Calibration) -> str:
+def calibration_text(calibration: Calibration) -> str:
     """A calibration as the text of its file."""
     basis, rule = calibration.basis, calibration.rule
     data = {
-        _KEY: VERSION,
+        _KEY: CALIBRATION_VERSION,
         "model": {
             "name": basis.model,
             "fingerprint": basis.fingerprint,
@@ -269,16 +264,16 @@ def read_calibration(path: Path) -> Calibration:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise UsageError(f"{path}: can't be read: {(exc.strerror or str(exc)).lower()}.") from exc
+        raise UsageError(f"{path}: can't be read: {reason(exc)}.") from exc
     except (ValueError, RecursionError, yaml.YAMLError) as exc:
         problem = getattr(exc, "problem", None) or "it isn't text in YAML"
         raise UsageError(f"{path}: not a calibration: {problem}. Make one with `clipcls calibrate`.") from exc
     if not isinstance(data, dict) or _KEY not in data:
         raise UsageError(f"{path}: not a calibration: it doesn't say `{_KEY}`. Make one with `clipcls calibrate`.")
-    if data[_KEY] != VERSION or isinstance(data[_KEY], bool):
+    if data[_KEY] != CALIBRATION_VERSION or isinstance(data[_KEY], bool):
         raise UsageError(
-            f"{path}: a calibration of version {data[_KEY]!r}, and this clipcls reads {VERSION}. Make it anew with "
-            "`clipcls calibrate`."
+            f"{path}: a calibration of version {data[_KEY]!r}, and this clipcls reads {CALIBRATION_VERSION}. Make it "
+            "anew with `clipcls calibrate`."
         )
     try:
         return _calibration(_Reader(data), str(path))
@@ -289,7 +284,7 @@ def read_calibration(path: Path) -> Calibration:
 def _calibration(reader: "_Reader", name: str) -> Calibration:
     model, prompts, score = reader.part("model"), reader.part("prompts"), reader.part("score")
     origin, rows = reader.part("fitted_on"), reader.parts("labels")
-    kind = score.choice("kind", get_args(ScoreKind))
+    kind = SCORE_KINDS[score.choice("kind", tuple(SCORE_KINDS))]
     labels = tuple(row.text("name") for row in rows)
     if not labels or len(set(labels)) < len(labels):
         raise _DamagedError("labels: expected one name or more, each once")
@@ -298,7 +293,7 @@ def _calibration(reader: "_Reader", name: str) -> Calibration:
         model.text("fingerprint"),
         model.text("precision"),
         model.text("decode"),
-        kind,
+        kind.name,
         score.flag("multi_label"),
         labels,
         prompts.text("name"),
@@ -306,19 +301,18 @@ def _calibration(reader: "_Reader", name: str) -> Calibration:
         score.text_or_none("background"),
     )
     rule = None if reader.is_none("thresholds") else _rule(reader.part("thresholds"))
-    lowest = -1.0 if kind == "cosine" else 0.0
     calibration = Calibration(
         basis,
-        Origin(origin.count("images"), origin.text("date"), origin.text("clipcls")),
-        None if kind == "cosine" else score.number("temperature", 1e-9),
-        None if kind == "cosine" else score.number("logit_scale", -100.0, 100.0),
-        score.number("logit_bias") if kind == "sigmoid" else None,
+        CalibrationOrigin(origin.count("images"), origin.text("date"), origin.text("clipcls")),
+        score.number("temperature", 1e-9) if kind.fits_scale else None,
+        score.number("logit_scale", -100.0, 100.0) if kind.fits_scale else None,
+        score.number("logit_bias") if kind.fits_bias else None,
         rule,
-        () if rule is None else tuple(_label_threshold(row, lowest) for row in rows),
+        () if rule is None else tuple(_label_threshold(row, kind.lowest) for row in rows),
         name,
     )
-    if kind == "cosine" and rule is None:
-        raise _DamagedError("thresholds: a calibration of cosines has nothing else")
+    if not kind.fits_scale and rule is None:
+        raise _DamagedError(f"thresholds: a calibration of {kind.plural} has nothing else")
     return calibration
 
 

@@ -21,6 +21,7 @@ from clipcls.labels.prompts import load_prompt_set, render, templates_set
 from clipcls.predict.calibration import Basis, Calibration, prompts_digest
 from clipcls.predict.explanation import Explainer
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
+from clipcls.predict.scores import SCORE_KINDS, kind_names
 from clipcls.records import ImageRef, Label, ModelFacts, Prediction, PromptSet
 
 logger = logging.getLogger(__name__)
@@ -68,15 +69,20 @@ class Classifier:
         self.calibration: Final = calibration
         self.explain: Final = explain
         self._embedded: LabelFeatures | None = None  # until `embed_labels` is first called
-        if background is not None and self.scoring.kind != "sigmoid":
+        score_kind = self.scoring.score_kind
+        if background is not None and not score_kind.has_background:
+            names = kind_names(lambda kind: kind.has_background)
             raise UsageError(
-                "a background is compared with for sigmoid scores only; leave it out, or score by sigmoid."
+                f"a background is compared with for {names} scores only; leave it out, or score by {names}."
             )
         if self.scoring.min_margin is not None and len(self.labels) == 1:
             raise UsageError("--min-margin compares the two best labels, and there is only one.")
-        if len(self.labels) == 1 and self.scoring.kind == "softmax":
+        if len(self.labels) == 1 and score_kind.adds_up:
+            others = sorted(name for name, kind in SCORE_KINDS.items() if not kind.adds_up)
             logger.warning(
-                "with one label its softmax score is always 1; the scores cosine and sigmoid tell pictures apart"
+                "with one label its %s score is always 1; the scores %s tell pictures apart",
+                score_kind.name,
+                " and ".join(others),
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,13 +180,12 @@ class Classifier:
             ModelError: the model can't be had.
         """
         names = tuple(label.name for label in self.labels)
-        assert self.scoring.kind is not None
         return Basis(
             model=self.session.name,
             fingerprint=self.session.fingerprint.hex(),
             precision=self.session.facts.precision,
             decode=self.session.execution.decode,
-            kind=self.scoring.kind,
+            kind=self.scoring.score_kind.name,
             multi_label=self.scoring.multi_label,
             labels=names,
             prompt_set=self.prompts.name,
@@ -190,7 +195,7 @@ class Classifier:
 
     def _background(self, facts: ModelFacts) -> str | None:
         """What the labels are compared with; None where they aren't."""
-        if self.scoring.kind != "sigmoid" or facts.logit_bias is not None:
+        if not self.scoring.score_kind.has_background or facts.logit_bias is not None:
             return None
         return DEFAULT_BACKGROUND if self.background is None else self.background
 
@@ -216,7 +221,7 @@ class Classifier:
         )
 
     def _rank(self, batch: ImageBatch, labels: LabelFeatures, explainer: Explainer | None) -> Iterator[Prediction]:
-        cosines, label_scores = scores(batch.features, labels, self.scoring.kind)
+        cosines, label_scores = scores(batch.features, labels, self.scoring.score_kind)
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts
-from clipcls.predict.ranking import LabelFeatures, Scoring, rank, similarities
+from clipcls.predict.ranking import Array, LabelFeatures, Scoring, rank, similarities
 from clipcls.records import Explanation, PromptSimilarity
-
-Array = NDArray[np.float32]
 
 
 class Explainer:

@@ -1,15 +1,17 @@
 """From features to ranked labels: cosine similarities, scores, thresholds. NumPy only, float32 throughout."""
 
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.errors import UsageError
-from clipcls.records import Prediction, ScoredLabel, ScoreKind
+from clipcls.predict.scores import DEFAULT_KIND, LABEL_KIND, SCORE_KINDS, ScoreKind, kind_names
+from clipcls.records import Prediction, ScoredLabel
 
 Array = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +19,14 @@ class Scoring:
     """How similarities become an answer.
 
     Attributes:
-        kind: what `score` is, see `scores`; None for softmax, or sigmoid with `multi_label`.
+        kind: what `score` is, by its name among `SCORE_KINDS`; None for softmax, or sigmoid with `multi_label`.
         multi_label: every label whose score reaches the threshold is an answer, not only the best one.
         top_k: how many labels an answer lists; None for 1, or with `multi_label` for all that reach the threshold.
         threshold: an image whose best score is lower is unknown; None for none, or 0.5 with `multi_label`.
         min_margin: an image whose best score is nearer than this to the second is unknown.
     """
 
-    kind: ScoreKind | None = None
+    kind: str | None = None
     multi_label: bool = False
     top_k: int | None = None
     threshold: float | None = None
@@ -33,22 +35,45 @@ class Scoring:
     def __post_init__(self) -> None:
         """Raises UsageError for settings that contradict one another."""
         if self.kind is None:
-            object.__setattr__(self, "kind", "sigmoid" if self.multi_label else "softmax")
-        if self.kind not in get_args(ScoreKind):
-            raise UsageError(f"Unknown score {self.kind!r}. Use one of: {', '.join(get_args(ScoreKind))}.")
-        if self.multi_label and self.kind == "softmax":
-            raise UsageError("--multi-label scores each label by itself: use --score sigmoid or cosine, not softmax.")
-        if self.multi_label and self.kind == "cosine" and self.threshold is None:
-            raise UsageError("--multi-label with --score cosine needs a --threshold: cosines have no natural one.")
+            object.__setattr__(self, "kind", (LABEL_KIND if self.multi_label else DEFAULT_KIND).name)
+        if self.kind not in SCORE_KINDS:
+            raise UsageError(f"Unknown score {self.kind!r}. Use one of: {', '.join(SCORE_KINDS)}.")
+        kind = self.score_kind
+        if self.multi_label and kind.adds_up:
+            names = kind_names(lambda other: not other.adds_up)
+            raise UsageError(f"--multi-label scores each label by itself: use --score {names}, not {kind.name}.")
+        if self.multi_label and self.lowest_score is None:
+            raise UsageError(
+                f"--multi-label with --score {kind.name} needs a --threshold: {kind.plural} have no natural one."
+            )
         if self.multi_label and self.min_margin is not None:
             raise UsageError("--min-margin compares the two best labels; it has no meaning with --multi-label.")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError("--top-k must be at least 1.")
-        lowest = -1.0 if self.kind == "cosine" else 0.0
-        if self.threshold is not None and not lowest <= self.threshold <= 1.0:
-            raise UsageError(f"--threshold must lie between {lowest:g} and 1 for --score {self.kind}.")
+        if self.threshold is not None and not kind.lowest <= self.threshold <= 1.0:
+            raise UsageError(f"--threshold must lie between {kind.lowest:g} and 1 for --score {kind.name}.")
         if self.min_margin is not None and not 0.0 <= self.min_margin <= 2.0:
             raise UsageError("--min-margin must lie between 0 and 2.")
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """What turns similarities into scores."""
+        assert self.kind is not None
+        return SCORE_KINDS[self.kind]
+
+    @property
+    def lowest_score(self) -> float | None:
+        """The score that an answer has to reach; None for any."""
+        return self.score_kind.threshold if self.multi_label and self.threshold is None else self.threshold
+
+    def reached(self, label_scores: Array, thresholds: Array | None = None) -> Flags:
+        """Return which scores are high enough for an answer, in the shape of `label_scores`.
+
+        Args:
+            label_scores: (n_labels,) or (n_images, n_labels) float32.
+            thresholds: (n_labels,) float32, which take the place of the one for all.
+        """
+        return reaches(label_scores, self.lowest_score if thresholds is None else thresholds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,35 +113,21 @@ def similarities(image_features: Array, text_features: Array) -> Array:
     return cosines.astype(np.float32)
 
 
-def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind | None) -> tuple[Array, Array]:
-    """Similarities and scores of every image and label.
-
-    `softmax` over the labels of exp(logit_scale)·cos + logit_bias; `sigmoid` of the same for each label by itself
-    or, for a model without a bias, of exp(logit_scale)·(cos(label) - cos(background)); `cosine` as it is.
+def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> tuple[Array, Array]:
+    """Return similarities and scores of every image and label.
 
     Args:
         image_features: (n_images, embed_dim) float32, L2-normalised.
 
     Returns:
         Two arrays (n_images, n_labels) float32: similarities, scores.
-
-    Source: softmax, Radford et al. 2021, https://arxiv.org/abs/2103.00020; sigmoid, Zhai et al. 2023,
-    https://arxiv.org/abs/2303.15343.
     """
     cosines = similarities(image_features, labels.features)
-    if kind == "cosine":
-        return cosines, cosines
-    scale = np.float32(np.exp(labels.logit_scale))
-    if kind == "softmax":
-        # the bias is the same for all labels, so that it falls out of the softmax
-        logits = scale * (cosines - cosines.max(axis=1, keepdims=True))
-        exponentials = np.exp(logits)
-        return cosines, exponentials / exponentials.sum(axis=1, keepdims=True)
-    return cosines, _sigmoid(scale * contrasts(cosines, image_features, labels) + np.float32(labels.logit_bias or 0.0))
+    return cosines, kind.scores(contrasts(cosines, image_features, labels, kind), labels.logit_scale, labels.logit_bias)
 
 
-def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures) -> Array:
-    """What a sigmoid score scales: the cosines, or where there is a background, how far they are above its cosine.
+def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> Array:
+    """Return what scores are made of: the cosines or, with a background, how far they are above its cosine.
 
     Args:
         cosines: (n_images, n_labels) float32, of the labels.
@@ -125,10 +136,12 @@ def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures) -> A
     Returns:
         (n_images, n_labels) float32.
     """
+    if not kind.has_background:
+        return cosines
     if labels.background is not None:
         return cosines - similarities(image_features, labels.background[None])
     if labels.logit_bias is None:
-        raise ValueError("a sigmoid score of a model without logit_bias needs a background")
+        raise ValueError(f"a {kind.name} score of a model without logit_bias needs a background")
     return cosines
 
 
@@ -140,16 +153,15 @@ def rank(
     scoring: Scoring,
     thresholds: Array | None = None,
 ) -> Prediction:
-    """The answer for one image; ties keep the order of the labels.
+    """Return the answer for one image.
 
     Args:
         cosines: (n_labels,) float32.
         label_scores: (n_labels,) float32.
         thresholds: (n_labels,) float32, which take the place of the one in `scoring`.
     """
-    # scores that float32 rounds to the same 0 or 1 are told apart by what they were made of; lexsort is stable
-    order = np.lexsort((-cosines, -label_scores))
-    reached = _reached(label_scores, scoring, thresholds)
+    order = label_order(cosines, label_scores)
+    reached = scoring.reached(label_scores, thresholds)
     if scoring.multi_label:
         passing = order[reached[order]]
         # an unknown image still shows how near the best label came
@@ -163,18 +175,65 @@ def rank(
     return Prediction(path, None if unknown else best.label, best.score, best.similarity, top)
 
 
-def _reached(label_scores: Array, scoring: Scoring, thresholds: Array | None) -> NDArray[np.bool_]:
-    """Which labels' scores are high enough, (n_labels,) bool."""
-    if thresholds is not None:
-        return label_scores >= thresholds
-    threshold = 0.5 if scoring.multi_label and scoring.threshold is None else scoring.threshold
+def reaches(label_scores: Array, threshold: float | Array | None) -> Flags:
+    """Return which scores are high enough, in the shape of `label_scores`.
+
+    Args:
+        threshold: one for all scores, or (n_labels,) float32, each label's own; None for no threshold.
+    """
     # in float32, so that a score of 0.9 reaches a threshold of 0.9
-    return label_scores >= np.float32(-np.inf if threshold is None else threshold)
+    return label_scores >= np.asarray(-np.inf if threshold is None else threshold, dtype=np.float32)
 
 
-def _sigmoid(logits: Array) -> Array:
-    # the two forms that neither overflow nor round small scores to zero
-    small = np.exp(-np.abs(logits))
-    numerator = np.where(logits >= 0, np.float32(1.0), small)
-    probabilities: Array = (numerator / (np.float32(1.0) + small)).astype(np.float32, copy=False)
-    return probabilities
+# ---------------------------------------------------------------------------------------------------------
+# The order of labels: by score; of equal scores the nearer label, since scores that float32 rounds to the same 0 or 1
+# are told apart by what they were made of; of equally near labels the first. Whole arrays needn't be sorted to know
+# the best label, or the place of one.
+
+
+def label_order(cosines: Array, label_scores: Array) -> Indices:
+    """Return the labels of one image, best first.
+
+    Args:
+        cosines: (n_labels,) float32.
+        label_scores: (n_labels,) float32.
+
+    Returns:
+        (n_labels,) int64.
+    """
+    # it is stable
+    return np.lexsort((-cosines, -label_scores))
+
+
+def best_labels(cosines: Array, label_scores: Array) -> Indices:
+    """Return the first of each image's labels in their order.
+
+    Args:
+        cosines: (n_images, n_labels) float32.
+        label_scores: (n_images, n_labels) float32.
+
+    Returns:
+        (n_images,) int64.
+    """
+    best = label_scores.max(axis=1, keepdims=True)
+    found: Indices = np.where(label_scores == best, cosines, -np.inf).argmax(axis=1)
+    return found
+
+
+def label_places(cosines: Array, label_scores: Array, labels: Indices) -> Indices:
+    """Return how many labels come before a given one, for each image.
+
+    Args:
+        cosines: (n_images, n_labels) float32.
+        label_scores: (n_images, n_labels) float32.
+        labels: (n_images,) int64; from n_labels on it is none of them, and all come before it.
+
+    Returns:
+        (n_images,) int64.
+    """
+    count = label_scores.shape[1]
+    column = np.minimum(labels, count - 1)[:, None]
+    score, cosine = (np.take_along_axis(values, column, axis=1) for values in (label_scores, cosines))
+    nearer = (cosines > cosine) | ((cosines == cosine) & (np.arange(count) < column))
+    places: Indices = ((label_scores > score) | ((label_scores == score) & nearer)).sum(axis=1, dtype=np.int64)
+    return np.where(labels < count, places, count)

@@ -8,8 +8,8 @@ from clipcls.embed.watch import Watch
 from clipcls.errors import StoppedError, UsageError
 from clipcls.inputs.discover import are_countable, discover, hint
 from clipcls.inputs.listing import Sources
+from clipcls.outputs.destination import Destination
 from clipcls.outputs.resume import open_output
-from clipcls.outputs.target import Target
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.error_limit import ErrorLimit
 from clipcls.records import ImageRef
@@ -85,15 +85,15 @@ class Tally:
 def run(
     classifier: Classifier,
     sources: Sources,
-    target: Target,
+    destination: Destination,
     limit: ErrorLimit | None = None,
     stop: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
 ) -> RunReport:
     """Classify pictures and write the predictions, in input order.
 
-    All that can go wrong with model, labels and sources does so before the output is touched. A target that is to be
-    resumed keeps what it holds, and only what it lacks is classified.
+    All that can go wrong with model, labels and sources does so before the output is touched. A destination that is
+    to be resumed keeps what it holds, and only what it lacks is classified.
 
     Args:
         limit: how many images may fail; any number by default.
@@ -107,9 +107,9 @@ def run(
     """
     watch = watch or Watch()
     classifier.embed_labels(watch.labels)
-    images = discover(sources) if target.resume else _some(sources)
+    images = discover(sources) if destination.resume else _some(sources)
     labels = tuple(label.name for label in classifier.labels)
-    with open_output(target, labels, classifier.settings) as output:
+    with open_output(destination, labels, classifier.settings) as output:
         before = output.done
         watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
         tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), output.can_resume)

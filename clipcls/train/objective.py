@@ -12,10 +12,11 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from clipcls.inputs.labelled.examples import Example
 from clipcls.models.padding import cut_to_length, without_padding
 from clipcls.train.data.batches import Prepared
 from clipcls.train.data.captions import caption_key
-from clipcls.train.data.corpus import Corpus, Row
+from clipcls.train.data.corpus import Corpus
 from clipcls.train.data.read import require_table
 from clipcls.train.loss import Positives, ProxyLoss, contrastive_loss, find_positives, sigmoid_loss
 from clipcls.train.model_folder import DualEncoder
@@ -206,7 +207,7 @@ class Objective:
         return contrastive_loss(image_features, text_features, scale, positives)
 
     def _helper_loss(
-        self, image_features: torch.Tensor, text_features: torch.Tensor, rows: Sequence[Row]
+        self, image_features: torch.Tensor, text_features: torch.Tensor, rows: Sequence[Example]
     ) -> torch.Tensor | float:
         """The sum over the own pictures."""
         if self.proxies is None:

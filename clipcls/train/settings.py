@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import yaml
 
+from clipcls.embed.cores import available_cores
 from clipcls.errors import UsageError, first_line
 from clipcls.labels.prompts import load_prompt_set
 from clipcls.outputs.atomic import write_atomically
-from clipcls.train.data.shards import are_shards, is_remote
+from clipcls.train.data.shards import are_shards, is_elsewhere
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -60,8 +61,8 @@ class Settings:
     """The settings of one run; a field's name is its key in the config file.
 
     Attributes:
-        data: the table of pictures and captions (.csv, .tsv, .jsonl), a folder that holds a folder of pictures for each
-            class, whose name is the caption, or WebDataset shards (.tar).
+        data: the table of pictures and captions (.csv, .tsv, .jsonl, .parquet), a folder that holds a folder of
+            pictures for each class, whose name is the caption, or WebDataset shards (.tar).
         arch: for a new model: a JSON file in open_clip's model format, or the name of an open_clip architecture.
         output: the run's folder; it may not hold anything yet.
         model: instead of `arch`, a model to start from: whatever `predict` takes, except for a bare weights file.
@@ -182,7 +183,7 @@ class Settings:
     @property
     def threads(self) -> int:
         """Threads that decode pictures."""
-        return self.workers or min(os.cpu_count() or 1, 8)
+        return self.workers or min(available_cores(), 8)
 
     @property
     def validates(self) -> bool:
@@ -305,9 +306,9 @@ def _beside(config: Path, name: str, value: str) -> str:
 
 
 def _is_path(name: str, value: str, path: Path) -> bool:
-    """Whether a value stands for a path; an architecture and a model may be a name, data what a command prints."""
-    if name == "data":
-        return not is_remote(value)
+    """Whether a value stands for a path; an architecture and a model may be a name, data a stream or in a store."""
+    if name in ("data", "validation", "zero_shot"):
+        return not is_elsewhere(value)
     if name == "arch":
         return os.path.isfile(path)  # noqa: PTH113, Path fails for a long name
     return name != "model" or os.path.isfile(path / "open_clip_config.json")  # noqa: PTH113

@@ -16,7 +16,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from torch import nn
 
-from clipcls.errors import ModelError, UsageError, first_line
+from clipcls.errors import ModelError, UsageError, first_line, reason
 from clipcls.models.attention import keep_batch_first
 from clipcls.models.checkpoint import Checkpoint, Tower, build_tower
 from clipcls.models.locate import WEIGHT_SUFFIXES, ModelFiles, locate
@@ -151,7 +151,7 @@ def _read_arch(arch: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise UsageError(f"{arch}: the architecture can't be read: {(exc.strerror or str(exc)).lower()}") from exc
+        raise UsageError(f"{arch}: the architecture can't be read: {reason(exc)}") from exc
     except (ValueError, RecursionError) as exc:
         raise UsageError(f"{arch}: the architecture can't be read: {exc}") from exc
     model = content.get("model_cfg", content) if isinstance(content, dict) else content

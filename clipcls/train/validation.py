@@ -16,11 +16,12 @@ from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts
 from clipcls.errors import StoppedError, UsageError
 from clipcls.evaluate.pictures import Pictures
+from clipcls.inputs.labelled.examples import Example
+from clipcls.inputs.stores import in_store
 from clipcls.models.encoder import Encoder, load_encoder
 from clipcls.predict.ranking import similarities
 from clipcls.records import ImageRef, ModelSpec
 from clipcls.train.data.captions import Phrasing, caption_key
-from clipcls.train.data.corpus import Row
 from clipcls.train.data.read import read_pairs
 from clipcls.train.data.shards import are_shards
 from clipcls.train.data.table import Table
@@ -45,12 +46,12 @@ class HeldOut:
     Attributes:
         setting: that names the data.
         texts: the prompts of each, whose embeddings are averaged.
-        pictures: by path, the indices of their texts.
+        pictures: with the indices of their texts.
     """
 
     setting: str
     texts: tuple[tuple[str, ...], ...]
-    pictures: Mapping[str, Sequence[int]]
+    pictures: Mapping[ImageRef, Sequence[int]]
 
 
 class Validation:
@@ -116,31 +117,32 @@ class Validation:
         """The data that a setting names; none of their pictures is opened, but one at least is there."""
         if are_shards(name):
             raise UsageError(f"{setting}: {name}: not from shards; name a table, or class folders")
-        path = Path(name)
-        if not path.exists():
-            raise UsageError(f"{setting}: {path} doesn't exist; correct it, or leave it out")
-        if setting == "zero_shot" and not path.is_dir():
-            raise UsageError(f"{setting}: {path} isn't a folder that holds a folder of pictures for each class")
+        if not in_store(name):
+            if not os.path.exists(name):  # noqa: PTH110, it is said as it was given
+                raise UsageError(f"{setting}: {name} doesn't exist; correct it, or leave it out")
+            if setting == "zero_shot" and not os.path.isdir(name):  # noqa: PTH112
+                raise UsageError(f"{setting}: {name} isn't a folder that holds a folder of pictures for each class")
         try:
-            table = read_pairs(path)
+            table = read_pairs(name)
         except UsageError as exc:
             raise UsageError(f"{setting}: {exc}") from exc
         self.digests[setting] = table.digest()
         if self._settings.strict_data and table.problems:
             count = len(table.problems)
             raise UsageError(f"strict_data: {count} of {setting} can't be used; the first problem: {table.problems[0]}")
-        if not any(os.path.isfile(row.image) for row in table.rows):  # noqa: PTH113, long names
-            raise UsageError(f"{setting}: {path}: none of its pictures is there; the first is {table.rows[0].image}")
+        images = [row.image for row in table.rows]
+        if not any(image.content is not None or os.path.isfile(image.path) for image in images):  # noqa: PTH113
+            raise UsageError(f"{setting}: {name}: none of its pictures is there; the first is {images[0].path}")
         self._problems |= dict.fromkeys(table.problems)
         return table
 
     def _embed(self, data: HeldOut, encoder: Encoder) -> tuple[Features, Features, Right]:
         """Features of the pictures that can be decoded, features of all texts, and the texts of each picture."""
         session = Session(encoder, Execution(workers=self._settings.threads))
-        images = [ImageRef(path) for path in data.pictures]
+        images = list(data.pictures)
         pictures = Pictures(images)
         places, features = zip(*pictures.embed(session), strict=True)
-        right = [data.pictures[images[place].path] for place in np.concatenate(places)]
+        right = [data.pictures[images[place]] for place in np.concatenate(places)]
         problems = [f"{path}: {error}" for path, error in pictures.failures()]
         self._report(problems)
         if not right:
@@ -218,14 +220,14 @@ def _accuracy(images: Features, texts: Features, right: Right) -> float:
     return sum(index in indices for index, indices in zip(best, right, strict=True)) / len(right)
 
 
-def _pairs(rows: Sequence[Row], templates: Sequence[str]) -> HeldOut:
+def _pairs(rows: Sequence[Example], templates: Sequence[str]) -> HeldOut:
     """Each caption as a text of its own."""
     phrasing = Phrasing(["{}"] if "{}" in templates else templates)
     found = ((row.image, (caption,)) for row in rows for caption in row.captions)
     return _held_out("validation", found, lambda captions: (next(phrasing.every(captions)),))
 
 
-def _classes(rows: Sequence[Row], templates: Sequence[str]) -> HeldOut:
+def _classes(rows: Sequence[Example], templates: Sequence[str]) -> HeldOut:
     """Each class as a text, which is a caption in many templates."""
     phrasing = Phrasing(templates)
     found = ((row.image, row.captions) for row in rows)
@@ -233,15 +235,17 @@ def _classes(rows: Sequence[Row], templates: Sequence[str]) -> HeldOut:
 
 
 def _held_out(
-    setting: str, found: Iterable[tuple[str, tuple[str, ...]]], prompts: Callable[[tuple[str, ...]], tuple[str, ...]]
+    setting: str,
+    found: Iterable[tuple[ImageRef, tuple[str, ...]]],
+    prompts: Callable[[tuple[str, ...]], tuple[str, ...]],
 ) -> HeldOut:
-    """Paths with captions that are one text, by picture and by text: both may come more than once."""
+    """Pictures with captions that are one text, by picture and by text: both may come more than once."""
     indices: dict[tuple[str, ...], int] = {}
     texts: list[tuple[str, ...]] = []
-    pictures: dict[str, set[int]] = {}
-    for path, captions in found:
+    pictures: dict[ImageRef, set[int]] = {}
+    for image, captions in found:
         index = indices.setdefault(tuple(caption_key(text) for text in captions), len(texts))
         if index == len(texts):
             texts.append(prompts(captions))
-        pictures.setdefault(path, set()).add(index)
-    return HeldOut(setting, tuple(texts), {path: sorted(right) for path, right in pictures.items()})
+        pictures.setdefault(image, set()).add(index)
+    return HeldOut(setting, tuple(texts), {image: sorted(right) for image, right in pictures.items()})

@@ -18,8 +18,10 @@ from clipcls import Classifier, ModelSpec
 from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
 from clipcls.models.encoder import load_encoder
+from clipcls.outputs.destination import Destination
 from clipcls.outputs.sinks import open_sink
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
+from clipcls.predict.scores import SCORE_KINDS
 from clipcls.records import Preprocessing
 
 BATCH = 16
@@ -58,7 +60,7 @@ class Encoder:
         pixels = batch["pixels"].copy()  # which Ray's memory doesn't let anybody write to, as torch warns
         batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
         features = np.concatenate(list(self.threads.map(self.encoder.encode_image, batches)))
-        cosines, found = scores(features, self.labels, "softmax")
+        cosines, found = scores(features, self.labels, SCORE_KINDS["softmax"])
         return {"path": batch["path"], "cosines": cosines, "scores": found}
 
 
@@ -85,7 +87,7 @@ def main() -> None:
     )
     folder = Path(output)
     folder.mkdir(parents=True)
-    with open_sink(str(folder / "part-000000.parquet"), "parquet", labels=labels.names) as sink:
+    with open_sink(Destination(str(folder / "part-000000.parquet")), labels.names) as sink:
         for batch in data.iter_batches(batch_size=None):
             for path, cosines, found in zip(batch["path"], batch["cosines"], batch["scores"], strict=True):
                 sink.write(rank(str(path), cosines, found, labels.names, Scoring()))

@@ -57,18 +57,19 @@ def plan(path: Path, paths: int, shards: int, again: bool) -> tuple[float, float
 
 def count(folder: Path, files: int) -> tuple[float, float, int]:
     """Seconds and MiB of counting the rows of part files, and how many files."""
-    from clipcls.outputs.part_files import part_name, tally
+    from clipcls.outputs.formats import PARTS_FORMAT
+    from clipcls.outputs.part_files import part_name
     from clipcls.outputs.sinks import published
     from clipcls.records import Prediction, ScoredLabel
 
     top = (ScoredLabel("cat", 0.9, 0.3),)
     for number in range(files):
-        with published(folder / part_name(number, "parquet"), "parquet", early=False) as sink:
+        with published(folder / part_name(number, PARTS_FORMAT), PARTS_FORMAT, early=False) as sink:
             for row in range(PER_FILE):
                 sink.write(Prediction(f"/data/{row:09d}.jpg", "cat", row / PER_FILE, 0.3, top, index=row))
     before, start = resident(), time.perf_counter()
     for path in sorted(folder.glob("part-*")):
-        tally(path, "parquet")
+        PARTS_FORMAT.tally(path)
     return time.perf_counter() - start, resident() - before, files
 
 

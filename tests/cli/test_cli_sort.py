@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from clipcls.outputs.rows import COLUMNS, csv_line, csv_row, jsonl_row, tsv_row
+from clipcls.outputs.formats import format_for
 from clipcls.outputs.sort.log import LOG_NAME
 from clipcls.records import Prediction, ScoredLabel
 from conftest import ROOT
@@ -55,19 +55,9 @@ def predictions() -> list[Prediction]:
 
 
 def write(path: Path, rows: Sequence[Prediction]) -> Path:
-    if path.suffix == ".parquet":
-        from clipcls.outputs.parquet import ParquetSink
-
-        sink = ParquetSink(path, path.name)
+    with path.open("wb") as file, format_for(path).open_sink(file, path.name) as sink:
         for row in rows:
             sink.write(row)
-        sink.close()
-        return path
-    to_text = {".jsonl": jsonl_row, ".csv": csv_row, ".tsv": tsv_row, ".txt": tsv_row}[path.suffix]
-    text = "".join(map(to_text, rows))
-    if path.suffix == ".csv":
-        text = csv_line(COLUMNS) + text
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     return path
 
 

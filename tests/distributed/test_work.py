@@ -20,8 +20,9 @@ from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.inputs.discover import discover
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.web import Web
+from clipcls.outputs.formats import find_format
 from clipcls.predict.classifier import Classifier
-from clipcls.records import Format, ImageRef, ModelSpec
+from clipcls.records import ImageRef, ModelSpec
 from conftest import save_pictures
 from killing import check_equal, rows_in
 
@@ -51,7 +52,12 @@ def make(classifier: Classifier, tmp_path: Path, own_folder: Path, one_thread: N
         _ = classifier.label_features
         encoder = classifier.session.encoder
         facts = encoder.facts(classifier.session.execution.open_cache().file_sha256)
-        fixed: dict[str, Any] = {"threads": 1, "kind": "jsonl", "run": "run", "directory": str(Path.cwd())}
+        fixed: dict[str, Any] = {
+            "threads": 1,
+            "format": find_format("jsonl"),
+            "run": "run",
+            "directory": str(Path.cwd()),
+        }
         fixed |= {"sources": Sources(), "default_cache": False, "execution": classifier.session.execution}
         job = Job(classifier=classifier, model=send(encoder.files, None), facts=facts, **fixed)
         return replace(pickle.loads(pickle.dumps(job)), **changes), plan
@@ -64,9 +70,9 @@ def label(job: Job, plan: Plan) -> list[PartReport]:
     return [worker.label(Task(part.line)) for part in plan.parts]
 
 
-def written(folder: Path, kind: Format, reports: list[PartReport]) -> Path:
+def written(folder: Path, kind: str, reports: list[PartReport]) -> Path:
     folder.mkdir(exist_ok=True)
-    files = PartFiles(folder, kind, {}, retry=False)
+    files = PartFiles(folder, find_format(kind), {}, retry=False)
     for report in reports:
         files.write(report)
     return folder
@@ -81,12 +87,12 @@ def files(folder: Path, count: int) -> list[ImageRef]:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_worker_says_what_one_process_would(make: Make, classifier: Classifier, tmp_path: Path, kind: Format) -> None:
+def test_worker_says_what_one_process_would(make: Make, classifier: Classifier, tmp_path: Path, kind: str) -> None:
     images = files(tmp_path, 230)
     Path(images[150].path).write_bytes(b"no picture")
     odd = ImageRef(str(tmp_path / "gone\udcff.png"), "no such file or directory")
     images.append(odd)
-    job, plan = make(images, kind=kind)
+    job, plan = make(images, format=find_format(kind))
     reports = label(job, plan)
     assert [report.count for report in reports] == [100, 100, 31]
     assert [[path for path, _ in report.failed] for report in reports] == [[], [images[150].path], [odd.path]]
@@ -111,21 +117,21 @@ def test_worker_takes_relative_paths_from_where_the_run_was_started(
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_only_what_failed_is_run_again(make: Make, tmp_path: Path, kind: Format) -> None:
+def test_only_what_failed_is_run_again(make: Make, tmp_path: Path, kind: str) -> None:
     images = files(tmp_path, 105)
     good = Path(images[3].path).read_bytes()
     Path(images[1].path).write_bytes(b"")
     Path(images[3].path).write_bytes(good[:50])
-    job, plan = make(images, kind=kind)
+    job, plan = make(images, format=find_format(kind))
     out = written(tmp_path / "out", kind, label(job, plan))
     before = rows_in(out)
     Path(images[3].path).write_bytes(good)
     Path(images[0].path).unlink()  # it isn't looked at again
-    output = PartFiles(out, "jsonl", parts_in(out), retry=True)
+    output = PartFiles(out, find_format("jsonl"), parts_in(out), retry=True)
     (task,) = output.count(plan.parts)
     assert output.done == (103, 0)
     assert task.again == (images[1].path, images[3].path)
-    report = Worker(replace(job, kind="jsonl"), lambda _: b"").label(task)
+    report = Worker(replace(job, format=find_format("jsonl")), lambda _: b"").label(task)
     assert (report.count, [path for path, _ in report.failed]) == (2, [images[1].path])
     output.write(report)
     assert len(parts_in(out)) == 2
@@ -144,7 +150,7 @@ def test_what_could_not_be_listed_is_listed_anew(make: Make, tmp_path: Path) -> 
     retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
     retried.extend([images[0], ImageRef("later.png"), images[1]], 1, finished={0})
     assert [part.count for part in retried.parts] == [2, 1]
-    output = PartFiles(out, "jsonl", parts_in(out), retry=True)
+    output = PartFiles(out, find_format("jsonl"), parts_in(out), retry=True)
     assert output.count(retried.parts) == []
     assert output.done == (2, 0)
     # as many rows in the files and in the plan as before, without the one that is to come
@@ -168,10 +174,10 @@ def test_shard_that_was_broken_is_read_again_as_a_whole(make: Make, tmp_path: Pa
     with pytest.raises(UsageError, match=r"a\.tar isn't what it was"):
         Plan(tmp_path / "plan", goes_on=True).extend(again, 1, finished={0})
     retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
-    output = PartFiles(out, "parquet", parts_in(out), retry=True)
+    output = PartFiles(out, find_format("parquet"), parts_in(out), retry=True)
     (task,) = output.count(retried.parts)
     retried.extend(again, 1, finished={0}, mended=output.mended)
-    output.write(Worker(replace(job, kind="parquet"), lambda _: b"").label(task))
+    output.write(Worker(replace(job, format=find_format("parquet")), lambda _: b"").label(task))
     assert [row.path for row in rows_in(out)] == [f"{shard}/00{number}.png" for number in range(3)]
     # from now on it is what it was
     retried.write()
@@ -191,14 +197,14 @@ def test_shard_that_was_broken_is_read_again_in_the_parts_that_follow_too(make: 
     assert 100 < len(rows_in(out)) < 200
     shard.write_bytes(whole)
     retried = Plan(tmp_path / "plan", goes_on=True, retry=True)
-    output = PartFiles(out, "jsonl", parts_in(out), retry=True)
+    output = PartFiles(out, find_format("jsonl"), parts_in(out), retry=True)
     tasks = output.count(retried.parts)
     retried.extend(discover([shard], unread=True), 1, finished={0, 1, 2}, mended=output.mended)
     assert (output.done, [task.again for task in tasks]) == ((100, 0), [None, None])
     retried.write()
     for task in tasks:
         # were it cut short after any of them, the rest would be known
-        output = PartFiles(out, "jsonl", parts_in(out), retry=False)
+        output = PartFiles(out, find_format("jsonl"), parts_in(out), retry=False)
         left = output.count(Plan(tmp_path / "plan", goes_on=True).parts)
         assert read_part(task.line).number in [read_part(one.line).number for one in left]
         output.write(Worker(job, lambda _: b"").label(task))
@@ -210,9 +216,9 @@ def test_shard_that_was_broken_is_read_again_in_the_parts_that_follow_too(make: 
 def test_files_that_are_there_are_counted(make: Make, tmp_path: Path) -> None:
     images = files(tmp_path, 105)
     Path(images[1].path).write_bytes(b"")
-    job, plan = make(images, kind="parquet")
+    job, plan = make(images, format=find_format("parquet"))
     out = written(tmp_path / "out", "parquet", label(job, plan))
-    output = PartFiles(out, "parquet", parts_in(out), retry=False)
+    output = PartFiles(out, find_format("parquet"), parts_in(out), retry=False)
     assert output.count(plan.parts) == []
     assert output.done == (105, 1)
     assert 1 in output
@@ -226,7 +232,7 @@ def test_file_that_lacks_rows_is_made_again(make: Make, tmp_path: Path) -> None:
     path = out / "part-000000.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
-    output = PartFiles(out, "jsonl", parts_in(out), retry=False)
+    output = PartFiles(out, find_format("jsonl"), parts_in(out), retry=False)
     assert output.count(plan.parts) == [Task(plan.parts[0].line)]
     assert output.done == (5, 0)
     output.write(reports[0])
@@ -236,7 +242,7 @@ def test_file_that_lacks_rows_is_made_again(make: Make, tmp_path: Path) -> None:
 def test_part_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "part-000000.jsonl").mkdir()
     with pytest.raises(StoppedError, match=r"part-000000\.jsonl: can't be written"):
-        PartFiles(tmp_path, "jsonl", {}, retry=False).write(PartReport(0, content=b"x"))
+        PartFiles(tmp_path, find_format("jsonl"), {}, retry=False).write(PartReport(0, content=b"x"))
 
 
 def test_worker_gives_up_a_part_that_ended_others(make: Make, tmp_path: Path) -> None:

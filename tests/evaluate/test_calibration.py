@@ -18,15 +18,15 @@ from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.evaluate import before_after as corrections
 from clipcls.evaluate import metrics
-from clipcls.evaluate.before_after import ANSWERED, LOG_LOSS, PRECISION, Scored, rule_for_f1, rule_for_precision
-from clipcls.evaluate.calibrate import Report, Settings, calibrate
-from clipcls.evaluate.evaluate import Plan
-from clipcls.evaluate.results import ACCURACY, CALIBRATION_ERROR, MICRO_F1
+from clipcls.evaluate.before_after import ANSWERED, PRECISION, Scored, rule_for_f1, rule_for_precision
+from clipcls.evaluate.calibrate import CalibrationReport, CalibrationSettings, calibrate
+from clipcls.evaluate.evaluate import EvalPlan
+from clipcls.evaluate.results import ACCURACY_AT_1, CALIBRATION_ERROR, LOG_LOSS, MICRO_F1
 from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.labelled.read import read_truth
 from clipcls.labels.label_files import make_label
 from clipcls.labels.prompts import load_prompt_set
-from clipcls.predict.calibration import Calibration, LabelThreshold, read_calibration, render, share_interval
+from clipcls.predict.calibration import Calibration, LabelThreshold, calibration_text, read_calibration, share_interval
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import LabelFeatures, Scoring
 from clipcls.records import ImageRef
@@ -118,7 +118,7 @@ def test_images_outside_the_labels_count_against_precision_but_not_for_temperatu
     data, side = scored(0, Scoring(), count=900)
     inside = data.select(np.arange(900) < 600)
     strange = data.truth & (np.arange(900) < 600)[:, None]
-    mixed = Scored.make(data.features, strange, side, Scoring())
+    mixed = replace(data, truth=strange, outside=~strange.any(axis=1))
     assert mixed.outside.sum() == 300
     assert corrections.fit_scores(mixed, side) == corrections.fit_scores(inside, side)
     rule = rule_for_precision(0.85)
@@ -170,9 +170,9 @@ def read(path: Path) -> Truth:
     return read_truth([str(path)])
 
 
-def plan(encoder: Any, labels: tuple[str, ...] = COLOURS, **options: Any) -> Plan:
+def plan(encoder: Any, labels: tuple[str, ...] = COLOURS, **options: Any) -> EvalPlan:
     defaults: dict[str, Any] = {"prompts": (SIMPLE,), "execution": Execution()}
-    return Plan(tuple(map(make_label, labels)), (encoder,), **(defaults | options))
+    return EvalPlan(tuple(map(make_label, labels)), (encoder,), **(defaults | options))
 
 
 def classifier(
@@ -183,12 +183,12 @@ def classifier(
 
 
 def saved(calibration: Calibration, path: Path) -> Calibration:
-    path.write_text(render(calibration), encoding="utf-8")
+    path.write_text(calibration_text(calibration), encoding="utf-8")
     return read_calibration(path)
 
 
-def made(data: Path, encoder: Any, **settings: Any) -> Report:
-    return calibrate(read(data), plan(encoder), Settings(**settings))
+def made(data: Path, encoder: Any, **settings: Any) -> CalibrationReport:
+    return calibrate(read(data), plan(encoder), CalibrationSettings(**settings))
 
 
 def test_calibrate_tells_before_and_after(data: Path, fake_encoder: Any) -> None:
@@ -196,8 +196,8 @@ def test_calibrate_tells_before_and_after(data: Path, fake_encoder: Any) -> None
     assert report.held_out is None
     assert report.fitted.images == report.calibration.origin.images == 120
     before, after = report.fitted.before, report.fitted.after
-    assert list(before) == list(after) == [ACCURACY, CALIBRATION_ERROR, LOG_LOSS, ANSWERED, PRECISION]
-    assert before[ACCURACY].value == after[ACCURACY].value == before[PRECISION].value < 0.9
+    assert list(before) == list(after) == [ACCURACY_AT_1, CALIBRATION_ERROR, LOG_LOSS, ANSWERED, PRECISION]
+    assert before[ACCURACY_AT_1].value == after[ACCURACY_AT_1].value == before[PRECISION].value < 0.9
     assert after[LOG_LOSS].value < before[LOG_LOSS].value
     assert after[PRECISION].value >= 0.9 > after[ANSWERED].value > 0.1
     assert report.calibration.temperature == pytest.approx(10 / math.exp(report.calibration.logit_scale or 0), abs=1e-6)
@@ -228,7 +228,7 @@ def test_predictions_with_a_calibration_are_what_was_measured(data: Path, tmp_pa
 def test_predictions_of_several_labels_are_what_was_measured(data: Path, tmp_path: Path, logit_bias: Any) -> None:
     encoder, scoring = FakeEncoder(logit_bias), Scoring(multi_label=True)
     truth = replace(read(data), multi_label=True)
-    report = calibrate(truth, plan(encoder, scoring=scoring), Settings(rule_for_f1()))
+    report = calibrate(truth, plan(encoder, scoring=scoring), CalibrationSettings(rule_for_f1()))
     assert list(report.fitted.after) == [MICRO_F1, CALIBRATION_ERROR, LOG_LOSS, ANSWERED, PRECISION]
     calibration = saved(report.calibration, tmp_path / "cal.yaml")
     assert calibration.basis.background == ("a photo" if logit_bias is None else None)
@@ -241,8 +241,8 @@ def test_predictions_of_several_labels_are_what_was_measured(data: Path, tmp_pat
 
 def test_predictions_by_cosine_thresholds(data: Path, tmp_path: Path, fake_encoder: Any) -> None:
     scoring = Scoring("cosine")
-    report = calibrate(read(data), plan(fake_encoder, scoring=scoring), Settings(rule_for_precision(0.9)))
-    assert list(report.fitted.after) == [ACCURACY, ANSWERED, PRECISION]
+    report = calibrate(read(data), plan(fake_encoder, scoring=scoring), CalibrationSettings(rule_for_precision(0.9)))
+    assert list(report.fitted.after) == [ACCURACY_AT_1, ANSWERED, PRECISION]
     calibration = saved(report.calibration, tmp_path / "cal.yaml")
     assert calibration.temperature is calibration.logit_scale is None
     predictions = list(classifier(fake_encoder, calibration, scoring).predict(data))
@@ -299,7 +299,7 @@ def test_calibrate_leaves_out_pictures_that_cannot_be_read(data: Path, fake_enco
     (data / "green" / "00bad.png").write_bytes(b"no picture")
     seen: list[Any] = []
     watch = Watch(failed=lambda path, error: seen.append(path), images=lambda done, failed: seen.append((done, failed)))
-    report = calibrate(read(data), plan(fake_encoder), Settings(), watch)
+    report = calibrate(read(data), plan(fake_encoder), CalibrationSettings(), watch)
     assert (
         [path for path, _ in report.failed]
         == [str(data / "green" / "00bad.png")]
@@ -324,32 +324,32 @@ def test_calibrate_refuses_what_tells_nothing(
     data: Path, fake_encoder: Any, options: Any, settings: Any, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        calibrate(read(data), plan(fake_encoder, **options), Settings(**settings))
+        calibrate(read(data), plan(fake_encoder, **options), CalibrationSettings(**settings))
 
 
 def test_calibrate_of_few_pictures_is_refused(data: Path, fake_encoder: Any) -> None:
     truth = read(data)
     with pytest.raises(UsageError, match="9 images are too few to fit anything: give 10 or more"):
-        calibrate(replace(truth, examples=truth.examples[:9]), plan(fake_encoder), Settings())
+        calibrate(replace(truth, examples=truth.examples[:9]), plan(fake_encoder), CalibrationSettings())
 
 
 def test_calibrate_of_one_class_is_possible_with_several_labels(data: Path, fake_encoder: Any) -> None:
     truth = read(data)
     one = replace(truth, examples=tuple(example for example in truth.examples if example.labels == ("red",)))
-    report = calibrate(one, plan(fake_encoder), Settings(rule_for_precision(0.9, least=5)))
+    report = calibrate(one, plan(fake_encoder), CalibrationSettings(rule_for_precision(0.9, least=5)))
     assert [found.images for found in report.calibration.thresholds] == [40, 0, 0]
 
 
 def test_calibrate_of_no_readable_picture_names_the_first(tmp_path: Path, fake_encoder: Any) -> None:
     truth = Truth(tuple(Example(ImageRef(str(tmp_path / f"{n}.png")), ("red",)) for n in range(12)), ("red",))
     with pytest.raises(UsageError, match=r"No picture can be read. The first: .*0.png"):
-        calibrate(truth, plan(fake_encoder), Settings())
+        calibrate(truth, plan(fake_encoder), CalibrationSettings())
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, math.nan])
 def test_settings_refuse_what_is_no_share(share: float) -> None:
     with pytest.raises(UsageError, match="--holdout"):
-        Settings(holdout=share)
+        CalibrationSettings(holdout=share)
 
 
 # ------------------------------------------------------------------------------------------- the file

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,24 @@ from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
-from clipcls.evaluate.evaluate import Plan, evaluate, evaluate_predictions
+from clipcls.evaluate.evaluate import EvalPlan, evaluate, evaluate_predictions
 from clipcls.evaluate.results import (
-    ACCURACY,
+    ACCURACY_AT_1,
     BRIER_SCORE,
     CALIBRATION_ERROR,
     MEAN_AVERAGE_PRECISION,
     MEAN_RECALL,
     MICRO_F1,
-    Outcome,
-    record,
+    EvalOutcome,
+    outcome_record,
 )
 from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.labelled.read import read_truth
 from clipcls.labels.label_files import make_label
 from clipcls.labels.prompts import load_prompt_set, templates_set
 from clipcls.models.catalog import PICTOGRAM_FOLDER
-from clipcls.outputs.read_back import read_predictions
-from clipcls.outputs.rows import csv_row, jsonl_row, tsv_row
+from clipcls.outputs.formats import find_format
+from clipcls.outputs.sinks import encode
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring
 from clipcls.records import ImageRef, ModelSpec, Prediction, ScoredLabel
@@ -56,12 +56,12 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def plan(*encoders: Any, labels: Iterable[str] = COLOURS, **options: Any) -> Plan:
+def plan(*encoders: Any, labels: Iterable[str] = COLOURS, **options: Any) -> EvalPlan:
     defaults: dict[str, Any] = {"prompts": (SIMPLE,), "execution": Execution()}
-    return Plan(tuple(map(make_label, labels)), encoders, **(defaults | options))
+    return EvalPlan(tuple(map(make_label, labels)), encoders, **(defaults | options))
 
 
-def values(outcome: Outcome, result: int = 0) -> dict[str, float]:
+def values(outcome: EvalOutcome, result: int = 0) -> dict[str, float]:
     return {name: estimate.value for name, estimate in outcome.results[result].figures.items()}
 
 
@@ -75,7 +75,7 @@ def read(*paths: Path) -> Truth:
 def test_evaluate_measures_what_is_right(data: Path, fake_encoder: Any) -> None:
     outcome = evaluate(read(data), plan(fake_encoder))
     figures = values(outcome)
-    assert figures[ACCURACY] == pytest.approx(7 / 9)
+    assert figures[ACCURACY_AT_1] == pytest.approx(7 / 9)
     assert figures["accuracy@3"] == 1.0
     assert figures[MEAN_RECALL] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert outcome.images == outcome.measured == 9
@@ -101,7 +101,9 @@ def test_evaluate_uses_the_scores_of_predict(tmp_path: Path, tiny_model: Path, k
     truth = read(tmp_path / "data")
     execution = Execution(batch_size=batch_size)
     labels = tuple(map(make_label, names))
-    outcome = evaluate(truth, Plan(labels, (ModelSpec(str(tiny_model)),), (SIMPLE,), Scoring(kind), None, execution))
+    outcome = evaluate(
+        truth, EvalPlan(labels, (ModelSpec(str(tiny_model)),), (SIMPLE,), Scoring(kind), None, execution)
+    )
     classifier = Classifier(Session(str(tiny_model), execution), labels, SIMPLE, Scoring(kind, top_k=6))
     predictions = list(classifier.predict([tmp_path / "data"]))
     right = [prediction.label == Path(prediction.path).parent.name for prediction in predictions]
@@ -109,12 +111,14 @@ def test_evaluate_uses_the_scores_of_predict(tmp_path: Path, tiny_model: Path, k
         Path(prediction.path).parent.name in [entry.label for entry in prediction.top[:5]] for prediction in predictions
     ]
     figures = values(outcome)
-    assert figures[ACCURACY] == np.mean(right)
+    assert figures[ACCURACY_AT_1] == np.mean(right)
     assert figures["accuracy@5"] == np.mean(listed)
     reread = evaluate_predictions(truth, predictions, labels)
     assert values(reread) == pytest.approx(figures, abs=1e-6)
     assert reread.results[0].omitted.keys() == outcome.results[0].omitted.keys()
-    np.testing.assert_equal(record(reread)["results"][0]["levels"], record(outcome)["results"][0]["levels"])
+    np.testing.assert_equal(
+        outcome_record(reread)["results"][0]["levels"], outcome_record(outcome)["results"][0]["levels"]
+    )
     assert (CALIBRATION_ERROR in figures, BRIER_SCORE in figures) == (kind != "cosine", kind == "softmax")
 
 
@@ -128,7 +132,7 @@ def test_evaluate_embeds_pictures_once_for_all_prompt_sets(data: Path, fake_enco
         ("fake", "templates"),
     ]
     alone = evaluate(read(data), plan(FakeEncoder(), prompts=sets[1:2]))
-    assert record(alone)["results"][0]["confusion"] == record(outcome)["results"][1]["confusion"]
+    assert outcome_record(alone)["results"][0]["confusion"] == outcome_record(outcome)["results"][1]["confusion"]
     assert values(alone) == values(outcome, 1)
 
 
@@ -144,7 +148,7 @@ def test_evaluate_compares_models_on_the_same_pictures(data: Path) -> None:
     assert outcome.best == 1
     worse, best = outcome.comparisons
     assert (best.difference.value, best.difference.low, best.difference.high, best.p) == (0.0, 0.0, 0.0, 1.0)
-    assert worse.difference.value == pytest.approx(values(outcome)[ACCURACY] - 7 / 9)
+    assert worse.difference.value == pytest.approx(values(outcome)[ACCURACY_AT_1] - 7 / 9)
     assert worse.difference.low <= worse.difference.value <= worse.difference.high
     # red, red, and green twice, but for the picture that lies in the wrong class
     assert worse.p == pytest.approx(2 * 6 / 2**5)
@@ -166,9 +170,9 @@ def test_evaluate_leaves_out_pictures_that_cannot_be_read_for_all_models(data: P
     )
     outcome = evaluate(read(data), plan(FakeEncoder(), Mistaken()), watch)
     assert (outcome.images, outcome.measured) == (9, 8)
-    assert values(outcome)[ACCURACY] == pytest.approx(6 / 8)
-    assert [path for path, _ in outcome.left_out.failed] == [str(data / "red" / "0.png")]
-    assert told == list(outcome.left_out.failed)
+    assert values(outcome)[ACCURACY_AT_1] == pytest.approx(6 / 8)
+    assert [path for path, _ in outcome.caveats.failed] == [str(data / "red" / "0.png")]
+    assert told == list(outcome.caveats.failed)
     assert progress[0] == (18, 0) and progress[-1] == (18, 1)
 
 
@@ -177,8 +181,8 @@ def test_evaluate_leaves_out_shards_that_cannot_be_read(data: Path, fake_encoder
     broken = Example(ImageRef("1.tar", "not a tar file"), ())
     outcome = evaluate(Truth((broken, *truth.examples), truth.classnames), plan(fake_encoder))
     assert (outcome.images, outcome.measured) == (10, 9)
-    assert outcome.left_out.failed == (("1.tar", "not a tar file"),)
-    assert values(outcome)[ACCURACY] == pytest.approx(7 / 9)
+    assert outcome.caveats.failed == (("1.tar", "not a tar file"),)
+    assert values(outcome)[ACCURACY_AT_1] == pytest.approx(7 / 9)
 
 
 def test_evaluate_refuses_data_of_which_nothing_can_be_read(data: Path, fake_encoder: Any) -> None:
@@ -197,11 +201,11 @@ def test_evaluate_looks_at_all_models_before_the_first_picture(data: Path, fake_
 def test_evaluate_counts_classes_without_a_label_as_wrong(data: Path, fake_encoder: Any) -> None:
     outcome = evaluate(read(data), plan(fake_encoder, labels=["red", "green", "white"]))
     figures = values(outcome)
-    assert figures[ACCURACY] == pytest.approx(4 / 9)
+    assert figures[ACCURACY_AT_1] == pytest.approx(4 / 9)
     assert figures[MEAN_RECALL] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
     assert outcome.results[0].within == pytest.approx(4 / 6)
-    assert dict(outcome.left_out.outside) == {"blue": 3}
-    assert outcome.left_out.unseen == ("white",)
+    assert dict(outcome.caveats.outside) == {"blue": 3}
+    assert outcome.caveats.unseen == ("white",)
     assert outcome.classes.names == ("red", "green", "white", "blue")
     assert outcome.results[0].classes[3].recall == 0.0
     assert np.isnan(outcome.results[0].classes[2].recall)
@@ -211,8 +215,8 @@ def test_evaluate_counts_only_what_was_measured(data: Path, fake_encoder: Any) -
     for path in [*(data / "blue").iterdir(), data / "green" / "0.png"]:
         path.write_bytes(b"")
     outcome = evaluate(read(data), plan(fake_encoder, labels=["red", "blue"]))
-    assert dict(outcome.left_out.outside) == {"green": 2}
-    assert outcome.left_out.unseen == ("blue",)
+    assert dict(outcome.caveats.outside) == {"green": 2}
+    assert outcome.caveats.unseen == ("blue",)
     assert outcome.measured == 5
 
 
@@ -235,7 +239,7 @@ def test_evaluate_tells_of_paths_that_come_more_than_once(data: Path, fake_encod
     twice = Truth((*truth.examples, truth.examples[0]), truth.classnames)
     outcome = evaluate(twice, plan(fake_encoder))
     assert outcome.measured == 10
-    assert len(outcome.left_out.repeated) == 1 and "2 times" in outcome.left_out.repeated[0]
+    assert len(outcome.caveats.repeated) == 1 and "2 times" in outcome.caveats.repeated[0]
 
 
 # ------------------------------------------------------------------------------------------- several labels an image
@@ -270,7 +274,7 @@ def test_evaluate_judges_each_label_where_there_may_be_several(several: Truth) -
     figures = values(outcome)
     assert figures[MEAN_AVERAGE_PRECISION] == pytest.approx(average_precision_score(truth, scores))
     assert figures[MICRO_F1] == pytest.approx(f1_score(truth, scores >= 0.5, average="micro"))
-    assert dict(outcome.left_out.outside) == {"violet": 1}
+    assert dict(outcome.caveats.outside) == {"violet": 1}
     assert outcome.multi_label and outcome.results[0].confusion is None
     assert outcome.comparisons[0].p is None
 
@@ -278,7 +282,7 @@ def test_evaluate_judges_each_label_where_there_may_be_several(several: Truth) -
 def test_evaluate_takes_data_with_several_labels_for_what_they_are(several: Truth) -> None:
     encoder = FakeEncoder(logit_bias=-6.0)
     asked = evaluate(several, plan(encoder, scoring=Scoring(multi_label=True)))
-    assert record(evaluate(several, plan(encoder))) == record(asked)
+    assert outcome_record(evaluate(several, plan(encoder))) == outcome_record(asked)
 
 
 def test_evaluate_can_score_single_labels_each_by_itself(data: Path, fake_encoder: Any) -> None:
@@ -294,14 +298,10 @@ def predicted(data: Path, **scoring: Any) -> list[Prediction]:
     return list(classifier.predict([data]))
 
 
-@pytest.mark.parametrize(("kind", "row"), [("jsonl", jsonl_row), ("csv", csv_row), ("tsv", tsv_row)])
-def test_evaluate_predictions_equals_the_run_that_wrote_them(
-    data: Path, fake_encoder: Any, kind: Any, row: Callable[[Prediction], str]
-) -> None:
-    text = "".join(map(row, predicted(data, top_k=3)))
-    if kind == "csv":
-        text = "path,label,score,similarity,top,error,path_b64\n" + text
-    reread = read_predictions(io.BytesIO(text.encode()), kind, "out")
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_evaluate_predictions_equals_the_run_that_wrote_them(data: Path, fake_encoder: Any, kind: str) -> None:
+    content = encode(predicted(data, top_k=3), find_format(kind))
+    reread = find_format(kind).read(io.BytesIO(content), "out")
     outcome = evaluate_predictions(read(data), reread)
     direct = evaluate(read(data), plan(fake_encoder))
     assert values(outcome) == pytest.approx(values(direct), abs=1e-6)
@@ -310,8 +310,8 @@ def test_evaluate_predictions_equals_the_run_that_wrote_them(
 
 def test_evaluate_predictions_leaves_out_what_short_lists_cannot_tell(data: Path) -> None:
     outcome = evaluate_predictions(read(data), predicted(data))
-    assert list(values(outcome)) == [ACCURACY, MEAN_RECALL, CALIBRATION_ERROR]
-    assert values(outcome)[ACCURACY] == pytest.approx(7 / 9)
+    assert list(values(outcome)) == [ACCURACY_AT_1, MEAN_RECALL, CALIBRATION_ERROR]
+    assert values(outcome)[ACCURACY_AT_1] == pytest.approx(7 / 9)
     omitted = outcome.results[0].omitted
     assert "--top-k 3" in omitted["accuracy@3"] and "--top-k 3" in omitted[BRIER_SCORE]
 
@@ -321,7 +321,7 @@ def test_evaluate_predictions_takes_no_score_for_a_probability_that_cannot_be_on
     predictions = predicted(data, top_k=3)
     predictions[0] = replace(predictions[0], score=score)
     outcome = evaluate_predictions(read(data), predictions)
-    assert values(outcome)[ACCURACY] == pytest.approx(7 / 9)
+    assert values(outcome)[ACCURACY_AT_1] == pytest.approx(7 / 9)
     reasons = outcome.results[0].omitted
     assert reasons.keys() == {CALIBRATION_ERROR, BRIER_SCORE} and "between 0 and 1" in reasons[CALIBRATION_ERROR]
     assert not outcome.results[0].levels
@@ -331,8 +331,8 @@ def test_evaluate_predictions_counts_unknown_as_wrong(data: Path) -> None:
     predictions = predicted(data, top_k=3, threshold=0.99)
     predictions[0] = Prediction(predictions[0].path, None, 0.5, 0.5, predictions[0].top)
     outcome = evaluate_predictions(read(data), predictions)
-    assert values(outcome)[ACCURACY] == pytest.approx(6 / 9)
-    assert outcome.left_out.unknown == 1
+    assert values(outcome)[ACCURACY_AT_1] == pytest.approx(6 / 9)
+    assert outcome.caveats.unknown == 1
     confusion = outcome.results[0].confusion
     assert confusion is not None
     assert confusion.pairs[0].predicted is None or confusion.counts[:, -1].sum() == 1
@@ -344,9 +344,9 @@ def test_evaluate_predictions_tells_what_is_missing_failed_and_unasked(data: Pat
     bad = predictions[0] = Prediction(predictions[0].path, None, None, None, error="empty file")
     other = Prediction("elsewhere.png", "red", 0.9, 0.3, (ScoredLabel("red", 0.9, 0.3),))
     outcome = evaluate_predictions(read(data), [*predictions, other])
-    assert outcome.left_out.missing == (gone.path,)
-    assert outcome.left_out.failed == ((bad.path, "empty file"),)
-    assert outcome.left_out.unasked == ("elsewhere.png",)
+    assert outcome.caveats.missing == (gone.path,)
+    assert outcome.caveats.failed == ((bad.path, "empty file"),)
+    assert outcome.caveats.unasked == ("elsewhere.png",)
     assert (outcome.images, outcome.measured) == (9, 7)
 
 
@@ -368,7 +368,7 @@ def test_evaluate_predictions_of_cosines_tells_no_calibration(data: Path) -> Non
 def test_evaluate_predictions_that_list_all_labels_knows_what_is_outside(data: Path) -> None:
     classifier = Classifier(Session(lambda: FakeEncoder(), Execution()), COLOURS[:2], SIMPLE, Scoring(top_k=2))
     outcome = evaluate_predictions(read(data), classifier.predict([data]))
-    assert dict(outcome.left_out.outside) == {"blue": 3}
+    assert dict(outcome.caveats.outside) == {"blue": 3}
 
 
 def test_evaluate_predictions_of_several_labels(several: Truth) -> None:
@@ -410,8 +410,8 @@ def test_evaluate_predictions_refuses_labels_that_were_not_given(data: Path) -> 
 def test_record_is_json_without_numbers_that_are_none(data: Path, fake_encoder: Any) -> None:
     (data / "red" / "1.png").write_bytes(b"")
     outcome = evaluate(read(data), plan(fake_encoder, labels=[*COLOURS, "white"]))
-    made = json.loads(json.dumps(record(outcome), allow_nan=False))
-    assert made["results"][0]["figures"][ACCURACY]["value"] == pytest.approx(6 / 8)
+    made = json.loads(json.dumps(outcome_record(outcome), allow_nan=False))
+    assert made["results"][0]["figures"][ACCURACY_AT_1]["value"] == pytest.approx(6 / 8)
     assert made["results"][0]["classes"][3] == {
         "class": "white",
         "support": 0,
@@ -466,8 +466,8 @@ def test_evaluate_equals_clip_benchmark(tmp_path: Path, monkeypatch: pytest.Monk
     truth = Truth(tuple(Example(ImageRef(str(path)), (name,)) for path, name in examples), tuple(names))
     labels = tuple(map(make_label, names))
     spec = ModelSpec(str(folder), precision="fp32")
-    asked = Plan(labels, (spec,), (templates_set(templates),), execution=Execution(decode="exact"))
+    asked = EvalPlan(labels, (spec,), (templates_set(templates),), execution=Execution(decode="exact"))
     figures = values(evaluate(truth, asked))
-    assert figures[ACCURACY] == pytest.approx(expected["acc1"], abs=1e-6)
+    assert figures[ACCURACY_AT_1] == pytest.approx(expected["acc1"], abs=1e-6)
     assert figures["accuracy@5"] == pytest.approx(expected["acc5"], abs=1e-6)
     assert figures[MEAN_RECALL] == pytest.approx(expected["mean_per_class_recall"], abs=1e-6)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clipcls.outputs.atomic import write_atomically
+from clipcls.errors import StoppedError
+from clipcls.outputs.atomic import Draft, write_atomically
 
 
 def test_write_atomically_leaves_the_old_file_where_writing_fails(tmp_path: Path) -> None:
@@ -32,3 +33,23 @@ def test_write_atomically_takes_no_devices_place(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/null")
     write_atomically(tmp_path / "link", lambda file: file.write(b"x"))
     assert (tmp_path / "link").is_symlink() and not Path("/dev/null").is_file()
+
+
+def test_draft_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    with Draft(tmp_path / "file") as first:
+        with pytest.raises(StoppedError, match="another run"):
+            Draft(tmp_path / "file")
+        first.file.write(b"first")
+        first.publish()
+        # what comes next is another draft, which the end of this one leaves alone
+        second = Draft(tmp_path / "file")
+    with second:
+        second.file.write(b"second")
+        second.publish()
+    assert (tmp_path / "file").read_bytes() == b"second"
+
+
+def test_write_atomically_keeps_the_mode(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o600)
+    write_atomically(tmp_path / "file", lambda file: file.write(b"x"))
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600

@@ -4,28 +4,29 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from clipcls.errors import UsageError
-from clipcls.outputs.read_back import read_predictions, read_stored
+from clipcls.outputs.destination import Destination
+from clipcls.outputs.formats import find_format, format_for
+from clipcls.outputs.formats.text import TextFormat, WholeLines
+from clipcls.outputs.read_back import read_predictions
 from clipcls.outputs.sinks import open_sink
 from clipcls.records import Prediction
 from predictions import all_sorts
 
 
 def written(path: Path, predictions: list[Prediction]) -> bytes:
-    with open_sink(str(path), None, labels=("cat",)) as sink:
+    with open_sink(Destination(str(path)), ("cat",)) as sink:
         for prediction in predictions:
             sink.write(prediction)
     return path.read_bytes()
 
 
 def read(path: Path) -> list[Prediction]:
-    kind: Any = path.suffix[1:]
     with path.open("rb") as file:
-        return list(read_predictions(file, kind, path.name))
+        return list(read_predictions(file, format_for(path), path.name))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -50,14 +51,16 @@ def test_read_predictions_of_tsv_gives_an_image_for_its_lines(tmp_path: Path, li
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
-def test_read_stored_of_a_cut_file_gives_the_whole_rows(tmp_path: Path, kind: Any) -> None:
+def test_rows_of_a_cut_file_are_the_whole_ones(tmp_path: Path, kind: str) -> None:
     predictions = [replace(one, top=one.top[:1]) for one in all_sorts() if one.error is None or kind != "tsv"]
     data = written(tmp_path / f"out.{kind}", predictions)
-    ends = [row.end for row in read_stored(io.BytesIO(data), kind, "out")]
+    format = find_format(kind)
+    assert isinstance(format, TextFormat)
+    ends = [end for _, end in format.read_rows(WholeLines(io.BytesIO(data), "out"))]
     assert len(ends) == len(predictions) and ends[-1] == len(data)
     for length in range(len(data)):
-        found = list(read_stored(io.BytesIO(data[:length]), kind, "out"))
-        assert [row.end for row in found] == [end for end in ends if end <= length]
+        found = [end for _, end in format.read_rows(WholeLines(io.BytesIO(data[:length]), "out"))]
+        assert found == [end for end in ends if end <= length]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
@@ -105,4 +108,4 @@ def test_read_predictions_of_an_empty_file_are_none(tmp_path: Path, kind: str) -
 
 def test_read_predictions_refuses_a_table(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="table"):
-        list(read_predictions(io.BytesIO(b"x"), "table", "out.txt"))
+        list(read_predictions(io.BytesIO(b"x"), find_format("table"), "out.txt"))

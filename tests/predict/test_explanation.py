@@ -15,7 +15,9 @@ import pytest
 from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
 from clipcls.labels.label_files import make_label
-from clipcls.outputs.rows import jsonl_row, prediction_of, record, table_row
+from clipcls.outputs.formats.jsonl import JsonlFormat
+from clipcls.outputs.formats.table import TableFormat
+from clipcls.outputs.rows import prediction_of, row_fields
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring
 from clipcls.records import ModelSpec, Prediction
@@ -110,23 +112,23 @@ def test_a_picture_with_an_error_has_no_explanation(colours: Path, tmp_path: Pat
     (prediction,) = explained(["red", "blue"], FakeEncoder(), [bad])
     assert prediction.error is not None
     assert prediction.explanation is None
-    assert "explain" not in record(prediction)
+    assert "explain" not in row_fields(prediction)
 
 
 def test_explanations_are_read_back_from_jsonl(colours: Path) -> None:
     for prediction in explained(["red", "green"], FakeEncoder(), colours):
-        row = json.loads(jsonl_row(prediction))
+        row = json.loads(JsonlFormat().row(prediction))
         assert list(row["explain"]) == ["margin", "prompts"]
         assert all(list(entry) == ["label", "prompt", "similarity"] for entry in row["explain"]["prompts"])
-        assert record(prediction_of(row)) == record(prediction)
-        assert "explain" not in record(replace(prediction, explanation=None))
+        assert row_fields(prediction_of(row)) == row_fields(prediction)
+        assert "explain" not in row_fields(replace(prediction, explanation=None))
 
 
 def test_explanations_are_indented_on_a_terminal(colours: Path) -> None:
     (prediction,) = explained(
         ["red", "green"], FakeEncoder(), [colours / "red.png"], prompts=["a {}", "long " * 30 + "{}"]
     )
-    row = table_row(("red", "green"), 60)
+    row = TableFormat().for_labels(("red", "green"), 60).row
     plain, *lines = row(prediction).splitlines()
     assert plain == row(replace(prediction, explanation=None)).rstrip("\n")
     assert len(lines) == 1 + 2 * 2

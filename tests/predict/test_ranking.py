@@ -7,8 +7,18 @@ import pytest
 from numpy.typing import NDArray
 
 from clipcls.errors import UsageError
-from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores, similarities
-from clipcls.records import Prediction, ScoreKind
+from clipcls.predict.ranking import (
+    LabelFeatures,
+    Scoring,
+    best_labels,
+    label_order,
+    label_places,
+    rank,
+    scores,
+    similarities,
+)
+from clipcls.predict.scores import SCORE_KINDS
+from clipcls.records import Prediction
 
 CLIP_SCALE = float(np.log(100.0))
 SIGLIP_SCALE, SIGLIP_BIAS = float(np.log(112.0)), -16.5
@@ -57,7 +67,7 @@ def test_similarities_are_cosines_in_float32() -> None:
 @pytest.mark.parametrize("scale", [0.0, float(np.log(10.0)), CLIP_SCALE])
 def test_scores_softmax_equals_the_formula(scale: float, bias: float | None) -> None:
     images, texts = unit_vectors(50), unit_vectors(7, seed=1)
-    cosines, probabilities = scores(images, label_features(texts, scale, bias), "softmax")
+    cosines, probabilities = scores(images, label_features(texts, scale, bias), SCORE_KINDS["softmax"])
     logits = np.exp(scale) * (images.astype(float) @ texts.astype(float).T) + (bias or 0.0)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert probabilities.dtype == np.float32
@@ -68,7 +78,7 @@ def test_scores_softmax_equals_the_formula(scale: float, bias: float | None) -> 
 
 def test_scores_sigmoid_with_bias_equals_the_formula() -> None:
     images, texts = unit_vectors(50), unit_vectors(7, seed=1)
-    _, probabilities = scores(images, label_features(texts, float(np.log(20.0)), -10.0), "sigmoid")
+    _, probabilities = scores(images, label_features(texts, float(np.log(20.0)), -10.0), SCORE_KINDS["sigmoid"])
     logits = 20.0 * (images.astype(float) @ texts.astype(float).T) - 10.0
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-4)
@@ -77,7 +87,7 @@ def test_scores_sigmoid_with_bias_equals_the_formula() -> None:
 def test_scores_sigmoid_without_bias_compares_with_the_background() -> None:
     images, texts, background = unit_vectors(50), unit_vectors(7, seed=1), unit_vectors(1, seed=2)[0]
     labels = LabelFeatures(tuple("abcdefg"), texts, float(np.log(10.0)), None, background)
-    _, probabilities = scores(images, labels, "sigmoid")
+    _, probabilities = scores(images, labels, SCORE_KINDS["sigmoid"])
     wide = images.astype(float)
     logits = 10.0 * (wide @ texts.astype(float).T - (wide @ background.astype(float))[:, None])
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-4)
@@ -86,42 +96,44 @@ def test_scores_sigmoid_without_bias_compares_with_the_background() -> None:
 def test_scores_sigmoid_of_the_background_itself_is_a_half() -> None:
     images, texts = unit_vectors(3), unit_vectors(2, seed=1)
     labels = LabelFeatures(("a", "b"), texts, CLIP_SCALE, None, texts[1])
-    np.testing.assert_allclose(scores(images, labels, "sigmoid")[1][:, 1], 0.5, atol=1e-4)
+    np.testing.assert_allclose(scores(images, labels, SCORE_KINDS["sigmoid"])[1][:, 1], 0.5, atol=1e-4)
 
 
 @pytest.mark.parametrize("cosine", [-0.2, -0.1, -0.03, 0.0, 0.03])
 def test_scores_sigmoid_keeps_small_scores(cosine: float) -> None:
     images, texts = directions([cosine])
-    _, probabilities = scores(images, label_features(texts, SIGLIP_SCALE, SIGLIP_BIAS), "sigmoid")
+    _, probabilities = scores(images, label_features(texts, SIGLIP_SCALE, SIGLIP_BIAS), SCORE_KINDS["sigmoid"])
     expected = 1 / (1 + np.exp(-(112.0 * cosine + SIGLIP_BIAS)))
     np.testing.assert_allclose(probabilities[0, 0], expected, rtol=1e-4)
 
 
 def test_scores_sigmoid_without_bias_and_background_is_a_programming_error() -> None:
     with pytest.raises(ValueError, match="background"):
-        scores(unit_vectors(1), label_features(unit_vectors(2)), "sigmoid")
+        scores(unit_vectors(1), label_features(unit_vectors(2)), SCORE_KINDS["sigmoid"])
 
 
 def test_scores_cosine_is_the_similarity() -> None:
-    cosines, values = scores(unit_vectors(3), label_features(unit_vectors(2, seed=1)), "cosine")
+    cosines, values = scores(unit_vectors(3), label_features(unit_vectors(2, seed=1)), SCORE_KINDS["cosine"])
     np.testing.assert_array_equal(cosines, values)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "cosine"])
+@pytest.mark.parametrize("kind", SCORE_KINDS)
 @pytest.mark.parametrize("scale", [0.0, 4.7, 10.0, 40.0])
 @pytest.mark.parametrize("bias", [-1000.0, 0.0, 1000.0])
-def test_scores_never_overflow(kind: ScoreKind, scale: float, bias: float) -> None:
+def test_scores_never_overflow(kind: str, scale: float, bias: float) -> None:
     images, texts = directions([1.0, 0.5, 0.0, -1.0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _, values = scores(images, label_features(texts, scale, bias), kind)
+        _, values = scores(images, label_features(texts, scale, bias), SCORE_KINDS[kind])
     assert np.isfinite(values).all()
     assert (values >= -1.0).all() and (values <= 1.0).all()
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "cosine"])
-def test_scores_of_no_image_are_empty(kind: ScoreKind) -> None:
-    cosines, values = scores(np.empty((0, 16), np.float32), label_features(unit_vectors(3), bias=0.0), kind)
+@pytest.mark.parametrize("kind", SCORE_KINDS)
+def test_scores_of_no_image_are_empty(kind: str) -> None:
+    cosines, values = scores(
+        np.empty((0, 16), np.float32), label_features(unit_vectors(3), bias=0.0), SCORE_KINDS[kind]
+    )
     assert cosines.shape == values.shape == (0, 3)
 
 
@@ -148,20 +160,37 @@ def test_rank_ties_keep_the_order_of_the_labels() -> None:
     assert [entry.label for entry in prediction.top] == ["bee", "cat", "ant", "dog"]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_best_labels_and_places_are_those_of_the_order(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    label_scores = random.integers(0, 3, (40, 6)).astype(np.float32) / 2
+    cosines = random.integers(0, 2, (40, 6)).astype(np.float32) / 2
+    labels = random.integers(0, 6, 40)
+    orders = [label_order(*row).tolist() for row in zip(cosines, label_scores, strict=True)]
+    assert best_labels(cosines, label_scores).tolist() == [order[0] for order in orders]
+    places = [order.index(label) for order, label in zip(orders, labels, strict=True)]
+    assert label_places(cosines, label_scores, labels).tolist() == places
+
+
+def test_label_places_of_a_class_without_a_label_is_behind_all() -> None:
+    label_scores = np.array([[0.5, 0.5]], np.float32)
+    assert label_places(label_scores, label_scores, np.array([2])).tolist() == [2]
+
+
 @pytest.mark.parametrize(
     ("kind", "cosines"),
     [("sigmoid", [-0.1, -0.03, -0.05, -0.04]), ("softmax", [-0.9, 0.95, -0.4, -0.3])],
 )
-def test_rank_tells_tiny_scores_apart(kind: ScoreKind, cosines: list[float]) -> None:
+def test_rank_tells_tiny_scores_apart(kind: str, cosines: list[float]) -> None:
     images, texts = directions(cosines)
-    similar, values = scores(images, label_features(texts, SIGLIP_SCALE, SIGLIP_BIAS), kind)
+    similar, values = scores(images, label_features(texts, SIGLIP_SCALE, SIGLIP_BIAS), SCORE_KINDS[kind])
     prediction = rank("x", similar[0], values[0], NAMES, Scoring(kind, top_k=4))
     assert [entry.label for entry in prediction.top] == [NAMES[i] for i in np.argsort(-np.array(cosines))]
 
 
 def test_rank_tells_saturated_scores_apart() -> None:
     images, texts = directions([0.8, 0.9, 0.7])
-    similar, values = scores(images, label_features(texts, CLIP_SCALE, 0.0), "sigmoid")
+    similar, values = scores(images, label_features(texts, CLIP_SCALE, 0.0), SCORE_KINDS["sigmoid"])
     assert rank("x", similar[0], values[0], NAMES[:3], Scoring("sigmoid")).label == "bee"
 
 

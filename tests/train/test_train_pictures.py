@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from clipcls.images.fit import load_pixels
-from clipcls.records import Preprocessing
-from clipcls.train.data.corpus import Row
+from clipcls.inputs.labelled.examples import Example
+from clipcls.records import ImageRef, Preprocessing
 from clipcls.train.data.pictures import Pictures, decode_picture
 
 HALF = (0.5, 0.5, 0.5)
@@ -33,7 +33,7 @@ def test_pictures_leave_out_what_cannot_be_decoded(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), "red").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     names = ("good.png", "bad.png", "missing.png", "\ud800.png", "\0.png")
-    good, *bad = (Row(str(tmp_path / name), ("x",)) for name in names)
+    good, *bad = (Example(ImageRef(str(tmp_path / name)), captions=("x",)) for name in names)
     pictures = Pictures(canvas(8, "squash", 0), cache_mb=1)
     batches = list(pictures.batches([[good, bad[0]], bad[1:], [good, good]], workers=2))
     assert [len(batch.rows) for batch in batches] == [1, 0, 2]
@@ -77,7 +77,7 @@ def test_pictures_keep_only_what_fits(tmp_path: Path) -> None:
     rows = []
     for number in range(3):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-        rows.append(Row(str(tmp_path / f"{number}.png"), ("x",)))
+        rows.append(Example(ImageRef(str(tmp_path / f"{number}.png")), captions=("x",)))
     pictures = Pictures(canvas(512, "squash", 0), cache_mb=2)  # two of one MiB each
     for row in rows:
         assert pictures.picture(row) is not None

@@ -5,8 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -41,11 +43,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 def gradients(folder: Path, given: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and the gradients of the first batch in float64, where rounding is no matter."""
     settings = load_settings(folder / "config.yaml", given)
-    with joined(CPU) as processes:
+    # losses are computed in float32 on purpose
+    with joined(CPU) as processes, patch.object(torch.Tensor, "float", torch.Tensor.double):
         torch.manual_seed(0)
-        trainer = Trainer(settings, start_model(settings), read_data(Path(settings.data)), processes)
-        loss = trainer.objective.backward(next(trainer.feed.batches()), trainer.scaler)
+        start = start_model(settings)
+        start.model.double()
+        trainer = Trainer(settings, start, read_data(Path(settings.data)), processes)
+        if trainer.objective.proxies is not None:
+            trainer.objective.proxies.double()
+        batch = next(trainer.feed.batches())
+        loss = trainer.objective.backward(replace(batch, images=batch.images.double()), trainer.scaler)
         assert loss is not None
         named = (pair for module in trainer.objective.modules for pair in module.named_parameters())
         return loss, {name: weight.grad for name, weight in named if weight.grad is not None}
@@ -93,10 +102,10 @@ def test_two_processes_with_half_the_batch_give_the_gradients_of_one(
         assert process.exitcode == 0
     for rank in range(2):
         loss, shared = torch.load(folder / f"gradients-{rank}.pt", weights_only=True)
-        assert loss == pytest.approx(whole_loss, abs=1e-5)
+        assert loss == pytest.approx(whole_loss, rel=1e-12)
         assert shared.keys() == whole.keys() >= {"logit_scale", "visual.proj", "text_projection"}
         for name, gradient in whole.items():
-            torch.testing.assert_close(shared[name], gradient, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(shared[name], gradient, atol=1e-12, rtol=1e-9)
     assert float(whole["logit_scale"].abs()) > 1e-3
 
 
@@ -112,16 +121,27 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+def without_key_bias(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """A tower's weight, but for biases that softmax cancels: their gradients are nothing but rounding."""
+    if not name.endswith("attn.in_proj_bias"):
+        return weight
+    query, _, value = weight.chunk(3)
+    return torch.cat([query, value])
+
+
 def test_torchrun_trains_as_one_process_does(folder: Path, clipcls: Any) -> None:
     one = clipcls("train", "--config", folder / "config.yaml", "--output", folder / "one", "--batch-size", "8")
     assert one.returncode == 0, one.stderr
     two = torchrun("--config", folder / "config.yaml", "--output", folder / "two", "--batch-size", "8")
     assert two.returncode == 0, two.stderr
     assert two.stdout.splitlines() == [str(folder / "two" / "model")]
-    assert losses(folder / "two") == pytest.approx(losses(folder / "one"), abs=1e-4)
+    assert losses(folder / "two") == pytest.approx(losses(folder / "one"), rel=1e-4)
     assert len(losses(folder / "two")) == 4
-    weights = [load_file(folder / name / "model" / "open_clip_model.safetensors") for name in ("one", "two")]
-    assert all(torch.allclose(tensor, weights[1][name], atol=1e-3) for name, tensor in weights[0].items())
+    ones, twos = (load_file(folder / name / "model" / "open_clip_model.safetensors") for name in ("one", "two"))
+    for name, weight in ones.items():
+        one, two = (without_key_bias(name, weight), without_key_bias(name, twos[name]))
+        # AdamW divides each gradient by its own size, and the rounding of a small one with it
+        assert (two - one).norm() <= 1e-3 * one.norm(), name
 
 
 def test_torchrun_says_an_error_once_and_ends(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Training that starts from a trained model: what is kept, what is written, what is refused."""
 
+import copy
 import json
 import math
 import random
@@ -7,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -28,6 +28,7 @@ from clipcls.train.settings import load_settings, write_settings
 from clipcls.train.start_model import _with_hub_name, new_model, start_model
 from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model, save_pictures
 from tiny_models import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
+from tolerances import assert_as_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,11 +58,12 @@ def test_fine_tuned_folder_gives_equal_features_in_predict_and_open_clip(table: 
     encoder = load_encoder(ModelSpec(str(model_folder), device="cpu", precision="fp32"))
     path = next((tmp_path / "pictures").iterdir())
     pixels = load_pixels(path, encoder.preprocess, "exact")
+    theirs, tokens = transform(Image.open(path))[None], tokenizer(["a cat"])
     with torch.no_grad():
-        image = model.eval().encode_image(transform(Image.open(path))[None], normalize=True)
-        text = model.encode_text(tokenizer(["a cat"]), normalize=True)
-    np.testing.assert_allclose(encoder.encode_image(pixels[None]), image, atol=1e-5)
-    np.testing.assert_allclose(encoder.encode_text(["a cat"]), text, atol=1e-5)
+        image, text = model.eval().encode_image(theirs, normalize=True), model.encode_text(tokens, normalize=True)
+        exact = copy.deepcopy(model).double()
+        assert_as_exact(encoder.encode_image(pixels[None]), image, exact.encode_image(theirs.double(), normalize=True))
+        assert_as_exact(encoder.encode_text(["a cat"]), text, exact.encode_text(tokens, normalize=True))
     assert encoder.logit_bias == pytest.approx(model.logit_bias.item())
     before, after = load_file(base / WEIGHTS), load_file(model_folder / WEIGHTS)
     assert before.keys() == after.keys()

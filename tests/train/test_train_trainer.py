@@ -18,6 +18,7 @@ from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Trainer, synchronised
 from conftest import TINY_CONFIG, save_pictures
+from tolerances import sum_tolerance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,13 +60,15 @@ def test_average_follows_the_weights_and_is_what_is_saved(folder: Path) -> None:
     made = trainer(folder, ema=0.6)
     expected: torch.Tensor | None = None
     for count, _ in enumerate(made.steps()):
-        weight = made.model.visual.proj.detach().clone()
+        weight = made.model.visual.proj.detach().double()
         decay = min(0.6, (1 + count) / (10 + count))
         expected = weight if expected is None else decay * expected + (1 - decay) * weight
     assert expected is not None
     made.save(folder / "model")
     saved = load_file(folder / "model" / WEIGHTS)
-    torch.testing.assert_close(saved["visual.proj"], expected)
+    # two products and a sum a step
+    allowed = sum_tolerance(3 * made.done, float(expected.abs().max()))
+    torch.testing.assert_close(saved["visual.proj"].double(), expected, atol=allowed, rtol=0)
     assert not torch.allclose(saved["visual.proj"], made.model.visual.proj, atol=1e-6)
     assert saved.keys() == made.model.state_dict().keys()
 
@@ -81,8 +84,8 @@ def test_average_goes_on_after_a_restart(folder: Path) -> None:
     resumed = trainer(folder, ema=0.9)
     resumed.restore(state)
     losses(resumed)
-    for name, tensor in whole.average.state_dict().items():
-        torch.testing.assert_close(resumed.average.state_dict()[name], tensor, atol=1e-6, rtol=0)
+    found = resumed.average.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.average.state_dict().items())
 
 
 def test_average_of_a_locked_tower_stays_bit_equal(folder: Path) -> None:
@@ -100,7 +103,7 @@ def test_activations_computed_twice_give_the_same_losses(folder: Path) -> None:
     expected = losses(trainer(folder))
     made = trainer(folder, grad_checkpointing=True)
     assert made.model.visual.transformer.grad_checkpointing
-    assert losses(made) == pytest.approx(expected, abs=1e-6)
+    assert losses(made) == pytest.approx(expected, rel=1e-5)
 
 
 def test_activations_computed_twice_count_once_in_batch_norm(folder: Path) -> None:
@@ -122,12 +125,12 @@ def test_grad_checkpointing_says_which_tower_lacks_it(folder: Path, caplog: pyte
 @pytest.mark.parametrize("name", ["resnet10t", "cs3darknet_focus_s", "test_efficientnet"])
 def test_synchronised_batch_norm_keeps_the_activations(folder: Path, name: str) -> None:
     vision = BATCH_NORM["vision_cfg"] | {"timm_model_name": name}
-    model = trainer(folder, BATCH_NORM | {"vision_cfg": vision}).model.eval()
-    pictures = torch.rand(4, 3, 32, 32)
+    model = trainer(folder, BATCH_NORM | {"vision_cfg": vision}).model.double().eval()
+    pictures = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     expected = model.encode_image(pictures)
     converted = synchronised(model).eval()
     assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
-    torch.testing.assert_close(converted.encode_image(pictures), expected)
+    torch.testing.assert_close(converted.encode_image(pictures), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_zero_unused_tokens_is_refused_before_the_first_step(folder: Path) -> None:
@@ -168,7 +171,7 @@ def test_compiled_towers_give_the_same_losses(folder: Path, monkeypatch: pytest.
     expected = losses(trainer(folder))
     monkeypatch.setattr(Towers, "compile", trace_only)
     made = trainer(folder, compile=True)
-    assert losses(made) == pytest.approx(expected, abs=1e-5)
+    assert losses(made) == pytest.approx(expected, rel=1e-5)
     assert compiled == [made.objective.towers]
 
 

@@ -1,85 +1,56 @@
-"""The cache's file: its schema, how it is opened, and what becomes of one that is damaged."""
+"""The cache's file: its table, how it is opened, how it stays small, and what becomes of one that is damaged."""
 
-import contextlib
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+import zlib
+from collections import Counter
+from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from clipcls.embed.cache.filesystem import is_remote
+from clipcls.records import FileStamp
 
 logger = logging.getLogger(__name__)
 
-NAME = "clipcls.sqlite3"
-# the folder of converted weights, beside the file
-WEIGHTS = "weights"
-SCHEMA_VERSION = 2
+CACHE_NAME = "clipcls.sqlite3"
+SCHEMA_VERSION = 3
 # "clc" and the version once more: a flipped byte in `user_version` must not look like a newer clipcls
 _APPLICATION_ID = 0x636C6300
-# seven rows of 512 features fill 91 % of such a page; pages of 4096 bytes would be half empty, and slower to read
-PAGE_SIZE = 16384
-# new images touch pages all over their index: they are written back to it together, 64 MiB at a time
-_CHECKPOINT_PAGES = 4000
+_PRAGMAS = (
+    # seven rows of 512 features fill 91 % of such a page; pages of 4096 bytes would be half empty, and slower to read
+    "page_size = 16384",
+    # new rows touch pages all over the index: they are written back to it together, 64 MiB at a time
+    "wal_autocheckpoint = 4000",
+    "synchronous = NORMAL",
+    "cell_size_check = ON",
+)
 # nothing of the cache is as large: a damaged length is an error instead of a large allocation
 _LARGEST_VALUE = 2**26
 _BUSY_SECONDS = 10.0
-_PRAGMAS = (
-    f"page_size = {PAGE_SIZE}",
-    f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
-    "synchronous = NORMAL",
-    "secure_delete = OFF",
-    "cell_size_check = ON",
-)
+# rows that are dropped in one transaction; the more there are, the fewer pages of the index are written several times
+_FEWEST_DROPPED, _MOST_DROPPED = 64, 10_000
+# a row of 512 features with its path takes less, so that no more are dropped than have to go
+_BYTES_A_ROW = 4096
 
-# Enough of two hashes to find a row, in an index half as large; whether it is the row is told by `crc`, which is over
-# all of both.
-CONTENT_BYTES = 16
-SPACE_BYTES = 8
-
-# Values are BLOBs throughout, since a flipped byte in TEXT may not even be decodable. `crc` is the CRC-32 of the key
-# and the content, because SQLite has no checksums; `used` is when the row was last read, in Unix seconds, to a day.
-# A row moves to the end of its table, by a new id, when its `used` changes: the lowest ids are those to go first, and
-# pages hold rows of one age, since only whole pages make room.
-_SCHEMA = (
-    """CREATE TABLE text (
-        id INTEGER PRIMARY KEY,
-        key BLOB NOT NULL UNIQUE,      -- SHA-256 of model fingerprint, precision and prompts
-        used INTEGER NOT NULL,
-        crc INTEGER NOT NULL,
-        truncated BLOB NOT NULL,       -- the prompts that were over the context length, one per line
-        features BLOB NOT NULL         -- float32, L2-normalised
-    )""",
-    """CREATE TABLE image (
-        id INTEGER PRIMARY KEY,
-        content BLOB NOT NULL,         -- the beginning of the file's SHA-256
-        space BLOB NOT NULL,           -- the beginning of what else the features depend on: model, preprocessing
-        used INTEGER NOT NULL,
-        crc INTEGER NOT NULL,
-        features BLOB NOT NULL,        -- float32, L2-normalised
-        UNIQUE (content, space)
-    )""",
-    """CREATE TABLE path (
-        path BLOB PRIMARY KEY,         -- absolute
-        status BLOB NOT NULL,          -- size, times and inode, as they were before the file was read
-        content BLOB NOT NULL,         -- SHA-256 of the file
-        crc INTEGER NOT NULL
-    ) WITHOUT ROWID""",
-    """CREATE TABLE fingerprint (
-        path BLOB PRIMARY KEY,         -- absolute, links resolved
-        status BLOB NOT NULL,
-        sha256 BLOB NOT NULL,
-        crc INTEGER NOT NULL
-    ) WITHOUT ROWID""",
-    "CREATE TABLE model (key BLOB PRIMARY KEY, facts BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
-)
+# `crc` is the CRC-32 of kind, key and value, since SQLite has no checksums; `used` is when the row was last read, in
+# Unix seconds, to a day. A row moves to the end of the table, by a new id, when its `used` changes: the lowest ids are
+# those to go first, and pages hold rows of one age, since only whole pages make room.
+_SCHEMA = """CREATE TABLE entry (
+    id INTEGER PRIMARY KEY,
+    kind INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    used INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    value BLOB NOT NULL,
+    UNIQUE (kind, key)
+)"""
 
 # a message that quotes damaged text can't be decoded, which isn't SQLite's error any more
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
-Failure = sqlite3.Error | UnicodeDecodeError
 
 # ERROR, CONSTRAINT, MISMATCH and TOOBIG come from a schema or a row that nobody here wrote
 _DAMAGE_CODES = {
@@ -90,9 +61,22 @@ _DAMAGE_CODES = {
     sqlite3.SQLITE_MISMATCH,
     sqlite3.SQLITE_TOOBIG,
 }
+_MOUNTS = Path("/proc/mounts")
+# of file systems that several machines may write to, or where the system can't tell
+_NETWORK = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2",
+    "smb3", "smbfs", "vboxsf", "virtiofs", "wekafs",
+}  # fmt: skip
 
-# device and inode of a file; None where there is none
-Identity = tuple[int, int] | None
+
+class Kind(IntEnum):
+    """What a row is of; each has keys of its own, see `clipcls.embed.cache.store`."""
+
+    TEXT = 1
+    IMAGE = 2
+    PATH = 3
+    MODEL = 4
+    FINGERPRINT = 5
 
 
 class DamagedError(sqlite3.DatabaseError):
@@ -102,68 +86,40 @@ class DamagedError(sqlite3.DatabaseError):
 
 
 def default_folder() -> Path:
-    """The platform's cache directory for clipcls (`XDG_CACHE_HOME` is honoured on Linux)."""
+    """Return the platform's cache directory for clipcls (`XDG_CACHE_HOME` is honoured on Linux)."""
     return platformdirs.user_cache_path("clipcls")
 
 
+def checksum(kind: int, key: bytes, value: bytes) -> int:
+    """Return the CRC-32 of what a row says."""
+    return zlib.crc32(value, zlib.crc32(key, kind))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Opening
+
+
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open a cache of this version, created, migrated, or begun anew where the file is damaged.
+    """Open a cache of this version, created, emptied where an earlier one wrote it, or begun anew where it is damaged.
+
+    Its transactions are SQLite's immediate ones: the lock is waited for at the start, since a later one may fail at
+    once. To be used in a `with` statement, all or nothing.
 
     Raises:
         sqlite3.Error: it can't be opened, or a newer clipcls wrote it.
     """
-    before = identity(path)
+    inode = inode_of(path)
     try:
         return _connect(path)
     except FAILURES as exc:
         if not is_damage(exc, path):
             raise
-        return replace_damaged(path, before, exc)
-
-
-def replace_damaged(path: Path, damaged: Identity, exc: Failure) -> sqlite3.Connection:
-    """Set a damaged file aside, unless another process was quicker, and open the one that takes its place.
-
-    Args:
-        damaged: what `identity` said of the file when it was opened.
-        exc: how the damage showed.
-    """
-    # another process may have set it aside, and be writing a sound one by now
-    if damaged is not None and identity(path) == damaged:
-        logger.warning("the cache was damaged (%s); it starts anew, the old file is %s", exc, _set_aside(path))
-    return _connect(path)
-
-
-def identity(path: Path) -> Identity:
-    """What tells a file from another that takes its name."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
-
-
-def is_damage(exc: Failure, path: Path) -> bool:
-    """Whether an error speaks against the file's content; locked, read-only or a full disk doesn't."""
-    if isinstance(exc, UnicodeDecodeError):
-        return True
-    code = getattr(exc, "sqlite_errorcode", None)
-    if code is None:
-        return False
-    if code == sqlite3.SQLITE_READONLY:
-        # the header says so too, by a byte
-        return os.access(path, os.W_OK)
-    return code & 0xFF in _DAMAGE_CODES or code == sqlite3.SQLITE_READONLY_DBMOVED
-
-
-def is_locked(exc: Failure) -> bool:
-    """Whether an error says no more than that somebody else was at it for longer than is waited for."""
-    code = getattr(exc, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        set_aside(path, inode, exc)
+        return _connect(path)
 
 
 def read_version(database: sqlite3.Connection) -> int:
-    """The schema's version; 0 is a file without one.
+    """Return the schema's version; 0 is a file without one.
 
     Raises:
         sqlite3.OperationalError: a newer clipcls wrote it.
@@ -173,110 +129,165 @@ def read_version(database: sqlite3.Connection) -> int:
     version, application = database.execute(
         "SELECT user_version, application_id FROM pragma_user_version, pragma_application_id"
     ).fetchone()
-    if version > SCHEMA_VERSION and application == _APPLICATION_ID + version:
+    if (version, application) != (0, 0) and application != _APPLICATION_ID + version:
+        raise DamagedError("it isn't a cache of clipcls")
+    if version > SCHEMA_VERSION:
         raise sqlite3.OperationalError(
             f"it was written by a newer clipcls (schema {version}); use --cache-dir for another one"
         )
-    if (version, application) not in ((0, 0), (1, 0), (SCHEMA_VERSION, _APPLICATION_ID + SCHEMA_VERSION)):
-        raise DamagedError("it isn't a cache of clipcls")
     return int(version)
 
 
-@contextlib.contextmanager
-def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; the lock is waited for at the start, since a later one may fail at once."""
-    # a signal may have come between the end of one and its exception's way here
-    _roll_back(database)
-    try:
-        # inside, since a signal that comes while the lock is waited for is raised after the transaction has begun
-        database.execute("BEGIN IMMEDIATE")
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(*FAILURES):
-            _roll_back(database)
-        raise
-
-
-def _roll_back(database: sqlite3.Connection) -> None:
-    # some errors have rolled back already
-    if database.in_transaction:
-        database.execute("ROLLBACK")
-
-
-def files_of(path: Path) -> list[Path]:
-    """Those of a database's files that exist, the main one last."""
-    candidates = (path.with_name(f"{path.name}{suffix}") for suffix in ("-journal", "-shm", "-wal", ""))
-    return [file for file in candidates if file.exists()]
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a database's files together."""
-    total = 0
-    for file in files_of(path):
-        # the journals of another process come and go
-        with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_size
-    return total
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename a damaged cache with its journals, so that the next one starts anew."""
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}-{os.getpid()}")
-    for file in files_of(path):
-        # a process that has it open goes on with the renamed ones; another may have been quicker
-        with contextlib.suppress(FileNotFoundError):
-            file.rename(file.with_name(file.name.replace(path.name, aside.name, 1)))
-    return aside
-
-
 def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level="IMMEDIATE", check_same_thread=False)
     try:
-        _set_up(database, path.parent)
+        # damaged text may not be decodable
+        database.text_factory = bytes
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_VALUE)
+        for pragma in _PRAGMAS:
+            database.execute(f"PRAGMA {pragma}")
+        version = read_version(database)
+        _set_journal(database, path)
+        if version != SCHEMA_VERSION:
+            _create(database)
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _set_up(database: sqlite3.Connection, folder: Path) -> None:
-    database.text_factory = bytes
-    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_VALUE)
-    for pragma in _PRAGMAS:
-        database.execute(f"PRAGMA {pragma}")
-    version = read_version(database)
-    if version == 1:
-        _empty_version_1(database)
-    # WAL lets several processes read while one writes, but shares memory, which only a local disk can
-    # SQLite doesn't wait for a lock here; whoever holds it is about to switch the mode, which lasts
-    with contextlib.suppress(sqlite3.OperationalError):
-        database.execute(f"PRAGMA journal_mode = {'DELETE' if is_remote(folder) else 'WAL'}")
-    if version != SCHEMA_VERSION:
-        _create(database)
+def _set_journal(database: sqlite3.Connection, path: Path) -> None:
+    """Let several processes read while one writes, by memory that they share, which only a local disk can."""
+    try:
+        database.execute(f"PRAGMA journal_mode = {'DELETE' if is_on_network(path.parent) else 'WAL'}")
+    except sqlite3.OperationalError as exc:
+        # SQLite doesn't wait for a lock here; whoever holds it is about to switch the mode, which lasts
+        if not is_locked(exc):
+            raise
 
 
-def _empty_version_1(database: sqlite3.Connection) -> None:
-    """Drop a first version's rows, which are label embeddings and soon made again."""
-    with transaction(database):
-        # another process may have been quicker
-        if read_version(database) != 1:
-            return
-        for table in ("text", "fingerprint"):
-            database.execute(f"DROP TABLE IF EXISTS {table}")
-        database.execute("PRAGMA user_version = 0")
-    # pages of another size need a file that isn't in WAL mode; while another process is at it, they stay as they are
-    with contextlib.suppress(sqlite3.OperationalError):
-        database.execute("PRAGMA journal_mode = DELETE")
-        database.execute("VACUUM")
+def is_on_network(folder: Path, mounts: Path = _MOUNTS) -> bool:
+    """Return whether other machines may write to a folder; False where only Linux would know.
+
+    Args:
+        mounts: the kernel's list of mounts, a line each: device, place, type and more.
+    """
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    folder, depth, kind = folder.resolve(), 0, ""
+    for place, found in (line.split(" ")[1:3] for line in lines):
+        mount = Path(place.replace("\\040", " "))
+        # what is mounted later lies over what is mounted at the same place
+        if len(mount.parts) >= depth and folder.is_relative_to(mount):
+            depth, kind = len(mount.parts), found
+    # fuseblk, of local disks, isn't among them
+    return kind in _NETWORK or kind.startswith("fuse.")
 
 
 def _create(database: sqlite3.Connection) -> None:
-    with transaction(database):
+    with database:
+        database.execute("BEGIN IMMEDIATE")
         # another process may have been quicker
         if read_version(database) == SCHEMA_VERSION:
             return
-        for statement in _SCHEMA:
-            database.execute(statement)
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            database.execute(f'DROP TABLE "{name.decode()}"')
+        database.execute(_SCHEMA)
         database.execute(f"PRAGMA application_id = {_APPLICATION_ID + SCHEMA_VERSION}")
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Damage
+
+
+def is_damage(exc: BaseException, path: Path | None = None) -> bool:
+    """Return whether an error speaks against the file's content; locked, read-only or a full disk doesn't.
+
+    Args:
+        path: of a file that was opened to be written.
+    """
+    if isinstance(exc, UnicodeDecodeError) or _code(exc) in _DAMAGE_CODES:
+        return True
+    # the header says that the file is read-only too, by a byte; so is one that another process has set aside
+    return path is not None and _code(exc) == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)
+
+
+def is_locked(exc: BaseException) -> bool:
+    """Return whether an error says no more than that somebody else was at it for longer than is waited for."""
+    return _code(exc) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def inode_of(path: Path) -> int | None:
+    """Return what tells a file from another that takes its name."""
+    stamp = FileStamp.at(path)
+    return stamp.inode if stamp else None
+
+
+def set_aside(path: Path, inode: int | None, exc: BaseException) -> None:
+    """Rename a damaged cache with its journals, so that the next one starts anew.
+
+    Args:
+        inode: of the file when it was opened; another process may have set it aside, and be writing a sound one by now.
+        exc: how the damage showed.
+    """
+    if inode is None or inode_of(path) != inode:
+        return
+    aside = f"{path.name}.damaged-{time.time_ns()}-{os.getpid()}"
+    logger.warning("the cache was damaged (%s); it starts anew, the old file is %s", exc, path.with_name(aside))
+    # a process that has it open goes on with the renamed ones
+    for file in sizes_of(path):
+        file.rename(file.with_name(file.name.replace(path.name, aside, 1)))
+
+
+def _code(exc: BaseException) -> int:
+    """Return SQLite's primary code of an error."""
+    return int(getattr(exc, "sqlite_errorcode", 0)) & 0xFF
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Size
+
+
+def sizes_of(path: Path) -> dict[Path, int]:
+    """Return those of a database's files that exist, the main one last, and their sizes in bytes."""
+    files = (path.with_name(f"{path.name}{suffix}") for suffix in ("-journal", "-shm", "-wal", ""))
+    return {file: stamp.size for file in files if (stamp := FileStamp.at(file))}
+
+
+def used_bytes(database: sqlite3.Connection) -> int:
+    """Return the bytes of the pages that hold something; the file may be larger, its free pages are filled first."""
+    (used,) = database.execute(
+        "SELECT (page_count - freelist_count) * page_size"
+        " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+    ).fetchone()
+    return int(used)
+
+
+def drop_rows(
+    database: sqlite3.Connection, condition: str = "TRUE", values: tuple[Any, ...] = (), most: int = _MOST_DROPPED
+) -> Counter[int]:
+    """Drop the least recently used rows for which a condition holds, no more than `most`, and count them by kind."""
+    query = f"SELECT id, kind FROM entry WHERE {condition} ORDER BY id LIMIT ?"
+    rows = database.execute(query, (*values, most)).fetchall()
+    with database:
+        database.executemany("DELETE FROM entry WHERE id = ?", [row[:1] for row in rows])
+    return Counter(kind for _, kind in rows)
+
+
+def make_some_room(database: sqlite3.Connection, limit: int) -> Counter[int]:
+    """Drop some of the least recently used rows where there is more than `limit` bytes, and count them by kind."""
+    excess = used_bytes(database) - limit
+    if excess <= 0:
+        return Counter()
+    return drop_rows(database, most=min(max(excess // _BYTES_A_ROW, _FEWEST_DROPPED), _MOST_DROPPED))
+
+
+def make_room(database: sqlite3.Connection, limit: int) -> Counter[int]:
+    """Drop the least recently used rows until the rest takes at most `limit` bytes, and count them by kind."""
+    dropped: Counter[int] = Counter()
+    while step := make_some_room(database, limit):
+        dropped += step
+    return dropped

@@ -1,16 +1,19 @@
-"""What is cached, under which keys, and how a row shows that it is whole."""
+"""What is cached, under which keys."""
 
 import hashlib
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.records import FileStamp
+
+# enough of two hashes to find a row, in an index half as large
+_CONTENT_BYTES = 16
+_SPACE_BYTES = 8
+_LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class CachedImage:
 
 
 def text_key(model_fingerprint: bytes, precision: str, prompts: Sequence[str]) -> bytes:
-    """SHA-256 over all that the averaged embedding of `prompts` depends on."""
+    """Return the SHA-256 over all that the averaged embedding of `prompts` depends on."""
     digest = hashlib.sha256(model_fingerprint + precision.encode())
     for prompt in prompts:
         data = prompt.encode("utf-8", "surrogatepass")
@@ -56,42 +59,49 @@ def text_key(model_fingerprint: bytes, precision: str, prompts: Sequence[str]) -
 
 
 def path_key(path: str) -> bytes:
-    """The bytes of a path's absolute form."""
-    # links aren't resolved: that takes longer than the query, and the inode tells files apart
-    return os.fsencode(os.path.abspath(path))  # noqa: PTH100
-
-
-def seal(*parts: bytes) -> int:
-    """CRC-32 of a row's key and content."""
-    crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return crc
-
-
-def is_whole(crc: object, *parts: Any) -> bool:
-    """Whether a row is as it was written; damage may change the types of its values too."""
+    """Return the bytes of a path's absolute form; none for a path that no file can have."""
     try:
-        return crc == seal(*parts)
-    except TypeError:
-        return False
+        # links aren't resolved: that takes longer than the query, and the inode tells files apart
+        return os.fsencode(os.path.abspath(path))  # noqa: PTH100
+    except (OSError, ValueError):  # such as a relative path in a working directory that is gone
+        return b""
+
+
+def image_key(content: bytes, space: bytes) -> bytes:
+    """Return the key of features by hashes of the file's content and of what else they depend on."""
+    return content[:_CONTENT_BYTES] + space[:_SPACE_BYTES]
+
+
+def pack_place(stamp: FileStamp, content: bytes) -> bytes:
+    """Return what a path leads to."""
+    return content[:_CONTENT_BYTES] + str(stamp).encode()
+
+
+def unpack_place(value: bytes | None, stamp: FileStamp | None) -> bytes:
+    """Return the beginning of the content of a file whose stamp is still the same; else nothing."""
+    is_same = value is not None and stamp is not None and value[_CONTENT_BYTES:] == str(stamp).encode()
+    return value[:_CONTENT_BYTES] if value is not None and is_same else b""
 
 
 def pack_features(features: NDArray[np.float32]) -> bytes:
-    """The bytes of one embedding."""
+    """Return the bytes of one embedding."""
     return np.ascontiguousarray(features, dtype=np.float32).tobytes()
 
 
-def unpack_features(data: bytes) -> NDArray[np.float32]:
-    """The embedding of a row that is whole; it can't be written to."""
-    return np.frombuffer(data, dtype=np.float32)
+def unpack_features(value: bytes) -> NDArray[np.float32]:
+    """Return an embedding, which can't be written to."""
+    return np.frombuffer(value, dtype=np.float32)
 
 
-def pack_prompts(prompts: Sequence[str]) -> bytes:
-    """Prompts one per line."""
-    return "\n".join(" ".join(prompt.split()) for prompt in prompts).encode("utf-8", "surrogatepass")
+def pack_text(text: CachedText) -> bytes:
+    """Return the bytes of a label's embedding and of its truncated prompts, one per line."""
+    features = pack_features(text.features)
+    prompts = "\n".join(" ".join(prompt.split()) for prompt in text.truncated).encode("utf-8", "surrogatepass")
+    return len(features).to_bytes(_LENGTH_BYTES, "big") + features + prompts
 
 
-def unpack_prompts(data: bytes) -> tuple[str, ...]:
-    """What `pack_prompts` packed."""
-    return tuple(data.decode("utf-8", "surrogatepass").split("\n")) if data else ()
+def unpack_text(value: bytes) -> CachedText:
+    """Return what `pack_text` packed."""
+    end = _LENGTH_BYTES + int.from_bytes(value[:_LENGTH_BYTES], "big")
+    prompts = value[end:].decode("utf-8", "surrogatepass")
+    return CachedText(unpack_features(value[_LENGTH_BYTES:end]), tuple(prompts.split("\n")) if prompts else ())

@@ -1,8 +1,12 @@
 """What is known of labelled pictures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from clipcls.records import ImageRef
+
+#: Told where something is that can't be used, and what is wrong with it.
+ProblemReport = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,10 +16,17 @@ class Example:
     Attributes:
         labels: as the data calls them; exactly one, unless the data give several an image, or none; none for a shard
             that can't be read.
+        captions: what may be said of it, where that was asked for; one that is listed twice is drawn twice as often.
     """
 
     image: ImageRef
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+
+    @property
+    def concept(self) -> str:
+        """What the example is counted as by the helper loss of a training run."""
+        return self.captions[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,7 @@ class Truth:
     """
 
     examples: tuple[Example, ...]
-    classnames: tuple[str, ...]
+    classnames: tuple[str, ...] = ()
     multi_label: bool = False
     problems: tuple[str, ...] = ()
     classnames_file: str | None = None

@@ -2,23 +2,28 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clipcls.errors import UsageError
+from clipcls.inputs.labelled.captions import captioned
 from clipcls.inputs.labelled.class_folders import read_class_folders
-from clipcls.inputs.labelled.examples import Truth
+from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.labelled.shards import read_shards, read_shards_of_folder, shards_in
-from clipcls.inputs.labelled.tables import TABLES, read_table
+from clipcls.inputs.labelled.tables import Wanted, read_table
 from clipcls.inputs.shards import is_shard
+from clipcls.inputs.stores import in_store, local_path
+from clipcls.inputs.tables import TABLES, is_table
 
 
-def read_truth(data: Sequence[str], labels: Sequence[str] | None = None) -> Truth:
+def read_truth(data: Sequence[str], labels: Sequence[str] | None = None, allow_urls: bool = False) -> Truth:
     """Read labelled pictures: a folder of class folders, a table, or tar shards.
 
     Shards are named by their paths, by patterns with braces, or by the folder that holds them or their `test` folder.
 
     Args:
         labels: the names that numbers in shards stand for, where no file beside the shards tells.
+        allow_urls: whether the addresses in a table may be fetched.
 
     Raises:
         UsageError: it is none of these, or can't be read.
@@ -27,11 +32,43 @@ def read_truth(data: Sequence[str], labels: Sequence[str] | None = None) -> Trut
         return read_shards(data, labels)
     if len(data) != 1:
         raise UsageError("Give one folder, one table, or shards only.")
-    path = Path(data[0])
-    if path.is_dir():
-        return read_shards_of_folder(path, labels) if shards_in(path) else read_class_folders(path)
-    if not path.exists():
-        raise UsageError(f"{path}: no such file or folder.")
-    if path.suffix.lower() not in TABLES:
-        raise UsageError(f"{path}: neither a folder, nor a table ({', '.join(TABLES)}), nor a shard (.tar).")
-    return read_table(path)
+    name = local_path(data[0])
+    path = Path(name)
+    if not in_store(name) and path.is_dir() and shards_in(path):
+        return read_shards_of_folder(path, labels)
+    return _read_listed(name, "labels", allow_urls)
+
+
+def read_captioned(name: str) -> Truth:
+    """Read pictures with captions, all of which are known before one is opened: a table, or class folders.
+
+    A class's name is the caption, `hot dog` for `hot_dog`; so is a label in a table without captions.
+
+    Returns:
+        The examples that can be trained on; what is wrong with the others is among the problems.
+
+    Raises:
+        UsageError: see `read_table` and `read_class_folders`.
+    """
+    truth = _read_listed(local_path(name), "captions", allow_urls=True)
+    examples, problems = [], list(truth.problems)
+    for example in truth.examples:
+        found = captioned(example)
+        if isinstance(found, Example):
+            examples.append(found)
+        else:
+            problems.append(f"{example.image.path}: {found}")
+    return replace(truth, examples=tuple(examples), problems=tuple(problems))
+
+
+def _read_listed(name: str, wanted: Wanted, allow_urls: bool) -> Truth:
+    """A table or class folders, on disk or in a store."""
+    if is_table(name) and not os.path.isdir(name):  # noqa: PTH112, it may be an address
+        if not in_store(name) and not os.path.lexists(name):
+            raise UsageError(f"{name}: no such file or folder.")
+        return read_table(name, wanted, allow_urls)
+    if in_store(name) or os.path.isdir(name):  # noqa: PTH112
+        return read_class_folders(name)
+    if not os.path.exists(name):  # noqa: PTH110
+        raise UsageError(f"{name}: no such file or folder.")
+    raise UsageError(f"{name}: neither a folder, nor a table ({', '.join(TABLES)}), nor a shard (.tar).")

@@ -21,6 +21,7 @@ from clipcls.errors import UsageError, first_line
 from clipcls.inputs.discover import EXTENSIONS
 from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.shards import DAMAGE, expand_braces, is_shard, members, read_pictures
+from clipcls.inputs.stores import in_store
 from clipcls.records import ImageRef
 
 _CLASSNAMES = "classnames.txt"
@@ -152,6 +153,8 @@ def _matching(pattern: str) -> list[str]:
 
 def _classes(shard: str, names: Sequence[str], ending: str) -> Iterator[tuple[ImageRef, tuple[str, ...] | None]]:
     """The pictures of a shard, each with its classes, or None where there is nothing that tells."""
+    if in_store(shard):
+        raise UsageError(f"{shard}: in a store; copy it here first, for its pictures are read more than once.")
     images = list(read_pictures(shard, EXTENSIONS))
     if any(isinstance(image.content, bytes) for image in images):
         raise UsageError(f"{shard}: compressed; decompress it first, for its pictures are read more than once.")

@@ -1,135 +1,227 @@
-"""Tables of paths and labels."""
+"""Tables of pictures with their labels or captions; one table can serve `eval`, `calibrate` and `train`.
 
-import csv
-import itertools
+pictures    path, image, filepath, file_name, filename or url: the first of these names that the table has
+labels      labels (any number), label or class
+captions    caption, caption2, … and the list captions; or else text, or else title
+"""
+
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from clipcls.errors import UsageError
-from clipcls.inputs.labelled.examples import Example, Truth
-from clipcls.records import ImageRef
+from clipcls.errors import ImageError, UsageError
+from clipcls.inputs.discover import image_on_web, is_web
+from clipcls.inputs.labelled.captions import CAPTION, LIST, captioned, is_unicode, listed_captions
+from clipcls.inputs.labelled.examples import Example, ProblemReport, Truth
+from clipcls.inputs.stores import beside, in_store, local_path, require_readable
+from clipcls.inputs.tables import Cell, class_names, holds_pictures, is_parquet, read_column, table_columns
+from clipcls.records import Embedded, ImageRef, Stored
 
-TABLES = (".csv", ".tsv", ".jsonl")
+#: What is to be read beside each picture; where labels are all there is, they are the captions.
+Wanted = Literal["labels", "captions"]
 
-# what UTF-16 begins with, as it is read here; spreadsheets and PowerShell write it
-_UTF16 = ("\udcff\udcfe", "\udcfe\udcff")
-_LONGEST_FIELD = 2**24  # of a CSV file, in characters; csv's own limit is 131,072
+_PICTURES = ("path", "image", "filepath", "file_name", "filename", "url")
+_SEVERAL = "labels"
+_LABELS = (_SEVERAL, "label", "class")
+_CAPTIONS = ("text", "title")
+
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
-def read_table(table: Path) -> Truth:
-    """Read a table with the columns `path`, and `label` or `labels`.
+def read_table(table: str, wanted: Wanted = "labels", allow_urls: bool = False) -> Truth:
+    """Read a table of pictures with labels or captions.
 
-    `labels` holds any number: in JSON lines a list, in CSV and TSV JSON text or names separated by `;`. Relative paths
-    are taken from the table's folder.
+    `labels` holds any number: in JSON lines and Parquet a list, in CSV and TSV JSON text or names separated by `;`.
+    Relative paths are taken from the table's folder. Pictures that a Parquet file holds itself are called
+    `table.parquet/ROW`, counted from 0. No picture is opened.
 
     Args:
-        table: a .csv, .tsv or .jsonl file.
+        table: a .csv, .tsv, .jsonl or .parquet file, or its address in a store.
+        allow_urls: whether addresses of the web may be fetched; each is an error else.
+
+    Returns:
+        The rows that can be used, and what is wrong with the others.
 
     Raises:
         UsageError: it can't be read, lacks a column, or holds no row that can be used.
     """
-    try:
-        rows = list(_rows(table))
-    except OSError as exc:
-        raise UsageError(f"{table}: can't be read: {(exc.strerror or str(exc)).lower()}") from exc
-    except (ValueError, csv.Error) as exc:
-        raise UsageError(f"{table}: can't be read: {exc}") from exc
-    multi_label = any("labels" in row for _, row in rows if isinstance(row, dict))
     examples, problems = [], []
-    folder = os.path.dirname(table)  # noqa: PTH120, without a dot for the folder at hand
-    for line, row in rows:
-        example = _example(row, folder, multi_label) if isinstance(row, dict) else row
-        if isinstance(example, Example):
-            examples.append(example)
-        else:
-            problems.append(f"{table}, line {line}: {example}")
-    if not examples:
-        first = f" The first problem: {problems[0]}." if problems else ""
-        raise UsageError(f"{table}: no row with a path and a label.{first}")
-    classnames = sorted({label for example in examples for label in example.labels})
-    return Truth(tuple(examples), tuple(classnames), multi_label, tuple(problems))
-
-
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line number, row or what is wrong with it) of each."""
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-        first = opened.readline()
-        if first.startswith(_UTF16):
-            raise UsageError(f"{table}: it is in UTF-16; save it in UTF-8.")
-        file = itertools.chain([first], opened)
-        if table.suffix.lower() == ".jsonl":
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _parsed(line)
-            return
-        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
-        reader = csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
-        columns = [name for name in reader.fieldnames or () if name]
-        _require_columns(table, columns)
-        for row in reader:
-            yield reader.line_num, {name: row[name] for name in columns if row[name] is not None}
-
-
-def _parsed(line: str) -> dict[str, Any] | str:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        return f"not JSON: {exc}"
-    return record if isinstance(record, dict) else "not a JSON object"
+        columns = _find_columns(table, wanted)
+        for place, found in _examples(table, columns, allow_urls):
+            if isinstance(found, Example):
+                examples.append(found)
+            else:
+                problems.append(f"{place}: {found}")
+    except ImageError as exc:
+        raise UsageError(f"{table}: the table can't be read: {exc}") from exc
+    if not examples:
+        first = f"; the first problem: {problems[0]}" if problems else ""
+        raise UsageError(f"{table}: no usable row{first}")
+    classnames = tuple(sorted({label for example in examples for label in example.labels}))
+    return Truth(tuple(examples), classnames, columns.answers[:1] == (_SEVERAL,), tuple(problems))
 
 
-def _require_columns(table: Path, columns: Sequence[str]) -> None:
-    if "path" not in columns or not {"label", "labels"} & set(columns):
+def read_captioned_rows(table: str, report: ProblemReport, pictures: bool = True) -> Iterator[Example]:
+    """Read the rows of a table that can be trained on, one after the other.
+
+    Args:
+        report: is told of the others, and of damage, behind which nothing is read.
+        pictures: whether those that the table holds are read, too.
+
+    Raises:
+        UsageError: the table lacks a column, or can't be read for want of pyarrow.
+    """
+    try:
+        for place, found in _examples(table, _find_columns(table, "captions"), allow_urls=True, pictures=pictures):
+            example = captioned(found) if isinstance(found, Example) else found
+            if isinstance(example, Example):
+                yield example
+            else:
+                report(place, example)
+    except ImageError as exc:
+        report(table, f"can't be read to its end: {exc}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Which columns of a table are read.
+
+    Attributes:
+        picture: None in a table without any columns.
+        answers: with the labels or the captions.
+        are_labels: whether they hold labels.
+    """
+
+    picture: str | None
+    answers: tuple[str, ...]
+    are_labels: bool
+
+
+def _examples(
+    table: str, columns: _Columns, allow_urls: bool, pictures: bool = False
+) -> Iterator[tuple[str, Example | str]]:
+    """Where each row is, and its example or what is wrong with it."""
+    picture = columns.picture
+    holds = picture is not None and holds_pictures(table, picture)
+    names = class_names(table, columns.answers[0]) if columns.are_labels and columns.answers else []
+    for cell in read_column(table, picture if pictures or not holds else None, beside=columns.answers):
+        place = f"{table}, {cell.place}"
+        answer = (None if holds else cell.error) or _answer(cell, columns, names)
+        if isinstance(answer, str):
+            _require_utf8(table, cell)
+            yield place, answer
+            continue
+        if holds and not pictures:
+            image = ImageRef(f"{table}/{cell.row}", content=Embedded(table, str(picture), cell.row))
+        elif holds:  # one that is missing is an empty file, so that there are as many rows without the pictures
+            image = ImageRef(f"{table}/{cell.row}", content=cell.value if isinstance(cell.value, bytes) else b"")
+        else:
+            image = _image(table, str(cell.value), allow_urls)
+        yield place, Example(image, answer) if columns.are_labels else Example(image, captions=answer)
+
+
+def _find_columns(table: str, wanted: Wanted) -> _Columns:
+    columns = [name for name in table_columns(table) if name]
+    if {"path", "image"} <= set(columns):
+        raise UsageError(f"{table}: path and image may both be the column of the pictures; rename one.")
+    picture = next((name for name in _PICTURES if name in columns), None)
+    label = next((name for name in _LABELS if name in columns), None)
+    captions = _find_captions(table, columns) if wanted == "captions" else ()
+    answers = captions or (() if label is None else (label,))
+    missing = [] if picture else [f"of pictures ({', '.join(_PICTURES)})"]
+    if not answers:
+        listed = f"of labels ({', '.join(_LABELS)})"
+        missing.append(f"of captions (caption, {', '.join(_CAPTIONS)}) or {listed}" if wanted == "captions" else listed)
+    if columns and missing:
         is_split = len(columns) > 1 or not any(sign in name for name in columns for sign in ",;\t")
         hint = "" if is_split else " Columns end in a comma in .csv, in a tab in .tsv."
+        raise UsageError(f"{table}: no column {' and no '.join(missing)}; there are: {', '.join(columns)}.{hint}")
+    twice = next((name for name in (picture, *answers) if name is not None and columns.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{table}: several columns {twice}; rename those that aren't meant.")
+    return _Columns(picture, answers, not captions)
+
+
+def _find_captions(table: str, columns: Sequence[str]) -> tuple[str, ...]:
+    found = tuple(name for name in columns if CAPTION.fullmatch(name) or name == LIST)
+    if LIST in found and table.lower().endswith((".csv", ".tsv")):
+        # it would have to be guessed whether it is one caption, or how several are separated
         raise UsageError(
-            f"{table}: needed are the columns path and label (or labels, for several); "
-            f"there are: {', '.join(columns) or 'none'}.{hint}"
+            f"{table}: a column captions, which only JSON lines and Parquet have, as a list; name it caption if each "
+            "row has one, else make it the columns caption, caption2, …"
         )
+    return found or tuple(name for name in _CAPTIONS if name in columns)[:1]
 
 
-def _example(row: Mapping[str, Any], folder: str, multi_label: bool) -> Example | str:
-    """An example, or what is wrong with the row."""
-    path = row.get("path")
-    if not isinstance(path, str) or not path.strip():
-        return "no path"
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:  # JSON can hold what no name is made of
-        return "no possible file name"
-    labels = _labels(row.get("labels")) if multi_label else _label(row.get("label"))
-    if isinstance(labels, str):
-        return labels
-    if path.lower().startswith(("http://", "https://")):
-        return Example(ImageRef(path, "an address; pictures to evaluate on have to be files"), labels)
-    return Example(ImageRef(os.path.join(folder, path.strip())), labels)  # noqa: PTH118, the name stays as given
+def _require_utf8(table: str, cell: Cell) -> None:
+    """Refuse a text table in another encoding, whose every row with a special sign would be left out."""
+    texts = [value for value in cell.beside.values() if isinstance(value, str)]
+    if not is_parquet(table) and any(map(_ESCAPED_BYTE.search, texts)):
+        raise UsageError(f"{table}, {cell.place}: not UTF-8; save the table in UTF-8.")
 
 
-def _label(value: object) -> tuple[str, ...] | str:
+def _image(table: str, name: str, allow_urls: bool) -> ImageRef:
+    """What a table calls by a name, which isn't looked at."""
+    name = local_path(name)
+    if is_web(name):
+        return image_on_web(name, allow_urls)
+    if in_store(name):
+        try:
+            require_readable(name, trusted=False)
+        except ImageError as exc:
+            return ImageRef(name, str(exc))
+        return ImageRef(name, content=Stored())
+    if in_store(table) and not os.path.isabs(name):  # noqa: PTH117
+        return ImageRef(beside(table, name), content=Stored())
+    return ImageRef(os.path.join(os.path.dirname(table), name))  # noqa: PTH118, PTH120, the name stays as given
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Labels and captions
+
+
+def _answer(cell: Cell, columns: _Columns, names: Sequence[str]) -> tuple[str, ...] | str:
+    """The labels or the captions of a row, or what is wrong with them."""
+    if not columns.answers:
+        return "neither label nor caption"
+    column = columns.answers[0]
+    if columns.are_labels:
+        value = cell.beside.get(column)
+        return _labels(value, names) if column == _SEVERAL else _label(value, names)
+    record = {"caption": cell.beside.get(column)} if column in _CAPTIONS else cell.beside
+    return listed_captions(record) or "no caption"
+
+
+def _label(value: object, names: Sequence[str]) -> tuple[str, ...] | str:
     """One label, or what is wrong with it."""
     if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
+        if names and not 0 <= value < len(names):
+            return "no label"
+        value = names[value] if names else str(value)
     if not isinstance(value, str) or not value.strip():
         return "no label"
-    return (value.strip(),)
+    return (value.strip(),) if is_unicode(value) else "a label isn't valid Unicode"
 
 
-def _labels(value: object) -> tuple[str, ...] | str:
+def _labels(value: Any, names: Sequence[str]) -> tuple[str, ...] | str:
     """Any number of labels, or what is wrong with them."""
     if isinstance(value, str):
         text = value.strip()
         if not text.startswith("["):
-            return tuple(dict.fromkeys(part.strip() for part in text.split(";") if part.strip()))
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return "labels begin with [ but aren't JSON"
+            value = [part for part in text.split(";") if part.strip()]
+        else:
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError):
+                return "labels begin with [ but aren't JSON"
     if not isinstance(value, list):
         return "labels aren't a list"
-    found = [_label(entry) for entry in value]
-    if any(isinstance(entry, str) for entry in found):
-        return "labels hold something that isn't text"
+    found = [_label(entry, names) for entry in value]
+    wrong = next((entry for entry in found if isinstance(entry, str)), None)
+    if wrong is not None:
+        return "labels hold something that isn't text" if wrong == "no label" else wrong
     return tuple(dict.fromkeys(label for entry in found for label in entry))

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpcore2
 
-from clipcls.errors import ImageError
+from clipcls.errors import ImageError, reason
 from clipcls.inputs.web.addresses import IP, is_public, look_up
 
 
@@ -111,7 +111,7 @@ class Network(httpcore2.NetworkBackend):
         except TimeoutError as exc:
             raise self._patience.ended(until) from exc
         except OSError as exc:
-            message = f"the name {host} can't be resolved: {(exc.strerror or str(exc)).lower()}"
+            message = f"the name {host} can't be resolved: {reason(exc)}"
             raise (PassingError if exc.errno == socket.EAI_AGAIN else ImageError)(message) from exc
 
     def _allowed(self, host: str, addresses: Sequence[IP]) -> list[IP]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcls.errors import ImageError, StoppedError
+from clipcls.errors import ImageError, StoppedError, printable, reason
 from clipcls.records import FileStamp, SortMethod
 
 _BLOCK = 1 << 20
@@ -202,7 +202,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
             while block := file.read(_BLOCK):
                 yield block
     except OSError as exc:
-        raise ImageError(f"can't be read: {reason_of(exc)}") from exc
+        raise ImageError(f"can't be read: {reason(exc)}") from exc
 
 
 def _move(source: Path, target: Path, part: Path, link: str | None) -> None:
@@ -292,7 +292,7 @@ def _why_not(path: str, exc: OSError) -> str:
         return f"inside {shown(Path(parents[0].name))}, not a file of its own" if parents else "no such file"
     if isinstance(exc, FileNotFoundError):
         return "a link that leads nowhere" if os.path.lexists(path) else "no such file"
-    return reason_of(exc)
+    return reason(exc)
 
 
 @contextlib.contextmanager
@@ -301,15 +301,9 @@ def translated(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise StoppedError(f"{shown(place)}: can't be written: {reason_of(exc)}.") from exc
-
-
-def reason_of(exc: OSError) -> str:
-    """Return what the system says, as the end of a sentence."""
-    return (exc.strerror or str(exc)).lower()
+        raise StoppedError(f"{shown(place)}: can't be written: {reason(exc)}.") from exc
 
 
 def shown(path: Path) -> str:
     """Return a name on one line, in any terminal."""
-    text = os.fsencode(path).decode("utf-8", "replace")
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+    return printable(os.fsencode(path).decode("utf-8", "replace"))

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from clipcls.errors import ImageError, StoppedError, UsageError
+from clipcls.errors import ImageError, StoppedError, UsageError, reason
 from clipcls.outputs.sort.log import LOG_NAME, SortRun, read_runs
 from clipcls.outputs.sort.names import FAILED, UNKNOWN, FileNames, FolderNames
-from clipcls.outputs.sort.place import SortedFile, is_current, reason_of, require_file, shown
+from clipcls.outputs.sort.place import SortedFile, is_current, require_file, shown
 from clipcls.records import Prediction, SortMethod
 
 
@@ -81,7 +81,7 @@ class SortPlan:
         try:
             file = self._file(prediction.path, self.root / folder)
         except (ImageError, OSError) as exc:
-            self.left_out.append((prediction.path, reason_of(exc) if isinstance(exc, OSError) else str(exc)))
+            self.left_out.append((prediction.path, reason(exc) if isinstance(exc, OSError) else str(exc)))
             return
         if file is None:
             self.already_there += 1

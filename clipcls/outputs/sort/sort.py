@@ -12,11 +12,11 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clipcls.errors import ImageError, StoppedError, UsageError
+from clipcls.errors import ImageError, StoppedError, UsageError, reason
 from clipcls.outputs.sort import place
 from clipcls.outputs.sort.log import END, LOG_NAME, SortRun, append, file_line, locked, read_runs, write_runs
 from clipcls.outputs.sort.names import numbered
-from clipcls.outputs.sort.place import SortedFile, reason_of, require_file, shown, status_of, translated
+from clipcls.outputs.sort.place import SortedFile, require_file, shown, status_of, translated
 from clipcls.outputs.sort.plan import SortPlan
 from clipcls.records import FileStamp
 
@@ -140,16 +140,16 @@ class _Sorter:
         Raises:
             StoppedError: the others would fare no better.
         """
-        reason = reason_of(exc)
+        why = reason(exc)
         if exc.errno in _NAME_ERRORS:
-            return f"can't have this name in {self._plan.into}: {reason}"
+            return f"can't have this name in {self._plan.into}: {why}"
         if status_of(file.source) is None:
             return "no such file any more"
         if self._by == "hardlink" and exc.errno in _LINK_ERRORS:
-            return f"can't be linked: {reason}; --by copy or --by symlink can"
+            return f"can't be linked: {why}; --by copy or --by symlink can"
         if exc.filename == os.fspath(file.source) and exc.filename2 is None:
             raise StoppedError(
-                f"{shown(Path(file.given))}: can't be taken from its place: {reason}. --by copy leaves it there."
+                f"{shown(Path(file.given))}: can't be taken from its place: {why}. --by copy leaves it there."
             ) from exc
         with translated(Path(self._plan.shown_target(file))):
             raise exc
@@ -203,7 +203,7 @@ def _try_to_take_back(file: SortedFile) -> tuple[str | None, bool]:
     except ImageError as exc:
         return str(exc), True
     except OSError as exc:
-        return f"can't be taken back: {reason_of(exc)}", True
+        return f"can't be taken back: {reason(exc)}", True
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

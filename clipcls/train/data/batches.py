@@ -10,11 +10,12 @@ from itertools import islice
 import torch
 
 from clipcls.errors import StoppedError
+from clipcls.inputs.labelled.examples import Example
 from clipcls.models.tokenizer import truncated
 from clipcls.records import Preprocessing
 from clipcls.train.data.augment import Augmentation, training_seed
 from clipcls.train.data.captions import Phrasing
-from clipcls.train.data.corpus import Corpus, Row, Share
+from clipcls.train.data.corpus import Corpus, Share
 from clipcls.train.data.pictures import Batch, Pictures, pool_of
 from clipcls.train.model_folder import DualEncoder
 from clipcls.train.settings import Settings
@@ -38,7 +39,7 @@ class Prepared:
     """
 
     step: int
-    rows: tuple[Row, ...]
+    rows: tuple[Example, ...]
     captions: tuple[str, ...]
     images: torch.Tensor
     tokens: torch.Tensor

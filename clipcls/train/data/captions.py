@@ -4,7 +4,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from clipcls.train.data.corpus import Row
+from clipcls.inputs.labelled.examples import Example
 
 _CJK = re.compile("[\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 
@@ -22,7 +22,7 @@ class Phrasing:
         self._chinese = [t for t in templates if _CJK.search(t)] + bare or ["{}"]
         self._other = [t for t in templates if not _CJK.search(t)] or ["{}"]
 
-    def draw(self, row: Row, rng: random.Random) -> tuple[str, str]:
+    def draw(self, row: Example, rng: random.Random) -> tuple[str, str]:
         """The caption that was drawn, and the same as it is shown to the text tower."""
         caption = rng.choice(row.captions)
         template = rng.choice(self._chinese if _CJK.search(caption) else self._other)

@@ -5,25 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One picture and what may be said of it; a caption that is listed twice is drawn twice as often.
-
-    Attributes:
-        image: the picture's path, or what it is called in messages where it isn't a file of its own.
-        captions: at least one.
-        content: the picture itself, as its file holds it, where it isn't a file of its own.
-    """
-
-    image: str
-    captions: tuple[str, ...]
-    content: bytes | None = None
-
-    @property
-    def concept(self) -> str:
-        """What the row is counted as by the helper loss."""
-        return self.captions[0]
+from clipcls.inputs.labelled.examples import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +36,7 @@ class Corpus(Protocol):
     def words(self) -> frozenset[str] | None:
         """The words of all captions; None where there is no telling before all of them are read."""
 
-    def batches(self, size: int, seed: int, share: Share, first: int = 0) -> Iterator[Sequence[Row]]:
+    def batches(self, size: int, seed: int, share: Share, first: int = 0) -> Iterator[Sequence[Example]]:
         """A process's part of one batch after the other, in an order that the seed decides; there is no end.
 
         Args:
@@ -64,7 +46,7 @@ class Corpus(Protocol):
             first: how many batches are passed over.
         """
 
-    def sample(self, count: int, rng: random.Random) -> Sequence[Row]:
+    def sample(self, count: int, rng: random.Random) -> Sequence[Example]:
         """Up to `count` different rows."""
 
     def digest(self) -> str:

@@ -14,8 +14,9 @@ from clipcls.errors import ImageError
 from clipcls.images.decoding import load_layers
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
+from clipcls.inputs.contents import open_content
+from clipcls.inputs.labelled.examples import Example
 from clipcls.records import Preprocessing
-from clipcls.train.data.corpus import Row
 
 LOOK_AHEAD = 2  # batches that are decoded while one is trained on
 
@@ -25,7 +26,7 @@ class Batch:
     """Pictures as `(n, 4, side, side) uint8` in RGBA, with their rows."""
 
     pictures: torch.Tensor
-    rows: tuple[Row, ...]
+    rows: tuple[Example, ...]
 
 
 def decode_picture(source: Source, canvas: Preprocessing) -> torch.Tensor:
@@ -72,29 +73,31 @@ class Pictures:
         """One message for each picture that couldn't be decoded."""
         return list(self._problems.values())
 
-    def picture(self, row: Row) -> torch.Tensor | None:
+    def picture(self, row: Example) -> torch.Tensor | None:
         """The picture of a row, or None where it can't be decoded."""
-        if row.image in self._kept:
-            return self._kept[row.image]
-        if row.image in self._problems:
+        path = row.image.path
+        if path in self._kept:
+            return self._kept[path]
+        if path in self._problems:
             return None
         try:
-            picture = decode_picture(row.image if row.content is None else row.content, self.canvas)
+            with open_content(row.image) as opened:
+                picture = decode_picture(opened.file, self.canvas)
         except ImageError as exc:
-            self._problems[row.image] = f"{row.image}: {exc}"
+            self._problems[path] = f"{path}: {exc}"
             return None
         if len(self._kept) < self._room:
-            self._kept[row.image] = picture
+            self._kept[path] = picture
         return picture
 
-    def batches(self, batches: Iterable[Sequence[Row]], workers: int) -> Iterator[Batch]:
+    def batches(self, batches: Iterable[Sequence[Example]], workers: int) -> Iterator[Batch]:
         """Decode batch after batch, a little ahead; pictures that can't be decoded are left out.
 
         Args:
             batches: the rows of each.
             workers: threads.
         """
-        waiting: deque[tuple[Sequence[Row], Iterator[torch.Tensor | None]]] = deque()
+        waiting: deque[tuple[Sequence[Example], Iterator[torch.Tensor | None]]] = deque()
         with pool_of(workers, "decode") as pool:
             for rows in batches:
                 waiting.append((rows, pool.map(self.picture, rows)))
@@ -103,7 +106,7 @@ class Pictures:
             while waiting:
                 yield self._batch(*waiting.popleft())
 
-    def _batch(self, rows: Sequence[Row], pictures: Iterable[torch.Tensor | None]) -> Batch:
+    def _batch(self, rows: Sequence[Example], pictures: Iterable[torch.Tensor | None]) -> Batch:
         found = [(row, picture) for row, picture in zip(rows, pictures, strict=True) if picture is not None]
         if not found:
             return Batch(torch.empty(0, 4, *self.canvas.size, dtype=torch.uint8), ())

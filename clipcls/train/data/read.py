@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 
 from clipcls.errors import UsageError
-from clipcls.train.data.class_folders import read_class_folders
+from clipcls.inputs.labelled.read import read_captioned
+from clipcls.inputs.stores import in_store
+from clipcls.inputs.tables import is_table
+from clipcls.records import Embedded
 from clipcls.train.data.corpus import Corpus
 from clipcls.train.data.shards import are_shards, read_shards
-from clipcls.train.data.table import Table, read_table
+from clipcls.train.data.table import Table
 
 
 def read_data(name: str | Path, samples: int = 0) -> Corpus:
@@ -23,18 +26,31 @@ def read_data(name: str | Path, samples: int = 0) -> Corpus:
     name = os.fspath(name)
     if are_shards(name):
         return read_shards(name, samples)
+    table = read_pairs(name)
+    if any(isinstance(row.image.content, Embedded) for row in table.rows):
+        return read_shards(name, samples)  # such pictures are best read in their order
     if samples:
         raise UsageError(f"samples: only for shards; {name} has as many rows as it holds")
-    return read_pairs(Path(name))
+    return table
 
 
-def read_pairs(path: Path) -> Table:
-    """Read a table, or a folder of class folders.
+def read_pairs(name: str) -> Table:
+    """Read a table, or a folder of class folders, of which two have pictures.
 
     Raises:
-        UsageError: see `read_table` and `read_class_folders`.
+        UsageError: see `read_captioned`; or there is but one class.
     """
-    return read_class_folders(path) if path.is_dir() else read_table(path)
+    truth = read_captioned(name)
+    is_folder = os.path.isdir(name) or (in_store(name) and not is_table(name))  # noqa: PTH112
+    if not truth.examples:
+        raise UsageError(f"{name}: no picture can be used; the first problem: {truth.problems[0]}")
+    concepts = {row.concept for row in truth.examples}
+    if is_folder and len(concepts) == 1:
+        raise UsageError(
+            f"{name}: only one class has pictures, {concepts.pop()!r}, so there is nothing to tell it from. "
+            "Add a folder for another."
+        )
+    return Table(truth.examples, truth.problems, Path(name) if is_folder else Path(name).parent)
 
 
 def require_table(corpus: Corpus, setting: str) -> Table:

@@ -1,8 +1,4 @@
-"""WebDataset shards, which are read from their beginning to their end: tar files in which a picture's captions follow.
-
-The files of a sample are neighbours and have a name in common up to its first dot: `0001.jpg` with `0001.txt` (one
-caption) or `0001.json` (`caption`, `caption2`, …, `captions`), or both.
-"""
+"""WebDataset shards, and Parquet files that hold pictures: read from their beginning to their end in each epoch."""
 
 import contextlib
 import glob
@@ -13,59 +9,73 @@ import logging
 import os
 import random
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcls.errors import UsageError, first_line
-from clipcls.inputs.discover import EXTENSIONS, discover
-from clipcls.inputs.shards import DAMAGE, RESERVED, expand_braces, members
+from clipcls.errors import ImageError, UsageError
+from clipcls.inputs.folders import has_magic, matches
+from clipcls.inputs.labelled.class_folders import has_class_folders
+from clipcls.inputs.labelled.examples import Example, ProblemReport
+from clipcls.inputs.labelled.samples import read_samples
+from clipcls.inputs.labelled.tables import read_captioned_rows
+from clipcls.inputs.shards import expand_braces
+from clipcls.inputs.stores import in_store, is_address, open_named
+from clipcls.inputs.tables import is_parquet
 from clipcls.labels.vocabulary import caption_words
-from clipcls.train.data.corpus import Row, Share
-from clipcls.train.data.table import listed_captions
+from clipcls.train.data.corpus import Share
 
 logger = logging.getLogger(__name__)
 
 # Rows that each process shuffles among; they are in memory, their pictures as the shards hold them.
 SHUFFLED = 1000
-REMOTE = ("pipe:", "http://", "https://")
-
-# of a sample or a shard, what is wrong with it
-Report = Callable[[str, str], None]
+_STREAMS = ("pipe:", "http://", "https://")
+_ENDINGS = (".tar", ".parquet")
 
 
-def is_remote(name: str) -> bool:
+def is_stream(name: str) -> bool:
     """Whether a name is a URL, or a command whose output is a shard, so that it is no path."""
-    return name.startswith(REMOTE)
+    return name.startswith(_STREAMS)
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a name of data is no path: a stream, or an address in a store."""
+    return is_stream(name) or is_address(name)
 
 
 def are_shards(name: str) -> bool:
-    """Whether a name stands for shards: a .tar, a pattern of some, a folder of some, or what `is_remote`."""
+    """Whether a name stands for shards: a .tar, a pattern or a folder of some or of Parquet files, or a stream."""
     if os.path.isdir(name):  # noqa: PTH112, a command may be longer than a path can be
-        return bool(_shards_in(Path(name))) and not _has_classes(Path(name))
-    return is_remote(name) or name.endswith(".tar")
+        return bool(_shards_in(name)) and not has_class_folders(name)
+    return is_stream(name) or name.endswith(".tar") or (is_parquet(name) and (has_magic(name) or "{" in name))
 
 
 def read_shards(name: str, samples: int = 0) -> "Shards":
-    """Read what local shards hold, but for the pictures; remote ones aren't opened yet.
+    """Read what shards hold, but for the pictures; streams, and tars in a store, aren't opened yet.
 
     Args:
-        name: see `are_shards`. In a pattern, `{000..009}` and `{a,b}` count as in a shell, for remote ones, too.
+        name: see `are_shards`; or one Parquet file. In a pattern, `{000..009}` and `{a,b}` count as in a shell, for
+            streams, too.
         samples: rows in an epoch; 0 for as many as there are.
 
     Raises:
-        UsageError: there is no usable sample, or remote shards come without `samples`, or webdataset isn't installed.
+        UsageError: there is no usable sample; or shards that can't be counted come without `samples`, or streams
+            without webdataset.
     """
-    _require_webdataset()
-    if not is_remote(name):
-        return Shards(name, _local(name), samples)
-    if not samples:
+    if is_stream(name):
+        _require_webdataset()
+    if not _are_counted(name) and not samples:
         raise UsageError(
             f"{name}: these shards can't be counted beforehand; say how many rows an epoch has, as in samples: 100000"
         )
-    return Shards(name, expand_braces(name), samples)
+    return Shards(name, expand_braces(name) if is_stream(name) else _named(name), samples)
+
+
+def _are_counted(name: str) -> bool:
+    """Whether all that counting takes is there, without the pictures."""
+    return not is_stream(name) and (is_parquet(name) or not in_store(name))
 
 
 class Shards:
@@ -73,18 +83,18 @@ class Shards:
 
     Args:
         name: of all, for messages.
-        shards: paths, or what `is_remote`.
+        shards: paths, addresses in a store, or streams.
         samples: rows in an epoch; 0 for as many as there are.
 
     Raises:
-        UsageError: local shards have no usable sample.
+        UsageError: shards that are counted have no usable sample.
     """
 
     def __init__(self, name: str, shards: Sequence[str], samples: int = 0) -> None:
         self.name = name
         self._problems: dict[str, str] = {}  # by shard or sample, since each epoch meets them again
         self._scan: Scan | None = None
-        if is_remote(name):
+        if not _are_counted(name):
             self._shards, self.count = tuple(shards), samples
             return
         self._scan = _scanned(shards, self._report)
@@ -101,16 +111,16 @@ class Shards:
 
     @property
     def words(self) -> frozenset[str] | None:
-        """The words of all captions; None for remote shards."""
+        """The words of all captions; None for shards that aren't counted."""
         return None if self._scan is None else self._scan.words
 
     def digest(self) -> str:
-        """SHA-256 of the captions and the names and sizes of shards, below a folder that may move; or of the URLs."""
+        """SHA-256 of captions, and of names and sizes of shards below a folder that may move; or of the names alone."""
         if self._scan is None:
             return hashlib.sha256("\0".join(self._shards).encode()).hexdigest()
         return self._scan.digest
 
-    def batches(self, size: int, seed: int, share: Share, first: int = 0) -> Iterator[Sequence[Row]]:
+    def batches(self, size: int, seed: int, share: Share, first: int = 0) -> Iterator[Sequence[Example]]:
         """See `Corpus`: each epoch deals the shards out anew; a process's batches follow on without regard to epochs.
 
         Raises:
@@ -121,11 +131,11 @@ class Shards:
         rows = self._stream(seed, share, first * own)
         return (list(itertools.islice(rows, own)) for _ in itertools.count())
 
-    def sample(self, count: int, rng: random.Random) -> Sequence[Row]:
+    def sample(self, count: int, rng: random.Random) -> Sequence[Example]:
         """Up to `count` different rows, the first ones of a shuffled pass."""
         return list(itertools.islice(self._pass(rng.sample(self._shards, len(self._shards)), rng), count))
 
-    def _stream(self, seed: int, share: Share, passed: int) -> Iterator[Row]:
+    def _stream(self, seed: int, share: Share, passed: int) -> Iterator[Example]:
         """A process's rows, epoch after epoch, but for the first `passed` of them."""
         for epoch in itertools.count():
             shards = list(self._shards)
@@ -141,13 +151,11 @@ class Shards:
                 else:
                     yield row
 
-    def _pass(self, shards: Iterable[str], rng: random.Random) -> Iterator[Row]:
+    def _pass(self, shards: Iterable[str], rng: random.Random) -> Iterator[Example]:
         """The rows of some shards, shuffled as they go by; there is one at least."""
-        from webdataset import shuffle
-
         met = False
         rows = (row for shard in shards for row in _rows(shard, self._report))
-        for row in shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(rows):
+        for row in shuffled(rows, SHUFFLED, rng):
             met = True
             yield row
         self._require(met)
@@ -173,12 +181,35 @@ class Shards:
             raise UsageError(f"batch_size: {size} isn't a multiple of the {share.count} processes that share a batch")
 
 
+def shuffled(rows: Iterator[Example], held: int, rng: random.Random) -> Iterator[Example]:
+    """Shuffle a stream: give one of the last `held` rows at a time, and take up to two for it.
+
+    Source: webdataset.filters.shuffle, whose order this is.
+    """
+    buffer: list[Example] = []
+    for row in rows:
+        buffer.append(row)
+        if len(buffer) < held:
+            buffer += itertools.islice(rows, 1)
+        if len(buffer) >= held:
+            yield _drawn(buffer, rng)
+    while buffer:
+        yield _drawn(buffer, rng)
+
+
+def _drawn(buffer: list[Example], rng: random.Random) -> Example:
+    place = rng.randint(0, len(buffer) - 1)
+    row, buffer[place] = buffer[place], buffer[-1]
+    buffer.pop()
+    return row
+
+
 # ---- what is in the shards, but for the pictures
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What reading local shards once tells.
+    """What reading shards once tells.
 
     Attributes:
         rows: how many there are in each shard.
@@ -191,7 +222,7 @@ class Scan:
     digest: str
 
 
-def _scanned(shards: Sequence[str], report: Report) -> Scan:
+def _scanned(shards: Sequence[str], report: ProblemReport) -> Scan:
     """Go through shards without reading the pictures; nothing is kept of a row but its words."""
     counts: dict[str, int] = {}
     words: set[str] = set()
@@ -203,7 +234,7 @@ def _scanned(shards: Sequence[str], report: Report) -> Scan:
         for row in _rows(shard, report, pictures=False):
             counts[shard] += 1
             words.update(word for caption in row.captions for word in caption_words(caption))
-            digest.update(_encoded(row.image.removeprefix(shard), *row.captions))
+            digest.update(_encoded(row.image.path.removeprefix(shard), *row.captions))
     return Scan(counts, frozenset(words), digest.hexdigest())
 
 
@@ -221,79 +252,24 @@ def _size(shard: str) -> int:
 # ---- from a shard to its rows
 
 
-def _rows(shard: str, report: Report, pictures: bool = True) -> Iterator[Row]:
+def _rows(shard: str, report: ProblemReport, pictures: bool = True) -> Iterator[Example]:
     """The usable samples of a shard, in their order.
 
     Args:
         report: is told of the others, and of damage, behind which nothing is read.
-        pictures: whether they are read, too; without, only a local shard can be gone through.
+        pictures: whether they are read, too; without, only a local tar can be gone through.
     """
-    from webdataset.tariterators import group_by_keys
-
-    def report_double(exc: Exception) -> bool:
-        report(f"{shard}/{str(exc.args[0]).partition(': duplicate')[0]}", "comes twice; the first is used")
-        return True
-
-    met: set[str] = set()
-    members = _until_damage(shard, report, pictures)
-    for sample in group_by_keys(members, handler=report_double):
-        key = sample["__key__"]
-        row = _row(shard, sample) if key not in met else "other files of this sample lie further up in the shard"
-        met.add(key)
-        if isinstance(row, Row):
-            yield row
-        else:
-            report(f"{shard}/{key}", row)
-
-
-def _row(shard: str, sample: dict[str, Any]) -> Row | str:
-    """A row, or what is wrong with the sample."""
-    extension = next((name for name in sample if f".{name}" in EXTENSIONS), None)
-    if extension is None:
-        return "no picture"
-    captions = _captions(sample)
-    if isinstance(captions, str):
-        return captions
-    return Row(f"{shard}/{sample['__key__']}.{extension}", captions, sample[extension])
-
-
-def _captions(sample: dict[str, Any]) -> tuple[str, ...] | str:
-    """A sample's captions, each once, since both of its files often hold the same; or what is wrong with them."""
-    try:
-        text = sample.get("txt", b"").decode("utf-8-sig").strip()
-        record = json.loads(sample.get("json", b"{}"))
-    except (ValueError, RecursionError) as exc:
-        return f"the caption can't be read: {first_line(exc)}"
-    listed = listed_captions(record) if isinstance(record, dict) else ()
-    if isinstance(listed, str):
-        return listed
-    return tuple(dict.fromkeys([text, *listed] if text else listed)) or "no caption"
-
-
-def _until_damage(shard: str, report: Report, pictures: bool) -> Iterator[dict[str, Any]]:
-    """The files of a shard as webdataset's functions take them, up to where it is broken."""
-    try:
-        with _opened(shard) as stream:
-            yield from _files(shard, stream, pictures)
-    except DAMAGE as exc:
-        report(shard, f"can't be read to its end: {first_line(exc)}")
-
-
-def _files(shard: str, stream: Any, pictures: bool) -> Iterator[dict[str, Any]]:
-    """The files of a shard; webdataset's own iterator can't pass over pictures, and doesn't tell some damage."""
-    for member in members(stream, "r|*" if is_remote(shard) else "r:"):
-        name = member.header.name
-        if member.header.isreg() and not RESERVED.match(name):
-            is_read = pictures or name.lower().endswith((".txt", ".json"))
-            yield {"fname": name, "data": member.read() if is_read else None, "__url__": shard}
+    if is_parquet(shard) and not is_stream(shard):
+        return read_captioned_rows(shard, report, pictures)
+    return read_samples(shard, _opened, "r|*" if is_stream(shard) or in_store(shard) else "r:", report, pictures)
 
 
 def _opened(shard: str) -> AbstractContextManager[Any]:
-    return _remote(shard) if is_remote(shard) else Path(shard).open("rb")
+    return _output(shard) if is_stream(shard) else open_named(shard)
 
 
 @contextlib.contextmanager
-def _remote(shard: str) -> Iterator[Any]:
+def _output(shard: str) -> Iterator[Any]:
     """The output of a command, or of curl for a URL; it fails at the end where the command did."""
     from webdataset.gopen import gopen
 
@@ -323,23 +299,29 @@ def _end(command: Any) -> None:
 # ---- which shards there are
 
 
-def _local(name: str) -> list[str]:
-    """The paths that a name stands for, sorted, so that the same shards have the same order however they are named."""
+def _named(name: str) -> list[str]:
+    """The shards that a name stands for, sorted, so that the same ones have the same order however they are named."""
     if os.path.isdir(name):  # noqa: PTH112
-        return _shards_in(Path(name))
+        return _shards_in(name)
     names = [name] if os.path.lexists(name) else expand_braces(name)
     # one that isn't there is kept, to be reported
-    return sorted({path for name in names for path in glob.glob(name, recursive=True) or [name]})  # noqa: PTH207
+    return sorted({path for name in names for path in _matching(name) or [name]})
 
 
-def _shards_in(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.glob("*.tar") if not path.name.startswith("."))
+def _matching(name: str) -> list[str]:
+    if not in_store(name):
+        return glob.glob(name, recursive=True)  # noqa: PTH207
+    if not has_magic(name):
+        return []
+    try:
+        return [image.path for image in matches(name)]
+    except ImageError as exc:
+        raise UsageError(f"{name}: {exc}") from exc
 
 
-def _has_classes(folder: Path) -> bool:
-    """Whether a folder in this one holds a picture."""
-    below = [os.fspath(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return any(image.error is None for image in discover(below))
+def _shards_in(folder: str) -> list[str]:
+    found = itertools.chain.from_iterable(Path(folder).glob(f"*{ending}") for ending in _ENDINGS)
+    return sorted(os.fspath(path) for path in found if not path.name.startswith("."))
 
 
 def _require_webdataset() -> None:

@@ -1,22 +1,17 @@
 """Tables of pictures and captions: every row is known, so that they are shuffled as a whole."""
 
-import csv
 import hashlib
 import json
 import os
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from clipcls.errors import UsageError
+from clipcls.inputs.labelled.examples import Example
 from clipcls.labels.vocabulary import all_words
-from clipcls.train.data.corpus import Row, Share
-
-SURROGATE = re.compile("[\ud800-\udfff]")
+from clipcls.train.data.corpus import Share
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Table:
         root: the folder that the pictures lie in, mostly; with them it may move.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Example, ...]
     problems: tuple[str, ...]
     root: Path = Path()
 
@@ -46,7 +41,7 @@ class Table:
         """The words of all captions."""
         return all_words(self.captions)
 
-    def batches(self, size: int, seed: int, share: Share, first: int = 0) -> Iterator[Sequence[Row]]:
+    def batches(self, size: int, seed: int, share: Share, first: int = 0) -> Iterator[Sequence[Example]]:
         """See `Corpus`: shuffled anew each epoch, the incomplete last batch left out; a small table is one batch."""
         rng = random.Random(f"order {seed}")
         indices = list(range(len(self.rows)))
@@ -60,7 +55,7 @@ class Table:
                 own = indices[start : start + size][share.rank :: share.count]
                 yield [self.rows[index] for index in own]
 
-    def sample(self, count: int, rng: random.Random) -> Sequence[Row]:
+    def sample(self, count: int, rng: random.Random) -> Sequence[Example]:
         """Up to `count` different rows."""
         return rng.sample(self.rows, min(count, len(self.rows)))
 
@@ -73,102 +68,7 @@ class Table:
         root = f"{self.root}{os.sep}"
         result = hashlib.sha256()
         for row in self.rows:
-            image = row.image.removeprefix(root)
+            image = row.image.path.removeprefix(root)
             # a name from JSON may hold what no file name can be encoded from
             result.update(image.encode("utf-8", "surrogatepass") + b"\0" + json.dumps(row.captions).encode() + b"\0")
         return result.hexdigest()
-
-
-def read_table(path: Path) -> Table:
-    """Read a table; columns are `image` and `caption`, `caption2`, …, and in JSON lines alone a list `captions`.
-
-    Args:
-        path: a .csv, .tsv or .jsonl file; relative picture paths are taken from its folder.
-
-    Returns:
-        The rows that can be used, and what is wrong with the others. Pictures aren't opened here.
-
-    Raises:
-        UsageError: the file can't be read, lacks a column, has a column `captions`, or holds no usable row.
-    """
-    rows: list[Row] = []
-    problems: list[str] = []
-    try:
-        for line, record in _records(path):
-            row = _row(record, path.parent) if isinstance(record, dict) else record
-            if isinstance(row, Row):
-                rows.append(row)
-            else:
-                problems.append(f"{path}:{line}: {row}")
-    except OSError as exc:
-        raise UsageError(f"{path}: the table can't be read: {(exc.strerror or str(exc)).lower()}") from exc
-    except (ValueError, csv.Error) as exc:  # not UTF-8, or not a possible file name
-        raise UsageError(f"{path}: the table can't be read: {exc}") from exc
-    if not rows:
-        first = f"; the first problem: {problems[0]}" if problems else ""
-        raise UsageError(f"{path}: no usable row{first}")
-    return Table(tuple(rows), tuple(problems), path.parent)
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line number, record or what is wrong with it) of each line."""
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        yield from _json_records(path)
-    elif suffix in (".csv", ".tsv"):
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
-            _check_columns(path, reader.fieldnames or ())
-            for record in reader:
-                yield reader.line_num, record
-    elif not path.exists():
-        raise UsageError(f"{path}: no such file or folder")
-    else:
-        raise UsageError(f"{path}: a table is a .csv, .tsv or .jsonl file")
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    if "captions" in columns:  # it would have to be guessed whether it is one caption, or how several are separated
-        raise UsageError(
-            f"{path}: a column captions, which only JSON lines have, as a list; name it caption if each row has one, "
-            "else make it the columns caption, caption2, …"
-        )
-    missing = " and no ".join(name for name in ("image", "caption") if name not in columns)
-    if columns and missing:
-        raise UsageError(f"{path}: no column {missing}; there are: {', '.join(columns)}")
-
-
-def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as exc:
-                yield number, f"not JSON: {exc}"
-                continue
-            yield number, record if isinstance(record, dict) else "not a JSON object"
-
-
-def _row(record: dict[str, Any], folder: Path) -> Row | str:
-    """A row, or what is wrong with the record."""
-    image = record.get("image")
-    if not isinstance(image, str) or not image.strip():
-        return "no image"
-    captions = listed_captions(record)
-    if isinstance(captions, str):
-        return captions
-    return Row(str(folder / image.strip()), captions) if captions else "no caption"
-
-
-def listed_captions(record: dict[str, Any]) -> tuple[str, ...] | str:
-    """The captions of a record, in `caption`, `caption2`, … and the list `captions`; or what is wrong with them."""
-    listed = record.get("captions") or []
-    if not isinstance(listed, list):
-        return "captions isn't a list"
-    columns = [value for name, value in record.items() if name and re.fullmatch(r"caption\d*", name)]
-    captions = tuple(text.strip() for text in [*columns, *listed] if isinstance(text, str) and text.strip())
-    if any(map(SURROGATE.search, captions)):  # Hugging Face's tokenizers would fail
-        return "a caption isn't valid Unicode"
-    return captions

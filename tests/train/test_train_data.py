@@ -1,4 +1,4 @@
-"""Class folders as training data, and data that must be whole."""
+"""Tables and class folders as training data, and data that must be whole."""
 
 import shutil
 from pathlib import Path
@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from clipcls.errors import StoppedError, UsageError
+from clipcls.inputs.labelled.examples import Example
 from clipcls.labels.prompts import load_prompt_set
-from clipcls.train.data.class_folders import read_class_folders
+from clipcls.records import ImageRef
+from clipcls.train.data.corpus import Share
 from clipcls.train.data.read import read_data
+from clipcls.train.data.table import Table
 from clipcls.train.loop import Result, train
 from clipcls.train.loss import Positives
 from clipcls.train.settings import load_settings
@@ -35,22 +38,36 @@ def run(classes: Path, model: Path, **given: Any) -> Result:
     return train(load_settings(None, values | {"precision": "fp32", "device": "cpu", "epochs": 1.0} | given))
 
 
-def test_class_names_are_the_captions(classes: Path) -> None:
-    table = read_data(classes)
-    assert [row.captions for row in table.rows] == [("cat",)] * 3 + [("hot dog",)] * 3
-    assert all(Path(row.image).is_file() for row in table.rows)
-    assert table.problems == ()
+def listed(root: str, *rows: tuple[str, str]) -> Table:
+    return Table(tuple(Example(ImageRef(name), captions=(caption,)) for name, caption in rows), (), Path(root))
 
 
-def test_what_is_no_class_is_reported(classes: Path) -> None:
-    (classes / "empty").mkdir()
-    (classes / ".hidden").mkdir()
-    (classes / "notes.txt").touch()
-    table = read_class_folders(classes)
-    assert len(table.rows) == 6
-    assert [problem.rpartition("/")[2] for problem in table.problems] == [
-        "empty: no picture of this class",
-        "notes.txt: lies beside the class folders, so it is in no class",
+def test_digest_is_that_of_the_rows_wherever_they_lie() -> None:
+    tables = [listed(f"/{root}", (f"/{root}/a.png", caption)) for root, caption in ("xc", "yc", "xd")]
+    digests = [table.digest() for table in tables]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_digest_bears_any_name_and_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [listed("", (name, "x")) for name in ("\ud800.png", "\udcff.png", "\0.png")]
+    digests = [table.digest() for table in tables]
+    assert len(set(digests)) == len(tables)
+    monkeypatch.delattr("clipcls.train.data.table.hashlib")
+    assert [table.digest() for table in tables] == digests
+
+
+def test_digest_and_order_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    # a run that such a version has begun goes on
+    lines = ["image,caption,caption2", "a.png,a cat,a pet", "./sub//b.png,猫,", "/abs/c.png,x,x", ",no picture,"]
+    (tmp_path / "table.csv").write_text("\n".join([*lines, "d.png,y,"]), encoding="utf-8")
+    table = read_data(tmp_path / "table.csv")
+    assert table.digest() == "448a1213ef203200fd796ede185078e5439f2652c850b4a4af9a6567ef655aa2"
+    batches = table.batches(2, 5, Share())
+    assert [[row.concept for row in next(batches)] for _ in range(4)] == [
+        ["a cat", "y"],
+        ["x", "猫"],
+        ["x", "猫"],
+        ["a cat", "y"],
     ]
 
 
@@ -96,7 +113,7 @@ def test_training_on_class_folders_lists_their_words(classes: Path, tiny_model: 
 
 def test_strict_data_stops_at_a_bad_row(classes: Path, tiny_model: Path) -> None:
     (classes / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"strict_data: 1 of the data can't be used.*empty: no picture"):
+    with pytest.raises(UsageError, match=r"strict_data: 1 of the data can't be used.*empty: a class without pictures"):
         run(classes, tiny_model, strict_data=True)
     assert len(run(classes, tiny_model).problems) == 1
 

@@ -1,8 +1,8 @@
 """The file beside an output that says what it was begun with, so that a run can go on with it.
 
 Lines of JSON, appended whole: `settings` first, and again where failures were taken out; `failed` for an image that the
-output has no row for (TSV); `retry`, which makes all failures before it void; `whole` for an orderly end, with the
-output's size in bytes.
+output has no row for (its format keeps no errors); `retry`, which makes all failures before it void; `whole` for an
+orderly end, with the output's size in bytes.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from clipcls.errors import StoppedError, UsageError
-from clipcls.outputs.atomic import lock
-from clipcls.outputs.rows import prediction_of, record
+from clipcls.outputs.atomic import can_write, require_lock
+from clipcls.outputs.rows import prediction_of, row_fields
 from clipcls.records import Prediction
 
-Settings = Mapping[str, Any]
+RunSettings = Mapping[str, Any]
 
 
 def journal_path(output: Path) -> Path:
-    """Where the journal of an output file, or of a folder of part files, lies."""
+    """Return the path of the journal of an output file, or of a folder of part files."""
     return output / ".clipcls-run" if output.is_dir() else output.with_name(f".{output.name}.run")
 
 
@@ -48,10 +48,7 @@ class Journal:
         self.whole: int | None = None
         self._file = cast("BinaryIO", path.open("ab+", buffering=0))
         try:
-            if not lock(self._file):
-                raise StoppedError(
-                    f"{output}: another run is writing to it. Wait for its end, or choose another output."
-                )
+            require_lock(self._file, output)
             self._read()
         except BaseException:
             self._file.close()
@@ -63,22 +60,22 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def begin(self, settings: Settings) -> None:
-        """Forget what was, for an output that is empty."""
+    def begin(self, settings: RunSettings) -> None:
+        """Begin anew, for an output that is empty."""
         self._file.truncate(0)
         self.settings, self.failed, self.whole = dict(settings), [], None
         self._append({"settings": self.settings})
         # without it, no row could be gone on with after a power failure
         os.fsync(self._file.fileno())
 
-    def restate(self, settings: Settings) -> None:
-        """Note what the output holds for from now on."""
+    def restate(self, settings: RunSettings) -> None:
+        """Record the settings that the output's rows stand for from now on."""
         self.settings = dict(settings)
         self._append({"settings": self.settings})
 
     def add_failure(self, prediction: Prediction) -> None:
         """Keep an image that the output has no row for."""
-        self._append({"failed": record(prediction)})
+        self._append({"failed": row_fields(prediction)})
 
     def retry(self) -> None:
         """Make all failures void."""
@@ -120,16 +117,17 @@ class Journal:
         data = json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         start = self._file.seek(0, os.SEEK_END)
         try:
-            while data:
-                data = data[self._file.write(data) :]
-        except OSError as exc:
+            with can_write(str(self.path)):
+                while data:
+                    data = data[self._file.write(data) :]
+        except StoppedError:
             with contextlib.suppress(OSError):
                 self._file.truncate(start)
-            raise StoppedError(f"{self.path}: can't be written: {exc.strerror}.") from exc
+            raise
 
 
-def differences(before: Settings, now: Settings) -> Iterator[str]:
-    """The names of settings that differ, with their values where these are short."""
+def differences(before: RunSettings, now: RunSettings) -> Iterator[str]:
+    """Name the settings that differ, with their values where these are short."""
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
         if old == new:

@@ -1,0 +1,104 @@
+"""Where the results of a run are to go, and in which format."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipcls.errors import UsageError
+from clipcls.outputs.formats import PARTS_FORMAT, PIPE_FORMAT, TERMINAL_FORMAT, find_format, format_for, format_names
+from clipcls.outputs.formats.output_format import OutputFormat
+
+# with the one slash that is left of two in a path; a drive's name has one letter
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where results are to go.
+
+    Attributes:
+        output: a file, or `-` for standard output; not used with a folder.
+        folder: for part files, each there once it is whole.
+        format_name: None for the format that the output itself stands for.
+        resume: go on with what is there.
+        retry_errors: but run the images again that failed.
+    """
+
+    output: str = "-"
+    folder: Path | None = None
+    format_name: str | None = None
+    resume: bool = False
+    retry_errors: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.output if self.folder is None else str(self.folder)
+
+    @property
+    def format(self) -> OutputFormat:
+        """The format that was asked for, or that the output itself stands for.
+
+        Raises:
+            UsageError: there is no such format.
+        """
+        if self.format_name is not None:
+            return find_format(self.format_name)
+        if self.folder is not None:
+            return PARTS_FORMAT
+        if self.output != "-":
+            return format_for(Path(self.output))
+        return TERMINAL_FORMAT if sys.stdout is not None and sys.stdout.isatty() else PIPE_FORMAT
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether it is a file that a run can go on with."""
+        path = Path(self.output)
+        is_file = self.folder is None and self.output != "-" and (path.is_file() or not path.exists())
+        return is_file and self.format.can_resume
+
+
+def check_destination(destination: Destination) -> None:
+    """Refuse what contradicts itself or can't be done, before anything is opened.
+
+    Raises:
+        UsageError: it does, or a library that the format needs isn't installed.
+    """
+    output, folder, format = destination.output, destination.folder, destination.format
+    if folder is not None and _ADDRESS.match(str(folder)):
+        raise UsageError(f"--output-dir {folder}: an address; results are written to folders only.")
+    if destination.retry_errors and not destination.resume:
+        raise UsageError("--retry-errors goes with --resume.")
+    if not output:
+        raise UsageError("--output is empty. Give a file, or - for standard output.")
+    if folder is not None and output != "-":
+        raise UsageError("Give --output or --output-dir, not both.")
+    if folder is not None and not format.fits_parts:
+        names = format_names(lambda one: one.fits_parts, first=PARTS_FORMAT)
+        raise UsageError(f"--output-dir: {format.name} has no rows for images that failed; use {names}.")
+    format.require()
+    if folder is None and output == "-" and not format.can_stream:
+        raise UsageError(
+            f"{format.name.capitalize()} can't be written to standard output. Give --output FILE or --output-dir DIR."
+        )
+    if destination.resume and folder is None and not destination.is_resumable:
+        names = format_names(lambda one: one.can_resume)
+        raise UsageError(
+            f"--resume: a run can't go on with {'standard output' if output == '-' else output}. "
+            f"Give --output FILE with the format {names}, or --output-dir DIR for part files."
+        )
+
+
+def check_explanations(destination: Destination) -> None:
+    """Refuse a format that has no room for explanations.
+
+    Raises:
+        UsageError: it has none, or there is no such format.
+    """
+    if not destination.format.keeps_explanations:
+        names = format_names(lambda one: one.keeps_explanations and one.can_be_read)
+        raise UsageError(
+            f"--explain: {destination.format.name} has no room for explanations. Use --format {names}, or "
+            f"{TERMINAL_FORMAT.name} to read them."
+        )

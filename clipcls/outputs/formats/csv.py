@@ -1,0 +1,55 @@
+"""CSV: the columns of a row, with a header."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from clipcls.errors import UsageError
+from clipcls.outputs.formats.text import TextFormat, WholeLines
+from clipcls.outputs.rows import prediction_of, row_fields
+from clipcls.records import Prediction
+
+COLUMNS = ("path", "label", "score", "similarity", "top", "error", "path_b64")
+
+# in bytes: a cell may hold the scores of many thousand labels
+_LONGEST_CELL = 2**31 - 1
+
+
+class CsvFormat(TextFormat):
+    """Rows as cells; `top` is JSON text."""
+
+    name = "csv"
+    extensions = ("csv",)
+    header = ",".join(COLUMNS) + "\n"
+
+    def row(self, prediction: Prediction) -> str:
+        fields = row_fields(prediction)
+        fields["top"] = json.dumps(fields["top"], ensure_ascii=False)
+        buffer = io.StringIO()
+        # a lone carriage return is quoted only where it is part of the line end
+        csv.writer(buffer, lineterminator="\r\n").writerow([fields.get(column) for column in COLUMNS])
+        return buffer.getvalue().removesuffix("\r\n") + "\n"
+
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        csv.field_size_limit(_LONGEST_CELL)
+        # strict, so that a file that ends within quotes is seen to do so
+        reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
+        try:
+            if tuple(next(reader, COLUMNS)) != COLUMNS:
+                raise UsageError(f"{lines.name}: its first line isn't the header that `clipcls predict` writes.")
+            for cells in reader:
+                yield _prediction(cells), lines.end
+        except csv.Error as exc:
+            if "unexpected end" not in str(exc):
+                raise UsageError(f"{lines.name}, line {lines.number}: not CSV: {exc}.") from exc
+
+
+def _prediction(cells: list[str]) -> Prediction:
+    fields: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
+    fields["top"] = json.loads(fields["top"])
+    for column in ("label", "error"):
+        # CSV doesn't tell an empty text from none, and no label and no error is empty
+        fields[column] = fields[column] or None
+    return prediction_of(fields)

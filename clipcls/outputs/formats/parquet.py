@@ -1,0 +1,116 @@
+"""Parquet, by pyarrow (the extra `parquet`)."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from clipcls.errors import UsageError, first_line
+from clipcls.outputs.atomic import can_write
+from clipcls.outputs.formats.output_format import OutputFormat, Sink
+from clipcls.outputs.rows import prediction_of, row_fields
+from clipcls.records import Prediction
+
+# of a row group: rows, or answers that they list
+_GROUP_ROWS = 8192
+_GROUP_ANSWERS = 131_072
+
+
+class ParquetFormat(OutputFormat):
+    """Rows in a table of Arrow's types, which can be read once the file is closed."""
+
+    name = "parquet"
+    extensions = ("parquet", "pq")
+    keeps_index = True
+
+    def require(self) -> None:
+        _require_pyarrow()
+
+    @contextlib.contextmanager
+    def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
+        with contextlib.closing(_ParquetSink(stream, name, indexed)) as sink:
+            yield sink
+
+    def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
+        arrow, parquet = _require_pyarrow()
+        try:
+            with parquet.ParquetFile(file) as source:
+                for batch in source.iter_batches(batch_size=1024):
+                    for row in batch.to_pylist():
+                        yield prediction_of(row)
+        except (OSError, arrow.ArrowException, KeyError, TypeError, ValueError) as exc:
+            raise _not_ours(name, exc) from exc
+
+    def tally(self, path: Path) -> tuple[int, int]:
+        arrow, parquet = _require_pyarrow()
+        try:
+            with path.open("rb") as file:
+                errors = parquet.read_table(file, columns=["error"]).column("error")
+                return len(errors), len(errors) - errors.null_count
+        except (OSError, arrow.ArrowException, KeyError) as exc:
+            raise _not_ours(str(path), exc) from exc
+
+
+class _ParquetSink:
+    """Keeps rows in memory until a row group of some thousands is written."""
+
+    def __init__(self, file: BinaryIO, name: str, indexed: bool) -> None:
+        self._name = name
+        self._arrow, parquet = _require_pyarrow()
+        self._schema = _schema(self._arrow, indexed)
+        self._rows: list[dict[str, Any]] = []
+        self._answers = 0
+        with can_write(name):
+            self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
+
+    def write(self, prediction: Prediction) -> None:
+        self._rows.append(row_fields(prediction))
+        self._answers += len(prediction.top)
+        if len(self._rows) >= _GROUP_ROWS or self._answers >= _GROUP_ANSWERS:
+            self._write_group()
+
+    def close(self) -> None:
+        """Write what is left, and the end that makes the file readable."""
+        try:
+            self._write_group()
+        finally:
+            with can_write(self._name):
+                self._writer.close()
+
+    def _write_group(self) -> None:
+        rows, self._rows, self._answers = self._rows, [], 0
+        if rows:
+            with can_write(self._name):
+                self._writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
+
+
+def _not_ours(name: str, exc: Exception) -> UsageError:
+    return UsageError(f"{name}: not a Parquet file that `clipcls predict` writes: {first_line(exc)}")
+
+
+def _require_pyarrow() -> tuple[ModuleType, ModuleType]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as exc:
+        raise UsageError(f"Parquet needs the package pyarrow ({exc}): pip install 'clipcls[parquet]'") from exc
+    return pyarrow, pyarrow.parquet
+
+
+def _schema(arrow: ModuleType, indexed: bool) -> Any:
+    answer = arrow.struct(
+        [("label", arrow.string()), ("score", arrow.float64()), ("similarity", arrow.float64())],
+    )
+    return arrow.schema(
+        [
+            ("path", arrow.string()),
+            ("label", arrow.string()),
+            ("score", arrow.float64()),
+            ("similarity", arrow.float64()),
+            ("top", arrow.list_(answer)),
+            ("error", arrow.string()),
+            ("path_b64", arrow.string()),
+            *([("index", arrow.int64())] if indexed else []),
+        ]
+    )

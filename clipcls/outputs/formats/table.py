@@ -1,0 +1,93 @@
+"""A table for people, in columns of fixed widths, so that no row has to wait for the next."""
+
+import shutil
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+from clipcls.errors import printable
+from clipcls.outputs.formats.text import TextFormat, WholeLines, answers
+from clipcls.records import Explanation, Prediction
+
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class TableFormat(TextFormat):
+    """A line for each listed answer; none for an image with an error.
+
+    Attributes:
+        width: of a line, in cells of the terminal.
+        label_width: of the labels' column.
+    """
+
+    width: int = 80
+    label_width: int = len(_UNKNOWN)
+
+    name = "table"
+    extensions = ("table",)
+    keeps_errors = False
+    keeps_explanations = True
+    can_be_read = False
+    one_row_per_image = False
+
+    def for_labels(self, labels: tuple[str, ...], width: int | None = None) -> Self:
+        """Return the table with columns for these labels, as wide as the terminal where no width is given."""
+        from rich.cells import cell_len
+
+        width = width or shutil.get_terminal_size().columns
+        longest = max((cell_len(_printable(label)) for label in labels), default=0)
+        label_width = max(min(longest, max(min(width // 2, width - 23), 8)), len(_UNKNOWN))
+        return replace(self, width=width, label_width=label_width)
+
+    def row(self, prediction: Prediction) -> str:
+        if prediction.error is not None:
+            return ""
+        path_width = max(self.width - self.label_width - 11, 12)
+        path = _shortened(_printable(prediction.path), path_width)
+        lines = []
+        for label, score in answers(prediction):
+            shown = _fitted(_printable(label) or _UNKNOWN, self.label_width)
+            lines.append(f"{path}  {shown}  {score:7.4f}".rstrip() + "\n")
+            # the path is said once for the labels of one image
+            path = " " * path_width
+        if prediction.explanation is not None:
+            lines += self._explain(prediction.explanation)
+        return "".join(lines)
+
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        raise ValueError("what was shortened can't be read back")
+
+    def _explain(self, explanation: Explanation) -> list[str]:
+        room = max(self.width - self.label_width - 15, 12)
+        lines = [] if explanation.margin is None else [f"    {explanation.margin:7.4f}  margin\n"]
+        for entry in explanation.prompts:
+            label = _fitted(_printable(entry.label), self.label_width)
+            lines.append(f"    {entry.similarity:7.4f}  {label}  {_fitted(_printable(entry.prompt), room).rstrip()}\n")
+        return lines
+
+
+def _printable(text: str) -> str:
+    """Replace what could move the cursor, and lone surrogates; a space of any width becomes a space."""
+    spaced = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in text)
+    return printable(spaced)
+
+
+def _fitted(label: str, width: int) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(label) <= width:
+        return set_cell_size(label, width)
+    return set_cell_size(label, width - 1) + "…"
+
+
+def _shortened(path: str, width: int) -> str:
+    """Cut off the beginning of a long path, whose end says more."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(path) <= width:
+        return set_cell_size(path, width)
+    while cell_len(path) > width - 1:
+        path = path[1:]
+    return set_cell_size("…" + path, width)

@@ -1,0 +1,135 @@
+"""What the formats that are text have in common: rows that are written at once, and read back with their places."""
+
+import contextlib
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, ClassVar
+
+from clipcls.errors import UsageError
+from clipcls.outputs.atomic import can_write
+from clipcls.outputs.formats.output_format import OutputFormat, Sink
+from clipcls.records import Prediction
+
+
+class WholeLines:
+    """The lines of a file, but for a last one that was written in part.
+
+    Attributes:
+        name: of the file, for messages.
+        number: of the line at hand, from 1.
+        end: of the line at hand, in bytes from the beginning.
+        is_torn: whether a last line was left out.
+    """
+
+    def __init__(self, file: Iterable[bytes], name: str) -> None:
+        self._file = file
+        self.name = name
+        self.number = self.end = 0
+        self.is_torn = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._file:
+            self.is_torn = not line.endswith(b"\n")
+            if not self.is_torn:
+                self.number += 1
+                self.end += len(line)
+                yield line
+
+
+class TextFormat(OutputFormat):
+    """A format of lines of UTF-8, in which a name's bytes stay what they are.
+
+    Attributes:
+        header: what a file begins with.
+        one_row_per_image: whether an image with several answers has one row.
+    """
+
+    can_stream = True
+    header: ClassVar[str] = ""
+    one_row_per_image: ClassVar[bool] = True
+
+    @abstractmethod
+    def row(self, prediction: Prediction) -> str:
+        """Return the lines of a prediction with their ends; empty where it has none."""
+
+    @abstractmethod
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        """Yield each prediction with the end of its rows, in bytes from the beginning.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError, RecursionError: a line is no such row.
+        """
+
+    def read_rows(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        """Yield each prediction with the end of its rows, in bytes from the beginning.
+
+        Raises:
+            UsageError: a line is something else.
+        """
+        try:
+            yield from self.parse(lines)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+            raise UsageError(f"{lines.name}, line {lines.number}: not a row that `clipcls predict` writes.") from exc
+
+    def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
+        lines = WholeLines(file, name)
+        end = 0
+        for prediction, end in self.read_rows(lines):  # noqa: B007
+            yield prediction
+        if not torn and (lines.is_torn or lines.end > end > 0):
+            raise UsageError(
+                f"{name}: ends within a row; the run that wrote it was cut short. `--resume` completes it."
+            )
+
+    @contextlib.contextmanager
+    def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
+        yield TextSink(stream, self, name)
+
+
+class TextSink:
+    """Writes predictions row by row, each at once.
+
+    Args:
+        stream: at its end; see `OutputFormat.open_sink`.
+        name: of the output, for messages.
+        begins: False where there are rows already, so that no header is needed.
+    """
+
+    def __init__(self, stream: BinaryIO, format: TextFormat, name: str, *, begins: bool = True) -> None:
+        self._stream = stream
+        self._row = format.row
+        self._name = name
+        if begins:
+            self._write(format.header)
+
+    def write(self, prediction: Prediction) -> None:
+        """See `Sink`."""
+        self._write(self._row(prediction))
+
+    def _write(self, text: str) -> None:
+        data = rest = text.encode("utf-8", "surrogateescape")
+        with can_write(self._name):
+            try:
+                while rest:
+                    # a file without a buffer may take a part only
+                    rest = rest[self._stream.write(rest) :]
+                self._stream.flush()
+            except OSError:
+                self._take_back(len(data) - len(rest))
+                raise
+
+    def _take_back(self, length: int) -> None:
+        """Cut off a part of a row, unless others have written to the same file behind it."""
+        with contextlib.suppress(OSError):
+            if length and self._stream.seekable():
+                end = self._stream.tell()
+                if end == self._stream.seek(0, os.SEEK_END):
+                    self._stream.truncate(end - length)
+
+
+def answers(prediction: Prediction) -> list[tuple[str, float]]:
+    """Return label and score of each line that lists an answer; an unknown image has one, with an empty label."""
+    if prediction.label is None:
+        return [("", entry.score) for entry in prediction.top[:1]]
+    return [(entry.label, entry.score) for entry in prediction.top]

@@ -1,0 +1,61 @@
+"""TSV for shell pipelines: `path<TAB>label<TAB>score`."""
+
+import math
+import re
+from collections.abc import Iterator
+
+from clipcls.outputs.formats.text import TextFormat, WholeLines, answers
+from clipcls.records import Prediction, ScoredLabel
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_ESCAPED = re.compile(r"\\([tnr\\])")
+_SIGNS = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
+
+
+class TsvFormat(TextFormat):
+    """A line for each listed answer; none for an image with an error."""
+
+    name = "tsv"
+    extensions = ("tsv", "txt", "")
+    keeps_errors = False
+    one_row_per_image = False
+
+    def row(self, prediction: Prediction) -> str:
+        if prediction.error is not None:
+            return ""
+        path = escaped(prediction.path)
+        return "".join(f"{path}\t{escaped(label)}\t{score:.6f}\n" for label, score in answers(prediction))
+
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        # the lines of one image follow one another; the same image again begins with a label that it had
+        path = ""
+        found: dict[str, ScoredLabel] = {}
+        end = 0
+        for line in lines:
+            cells = line.decode("utf-8", "surrogateescape").removesuffix("\n").split("\t")
+            place, label, score = map(_unescaped, cells)
+            answer = ScoredLabel(label, float(score), math.nan)
+            # an unknown image has one line, without a label
+            again = answer.label in found or not answer.label or "" in found
+            if found and (place != path or again):
+                yield _prediction(path, found), end
+                found = {}
+            path = place
+            found[answer.label] = answer
+            end = lines.end
+        if found:
+            yield _prediction(path, found), end
+
+
+def escaped(text: str) -> str:
+    """Return text as a cell of TSV."""
+    return text.translate(_ESCAPES)
+
+
+def _unescaped(cell: str) -> str:
+    return _ESCAPED.sub(lambda found: _SIGNS[found[1]], cell)
+
+
+def _prediction(path: str, found: dict[str, ScoredLabel]) -> Prediction:
+    best = next(iter(found.values()))
+    return Prediction(path, best.label or None, best.score, None, tuple(found.values()) if best.label else ())
