@@ -1,7 +1,6 @@
 """`clipcls sort` as a process."""
 
 import contextlib
-import json
 import os
 import pty
 import resource
@@ -78,13 +77,14 @@ SORTED = {
 }
 
 
-@pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.tsv", "p.txt", "p.parquet"])
-def test_sort_reads_all_that_predict_writes(run: Run, photos: Path, tmp_path: Path, name: str) -> None:
-    if name == "p.parquet":
+@pytest.mark.parametrize("names", [["p.jsonl"], ["p.tsv"], ["p.txt"], ["p.parquet"], ["part-0.jsonl", "part-1.csv"]])
+def test_sort_reads_all_that_predict_writes(run: Run, photos: Path, tmp_path: Path, names: list[str]) -> None:
+    if names == ["p.parquet"]:
         pytest.importorskip("pyarrow")
-    write(tmp_path / name, predictions())
-    before = contents(photos)
-    done = run(name, "--into", "sorted")
+    (tmp_path / "parts").mkdir()
+    for number, name in enumerate(names):
+        write(tmp_path / "parts" / name, predictions()[3 * number : None if len(names) == number + 1 else 3])
+    done = run(f"parts/{names[0]}" if len(names) == 1 else "parts", "--into", "sorted")
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
     assert done.stderr.decode().splitlines() == [
         "clipcls: 4 files copied into sorted/",
@@ -93,50 +93,25 @@ def test_sort_reads_all_that_predict_writes(run: Run, photos: Path, tmp_path: Pa
         "clipcls:   1  hot dog",
     ]
     assert contents(tmp_path / "sorted") == SORTED
-    assert contents(photos) == before
+    assert len(contents(photos)) == 4
 
 
-def test_sort_reads_a_folder_of_part_files(run: Run, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "parts").mkdir()
-    write(tmp_path / "parts" / "part-000000.jsonl", predictions()[:3])
-    write(tmp_path / "parts" / "part-000001.csv", predictions()[3:])
-    done = run("parts", "--into", "sorted")
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "sorted") == SORTED
-
-
-def test_sort_says_where_to_run_it_when_it_finds_nothing(run: Run, tmp_path: Path) -> None:
-    write(tmp_path / "p.jsonl", predictions())
-    done = run("p.jsonl", "--into", "sorted")
-    assert done.returncode == 1
-    assert done.stderr.endswith(b"clipcls: 4 rows left out; run it in the folder that predict was run in\n")
-    assert not (tmp_path / "sorted").exists()
-
-
-def test_sort_reads_standard_input(run: Run, photos: Path, tmp_path: Path) -> None:
-    jsonl = write(tmp_path / "p.jsonl", predictions()).read_bytes()
-    done = run("-", "--into", "sorted", "--by", "move", "--yes", input=jsonl)
-    assert done.returncode == 0, done.stderr
+def test_sort_reads_standard_input_to_its_end_before_it_touches_anything(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    jsonl, tsv = (write(tmp_path / name, predictions()).read_bytes() for name in ("p.jsonl", "p.tsv"))
+    move = ("--into", "sorted", "--by", "move", "--yes")
+    for broken in (jsonl[:-20], jsonl + b"not a row\n", b'{"path": "photos/a.jpg"}\n'):
+        (tmp_path / "broken.jsonl").write_bytes(broken)
+        for done in (run("broken.jsonl", *move), run("-", *move, input=broken)):
+            assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+            assert len(contents(photos)) == 4
+    assert run("-", *move, input=jsonl).returncode == 0
     assert contents(tmp_path / "sorted") == SORTED
     assert not contents(photos)
-    tsv = write(tmp_path / "p.tsv", predictions()).read_bytes()
     assert run("--undo", "sorted").returncode == 0
     assert run("-", "--into", "sorted", "--format", "tsv", input=tsv).returncode == 0
     assert contents(tmp_path / "sorted") == SORTED
-
-
-def test_sort_refuses_what_breaks_off_before_it_touches_anything(run: Run, photos: Path, tmp_path: Path) -> None:
-    jsonl = write(tmp_path / "p.jsonl", predictions()).read_bytes()
-    for broken in (jsonl[:-20], jsonl + b"not a row\n", b'{"path": "photos/a.jpg"}\n'):
-        (tmp_path / "p.jsonl").write_bytes(broken)
-        for done in (
-            run("p.jsonl", "--into", "sorted", "--by", "move", "--yes"),
-            run("-", "--into", "sorted", "--by", "move", "--yes", input=broken),
-        ):
-            assert done.returncode == 2
-            assert done.stderr.count(b"\n") == 1
-    assert len(contents(photos)) == 4
-    assert not (tmp_path / "sorted").exists()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +141,7 @@ def test_sort_says_what_is_wrong_on_one_line(
     assert not (tmp_path / "sorted").exists()
 
 
-@pytest.mark.parametrize("by", ["copy", "hardlink", "symlink", "move"])
+@pytest.mark.parametrize("by", ["copy", "move"])
 def test_sort_dry_run_says_what_a_run_does(run: Run, photos: Path, tmp_path: Path, by: str) -> None:
     write(tmp_path / "p.jsonl", [*predictions(), Prediction("photos/gone.jpg", "cat", 0.5, 0.25)])
     (tmp_path / "sorted" / "cat").mkdir(parents=True)
@@ -191,18 +166,11 @@ def test_sort_dry_run_says_what_a_run_does(run: Run, photos: Path, tmp_path: Pat
     }
 
 
-def test_sort_quiet_says_nothing(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_sort_undo_restores_and_says_so_unless_quiet(run: Run, photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", [*predictions(), Prediction("photos/gone.jpg", "cat", 0.5, 0.25)])
-    done = run("p.jsonl", "--into", "sorted", "-q")
-    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
-    undone = run("--undo", "sorted", "-q")
-    assert (undone.returncode, undone.stdout, undone.stderr) == (0, b"", b"")
-
-
-def test_sort_undo_restores_and_says_so(run: Run, photos: Path, tmp_path: Path) -> None:
-    write(tmp_path / "p.jsonl", predictions())
     before = contents(tmp_path)
-    assert run("p.jsonl", "--into", "sorted", "--by", "move", "--yes").returncode == 0
+    done = run("p.jsonl", "--into", "sorted", "--by", "move", "--yes", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
     (photos / "a.jpg").write_bytes(b"new")
     done = run("--undo", "sorted")
     assert done.returncode == 1
@@ -211,8 +179,14 @@ def test_sort_undo_restores_and_says_so(run: Run, photos: Path, tmp_path: Path) 
         "clipcls: 3 files taken back from sorted/; 1 file left there",
     ]
     (photos / "a.jpg").unlink()
-    assert run("--undo", "sorted").returncode == 0
+    done = run("--undo", "sorted", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert contents(tmp_path) == before
+    assert not (tmp_path / "sorted").exists()
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    done = run("p.jsonl", "--into", "sorted")
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"clipcls: 5 rows left out; run it in the folder that predict was run in\n")
     assert not (tmp_path / "sorted").exists()
 
 
@@ -237,42 +211,34 @@ def asked(tmp_path: Path, reply: bytes) -> tuple[int, bytes]:
 
 def test_sort_asks_before_it_moves(photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", predictions())
-    for reply in (b"n\n", b"\n"):
-        code, shown = asked(tmp_path, reply)
-        assert code == 1
-        assert b"Move 4 files into sorted/? [y/N]" in shown
-        assert b"nothing was moved" in shown
-        assert len(contents(photos)) == 4
+    code, shown = asked(tmp_path, b"\n")
+    assert (code, len(contents(photos))) == (1, 4)
+    assert b"Move 4 files into sorted/? [y/N]" in shown
+    assert b"nothing was moved" in shown
     code, shown = asked(tmp_path, b"y\n")
     assert code == 0, shown
     assert contents(tmp_path / "sorted") == SORTED
 
 
-def limited(folder: Path, size: int, *args: str) -> tuple[int, bytes]:
-    """The exit code and the messages of a run that can't write files of more bytes."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    process = start(folder, *args, stderr=subprocess.PIPE, preexec_fn=limit)
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
-
-
 def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(photos: Path, tmp_path: Path) -> None:
+    def limited(size: int, *args: str) -> tuple[int, str]:
+        """Run where files of more bytes can't be written; returns the exit code and the messages."""
+        limits = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
+        process = start(tmp_path, *args, stderr=subprocess.PIPE, **limits)
+        errors = process.communicate(timeout=60)[1].decode()
+        return process.returncode, errors
+
     (photos / "b.jpg").write_bytes(b"x" * 100_000)
     write(tmp_path / "p.jsonl", predictions())
     before = contents(tmp_path)
-
-    code, errors = limited(tmp_path, 50_000, "p.jsonl", "--into", "sorted")
-    assert code == 4
-    assert errors.decode().splitlines() == [
+    assert limited(50_000, "p.jsonl", "--into", "sorted") == (
+        4,
         "clipcls: error: sorted/hot dog/b.jpg: can't be written: file too large. 1 of 4 files are done: the same "
-        "command goes on, `clipcls sort --undo sorted` takes them back."
-    ]
+        "command goes on, `clipcls sort --undo sorted` takes them back.\n",
+    )
     assert contents(tmp_path / "sorted") == {"cat/a.jpg": b"0" * 100}
     # taking back needs no space
-    assert limited(tmp_path, 0, "--undo", "sorted") == (0, b"clipcls: 1 file taken back from sorted/\n")
+    assert limited(0, "--undo", "sorted") == (0, "clipcls: 1 file taken back from sorted/\n")
     assert contents(tmp_path) == before
     assert not (tmp_path / "sorted").exists()
 
@@ -280,7 +246,7 @@ def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(photos: Path, tmp
 @pytest.mark.parametrize(("by", "number"), [("copy", signal.SIGINT), ("move", signal.SIGTERM)])
 def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: str, number: signal.Signals) -> None:
     (tmp_path / "photos").mkdir()
-    names = [f"photos/{index:04d}.jpg" for index in range(1500)]
+    names = [f"photos/{index:04d}.jpg" for index in range(400)]
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
     write(tmp_path / "p.jsonl", [Prediction(name, "cat", 0.5, 0.5) for name in names])
@@ -291,55 +257,45 @@ def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: st
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
-    assert b"of 1,500 files are done: the same command goes on" in errors
+    assert b"of 400 files are done: the same command goes on" in errors
     assert b"Traceback" not in errors
-    record = (tmp_path / "sorted" / LOG_NAME).read_bytes()
-    assert json.loads(record.splitlines()[-1]) == {"end": True}
+    assert (tmp_path / "sorted" / LOG_NAME).read_bytes().endswith(b'{"end": true}\n')
     some = contents(tmp_path / "sorted")
-    assert 0 < len(some) < 1500
+    assert 0 < len(some) < 400
     assert all(f"photos/{Path(name).name}".encode() == content for name, content in some.items())
     done = run("p.jsonl", "--into", "sorted", "--by", by, "--yes")
     assert done.returncode == 0, done.stderr
     assert f"clipcls: {len(some):,} file".encode() in done.stderr
-    assert len(contents(tmp_path / "sorted")) == 1500
+    assert len(contents(tmp_path / "sorted")) == 400
     assert run("--undo", "sorted").returncode == run("--undo", "sorted").returncode == 0
     assert contents(tmp_path) == before
 
 
 def test_sort_goes_on_when_nobody_reads_what_it_says(photos: Path, tmp_path: Path) -> None:
-    write(tmp_path / "p.jsonl", [*predictions(), Prediction("photos/gone.jpg", "cat", 0.5, 0.25)])
-    for arguments, code in ((("p.jsonl", "--into", "sorted"), 1), (("--undo", "sorted"), 0)):
+    write(tmp_path / "p.jsonl", predictions())
+    for arguments in (("p.jsonl", "--into", "sorted"), ("--undo", "sorted")):
         process = start(tmp_path, *arguments, "-v", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.close()
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == code
+        assert process.returncode == 0
         assert b"clipcls: 4 files " in errors
-        assert (tmp_path / "sorted").exists() == (code == 1)
-
-
-def test_sort_says_so_when_standard_output_is_closed(photos: Path, tmp_path: Path) -> None:
-    write(tmp_path / "p.jsonl", predictions())
-    process = start(
-        tmp_path, "p.jsonl", "--into", "sorted", "--dry-run", stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1)
-    )
+    closed = {"stderr": subprocess.PIPE, "preexec_fn": lambda: os.close(1)}
+    process = start(tmp_path, "p.jsonl", "--into", "sorted", "--dry-run", **closed)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 4
-    assert b"standard output is closed" in errors
-    assert b"Traceback" not in errors
+    assert b"standard output is closed" in errors and b"Traceback" not in errors
 
 
 def test_sort_loads_neither_torch_nor_numpy(photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", predictions())
     code = (
         "import sys\n"
-        "sys.argv = ['clipcls', 'sort', 'p.jsonl', '--into', 'sorted', '--by', 'move', '--yes']\n"
+        "sys.argv = ['clipcls', 'sort', 'p.jsonl', '--into', 'sorted']\n"
         "from clipcls.cli import main\n"
         "try:\n    main()\nexcept SystemExit as exc:\n    assert not exc.code, exc.code\n"
         "print(*{name.split('.')[0] for name in sys.modules})\n"
     )
-    command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, env=environment)
-    assert not set(done.stdout.decode().split()) & {"torch", "numpy", "PIL", "open_clip", "pyarrow", "urllib3", "yaml"}
-    assert contents(tmp_path / "sorted") == SORTED
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
+    assert not set(loaded.split()) & {"torch", "numpy", "PIL", "open_clip", "pyarrow", "urllib3", "yaml"}

@@ -65,9 +65,8 @@ class _Sorter:
     def __init__(self, plan: SortPlan) -> None:
         self._plan = plan
         self._by = plan.run.by
-        self._targets = {file.target for file in plan.run.files.values()}
         self._moved: dict[Path, Path] = {}
-        folders = sorted({target.parent for target in self._targets})
+        folders = sorted({file.target.parent for file in plan.run.files.values()})
         plan.run.made += [folder.name for folder in folders if status_of(folder) is None]
         append(plan.root, plan.run.line())
         for folder in folders:
@@ -122,10 +121,8 @@ class _Sorter:
                 break
             except FileExistsError:
                 # something has come there meanwhile
-                target = file.target.with_name(numbered(file.source.name, number))
-                if target not in self._targets:
-                    file = replace(file, target=target)
-                    self._announce(file)
+                file = replace(file, target=file.target.with_name(numbered(file.source.name, number)))
+                self._announce(file)
             except ImageError as exc:
                 return file, str(exc)
             except OSError as exc:
