@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from webdataset import TarWriter
 
-from clipcls import Classifier, ModelSpec
+from clipcls import Classifier, Session
 from clipcls.errors import UsageError
 from clipcls.inputs.labelled.examples import Example
 from clipcls.records import ImageRef
@@ -150,7 +150,7 @@ def test_recipe_command_trains_a_model_that_predict_takes(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     model = str(folder / "run" / "model")
     assert done.stdout.splitlines()[-1] == model
-    (answer,) = Classifier(["red", "blue"], ModelSpec(model)).predict([folder / "0.png"])
+    (answer,) = Classifier(Session(model), ["red", "blue"]).predict([folder / "0.png"])
     assert answer.label in ("red", "blue")
     resumed = resumed_settings(folder / "run", None, {})
     with pytest.raises(UsageError, match="the run is finished"):
