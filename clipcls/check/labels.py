@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcls.check.findings import Finding, error, note, ok, warning
 from clipcls.errors import UsageError, quoted
 from clipcls.labels.label_files import label_key, make_label, read_labels, refuse_duplicates, spelling_key
 from clipcls.labels.prompts import load_prompt_set, render, templates_set
+from clipcls.predict.ranking import Array
 from clipcls.records import Label, PromptSet
 
 # cosine of two labels' features from which on they are called nearly the same; chosen, not measured: how near labels
@@ -28,8 +28,6 @@ _BARE = re.compile(r"\s*\{(c|label)?\}\s*")
 _NO_WORD = re.compile(r"n\d{8}|\d+")  # WordNet's identifiers, numbers of classes
 _BLOCK = 512
 _MEDIAN_OF = 1000
-
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +135,7 @@ def check_templates(labels: Sequence[Label], prompts: PromptSet) -> Iterator[Fin
         seen.setdefault(rendered, label.name)
 
 
-def check_nearness(names: Sequence[str], features: Features) -> Iterator[Finding]:
+def check_nearness(names: Sequence[str], features: Array) -> Iterator[Finding]:
     """Labels that the model can hardly tell apart, and those that it tells apart worst.
 
     Args:
@@ -185,7 +183,7 @@ def is_bare(template: str) -> bool:
     return _BARE.fullmatch(template) is not None
 
 
-def nearest_pairs(features: Features, most: int) -> tuple[list[Pair], int]:
+def nearest_pairs(features: Array, most: int) -> tuple[list[Pair], int]:
     """The nearest pairs of labels, nearest first, and how many pairs there are at NEARLY_SAME or above."""
     found: list[Pair] = []
     nearly_same = 0
@@ -240,7 +238,7 @@ def _without_duplicates(labels: Iterable[Label], findings: list[Finding]) -> lis
     return kept
 
 
-def _median(features: Features) -> float:
+def _median(features: Array) -> float:
     step = -(-len(features) // _MEDIAN_OF)
     sample = features[::step]
     cosines = sample @ sample.T

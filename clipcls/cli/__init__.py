@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from clipcls.cli import cache, check, models, predict, prompts, sort, train
-from clipcls.cli.calibrate import calibrate
-from clipcls.cli.eval import evaluate
+from clipcls.cli.calibrate import calibrate_command
+from clipcls.cli.eval import eval_command
 from clipcls.cli.stderr import open_stderr
 from clipcls.errors import ClipclsError
 
@@ -34,11 +34,11 @@ app.command()(predict.predict)
 app.command()(sort.sort)
 app.command("train")(train.train_command)
 app.command()(check.check)
-app.command("eval")(evaluate)
-app.command()(calibrate)
-app.add_typer(models.app, name="models")
-app.add_typer(prompts.app, name="prompts")
-app.add_typer(cache.app, name="cache")
+app.command("eval")(eval_command)
+app.command("calibrate")(calibrate_command)
+app.add_typer(models.models_app, name="models")
+app.add_typer(prompts.prompts_app, name="prompts")
+app.add_typer(cache.cache_app, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

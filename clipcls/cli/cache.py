@@ -6,17 +6,17 @@ import typer
 
 from clipcls.cli import options
 
-app = typer.Typer(no_args_is_help=True, help="Show the cache, clear it, and make it smaller.")
+cache_app = typer.Typer(no_args_is_help=True, help="Show the cache, clear it, and make it smaller.")
 
 
-@app.command()
-def info(cache_dir: options.CacheDirOption = None, cache_size: options.CacheSizeOption = None) -> None:
+@cache_app.command("info")
+def info_command(cache_dir: options.CacheDirOption = None, cache_size: options.CacheSizeOption = None) -> None:
     """Show where the cache is and what it holds."""
     from clipcls.embed.cache.database import default_folder
-    from clipcls.embed.cache.prune import info as cache_info
+    from clipcls.embed.cache.prune import info
     from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
 
-    facts = cache_info(cache_dir or default_folder())
+    facts = info(cache_dir or default_folder())
     _show("path", facts.path)
     _show("size", _megabytes(facts.size) if facts.exists else "empty")
     _show("limit", _megabytes(cache_size * MEGABYTE if cache_size else DEFAULT_LIMIT))
@@ -26,17 +26,17 @@ def info(cache_dir: options.CacheDirOption = None, cache_size: options.CacheSize
     _show("file fingerprints", facts.fingerprints)
 
 
-@app.command()
-def clear(cache_dir: options.CacheDirOption = None) -> None:
+@cache_app.command("clear")
+def clear_command(cache_dir: options.CacheDirOption = None) -> None:
     """Remove the cache."""
     from clipcls.embed.cache.database import default_folder
-    from clipcls.embed.cache.prune import clear as clear_cache
+    from clipcls.embed.cache.prune import clear
 
-    _show("freed", _megabytes(clear_cache(cache_dir or default_folder())))
+    _show("freed", _megabytes(clear(cache_dir or default_folder())))
 
 
-@app.command()
-def prune(
+@cache_app.command("prune")
+def prune_command(
     cache_dir: options.CacheDirOption = None,
     older_than: Annotated[
         int | None,
@@ -60,11 +60,11 @@ def prune(
 ) -> None:
     """Remove what is of no use any more from the cache."""
     from clipcls.embed.cache.database import default_folder
-    from clipcls.embed.cache.prune import prune as prune_cache
+    from clipcls.embed.cache.prune import prune
     from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
 
     limit = DEFAULT_LIMIT if size is None else size * MEGABYTE
-    removed = prune_cache(cache_dir or default_folder(), older_than, limit)
+    removed = prune(cache_dir or default_folder(), older_than, limit)
     _show("label embeddings", removed.texts)
     _show("image embeddings", removed.images)
     _show("paths", removed.paths)

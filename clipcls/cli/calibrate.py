@@ -25,7 +25,7 @@ _MOST_LABELS = 40
 
 
 @options.grouped
-def calibrate(
+def calibrate_command(
     *,
     data: Annotated[
         list[str],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @options.grouped
-def evaluate(
+def eval_command(
     *,
     data: Annotated[
         list[str],

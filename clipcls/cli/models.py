@@ -6,10 +6,10 @@ import typer
 
 from clipcls.cli import options
 
-app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+models_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
 
-@app.callback(invoke_without_command=True)
+@models_app.callback(invoke_without_command=True)
 def models(
     context: typer.Context,
     all_models: Annotated[bool, typer.Option("--all", help="Every NAME:TAG of open_clip, one per line.")] = False,
@@ -37,7 +37,7 @@ def models(
     typer.echo("ImageNet figures are published zero-shot top-1 accuracies, not measured by clipcls.", err=True)
 
 
-@app.command()
+@models_app.command()
 def pull(
     name: Annotated[str, typer.Argument(help="Alias, NAME:TAG or hf-hub:ORG/REPO.")],
     verbose: options.VerboseOption = False,
