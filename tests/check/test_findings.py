@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clipcls.check.findings import Finding, as_json, error, exit_code, listed, note, ok, table_lines, tsv_line, warning
+from clipcls.check.findings import Finding, as_json, error, exit_code, note, ok, table_lines, tsv_line, warning
 from clipcls.errors import ModelError, UsageError
 
 
@@ -44,8 +44,3 @@ def test_as_json_holds_everything() -> None:
     finding = warning("labels", "猫", "x")
     (found,) = json.loads(as_json([finding]))["findings"]
     assert Finding(**found) == finding
-
-
-def test_listed_shows_few_names() -> None:
-    assert listed(["a", "b"]) == "'a', 'b'"
-    assert listed([str(i) for i in range(1004)]) == "'0', '1', '2' and 1,001 more"
