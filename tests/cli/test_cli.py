@@ -277,7 +277,7 @@ def test_predict_interrupted_keeps_whole_rows(
         time.sleep(0.05)
     process.send_signal(number)
     stderr = process.stderr.read()
-    assert process.wait(timeout=10) == code
+    assert process.wait(timeout=120) == code
     assert b"Traceback" not in stderr
     assert len(rows((tmp_path / "out.jsonl").read_bytes())) == 1
     for stream in (process.stdin, process.stdout, process.stderr):

@@ -96,7 +96,7 @@ def test_predict_with_other_labels_opens_no_image(clipcls: Run, forks: Any, tmp_
     arguments = [*map(str, PREDICT), "--labels", "train,bird"]
     process = forks.Process(target=run_unable_to_open, args=(arguments, tmp_path / ".streams", dict(os.environ)))
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 0, (tmp_path / ".streams" / "stderr").read_text()
     assert (tmp_path / ".streams" / "stdout").read_bytes() == expected.stdout
 

@@ -166,7 +166,7 @@ def test_eval_ends_with_sigterm_without_a_figure(data: Path, tiny_model: Path) -
         if b"texts:" in line:
             break
     process.terminate()
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (143, b"")
     assert b"Traceback" not in errors and b"interrupted" in errors
 
@@ -308,7 +308,7 @@ def test_eval_names_the_file_without_predictions(clipcls: Run, data: Path, tmp_p
 
 def test_eval_with_a_closed_standard_output_stops_before_the_first_picture(data: Path) -> None:
     command = f"'{sys.executable}' -m clipcls eval data --model pictogram"
-    done = subprocess.run(f"{command} >&-", shell=True, cwd=data.parent, capture_output=True, timeout=60)
+    done = subprocess.run(f"{command} >&-", shell=True, cwd=data.parent, capture_output=True, timeout=120)
     assert done.returncode == 4
     assert done.stderr == b"clipcls: error: standard output is closed. Give --output FILE.\n"
 

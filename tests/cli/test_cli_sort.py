@@ -227,7 +227,7 @@ def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(photos: Path, tmp
         """Run where files of more bytes can't be written; returns the exit code and the messages."""
         limits = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
         process = start(tmp_path, *args, stderr=subprocess.PIPE, **limits)
-        errors = process.communicate(timeout=60)[1].decode()
+        errors = process.communicate(timeout=120)[1].decode()
         return process.returncode, errors
 
     (photos / "b.jpg").write_bytes(b"x" * 100_000)
@@ -257,7 +257,7 @@ def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: st
     while not (tmp_path / "sorted/cat/0000.jpg").exists() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
     assert b"of 400 files are done: the same command goes on" in errors
     assert b"Traceback" not in errors
@@ -279,12 +279,12 @@ def test_sort_goes_on_when_nobody_reads_what_it_says(photos: Path, tmp_path: Pat
         process = start(tmp_path, *arguments, "-v", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.close()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0
         assert b"clipcls: 4 files " in errors
     closed = {"stderr": subprocess.PIPE, "preexec_fn": lambda: os.close(1)}
     process = start(tmp_path, "p.jsonl", "--into", "sorted", "--dry-run", **closed)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 4
     assert b"standard output is closed" in errors and b"Traceback" not in errors
 

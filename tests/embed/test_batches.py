@@ -205,7 +205,7 @@ def test_predict_short_of_memory_goes_on_or_exits_with_4(
     given = (fits, [*arguments, "--device", "cpu"], streams, dict(os.environ))
     process = forks.Process(target=run_short_of_memory, args=given)
     process.start()
-    process.join(60)
+    process.join(120)
     output, errors = ((streams / name).read_text() for name in ("stdout", "stderr"))
     assert process.exitcode == code, errors
     if code:

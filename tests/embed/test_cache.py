@@ -256,7 +256,7 @@ def test_cache_processes_create_write_and_read_at_once(tmp_path: Path, limit: in
         )
         for i in range(3)
     ]
-    assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 3
+    assert [process.communicate(timeout=120)[1] for process in processes] == [""] * 3
     facts = info(tmp_path)
     assert (facts.images, facts.texts) == (960, 30) if limit > 2**30 else facts.images < 250
 

@@ -360,7 +360,7 @@ cache.close()
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are of POSIX")
 def test_cache_on_a_full_disk_turns_itself_off(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "None\n")
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("cache off") and str(tmp_path / NAME) in warning

@@ -338,7 +338,7 @@ def test_predict_says_what_it_may_not_read(forks: Any, tmp_path: Path) -> None:
     arguments += ["--format", "jsonl"]
     process = forks.Process(target=run_without_privileges, args=(arguments, streams, dict(os.environ)))
     process.start()
-    process.join(60)
+    process.join(120)
     (shown / "closed").chmod(0o700)
     errors = (streams / "stderr").read_text()
     assert process.exitcode == 1, errors

@@ -87,6 +87,6 @@ def test_with_checksums_mends_a_png(fuzz: ModuleType) -> None:
 
 def test_decoder_withstands_a_short_fuzz(tmp_path: Path) -> None:
     command = [sys.executable, FUZZ, "--count", "600", "--seed", "5", "--keep", tmp_path / "offenders"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "600 mutants" in done.stdout and " 0 offenders" in done.stdout

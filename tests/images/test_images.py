@@ -315,7 +315,7 @@ def test_load_pixels_is_the_same_on_many_threads() -> None:
     start = threading.Barrier(4)
 
     def load_all(_: int) -> list[NDArray[np.uint8]]:
-        start.wait(timeout=20)
+        start.wait(timeout=120)
         return [load_pixels(GOOD[name].data, preprocessing()) for name in names]
 
     with ThreadPoolExecutor(4) as pool:

@@ -84,7 +84,7 @@ def test_resumed_run_equals_an_unbroken_one_after_sigkill(folder: Path, forks: A
     begin(folder, "whole")
     process = forks.Process(target=die_at, args=(folder, 5))
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert len(losses(folder / "run")) == 5
     resume(folder)

@@ -193,7 +193,7 @@ def test_signal_saves_the_step_and_the_run_goes_on(
         while not (metrics.exists() and len(lines(folder)) >= 3) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(number)
-        errors = process.communicate(timeout=60)[1].decode()
+        errors = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 128 + number
     step = len(lines(folder))
     assert f"step {step} of 10000 is saved; go on with: clipcls train --resume run" in errors
@@ -211,7 +211,7 @@ def test_signal_ends_a_run_whose_data_stall(folder: Path) -> None:
             time.sleep(0.1)
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
 
 
 def test_set_gives_any_setting_of_the_config(folder: Path, clipcls: Callable[..., Any]) -> None:
