@@ -364,6 +364,8 @@ class Workplace:
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # away from other clusters on this machine
+            "RAY_TMPDIR": str(self.scratch / "tmp"),
             "CLIPCLS_MODEL": "pictogram",
             "CLIPCLS_DEVICE": "cpu",
             "CLIPCLS_PRECISION": "fp32",
