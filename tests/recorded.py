@@ -274,7 +274,10 @@ def _archive_members(data: bytes, scratch: bytes) -> str:
     """What is in a checkpoint, which is a ZIP file; torch's `serialization_id` is a checksum of the rest."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/.data/serialization_id")]
-        return "".join(f"{name}: {_digest(archive.read(name), scratch)}\n" for name in names)
+        structure = [name for name in names if name.endswith("/data.pkl")]
+        others = b"".join(name.encode() + archive.read(name) for name in names if name not in structure)
+        lines = [f"{name}: {_digest(archive.read(name), scratch)}\n" for name in structure]
+    return "".join([*lines, f"{len(names) - len(structure)} other members: {_digest(others, scratch)}\n"])
 
 
 def _parquet_rows(data: bytes) -> str:
@@ -361,6 +364,8 @@ class Workplace:
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # away from other clusters on this machine
+            "RAY_TMPDIR": str(self.scratch / "tmp"),
             "CLIPCLS_MODEL": "pictogram",
             "CLIPCLS_DEVICE": "cpu",
             "CLIPCLS_PRECISION": "fp32",
