@@ -77,7 +77,10 @@ SORTED = {
 }
 
 
-@pytest.mark.parametrize("names", [["p.jsonl"], ["p.tsv"], ["p.txt"], ["p.parquet"], ["part-0.jsonl", "part-1.csv"]])
+PARTS = ["part-000000.jsonl", "part-000001.csv"]
+
+
+@pytest.mark.parametrize("names", [["p.jsonl"], ["p.tsv"], ["p.txt"], ["p.parquet"], PARTS])
 def test_sort_reads_all_that_predict_writes(run: Run, photos: Path, tmp_path: Path, names: list[str]) -> None:
     if names == ["p.parquet"]:
         pytest.importorskip("pyarrow")
