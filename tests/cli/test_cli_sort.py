@@ -77,16 +77,10 @@ SORTED = {
 }
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(
-    "names", [["p.jsonl"], ["p.tsv"], ["p.txt"], ["p.parquet"], ["part-000000.jsonl", "part-000001.csv"]]
-)
-=======
 PARTS = ["part-000000.jsonl", "part-000001.csv"]
 
 
 @pytest.mark.parametrize("names", [["p.jsonl"], ["p.tsv"], ["p.txt"], ["p.parquet"], PARTS])
->>>>>>> sort/main
 def test_sort_reads_all_that_predict_writes(run: Run, photos: Path, tmp_path: Path, names: list[str]) -> None:
     if names == ["p.parquet"]:
         pytest.importorskip("pyarrow")
