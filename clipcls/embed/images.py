@@ -18,7 +18,7 @@ from clipcls.embed.cache.entries import CachedImage
 from clipcls.embed.read_ahead import Ahead
 from clipcls.embed.session import Session
 from clipcls.errors import ImageError
-from clipcls.images.decoding import decode_picture
+from clipcls.images.decoding import DECODER_VERSION, decode_picture
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
 from clipcls.inputs.contents import known_path, known_stamp, located, open_content
@@ -27,8 +27,6 @@ from clipcls.records import Decode, FileStamp, ImageRef, ModelFacts
 
 logger = logging.getLogger(__name__)
 
-# part of what cached features depend on; to be raised whenever some file's pixels come out differently
-_DECODER_VERSION = 3
 # a file up to this size is read once, hashed and decoded in memory
 _WHOLE_BYTES = 2**28
 # images that wait behind one that isn't ready, at most
@@ -108,7 +106,7 @@ def embed_images(
 
 def image_space(facts: ModelFacts, decode: Decode) -> bytes:
     """SHA-256 of all that a picture's features depend on, besides its file."""
-    parts = (facts.precision, facts.device.split(":")[0], decode, str(_DECODER_VERSION))
+    parts = (facts.precision, facts.device.split(":")[0], decode, str(DECODER_VERSION))
     return hashlib.sha256(facts.fingerprint + " ".join(parts).encode()).digest()
 
 

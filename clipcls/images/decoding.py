@@ -15,6 +15,9 @@ from clipcls.images.pillow_errors import pillow_errors, silence_pillow
 from clipcls.images.sources import Source, open_source
 from clipcls.records import Decode, Preprocessing
 
+#: Part of what cached features depend on; to be raised whenever some file's pixels come out differently.
+DECODER_VERSION = 3
+
 
 def decode_picture(
     source: Source, preprocessing: Preprocessing, decode: Decode = "fast", max_pixels: int = MAX_PIXELS

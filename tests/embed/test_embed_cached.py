@@ -253,7 +253,7 @@ def test_spaces_differ_in_all_they_depend_on(monkeypatch: pytest.MonkeyPatch) ->
         image_space(replace(facts, device="mps"), "fast"),
         image_space(replace(facts, fingerprint=b"g" * 32), "fast"),
     }
-    monkeypatch.setattr(embed_module, "_DECODER_VERSION", 999)
+    monkeypatch.setattr(embed_module, "DECODER_VERSION", 999)
     spaces.add(image_space(facts, "fast"))
     assert len(spaces) == 6
 
