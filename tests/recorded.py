@@ -434,9 +434,9 @@ def _replacements(scratch: Path, package: Path, prefix: Path) -> Iterator[tuple[
     yield re.compile(re.escape(str(package)) + r"/(?:[\w./-]*/)?pictogram(?=/)"), "<pictogram>"
     yield re.compile(re.escape(str(package))), "<package>"
     yield re.compile(re.escape(str(prefix))), "<python>"
-    # the record of a sorting: its run's random name; after size and mtime the ctime, device and inode
+    # the record of a sorting: its run's random name; what follows size and mtime of a file
     yield re.compile(r'(?<="run": ")[0-9a-f]{12}(?=")'), "<run>"
-    yield re.compile(r'("mark": \[\d+, \d+), \d+, \d+, \d+\]'), r"\1, <ctime>, <device>, <inode>]"
+    yield re.compile(r'("mark": \[\d+, \d+)(, \d+)+\]'), r"\1, <stamp>]"
     # a calibration's day; the time and the process that a damaged cache was set aside at and by
     yield re.compile(r"(?<=\bdate: ')\d{4}-\d\d-\d\d(?=')"), "<date>"
     yield re.compile(r"(?<=\.damaged-)\d{19}-\d+"), "<ns>-<process>"
