@@ -49,7 +49,9 @@ def are_shards(name: str) -> bool:
     """Whether a name stands for shards: a .tar, a pattern or a folder of some or of Parquet files, or a stream."""
     if os.path.isdir(name):  # noqa: PTH112, a command may be longer than a path can be
         return bool(_shards_in(name)) and not has_class_folders(name)
-    return is_stream(name) or name.endswith(".tar") or (is_parquet(name) and (has_magic(name) or "{" in name))
+    if is_parquet(name) and not is_stream(name):  # one file is a table, whose pictures may be files
+        return (has_magic(name) or "{" in name) and not os.path.lexists(name)
+    return is_stream(name) or name.endswith(".tar")
 
 
 def open_shards(name: str, samples: int = 0) -> "Shards":
