@@ -89,7 +89,7 @@ def read_list(listing: BinaryIO, null: bool) -> Iterator[str]:
 
 
 def _lines(listing: BinaryIO) -> Iterator[bytes]:
-    """Yield lines without CR LF and byte order mark, which lists made on Windows have."""
+    """Yield lines without their ends, and without the CR and byte order mark of lists made on Windows."""
     mark = b"\xef\xbb\xbf"
     while line := listing.readline(_LONGEST):
         if len(line) == _LONGEST:

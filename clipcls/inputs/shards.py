@@ -34,8 +34,8 @@ _COMPRESSIONS = {
 _PLAIN = re.compile(rb"[^\0].{123}[0-7]{11}[\0 ].{12}[0-7]{6}[\0 ]{2}0\0.{187}\0.{166}", re.DOTALL)
 _CHUNK = 2**16
 _SMALLEST_PART, _LARGEST_PART = 2**13, 2**16  # bytes of a shard read at once for headers
-_MOST_BYTES = 2**30  # of a picture that has to be read into memory here
-_MOST_HEADER_BYTES = 2**24  # of a header's extensions, such as a long name
+_MOST_BYTES = 2**30  # bytes of a picture that has to be read into memory here
+_MOST_HEADER_BYTES = 2**24  # bytes of a header's extension, such as a long name
 _EXTENSIONS_OF_HEADERS = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
@@ -267,7 +267,6 @@ def _uncompressed(file: BinaryIO) -> Iterator[Any]:
 
 
 def _pictures(shard: str, file: BinaryIO, extensions: Set[str]) -> Iterator[ImageRef]:
-    # not before there is a shard: it imports numpy, which listing files does without
     on_disk = not in_store(shard)
     stamp = FileStamp.of(os.fstat(file.fileno())) if on_disk else None
     with _uncompressed(file) as stream:

@@ -156,7 +156,7 @@ def beside(table: str, name: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The seam
+# Calls to fsspec
 
 
 def _protocol(text: str) -> str:

@@ -25,10 +25,10 @@ from clipcls.records import Embedded, ImageRef
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 # byte order marks of UTF-16, which spreadsheets and PowerShell write
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_LONGEST_FIELD = 2**24  # of a CSV file, in characters; csv's own limit is 131,072
-_LONGEST_LINE = 2**26  # of a JSON lines file, in characters
-_TRIED_RECORDS = 100  # one of the first records of a JSON lines file has to have the column
-_BATCH_BYTES = 2**22  # of the column, in Parquet
+_LONGEST_FIELD = 2**24  # characters in a CSV file's field; csv's own limit is 131,072
+_LONGEST_LINE = 2**26  # characters in a JSON lines file's line
+_TRIED_RECORDS = 100  # one of so many first records of a JSON lines file has to have the column
+_BATCH_BYTES = 2**22  # bytes of a Parquet column to read at once
 _BATCH_ROWS = 1024
 # by default pyarrow reads a whole row group's column at once
 _BUFFERED = {"buffer_size": 2**20, "pre_buffer": False}
@@ -398,7 +398,7 @@ def _is_bytes_like(kind: Any) -> bool:
 
 
 def _rows_at_once(group: Any, column: str) -> int:
-    """Return how many rows hold about `_BATCH_BYTES` of the column; at least one."""
+    """Return how many rows hold about `_BATCH_BYTES` of the column: large pictures come one by one."""
     chunks = map(group.column, range(group.num_columns))
     size: int = sum(
         chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")

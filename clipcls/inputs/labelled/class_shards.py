@@ -30,7 +30,7 @@ _TYPE = "dataset_type.txt"
 _COUNT = "nshards.txt"
 _SPLIT = "test"
 _CLASS, _FLAGS = ".cls", ".npy"
-_LONGEST_CLASS = 2**20  # of a member with a class, in bytes
+_LONGEST_CLASS = 2**20  # bytes of a member with a class
 
 
 def shards_in(folder: Path) -> bool:

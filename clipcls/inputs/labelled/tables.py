@@ -88,7 +88,7 @@ def read_captioned_rows(table: str, report: ProblemReport, pictures: bool = True
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Which columns of a table are read.
+    """The columns of a table that are read.
 
     Attributes:
         picture: the column of pictures; None in a table without any columns.
@@ -149,7 +149,7 @@ def _find_columns(table: str, wanted: Wanted) -> _Columns:
 def _find_captions(table: str, columns: Sequence[str]) -> tuple[str, ...]:
     found = tuple(name for name in columns if CAPTION.fullmatch(name) or name == LIST)
     if LIST in found and table.lower().endswith((".csv", ".tsv")):
-        # it would have to be guessed whether it is one caption, or how several are separated
+        # ambiguous: it may be one caption, or several with any separator
         raise UsageError(
             f"{table}: a column captions, which only JSON lines and Parquet have, as a list; name it caption if each "
             "row has one, else make it the columns caption, caption2, …"

@@ -170,7 +170,6 @@ class _Stream(httpcore2.NetworkStream):
 
 
 def _reason(exc: Exception) -> str:
-    """Return the system's own words for an error."""
     cause = exc.__cause__
     if isinstance(cause, ssl.SSLError) and cause.reason:
         return cause.reason.replace("_", " ").lower()
