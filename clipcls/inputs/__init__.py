@@ -1,1 +1,1 @@
-"""From what a user names to one `ImageRef` a picture, and from that to its bytes."""
+"""List the pictures that a user names, one `ImageRef` each, and read their bytes."""

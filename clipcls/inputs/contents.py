@@ -1,4 +1,4 @@
-"""The bytes of an input, wherever they are: a file, a part of a larger one, memory, or the web."""
+"""Open the bytes of an input: in a file, in a part of one, in memory, in a store, or on the web."""
 
 import io
 import os
@@ -15,17 +15,17 @@ from clipcls.inputs.tables import read_embedded
 from clipcls.inputs.web import Web
 from clipcls.records import Address, Container, Embedded, FileStamp, ImageRef, Span, Stored
 
-#: Of one file, unless a run says otherwise.
+#: Default limit for the size of one input.
 MAX_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """An input that is open.
+    """An opened input.
 
     Attributes:
-        file: at its start.
-        stamp: tells whether it is unchanged, see `known_stamp`; None where nothing does.
+        file: the input's bytes, from their start.
+        stamp: changes with the input, see `known_stamp`; None if unknown.
         seen: when the stamp was taken, in Unix seconds.
     """
 
@@ -39,7 +39,7 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
     """Open an input for reading; safe to call from many threads.
 
     Args:
-        max_bytes: a larger one is refused; of what is fetched, no more is read.
+        max_bytes: a larger input is refused; no more than that is fetched.
         web: fetches addresses; None refuses them.
 
     Raises:
@@ -78,9 +78,9 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
 
 
 def known_stamp(image: ImageRef) -> FileStamp | None:
-    """Return what tells whether an input is unchanged, without opening it; None where nothing does.
+    """Return the stamp that changes with an input, without opening it; None if it has none.
 
-    A file is looked at; for a part of a larger one, and in a store, it is known what was said when they were listed.
+    A file's stamp is taken now; a part of a file, or a file in a store, has that from when it was listed.
     """
     match image.content:
         case None:
@@ -92,10 +92,10 @@ def known_stamp(image: ImageRef) -> FileStamp | None:
 
 
 def known_path(image: ImageRef) -> str:
-    """Return the path by which an input's stamp is known.
+    """Return the path under which an input's stamp is cached.
 
-    A part of a larger file is known by its place in that; the name isn't enough, since a shard may have it twice. The
-    address of one in a store doesn't depend on the working directory.
+    For a part of a file that includes its offset and size, since a shard may hold a name twice. An address in a store
+    begins with `/`: it doesn't depend on the working directory.
     """
     match image.content:
         case Span(file, offset, size):
@@ -107,7 +107,7 @@ def known_path(image: ImageRef) -> str:
 
 
 def located(image: ImageRef) -> ImageRef:
-    """Return an input with what its store says of it, if it is in one that hasn't been asked.
+    """Return an input with its size and stamp, which its store is asked for unless they are known.
 
     Raises:
         ImageError: the store can't be asked, or has no such file.

@@ -1,7 +1,6 @@
-"""From the files, folders, patterns and lists that a user names to one `ImageRef` a picture, in a fixed order.
+"""List the pictures in the files, folders, patterns and lists that a user names, in a fixed order.
 
-Nothing is read ahead but the names in the folder at hand, so a list may be endless and a tree, a shard or a table of
-any size.
+Only the names in the current folder are read ahead, so a list may be endless and a tree, shard or table of any size.
 """
 
 import itertools
@@ -21,7 +20,7 @@ from clipcls.inputs.stores import beside, in_store, is_address, local_path, look
 from clipcls.inputs.tables import Cell, check_column, is_parquet, is_table, read_column
 from clipcls.records import Address, Container, ImageRef, Stored
 
-#: What is taken for a picture inside a folder; a file that is named itself is tried whatever its extension.
+#: Extensions of pictures in folders and shards; a file that is named itself is tried whatever its extension.
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .heic .heif .hif "  # noqa: SIM905
     ".jp2 .j2k .j2c .jpc .jpf .jpx .ico .icns .cur .ppm .pgm .pbm .pnm .pfm .psd .qoi .dds .pcx "
@@ -33,12 +32,12 @@ _NO_COLUMN = "a table; --column says which of its columns holds the pictures"
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the name of an input stands.
+    """How an input is read, and where its name was found.
 
     Attributes:
-        unread: whether shards and Parquet tables stay as they are.
-        in_list: whether it is a list or a table's cell that names the input.
-        in_table: whether it is a table's cell.
+        unread: whether shards and Parquet tables are left unopened.
+        in_list: whether the name was in a list or a table.
+        in_table: whether the name was in a table.
     """
 
     sources: Sources
@@ -48,35 +47,33 @@ class _Place:
 
 
 def discover(sources: Sources | str | Sequence[str | os.PathLike[str]], *, unread: bool = False) -> Iterator[ImageRef]:
-    """List the pictures that the inputs name, in their order, lazily.
+    """List the pictures that the inputs name, lazily and in order.
 
     - A file is taken whatever its extension.
     - A folder gives the pictures in it and below it, chosen by extension, sorted by name, no hidden files
-      or folders. Links to folders are followed; one that leads back to a folder it lies in is left out.
+      or folders. Links to folders are followed; one that leads back to a folder above it is left out.
     - A tar shard (`.tar`, `.tar.gz`, `.tgz`, `.tar.bz2`, `.tar.xz`, `.tar.zst`) gives the pictures in it as
-      `shard.tar/name`, chosen by extension, in its order. Folders aren't searched for shards.
-    - A table (`.parquet`, `.csv`, `.tsv`, `.jsonl`) gives what is in one of its columns. Relative paths are taken from
-      the table's folder, as in the tables that `clipcls train` reads. Pictures that a Parquet file holds itself are
-      called `table.parquet/ROW`, counted from 0. Folders aren't searched for tables.
-    - A pattern (`*`, `?`, `[…]`, `**` for any number of folders) that isn't itself a file's name gives what a
-      shell would: all that matches, sorted, hidden names only if the pattern's part begins with a dot. Folders
-      in it are gone through, unless the pattern holds a `**`, which has gone through them already.
-    - In a shard's name, braces stand for several names: `{000..009}.tar`, `{train,test}.tar`.
+      `shard.tar/name`, chosen by extension, in the shard's order. Folders aren't searched for shards.
+    - A table (`.parquet`, `.csv`, `.tsv`, `.jsonl`) gives the pictures in one of its columns. Relative paths start at
+      the table's folder, as in the tables that `clipcls train` reads. Pictures embedded in a Parquet file are called
+      `table.parquet/ROW`, counted from 0. Folders aren't searched for tables.
+    - A pattern (`*`, `?`, `[…]`, `**` for any number of folders) that isn't itself a file's name gives what it gives in
+      a shell: all matches, sorted, hidden ones only for a part that begins with a dot. Folders among them are walked,
+      unless the pattern holds a `**`, which matches what is in them already.
+    - Braces in a shard's name stand for several names: `{000..009}.tar`, `{train,test}.tar`.
     - `http://…` and `https://…` are addresses of single pictures.
-    - Other addresses (`s3://bucket/…`, see `inputs.stores`) name all of this in a store. What ends in `/` is a folder,
-      what has a picture's extension a picture; the pictures in a shard come with their content. `file:///…` is a path.
-    - `-`, and `files_from`, are lists of paths and addresses, which are taken as they are: no patterns, no braces, no
-      `-`.
+    - Other addresses (`s3://bucket/…`, see `inputs.stores`) name any of these in a store. One that ends in `/` is a
+      folder, one with a picture's extension a picture; pictures in a shard come with content. `file:///…` is a path.
+    - `-` and `files_from` are lists of paths and addresses, in which patterns, braces and `-` mean themselves.
 
     A path that leads nowhere, a broken shard or table is an `ImageRef` with an error, not an exception.
 
     Args:
-        sources: or just what its `inputs` are.
-        unread: shards and Parquet tables aren't opened, but each is one `ImageRef` with a `Container`, for `expand`.
+        sources: the inputs, or a `Sources` with more options.
+        unread: yield each shard and Parquet table unopened, as an `ImageRef` with a `Container` for `expand`.
 
     Returns:
-        An iterator; nothing but `files_from` and the tables among `inputs` is opened before its first element is
-        asked for.
+        An iterator; before its first element, only `files_from` and the tables among `inputs` are opened.
 
     Raises:
         UsageError: `files_from` can't be opened, or a table among `inputs` has no such column, can't be read for want
@@ -89,14 +86,14 @@ def discover(sources: Sources | str | Sequence[str | os.PathLike[str]], *, unrea
 
 
 def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = None) -> Iterator[ImageRef]:
-    """List what is in a container that `discover` left unread: what it would have listed itself.
+    """List the pictures in a container that `discover` left unread, as `discover` would have.
 
     Args:
-        image: what isn't a container gives itself.
-        sources: for its column, and for what may be read.
-        part: the first picture of a shard, or row of a table, and the one behind the last, from 0; all by default.
-            What is wrong with a shard counts as a picture, in its place. Of a table that can't be opened, each part
-            says so; damage of a table takes away only what is behind it in the same part.
+        image: a container; anything else is yielded as it is.
+        sources: give the column, and what may be read.
+        part: start and end of the pictures of a shard, or rows of a table, counted from 0, without the end; all by
+            default. The error of a shard counts as a picture. A table that can't be opened is an error in each part;
+            damage in a table costs only the rows behind it in the same part.
     """
     if not isinstance(image.content, Container):
         yield image
@@ -107,9 +104,9 @@ def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = Non
 
 
 def hint(sources: Sources) -> str | None:
-    """What to try where inputs gave no picture at all: shards that lie in folders, where they aren't looked for."""
+    """Suggest what to do if no picture was found: name the shards in folders, which aren't searched for them."""
     for name in sources.names:
-        if in_store(name):  # to look through them would cost requests
+        if in_store(name):  # searching it would cost requests
             continue
         for place in matches(name) if is_pattern(name) else [ImageRef(name)]:
             shard = _first_shard(place.path) if os.path.isdir(place.path) else None  # noqa: PTH112
@@ -119,9 +116,9 @@ def hint(sources: Sources) -> str | None:
 
 
 def are_countable(sources: Sources) -> bool:
-    """Whether counting the pictures takes nothing away, and costs little beside classifying them.
+    """Tell whether pictures can be counted first, at little cost beside classifying them.
 
-    It does not of lists, tables, compressed shards, and what is in stores.
+    Not so with lists, which may be readable only once, and with tables, compressed shards and stores.
     """
     return sources.files_from is None and not any(map(_costs_twice, sources.names))
 
@@ -135,7 +132,7 @@ def _first_shard(folder: str) -> str | None:
 
 
 def _check_table(name: str, column: str | None) -> None:
-    """Refuse a table that is named and can't be used, before anything is done."""
+    """Refuse an unusable table among the inputs before anything is done."""
     path = local_path(name)
     if not is_table(path) or not (os.path.isfile(path) or in_store(path)):  # noqa: PTH113
         return
@@ -224,12 +221,12 @@ def _unread(path: str) -> ImageRef:
 
 
 def is_web(text: str) -> bool:
-    """Whether a text is an address of the web."""
+    """Tell whether a text is a web address."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
 def image_on_web(url: str, allow_urls: bool) -> ImageRef:
-    """A picture at an address, which is an error unless addresses may be fetched."""
+    """Return the picture at a web address, with an error unless addresses may be fetched."""
     bare = re.split("[?#]", url, maxsplit=1)[0]
     if is_shard(bare) or is_table(bare):
         return ImageRef(url, f"a {'shard' if is_shard(bare) else 'table'} on the web, which has to be downloaded first")
@@ -253,7 +250,7 @@ def _from_stored(image: ImageRef, place: _Place) -> Iterator[ImageRef]:
         yield from _from_container(image.path, place)
     elif image.content is not None:
         yield image
-    elif _extension(image.path) in EXTENSIONS:  # it is asked for when it is read, so that a long list goes on
+    elif _extension(image.path) in EXTENSIONS:  # the store isn't asked yet, which would hold up a long list
         yield ImageRef(image.path, content=Stored())
     else:
         yield from _from_stored(look(image.path), place)
@@ -295,7 +292,7 @@ def _from_name(table: str, name: str, place: _Place) -> Iterator[ImageRef]:
     if is_address(name):
         yield from _from_path(name, place)
     elif in_store(table) and not os.path.isabs(name):  # noqa: PTH117
-        # on the server that the table is on, which was good enough for that
+        # trusted as the table itself, which is on the same server
         yield from _from_store(beside(table, name), replace(place, in_list=False))
     else:
         yield from _from_path(os.path.join(os.path.dirname(table), name), place)  # noqa: PTH118, PTH120

@@ -1,4 +1,4 @@
-"""Folders gone through and patterns matched, on disk and in stores alike, in the order of names."""
+"""Walk folders and match patterns, on disk and in stores alike, sorted by name."""
 
 import os
 import posixpath
@@ -12,10 +12,10 @@ from clipcls.records import ImageRef
 
 
 def walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
-    """All that lies below a folder and isn't hidden, sorted by name in each, a folder before what it holds.
+    """Walk everything below a folder that isn't hidden: sorted by name, each folder before its contents.
 
-    Returns:
-        Each with whether it is a folder; a folder that can't be read has an error.
+    Yields:
+        Each entry, and whether it is a folder; a folder that can't be read has an error.
     """
     trail: list[
         _Folder | _StoredFolder
@@ -30,7 +30,7 @@ def walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
             except (OSError, ImageError) as exc:
                 yield ImageRef(image.path, why_unopened(image.path, exc)), True
             else:
-                if all(opened.identity != above.identity for above in trail):  # else a link leads back up
+                if all(opened.identity != above.identity for above in trail):  # otherwise a link leads back up
                     if trail:
                         yield image, True
                     trail.append(opened)
@@ -42,7 +42,7 @@ def walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
 
 
 def why_unopened(path: str, exc: OSError | ValueError | ImageError) -> str:
-    """Why what is called so can't be opened."""
+    """Say why a path can't be opened."""
     if isinstance(exc, ImageError):
         return str(exc)
     if isinstance(exc, ValueError):
@@ -71,7 +71,7 @@ class _Folder:
 
 
 class _StoredFolder:
-    """The same of a folder in a store, which has no links."""
+    """The visible entries of a folder in a store, last one first; stores have no links."""
 
     def __init__(self, path: str) -> None:
         self.identity: object = path
@@ -99,16 +99,16 @@ def _name(image: ImageRef) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Patterns; not with the glob module, whose `**` goes round a loop of links until a path is too long
+# Patterns; the glob module isn't used because its `**` follows a loop of links until the path is too long
 
 
 def has_magic(text: str) -> bool:
-    """Whether a name may be a pattern."""
+    """Tell whether a name may be a pattern."""
     return any(character in text for character in "*?[")
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name is a pattern, and not itself that of a file.
+    """Tell whether a name is a pattern and not the name of an existing file.
 
     Raises:
         ImageError: its store can't be asked.
@@ -117,7 +117,7 @@ def is_pattern(name: str) -> bool:
 
 
 def matches(pattern: str) -> Iterator[ImageRef]:
-    """What a pattern matches, sorted; hidden names only if the pattern's part begins with a dot.
+    """Yield what a pattern matches, sorted; a part of it matches hidden names only if it begins with a dot.
 
     Raises:
         ImageError: its store can't be asked.
@@ -133,7 +133,7 @@ def _matches(base: ImageRef, parts: Sequence[str]) -> Iterator[ImageRef]:
     if not parts:
         image = base if base.content is not None else _found(base.path)
         yield from () if image is None else (image,)
-    elif base.content is not None:  # a file, which holds nothing
+    elif base.content is not None:  # a file has nothing below it
         return
     elif parts[0] == "**":
         yield from _matches_below(base, parts[1:])
@@ -158,7 +158,7 @@ def _matches_below(base: ImageRef, rest: Sequence[str]) -> Iterator[ImageRef]:
 
 
 def _found(path: str) -> ImageRef | None:
-    """What is called so, if there is something."""
+    """Return the file or folder at a path; None if there is nothing."""
     if not stores.in_store(path):
         return ImageRef(path) if os.path.lexists(path) else None
     try:
@@ -168,7 +168,7 @@ def _found(path: str) -> ImageRef | None:
 
 
 def _held(folder: str) -> Iterator[tuple[str, ImageRef]]:
-    """What is in a folder, by name; nothing where it isn't one or is closed to us, as in a shell."""
+    """Yield a folder's entries by name; like a shell, nothing if it isn't a folder or can't be read."""
     if not stores.in_store(folder):
         try:
             names = sorted(os.listdir(folder or os.curdir))  # noqa: PTH208

@@ -1,4 +1,4 @@
-"""What the pictures of a run are listed in, and how lists of paths are read."""
+"""Name where the pictures of a run are, and read lists of paths."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from clipcls.errors import ImageError, UsageError, reason
 from clipcls.inputs.stores import local_path, open_named
 
 _CHUNK = 1 << 16
-_LONGEST = 1 << 20  # bytes in one path of a list; a list with longer ones is no list, or has another separator
+_LONGEST = 1 << 20  # bytes in one path of a list; a longer one means no list, or another separator
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Sources:
         inputs: files, folders, patterns, shards, tables, addresses, or `-` for paths on standard input.
         files_from: a file with a list of further paths, or `-`; read after `inputs`.
         null: paths in lists end with NUL instead of a newline.
-        column: of the pictures, in tables; None where tables aren't read.
-        allow_urls: whether addresses of the web may be fetched; each is an error else.
+        column: the column of tables that holds the pictures; None where tables aren't read.
+        allow_urls: whether web addresses may be fetched; otherwise each is an error.
         allow_private_urls: whether lists and tables may name stores on any server, such as `ftp://…`.
         stdin: what `-` reads; the process's own standard input by default.
     """
@@ -38,7 +38,7 @@ class Sources:
     @property
     def names(self) -> list[str]:
         """The inputs as a list."""
-        # text would be taken letter by letter, and a `/` among them for the whole disk
+        # a string is a sequence, too: its letters would be taken for paths, and a `/` for the whole disk
         return [self.inputs] if isinstance(self.inputs, str) else [os.fspath(path) for path in self.inputs]
 
     def open_list(self) -> BinaryIO | None:
@@ -74,7 +74,7 @@ def read_list(listing: BinaryIO, null: bool) -> Iterator[str]:
     """Read the paths of a list, one at a time, so that it may be endless.
 
     Raises:
-        UsageError: it breaks off, or is no list.
+        UsageError: the list breaks off, or isn't a list of paths.
     """
     records = _null_separated(listing) if null else _lines(listing)
     while True:
@@ -89,20 +89,20 @@ def read_list(listing: BinaryIO, null: bool) -> Iterator[str]:
 
 
 def _lines(listing: BinaryIO) -> Iterator[bytes]:
-    """Lines without their ends; those of a list made on Windows may end in CR LF and begin with a mark."""
+    """Yield lines without their ends, and without the CR and byte order mark of lists made on Windows."""
     mark = b"\xef\xbb\xbf"
     while line := listing.readline(_LONGEST):
         if len(line) == _LONGEST:
             raise UsageError("a path in the list is longer than 1 MiB; is the list NUL-separated (-0)?")
         line = line.removesuffix(b"\n")
-        # A name may really end in CR: then such a file exists.
+        # unless a file is really named so
         if (line.endswith(b"\r") or line.startswith(mark)) and (b"\0" in line or not os.path.lexists(line)):
             line = line.removesuffix(b"\r").removeprefix(mark)
         yield line
 
 
 def _null_separated(listing: BinaryIO) -> Iterator[bytes]:
-    read: Callable[[int], bytes] = getattr(listing, "read1", listing.read)  # read1: what is there, at once
+    read: Callable[[int], bytes] = getattr(listing, "read1", listing.read)  # read1 doesn't wait for a full chunk
     rest = b""
     while chunk := read(_CHUNK):
         *whole, rest = (rest + chunk).split(b"\0")

@@ -1,4 +1,4 @@
-"""Opening a regular file, so that nothing can hang and a failure is an error of one image."""
+"""Open regular files such that nothing hangs, and a failure is the error of one image."""
 
 import os
 import stat
@@ -18,7 +18,7 @@ _KINDS = (
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading; a FIFO or a device is refused unopened, so that nothing can hang.
+    """Open a regular file for reading; a FIFO or a device is refused unopened, since opening it may hang.
 
     Raises:
         ImageError: it can't be opened, or isn't a regular file.
@@ -47,7 +47,7 @@ def _require_regular(mode: int) -> None:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Translate what goes wrong while an open file is read into `ImageError`."""
+    """Turn errors of reading an open file into `ImageError`."""
     try:
         yield
     except OSError as exc:

@@ -1,6 +1,6 @@
-"""Tar shards, such as WebDataset's: read once from the beginning to the end, in memory that doesn't grow with them.
+"""Read tar shards, such as WebDataset's, in one pass and in memory that doesn't grow with them.
 
-There is one reader for what is classified and what is trained on. It never takes damage for the end of a shard.
+`predict` and `train` share this reader. It never takes damage for the end of a shard.
 """
 
 import importlib
@@ -19,63 +19,63 @@ from clipcls.errors import ImageError, UsageError, first_line, reason
 from clipcls.inputs.stores import in_store, open_named
 from clipcls.records import FileStamp, ImageRef, Span
 
-#: Names that WebDataset keeps for itself.
+#: Names that WebDataset reserves.
 RESERVED = re.compile(r"__[^/]*__($|/)")
 
 _ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-# by how a file begins: the module that decompresses it, which not every Python has, and its own error
+# magic bytes of a file: the module that decompresses it, which not every Python has, and the module's own error
 _COMPRESSIONS = {
     rb"\x1f\x8b\x08": ("gzip", "BadGzipFile"),
     rb"BZh[1-9]1AY&SY": ("bz2", ""),
     rb"\xfd7zXZ\0": ("lzma", "LZMAError"),
     rb"\x28\xb5\x2f\xfd": ("compression.zstd", "ZstdError"),
 }
-# a header of a file with all numbers in digits and no part of its name elsewhere
+# a file's header whose numbers are all octal digits and whose name isn't continued elsewhere
 _PLAIN = re.compile(rb"[^\0].{123}[0-7]{11}[\0 ].{12}[0-7]{6}[\0 ]{2}0\0.{187}\0.{166}", re.DOTALL)
 _CHUNK = 2**16
-_SMALLEST_PART, _LARGEST_PART = 2**13, 2**16  # of a shard that is read at once for headers
-_MOST_BYTES = 2**30  # of a picture that has to be read into memory here
-_MOST_HEADER_BYTES = 2**24  # of a header's extensions, such as a long name
+_SMALLEST_PART, _LARGEST_PART = 2**13, 2**16  # bytes of a shard read at once for headers
+_MOST_BYTES = 2**30  # bytes of a picture that has to be read into memory here
+_MOST_HEADER_BYTES = 2**24  # bytes of a header's extension, such as a long name
 _EXTENSIONS_OF_HEADERS = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
 
-#: What reading a broken tar raises, tarfile's own slips on malformed headers among it.
+#: What reading a broken tar raises; some of these are bugs of tarfile on malformed headers.
 DAMAGE = (OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError, tarfile.TarError, zlib.error)
 
-#: As of `tarfile.open`: a regular file that isn't compressed, whose contents are passed over; a stream; a stream that
-#: may be compressed.
+#: Modes of `tarfile.open`: an uncompressed regular file, whose contents are skipped; a stream; a stream that may be
+#: compressed.
 Mode = Literal["r:", "r|", "r|*"]
 
 
 class NotTarError(tarfile.ReadError):
-    """Even the first header can't be read."""
+    """The first header of a tar can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a shard, or a folder, a link and the like.
+    """An entry of a shard: a file, folder, link or the like.
 
     Attributes:
-        header: what the shard says of it.
+        header: its name, type, size and offset.
     """
 
     header: tarfile.TarInfo
     _archive: tarfile.TarFile
 
     def read(self) -> bytes:
-        """The content of a file, as long as the next member hasn't been asked for."""
+        """Read the content of a file; only possible before the next member is asked for."""
         file = self._archive.extractfile(self.header)
         return b"" if file is None else file.read()
 
 
 def is_shard(name: str) -> bool:
-    """Whether a name is that of a tar, compressed or not."""
+    """Tell whether a file name is a tar's, compressed or not."""
     return name.lower().endswith(_ENDINGS)
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names that a pattern stands for, as in `{000..009}.tar` and `{train,test}.tar`.
+    """List the names that braces stand for, as in `{000..009}.tar` and `{train,test}.tar`.
 
     Raises:
         UsageError: a brace has no partner.
@@ -88,14 +88,13 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def read_pictures(shard: str, extensions: Set[str]) -> Iterator[ImageRef]:
-    """The pictures in a shard, in its order; hidden files and WebDataset's own names don't count.
+    """Yield the pictures in a shard, in its order, without hidden files and WebDataset's reserved names.
 
-    In a shard that isn't compressed they are found by their headers alone, and their content is the span that they
-    are in; in another they are read. What is wrong with the shard becomes an image with its name and an error, behind
-    the pictures that precede the damage.
+    In an uncompressed shard only headers are read, and a picture's content is a `Span`; in others pictures are read.
+    A fault of the shard becomes an image with its name and an error, behind the pictures that precede it.
 
     Args:
-        shard: path of a regular file; or an address in a store, whose pictures are read in any case.
+        shard: path of a regular file, or an address in a store, where pictures are always read.
         extensions: of pictures, in lower case.
     """
     try:
@@ -116,23 +115,23 @@ def read_pictures(shard: str, extensions: Set[str]) -> Iterator[ImageRef]:
 
 
 def members(file: Any, mode: Mode = "r:") -> Iterator[Member]:
-    """What is in a tar, in its order; nothing is kept of a member once the next is asked for.
+    """Yield the members of a tar, in its order; each is forgotten when the next is asked for.
 
     Args:
         file: open, at its beginning.
 
     Raises:
         NotTarError: it isn't a tar, or is broken in its first header.
-        tarfile.ReadError: it is broken here. Whatever else broken ones raise is in `DAMAGE`.
+        tarfile.ReadError: it is broken at this member; a broken tar may raise anything in `DAMAGE`.
     """
     size = os.fstat(file.fileno()).st_size if mode == "r:" else None
     end = 0
     with _opened(file, mode) as archive:
         while (header := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
-            if size is not None and archive.offset > size:  # what isn't read wouldn't be missed
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
+            if size is not None and archive.offset > size:  # unread contents may be missing
                 raise tarfile.ReadError("unexpected end of data")
-            if header.size < 0 or archive.offset <= end:  # tarfile would go round in circles
+            if header.size < 0 or archive.offset <= end:  # tarfile would loop for ever
                 raise tarfile.ReadError("a header with a size below zero")
             end = archive.offset
             yield Member(header, archive)
@@ -143,22 +142,21 @@ def members(file: Any, mode: Mode = "r:") -> Iterator[Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """The header of a member; `tarfile` itself takes a broken one for the end, which hides damage."""
+    """The header of a member, broken or not; `tarfile` itself takes a broken one for the end, which hides damage."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """See `tarfile.TarInfo`."""
         header = cls._of_file(buf, encoding, errors) or super().frombuf(buf, encoding, errors)
         if header.type in _EXTENSIONS_OF_HEADERS and not 0 <= header.size <= _MOST_HEADER_BYTES:
-            # it would be read as a whole
+            # tarfile would read all of it into memory
             raise tarfile.ReadError(f"a header that is said to have {header.size:,} bytes")
         return header
 
     @classmethod
     def _of_file(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self | None:
-        """A file's name and size, if its header is as plain as most are; its owner and times aren't needed.
+        """Read only name and size, if the header is as plain as most are.
 
-        It takes a quarter of the time of a whole header, which counts beside small pictures.
+        That takes a quarter of the time of a whole header, which counts beside small pictures.
         """
         if not _PLAIN.match(buf) or int(buf[148:154], 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
             return None
@@ -168,7 +166,6 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """See `tarfile.TarInfo`."""
         try:
             return super().fromtarfile(archive)
         except tarfile.HeaderError as exc:
@@ -178,13 +175,12 @@ class _Header(tarfile.TarInfo):
 
 
 class _Ending:
-    """A stream that tells its end: tarfile goes on asking, at a wrong size in a header as good as for ever."""
+    """A stream that raises at its end, where tarfile would ask on, after a wrong size in a header almost for ever."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def read(self, size: int) -> bytes:
-        """Some bytes, or an error where there are none."""
         data: bytes = self._stream.read(size)
         if not data:
             raise tarfile.ReadError("unexpected end of data")
@@ -192,10 +188,10 @@ class _Ending:
 
 
 class _Window:
-    """A file that is read in larger parts as long as little is passed over.
+    """A file that is read in larger parts as long as little is skipped.
 
-    Each call of the system lets other threads take the interpreter, which is then waited for: with several calls a
-    header, finding small pictures took longer than decoding them.
+    Each system call lets other threads take the interpreter and then waits for it: with several calls a header, finding
+    small pictures took longer than decoding them.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -205,16 +201,13 @@ class _Window:
         self._length = _SMALLEST_PART
 
     def tell(self) -> int:
-        """Where the next byte is read."""
         return self._position
 
     def seek(self, position: int) -> int:
-        """Go there."""
         self._position = position
         return position
 
     def read(self, size: int) -> bytes:
-        """As many bytes as that, or as there are."""
         offset = self._position - self._start
         if offset < 0 or offset + size > len(self._data):
             self._fill(size)
@@ -233,7 +226,7 @@ class _Window:
 
 
 def _opened(file: Any, mode: Mode) -> tarfile.TarFile:
-    """An archive whose first header is read."""
+    """Open an archive and read its first header."""
     source: Any = _Window(file) if mode == "r:" else _Ending(file)
     try:
         return tarfile.open(fileobj=source, mode=mode, tarinfo=_Header)
@@ -243,12 +236,12 @@ def _opened(file: Any, mode: Mode) -> tarfile.TarFile:
 
 @contextmanager
 def _uncompressed(file: BinaryIO) -> Iterator[Any]:
-    """The file itself where it isn't compressed, whatever its name says; else a stream of what is in it.
+    """Open a file's decompressed stream, or the file itself if its first bytes say it isn't compressed.
 
     Raises:
         ImageError: this Python can't decompress it.
     """
-    # not tarfile's own stream, which ends at the end of the first of several parts and checks no checksum
+    # not tarfile's own stream, which stops after the first of several compressed parts and checks no checksum
     head = file.read(16)
     if not head:
         raise ImageError("empty file")
@@ -274,7 +267,6 @@ def _uncompressed(file: BinaryIO) -> Iterator[Any]:
 
 
 def _pictures(shard: str, file: BinaryIO, extensions: Set[str]) -> Iterator[ImageRef]:
-    # not before there is a shard: it imports numpy, which listing files does without
     on_disk = not in_store(shard)
     stamp = FileStamp.of(os.fstat(file.fileno())) if on_disk else None
     with _uncompressed(file) as stream:
@@ -282,7 +274,7 @@ def _pictures(shard: str, file: BinaryIO, extensions: Set[str]) -> Iterator[Imag
         for member in members(stream, "r:" if has_spans else "r|"):
             if _is_picture(member.header, extensions):
                 yield _reference(shard, member, stamp if has_spans else None)
-        while stream is not file and stream.read(_CHUNK):  # damage may show at the very end only
+        while stream is not file and stream.read(_CHUNK):  # damage may show only at the very end
             pass
 
 
@@ -299,7 +291,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _reference(shard: str, member: Member, stamp: FileStamp | None) -> ImageRef:
-    """A picture where it lies, if `stamp` says which file that is; else with its content."""
+    """Return a picture as a `Span` of the file with this stamp; without a stamp, with its content."""
     header = member.header
     path = f"{shard}/{header.name}"
     if not header.isreg():

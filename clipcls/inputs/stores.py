@@ -1,7 +1,7 @@
-"""Files in stores such as S3, by the addresses that fsspec opens: `s3://bucket/a.jpg`, `gs://…`, `hf://…`.
+"""Read files in stores such as S3, by the addresses that fsspec opens: `s3://bucket/a.jpg`, `gs://…`, `hf://…`.
 
-What is behind fsspec is many packages, whose errors have no common root. So every call goes through `_ask`, where they
-are translated and where those that can be are given up after a time. A folder's address ends in `/` here.
+The packages behind fsspec raise errors without a common root, so every call goes through `_ask`, which translates them
+and ends calls after a time where it can. A folder's address ends in `/` here.
 """
 
 import hashlib
@@ -18,40 +18,40 @@ from clipcls.records import FileStamp, ImageRef, Stored
 
 _PROTOCOL = re.compile(r"([a-z][a-z0-9+.:_-]+)://", re.IGNORECASE)
 _ELSEWHERE = ("", "http", "https", "file", "local")
-# Whoever wrote a list or a table could have the reader's machine connect to any other, also inside its own network,
-# if the server were part of an address. Of these stores it is a setting of the user's, or one company's.
+# Addresses in lists and tables mustn't choose a server, which could be inside the reader's own network. In these stores
+# the server is the user's setting, or one company's.
 _SETTLED = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"})
-# these pass what is behind them on to any other protocol, http among them, which has a guarded fetcher of its own
+# these pass addresses on to any other protocol, also to http, which has a guarded fetcher of its own
 _WRAPPERS = frozenset(
     "generic reference simplecache filecache blockcache cached dir zip tar libarchive dask "  # noqa: SIM905
     "async_wrapper asyncwrapper asynclocal data".split()
 )
-# what of a file's facts changes with its content, in all the spellings of the stores
+# entries of a store's file information that change with the content, in each store's spelling
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified")
-_BLOCK = 2**23  # bytes that are asked for at once
-# seconds for one answer, or for a listing, which may be thousands of them; packages try again by themselves, some of
-# them for half an hour
+_BLOCK = 2**23  # bytes per request
+# seconds for one answer, or for a listing, which may be thousands of answers; packages retry by themselves, some for
+# half an hour
 _PATIENCE = {"ls": 600.0}
 _USUAL_PATIENCE = 120.0
 
 
 class NotFoundError(ImageError):
-    """There is nothing at an address."""
+    """Nothing exists at an address."""
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an address that is fsspec's affair; those of the web and of local files aren't."""
+    """Tell whether a text is an address for fsspec, not one of the web or of a local file."""
     return _protocol(text) not in _ELSEWHERE
 
 
 def in_store(name: str) -> bool:
-    """Whether a name is that of something in a store; a file that is called so goes before it."""
+    """Tell whether a name is an address in a store, and not the name of an existing file."""
     return is_address(name) and not os.path.lexists(name)
 
 
 def local_path(name: str) -> str:
-    """The path that a `file://` address means, percent-encoded or not; other names are left as they are."""
+    """Return the path of a `file://` address, percent-encoded or not; other names as they are."""
     if _protocol(name) not in ("file", "local") or os.path.lexists(name):
         return name
     path = name.partition("://")[2]
@@ -59,13 +59,13 @@ def local_path(name: str) -> str:
 
 
 def require_readable(address: str, trusted: bool = True) -> None:
-    """Refuse what mustn't be asked for.
+    """Refuse an address that mustn't be read.
 
     Args:
-        trusted: whether the user himself has named it, and so may name any server.
+        trusted: whether the user named it directly, and so may choose any server.
 
     Raises:
-        ImageError: it mustn't.
+        ImageError: it mustn't be read.
     """
     protocol = _protocol(address)
     if "::" in address:
@@ -77,10 +77,10 @@ def require_readable(address: str, trusted: bool = True) -> None:
 
 
 def look(address: str) -> ImageRef:
-    """What there is at an address: a folder, which then ends in `/`, or a file with its status.
+    """Look up an address: a folder, whose path then ends in `/`, or a file with its size and stamp.
 
     Raises:
-        NotFoundError: nothing.
+        NotFoundError: nothing is there.
         ImageError: the store can't be asked.
     """
     if address.endswith("/"):
@@ -89,7 +89,7 @@ def look(address: str) -> ImageRef:
 
 
 def entries(folder: str) -> list[ImageRef]:
-    """What is in a folder, as `look` gives it, sorted by name.
+    """List a folder's entries, each as `look` returns it, sorted by name.
 
     Raises:
         NotFoundError: there is no such folder.
@@ -105,19 +105,19 @@ def entries(folder: str) -> list[ImageRef]:
 
 
 def read(address: str, stored: Stored, max_bytes: int) -> bytes:
-    """The content of a file; safe to call from many threads.
+    """Read a file; safe to call from many threads.
 
     Args:
-        stored: as `look` gave it.
-        max_bytes: more is refused, and not read.
+        stored: what `look` returned for it.
+        max_bytes: a larger file is refused, and not read further.
 
     Raises:
-        ImageError: it can't be read, is too large, or isn't as long as it was.
+        ImageError: it can't be read, is too large, or has another length than `stored`.
     """
     limit = max_bytes if stored.size is None else stored.size
     content = io.BytesIO()
     while stored.size != 0 and (left := limit - content.tell()) >= 0:
-        # one more shows whether it has grown; by itself it couldn't be asked for, nor could a part of an empty file
+        # one byte more shows growth; stores refuse a request that starts at a file's end, or any part of an empty one
         asked = left + 1 if left <= _BLOCK else _BLOCK
         if content.write(_part(address, content.tell(), asked)) < asked:
             break
@@ -129,11 +129,11 @@ def read(address: str, stored: Stored, max_bytes: int) -> bytes:
 
 
 def open_named(name: str) -> BinaryIO:
-    """Open a file for reading, on disk or in a store, of which some megabytes are asked for at once.
+    """Open a file for reading, on disk or, in requests of some megabytes, in a store.
 
     Raises:
-        ImageError: in a store, it can't be opened; from then on also while reading.
-        OSError, ValueError: on disk.
+        ImageError: it can't be opened in a store; reading it may raise this, too.
+        OSError, ValueError: it can't be opened on disk.
     """
     if not in_store(name):
         return open(name, "rb")  # noqa: PTH123, the name stays as given
@@ -146,37 +146,37 @@ def open_named(name: str) -> BinaryIO:
 
 
 def beside(table: str, name: str) -> str:
-    """The address of what a table in a store calls by a relative path."""
+    """Return the address that a relative path in a stored table means."""
     protocol, _, place = table.rpartition("/")[0].partition("://")
     server, _, folder = place.partition("/")
     path = posixpath.join("/", folder, name)
-    if {".", ".."} & set(name.split("/")):  # which stores don't know; it never leaves the bucket
+    if {".", ".."} & set(name.split("/")):  # stores don't resolve these; the result never leaves the bucket
         path = posixpath.normpath(path) + "/" * name.endswith("/")
     return f"{protocol}://{server}{path}"
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The seam
+# Calls to fsspec
 
 
 def _protocol(text: str) -> str:
-    found = _PROTOCOL.match(text) if "://" in text else None  # of most names, that is quicker
+    found = _PROTOCOL.match(text) if "://" in text else None  # quicker for most names
     return found[1].lower() if found else ""
 
 
 def _ask(address: str, method: str, forget: bool = False, **options: Any) -> Any:
-    """What a file system's method answers.
+    """Call a method of an address's file system, and return its answer.
 
     Args:
-        forget: whether the answer isn't kept, which is a whole listing else.
+        forget: drop the answer from fsspec's cache, which would keep whole listings.
     """
     require_readable(address)
     try:
-        # here, so that a run without addresses doesn't load it
+        # imported here, so that a run without addresses doesn't load it
         from fsspec.asyn import sync
         from fsspec.core import url_to_fs
 
-        # looked up each time: fsspec keeps it, for each thread and process where that is needed
+        # looked up each time: fsspec caches it, for each thread and process where needed
         system, path = url_to_fs(address)
         if system.async_impl:
             answer = sync(
@@ -200,12 +200,12 @@ def _ask(address: str, method: str, forget: bool = False, **options: Any) -> Any
 
 
 def _reason(exc: Exception, address: str) -> str:
-    if isinstance(exc, ImportError):  # fsspec says which one
+    if isinstance(exc, ImportError):  # its message names the package
         return f"{_protocol(address)}:// needs a package that isn't installed: {first_line(exc)}"
     if isinstance(exc, TimeoutError):
         return "no answer in time"
     message = exc.strerror if isinstance(exc, OSError) and exc.strerror else first_line(exc)
-    if isinstance(exc, FileNotFoundError):  # most say only what isn't there
+    if isinstance(exc, FileNotFoundError):  # most messages are only the path
         return "no such file or directory" if "/" in message else f"no such file or directory: {message}"
     return f"access denied: {message}" if isinstance(exc, PermissionError) else message
 
@@ -216,7 +216,7 @@ def _part(address: str, start: int, size: int) -> bytes:
 
 
 class _Stream(io.RawIOBase):
-    """A file in a store, part by part; not fsspec's own, which waits for ever and raises what its package raises."""
+    """A file in a store, read in parts; fsspec's own stream waits for ever and raises its package's errors."""
 
     def __init__(self, address: str, size: int) -> None:
         self._address = address
@@ -224,25 +224,21 @@ class _Stream(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Yes."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
         return True
 
     def tell(self) -> int:
-        """Where the next byte is read."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go there."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, unless the file ends before that.
+        """Fill a buffer as far as the file goes.
 
         Raises:
             ImageError: see `open_named`.
@@ -259,7 +255,7 @@ class _Stream(io.RawIOBase):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What a store says of a file
+# From a store's file information to references
 
 
 def _reference(address: str, facts: dict[str, Any]) -> ImageRef:
@@ -270,7 +266,7 @@ def _reference(address: str, facts: dict[str, Any]) -> ImageRef:
 
 
 def _stamp(size: int, facts: dict[str, Any]) -> FileStamp | None:
-    """A version takes the place of times, and its hash that of an inode."""
+    """Make a stamp of a version, whose hash takes an inode's place, or of a time; None if the store gives neither."""
     version = next((facts[name] for name in _VERSIONS if facts.get(name)), None)
     if version is not None:
         digest = hashlib.sha256(str(version).encode("utf-8", "surrogatepass")).digest()

@@ -1,8 +1,7 @@
-"""Tables with a column of pictures: their paths or addresses, or in Parquet the pictures themselves.
+"""Read tables with a column of pictures: their paths or addresses, or in Parquet the pictures themselves.
 
-One reader serves `predict` and labelled data. Tables are read as they go, a few rows at a time. Of Parquet, what is in
-memory at least is a page, which the file's writer has made as large as it likes: pyarrow's own writer, unless told
-otherwise, puts up to 1024 pictures in one.
+`predict` and labelled data share this reader. It reads a few rows at a time, but of Parquet at least a page, whose size
+the file's writer chose: pyarrow's puts up to 1024 pictures in one by default.
 """
 
 import contextlib
@@ -22,29 +21,29 @@ from clipcls.errors import ImageError, UsageError, first_line, reason
 from clipcls.inputs.stores import open_named
 from clipcls.records import Embedded, ImageRef
 
-#: What the names of tables end in.
+#: Extensions of tables.
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
-# what UTF-16 begins with; spreadsheets and PowerShell write it
+# byte order marks of UTF-16, which spreadsheets and PowerShell write
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_LONGEST_FIELD = 2**24  # of a CSV file, in characters; csv's own limit is 131,072
-_LONGEST_LINE = 2**26  # of a JSON lines file, in characters
-_TRIED_RECORDS = 100  # of a JSON lines file, one of which has to have the column
-_BATCH_BYTES = 2**22  # of the column, in Parquet
+_LONGEST_FIELD = 2**24  # characters in a CSV file's field; csv's own limit is 131,072
+_LONGEST_LINE = 2**26  # characters in a JSON lines file's line
+_TRIED_RECORDS = 100  # one of so many first records of a JSON lines file has to have the column
+_BATCH_BYTES = 2**22  # bytes of a Parquet column to read at once
 _BATCH_ROWS = 1024
-# without these, a whole row group's column would be read at once
+# by default pyarrow reads a whole row group's column at once
 _BUFFERED = {"buffer_size": 2**20, "pre_buffer": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a row has in the column.
+    """A cell of the column that is read.
 
     Attributes:
-        row: from 0; the names of the columns aren't one.
+        row: its row's number, counted from 0 without the header.
         value: a path or an address, or a picture's content.
         error: why there is no value.
-        place: where the row is in the table, such as `line 7`; in Parquet `row 7`, counted from 0.
-        beside: by name, what the row has in further columns, in the row's own order.
+        place: where the row is, such as `line 7`; in Parquet `row 7`, counted from 0.
+        beside: the row's values in further columns, by name, in the row's own order.
     """
 
     row: int
@@ -55,34 +54,34 @@ class Cell:
 
 
 def is_table(name: str) -> bool:
-    """Whether a name is that of a table."""
+    """Tell whether a file name is a table's."""
     return name.lower().endswith(TABLES)
 
 
 def is_parquet(name: str) -> bool:
-    """Whether a name is that of a Parquet file."""
+    """Tell whether a file name is a Parquet file's."""
     return name.lower().endswith(".parquet")
 
 
 def check_column(table: str, column: str) -> None:
-    """Look whether a table has a column of pictures; whatever else may be wrong with it shows when it is read.
+    """Check that a table has a column of pictures; other faults show when it is read.
 
     Raises:
         UsageError: see `read_column`.
     """
     with contextlib.suppress(ImageError):
         if is_parquet(table):
-            row_groups(table, column)  # its first cell may lie in a page of many megabytes
+            row_groups(table, column)  # reading a cell could load a page of many megabytes
             return
         with contextlib.closing(read_column(table, column)) as cells:
             next(cells, None)
 
 
 def row_groups(table: str, column: str | None = None) -> list[int]:
-    """How many rows each row group of a Parquet file has.
+    """Return how many rows each row group of a Parquet file has.
 
     Args:
-        column: that it has to have; none by default.
+        column: a column that the file must have; None to check none.
 
     Raises:
         UsageError, ImageError: see `read_column`.
@@ -94,7 +93,7 @@ def row_groups(table: str, column: str | None = None) -> list[int]:
 
 
 def table_columns(table: str) -> list[str]:
-    """List the names of a table's columns; of JSON lines, of all its records.
+    """List the names of a table's columns, in JSON lines those of all records.
 
     Raises:
         UsageError: pyarrow isn't installed, or a text table is in UTF-16.
@@ -113,23 +112,23 @@ def table_columns(table: str) -> list[str]:
 def read_column(
     table: str, column: str | None, rows: range | None = None, beside: Sequence[str] = ()
 ) -> Generator[Cell, None, None]:
-    """Read the cells of a column, in their order.
+    """Read the cells of a column in order.
 
-    - CSV and TSV files are UTF-8 and begin with the names of their columns; lines without a field are no rows.
+    - CSV and TSV files are UTF-8 and begin with the names of their columns; empty lines aren't rows.
     - In JSON lines, each line that isn't blank is a row.
-    - In Parquet a column holds text, bytes, or Hugging Face's pictures (a struct of `bytes` and `path`, of which
-      the bytes are taken where there are some).
+    - In Parquet a column holds text, bytes, or Hugging Face's pictures (a struct of `bytes` and `path`; the path is
+      used only without bytes).
 
     Args:
         table: path of a regular file, or an address in a store.
-        column: None for cells without a value, so that pictures which the table holds aren't read.
-        rows: of Parquet, which of its rows; all by default. Row groups without any of them aren't read.
-        beside: further columns to be read; the rows of a text table may lack them.
+        column: None yields cells without a value, so that embedded pictures aren't read.
+        rows: the rows of a Parquet file to read, all by default; row groups without any of them aren't read.
+        beside: further columns to read; rows of a text table may lack them.
 
     Raises:
         UsageError: there is no such column, it holds something else, pyarrow isn't installed, or a text table is in
             UTF-16; before the first cell.
-        ImageError: the table can't be read, or is broken here.
+        ImageError: the table can't be read, or is broken at this row.
     """
     if is_parquet(table):
         return _parquet_cells(table, column, rows, beside)
@@ -139,7 +138,7 @@ def read_column(
 
 
 def holds_pictures(table: str, column: str) -> bool:
-    """Whether a table's column holds pictures themselves, and not their paths.
+    """Tell whether a table's column holds the pictures themselves, not their paths.
 
     Raises:
         UsageError, ImageError: see `read_column`.
@@ -152,7 +151,7 @@ def holds_pictures(table: str, column: str) -> bool:
 
 
 def class_names(table: str, column: str) -> list[str]:
-    """List the names that numbers in a column stand for, where a Parquet file of Hugging Face's `datasets` says so."""
+    """List the class names of a column of numbers, which Parquet files of Hugging Face's `datasets` carry."""
     if not is_parquet(table):
         return []
     with _parquet(table) as file:
@@ -166,9 +165,9 @@ def class_names(table: str, column: str) -> list[str]:
 
 
 def read_embedded(images: Iterable[ImageRef]) -> Iterator[ImageRef]:
-    """Give the pictures that lie in Parquet tables their content; others pass through as they are.
+    """Read the contents of pictures embedded in Parquet tables; yield others unchanged.
 
-    Neighbours in a table are read on from one another, which takes one pass as long as they are in its order.
+    Pictures of one table that follow each other in its order are read in one pass.
     """
     for source, group in itertools.groupby(images, key=_source):
         if source is None:
@@ -199,7 +198,7 @@ def _with_content(image: ImageRef, cells: Iterator[Cell], row: int) -> ImageRef:
 
 
 def _checked(value: object, column: str | None) -> tuple[str | None, str | None]:
-    """The path or address in a cell, without the space around it; and what is wrong with the cell."""
+    """Return a cell's path or address, stripped, or None and what is wrong with it."""
     if column is None:
         return None, None
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -208,7 +207,7 @@ def _checked(value: object, column: str | None) -> tuple[str | None, str | None]
         return None, f"no text in the column {column}"
     try:
         os.fsencode(value)
-    except UnicodeEncodeError:  # JSON can hold what no name is made of
+    except UnicodeEncodeError:  # JSON can hold lone surrogates
         return None, f"no possible file name in the column {column}"
     return value.strip(), None
 
@@ -225,7 +224,7 @@ def _require(column: str, columns: Iterable[str], table: str) -> None:
 
 @contextmanager
 def _opened(table: str) -> Iterator[TextIO]:
-    """A table as text, in which bytes that aren't UTF-8 are kept as surrogates; errors are translated."""
+    """Open a table as text; bytes that aren't UTF-8 become surrogates."""
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))  # other columns may hold long texts
     try:
         with open_named(table) as raw:
@@ -272,7 +271,7 @@ def _json_cells(table: str, column: str | None, beside: Sequence[str]) -> Genera
 
 
 def _json_records(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The number of each line that isn't blank, with its record or what is wrong with it."""
+    """Yield each line that isn't blank: its number, and its record or what is wrong with it."""
     for number in itertools.count(1):
         line = file.readline(_LONGEST_LINE)
         if not line:
@@ -304,7 +303,7 @@ def _parquet_cells(
         rows = range(sys.maxsize) if rows is None else rows
         end = 0
         for number in range(file.num_row_groups):
-            # group by group, so that damage of one takes nothing from those before it
+            # group by group, so that a damaged one doesn't cost those before it
             start, end = end, end + file.metadata.row_group(number).num_rows
             if max(start, rows.start) < min(end, rows.stop):
                 records = itertools.islice(_records(file, number, column, beside), rows.stop - start)
@@ -314,7 +313,7 @@ def _parquet_cells(
 
 
 def _records(file: Any, group: int, column: str | None, beside: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The scalars of each row, by column."""
+    """Yield each row as Arrow scalars by column."""
     at_once = _BATCH_ROWS if column is None else _rows_at_once(file.metadata.row_group(group), column)
     columns = list(dict.fromkeys(beside if column is None else (column, *beside)))
     for batch in file.iter_batches(at_once, row_groups=[group], columns=columns, use_threads=False):
@@ -331,7 +330,7 @@ def _parquet_cell(row: int, column: str | None, record: dict[str, Any]) -> Cell:
 
 
 def _plain(scalar: Any) -> Any:
-    """What a scalar beside the pictures is in Python; None for text that isn't UTF-8."""
+    """Convert an Arrow scalar to Python; text that isn't UTF-8 becomes None."""
     try:
         return scalar.as_py()
     except ValueError:
@@ -340,14 +339,14 @@ def _plain(scalar: Any) -> Any:
 
 @contextmanager
 def _parquet(table: str) -> Iterator[Any]:
-    """An open `pyarrow.parquet.ParquetFile`; errors are translated."""
+    """Open a `pyarrow.parquet.ParquetFile`, and translate its errors."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as exc:
         raise UsageError(f"Parquet needs the package pyarrow ({exc}): pip install 'clipcls[parquet]'") from exc
     try:
-        # an open file, since pyarrow can't encode every name
+        # opened here, since pyarrow can't encode every name
         with open_named(table) as file, parquet.ParquetFile(file, **_BUFFERED) as opened:
             yield opened
     except (pyarrow.ArrowException, OSError) as exc:
@@ -365,7 +364,7 @@ def _require_column(file: Any, column: str, table: str) -> None:
 
 
 def _is_embedded(file: Any, column: str) -> bool:
-    """Whether a column of pictures has bytes in any row."""
+    """Tell whether a column of pictures has bytes in any row."""
     from pyarrow import types
 
     kind = file.schema_arrow.field(column).type
@@ -386,7 +385,7 @@ def _is_embedded(file: Any, column: str) -> bool:
 
 
 def _is_bytes_like(kind: Any) -> bool:
-    """Whether values of an Arrow type are text or bytes."""
+    """Tell whether values of an Arrow type are text or bytes."""
     from pyarrow import types
 
     if kind is None:
@@ -399,7 +398,7 @@ def _is_bytes_like(kind: Any) -> bool:
 
 
 def _rows_at_once(group: Any, column: str) -> int:
-    """As many rows of a row group as hold some megabytes of the column; large pictures come one by one."""
+    """Return how many rows hold about `_BATCH_BYTES` of the column: large pictures come one by one."""
     chunks = map(group.column, range(group.num_columns))
     size: int = sum(
         chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")
@@ -409,7 +408,7 @@ def _rows_at_once(group: Any, column: str) -> int:
 
 
 def _value(scalar: Any) -> str | bytes | None:
-    """The text or the bytes of an Arrow scalar; of a struct the bytes, else the path."""
+    """Return an Arrow scalar's text or bytes; a struct's bytes, or its path if it has none."""
     import pyarrow
 
     if not scalar.is_valid:

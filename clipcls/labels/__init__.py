@@ -1,1 +1,1 @@
-"""Label files, prompt sets, and the words that a model knows."""
+"""Read label files and prompt sets, and keep the words that a model knows."""

@@ -1,4 +1,4 @@
-"""Labels in every form a user may give them: options, text, CSV, JSON and YAML files."""
+"""Read labels from options and from text, CSV, JSON and YAML files."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def parse_labels(
 
 
 def make_label(name: str, synonyms: Sequence[str] = (), prompts: Sequence[str] = ()) -> Label:
-    """A label whose prompted text is its name in plain words: `hot_dog` is prompted as `hot dog`.
+    """Make a label whose prompted text is its name in plain words: `hot dog` for `hot_dog`.
 
     Raises:
         UsageError: the name, a synonym or a prompt is empty or isn't valid Unicode.
@@ -71,7 +71,7 @@ def spelling_key(text: str) -> str:
 
 
 def refuse_duplicates(labels: Iterable[Label]) -> None:
-    """Equal labels would share the probability that one of them should have.
+    """Refuse equal labels, which would share the probability that one of them should have.
 
     Raises:
         UsageError: two labels have the same name or synonym after normalisation.
@@ -90,7 +90,7 @@ def refuse_duplicates(labels: Iterable[Label]) -> None:
 
 
 def read_labels(file: Path) -> list[Label]:
-    """Read a label file; its form is told by its extension.
+    """Read a label file in the format that its extension names.
 
     Raises:
         UsageError: the file can't be read, or isn't what its extension says.
@@ -119,7 +119,7 @@ def read_labels(file: Path) -> list[Label]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers and dates stay as they are written (012, 1:30), and a key that comes twice is an error."""
+    """Loads numbers and dates as text (012, 1:30), and refuses duplicate keys."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -153,7 +153,7 @@ def _plain(text: str) -> str:
 
 
 def _from_csv(text: str) -> list[Label]:
-    """The column `label` (with `synonyms` and `prompts`, split at `|`), or without a header the only column."""
+    """Read the column `label` (`synonyms` and `prompts` are split at `|`), or the only column if there is no header."""
     csv.field_size_limit(_LONGEST_CELL)  # the process's, which readers of other files may have raised
     rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
     header = [cell.strip().casefold() for cell in rows[0]] if rows else []
@@ -175,7 +175,7 @@ def _from_csv(text: str) -> list[Label]:
 
 
 def _from_data(data: Any) -> list[Label]:
-    """A list of names or of `{label, synonyms, prompts}`, or a mapping from label to its synonyms or details."""
+    """Read a list of names or of `{label, synonyms, prompts}`, or a mapping from label to its synonyms or details."""
     match data:
         case {"labels": list() | dict() as inner} if len(data) == 1:
             return _from_data(inner)

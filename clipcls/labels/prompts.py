@@ -1,4 +1,4 @@
-"""Prompt sets: templates by name or from a file, and the prompts they make of a label."""
+"""Load prompt templates by name or from a file, and render a label's prompts."""
 
 import importlib.util
 import os
@@ -43,7 +43,7 @@ def load_prompt_set(name_or_file: str) -> PromptSet:
 
 
 def templates_set(templates: Sequence[str], name: str = "templates") -> PromptSet:
-    """A set of the caller's own templates.
+    """Make a prompt set of the caller's own templates.
 
     Raises:
         UsageError: no template, or one without a placeholder or with an unknown one.
@@ -58,12 +58,12 @@ def templates_set(templates: Sequence[str], name: str = "templates") -> PromptSe
 
 
 def builtin_names() -> list[str]:
-    """Names that `load_prompt_set` knows, sorted."""
+    """List the built-in prompt sets' names, sorted."""
     return sorted([*_OPEN_CLIP_SETS, *(path.stem for path in _builtin_folder().glob("*.yaml"))])
 
 
 def render(label: Label, prompt_set: PromptSet) -> tuple[str, ...]:
-    """The prompts of one label, in order: its own, or every template with its name and each synonym."""
+    """Return a label's own prompts; without any, every template filled with its name and each synonym."""
     if label.prompts:
         return label.prompts
     return tuple(_fill(template, text) for text in label.texts for template in prompt_set.templates)
@@ -123,7 +123,7 @@ def _from_open_clip(name: str) -> PromptSet:
 
 @cache
 def _zero_shot_metadata() -> ModuleType:
-    """open_clip's template lists, loaded by path: importing open_clip would import torch."""
+    """Load open_clip's template lists by path: importing open_clip would import torch."""
     package = importlib.util.find_spec("open_clip")
     if package is None or not package.submodule_search_locations:
         raise UsageError("open_clip isn't installed: pip install open_clip_torch")
@@ -137,7 +137,7 @@ def _zero_shot_metadata() -> ModuleType:
 
 @cache
 def _builtin_folder() -> Path:
-    """`clipcls.prompt_sets` where it is installed, else `prompts/` of the checkout that `python -m clipcls` runs in."""
+    """Return the folder of `clipcls.prompt_sets` if installed, otherwise `prompts/` of the checkout."""
     spec = importlib.util.find_spec("clipcls.prompt_sets")
     if spec is not None and spec.submodule_search_locations:
         return Path(spec.submodule_search_locations[0])

@@ -1,7 +1,7 @@
-"""The words a small model was trained on, so that `predict` can warn of labels it has never seen.
+"""Keep the words a small model was trained on, so that `predict` can warn of labels it has never seen.
 
-A model that was trained on a closed set of captions answers any label with confidence. `clipcls train` writes the
-words of its captions beside the weights (`words.txt`); here is what counts as a word.
+A model trained on a closed set of captions answers any label with confidence. `clipcls train` writes the words of its
+captions beside the weights (`words.txt`).
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 FILE_NAME = "words.txt"
 
-# Han, Hiragana and Katakana are written without spaces, so their runs are cut into pieces instead.
+# Han, Hiragana and Katakana are written without spaces, so their runs are cut into pairs of signs.
 _CJK = r"\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _RUN = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
@@ -20,9 +20,9 @@ _STOP_WORDS = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "of"
 
 
 def caption_words(text: str) -> set[str]:
-    """The words of one caption: lower-case words; of an unspaced run its pairs, or the run itself if it is one sign.
+    """Return the lower-case words of a caption, without articles, conjunctions and prepositions.
 
-    Articles, conjunctions and prepositions are left out.
+    A run of signs written without spaces gives its pairs of neighbours; a single sign gives itself.
 
     Args:
         text: a caption, or a label.
@@ -40,14 +40,14 @@ def caption_words(text: str) -> set[str]:
 
 
 def is_known(text: str, words: frozenset[str]) -> bool:
-    """Whether a model trained on `words` has seen any word, or any part of an unspaced run, of `text`."""
+    """Tell whether `words` has any word of `text`, or any pair or sign of a run without spaces."""
     parts = caption_words(text)
     parts |= {sign for part in parts if _IS_CJK.match(part) for sign in part}
     return not parts.isdisjoint(words)
 
 
 def all_words(captions: Iterable[str]) -> frozenset[str]:
-    """The words of all captions."""
+    """Return the words of all captions."""
     return frozenset(word for caption in captions for word in caption_words(caption))
 
 
@@ -57,7 +57,7 @@ def write_words(folder: Path, words: Iterable[str]) -> None:
 
 
 def read_words(folder: Path) -> frozenset[str] | None:
-    """The words a model folder lists, or None where it lists none."""
+    """Read the words that a model folder lists; None if it has no list."""
     path = folder / FILE_NAME
     if not path.is_file():
         return None

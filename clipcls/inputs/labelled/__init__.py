@@ -1,1 +1,1 @@
-"""What the right answers are: read from class folders, tables or shards."""
+"""Read pictures with their labels or captions from class folders, tables or shards."""

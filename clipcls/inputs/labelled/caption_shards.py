@@ -1,6 +1,6 @@
-"""Samples of WebDataset shards: pictures with captions, read one after the other.
+"""Read the samples of WebDataset shards, pictures with captions, one after the other.
 
-The files of a sample are neighbours and have a name in common up to its first dot: `0001.jpg` with `0001.txt` (one
+The files of a sample are neighbours and share the name up to its first dot: `0001.jpg` with `0001.txt` (one
 caption) or `0001.json` (`caption`, `caption2`, …, `captions`), or both.
 """
 
@@ -18,10 +18,10 @@ from clipcls.inputs.labelled.examples import Example, ProblemReport
 from clipcls.inputs.shards import DAMAGE, RESERVED, Mode, members
 from clipcls.records import ImageRef
 
-#: Opens what is called so.
+#: Opens a shard by its name.
 Opener = Callable[[str], AbstractContextManager[Any]]
 
-# what webdataset takes for a sample's key, and the rest of the name
+# a name's parts as webdataset splits it: the sample's key, and the rest
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
@@ -31,11 +31,11 @@ def read_samples(
     """Read the usable samples of a tar, in their order.
 
     Args:
-        shard: what it is called.
-        opened: gives the tar, at its beginning.
+        shard: its name.
+        opened: opens the tar at its beginning.
         mode: see `inputs.shards.Mode`.
-        report: is told of the others, and of damage, behind which nothing is read.
-        pictures: whether they are read, too, and not just passed over.
+        report: is told of unusable samples, and of damage, behind which nothing is read.
+        pictures: whether pictures are read, not skipped.
     """
     met: set[str] = set()
     files = _until_damage(shard, opened, mode, report, pictures)
@@ -58,7 +58,7 @@ def read_samples(
 def _until_damage(
     shard: str, opened: Opener, mode: Mode, report: ProblemReport, pictures: bool
 ) -> Iterator[tuple[str, str, str, bytes | None]]:
-    """Key, extension, name and content of a tar's files, up to where it is broken."""
+    """Yield key, extension, name and content of a tar's files, up to any damage."""
     try:
         with opened(shard) as stream:
             for member in members(stream, mode):
@@ -72,7 +72,7 @@ def _until_damage(
 
 
 def _example(path: str, sample: dict[str, Any]) -> Example | str:
-    """A sample's picture and captions, or what is wrong with it."""
+    """Return a sample's picture and captions, or what is wrong with it."""
     extension = next((name for name in sample if f".{name}" in EXTENSIONS), None)
     if extension is None:
         return "no picture"
@@ -83,7 +83,7 @@ def _example(path: str, sample: dict[str, Any]) -> Example | str:
 
 
 def _captions(sample: dict[str, Any]) -> tuple[str, ...] | str:
-    """A sample's captions, each once, since both of its files often hold the same; or what is wrong with them."""
+    """Return a sample's captions, each once, since both files often hold the same; or what is wrong with them."""
     try:
         text = sample.get("txt", b"").decode("utf-8-sig").strip()
         record = json.loads(sample.get("json", b"{}"))

@@ -1,4 +1,4 @@
-"""Captions as tables and shards hold them, and what is captioned by its labels."""
+"""Read captions from records, and caption examples by their labels."""
 
 import os
 import re
@@ -32,12 +32,12 @@ def listed_captions(record: Mapping[str, Any]) -> tuple[str, ...] | str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text holds no lone surrogate."""
+    """Tell whether a text holds no lone surrogate."""
     return not _SURROGATE.search(text)
 
 
 def captioned(example: Example) -> Example | str:
-    """Give an example that has no captions its labels in plain words; or say why it can't be trained on."""
+    """Return an example to train on, without captions captioned by its labels; or why it can't be trained on."""
     image = example.image
     if image.error is not None:
         return image.error
@@ -51,5 +51,5 @@ def captioned(example: Example) -> Example | str:
 
 
 def _normalised(image: ImageRef) -> ImageRef:
-    """A file by one name, however it is written, so that it is decoded once and counted as one picture."""
+    """Normalise a file's path, so that one picture under two spellings is decoded and counted once."""
     return replace(image, path=os.fspath(Path(image.path))) if image.content is None else image

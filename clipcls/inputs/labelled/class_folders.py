@@ -1,4 +1,4 @@
-"""Folders of pictures, one for each class."""
+"""Read folders of pictures, one for each class."""
 
 import os
 import posixpath
@@ -13,14 +13,14 @@ from clipcls.inputs.stores import entries, in_store
 from clipcls.inputs.tables import TABLES
 from clipcls.records import ImageRef
 
-#: What parts of a data set are called; as class folders they would be mistaken for classes.
+#: Names of a data set's parts, which would be mistaken for classes.
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 
 
 def read_class_folders(folder: str) -> Truth:
     """Read a folder that holds a folder for each class, with pictures in it or below it.
 
-    Hidden folders are no classes. A class without pictures is one all the same. No picture is opened.
+    Hidden folders are no classes, folders without pictures are. No picture is opened.
 
     Args:
         folder: its path, or its address in a store.
@@ -39,13 +39,13 @@ def read_class_folders(folder: str) -> Truth:
 
 
 def has_class_folders(folder: str) -> bool:
-    """Whether a folder holds one in which there is a picture."""
+    """Tell whether a folder holds a folder with a picture."""
     below = [path for path, is_folder in _held(folder) if is_folder]
     return any(image.error is None for image in discover(below))
 
 
 def _held(folder: str) -> list[tuple[str, bool]]:
-    """What lies in a folder and isn't hidden, sorted; each with whether it is a folder."""
+    """List the visible entries of a folder, sorted, each with whether it is a folder."""
     try:
         if in_store(folder):
             held = [(image.path, image.path.endswith("/")) for image in entries(folder)]

@@ -1,4 +1,4 @@
-"""Tar shards of pictures with their classes, laid out as CLIP_benchmark's data sets are.
+"""Read tar shards of pictures with their classes, laid out as CLIP_benchmark's data sets are.
 
     DATA/classnames.txt                            the classes' names, one a line
     DATA/zeroshot_classification_templates.txt     prompts, with {c} for the name
@@ -30,11 +30,11 @@ _TYPE = "dataset_type.txt"
 _COUNT = "nshards.txt"
 _SPLIT = "test"
 _CLASS, _FLAGS = ".cls", ".npy"
-_LONGEST_CLASS = 2**20  # of a member with a class, in bytes
+_LONGEST_CLASS = 2**20  # bytes of a member with a class
 
 
 def shards_in(folder: Path) -> bool:
-    """Whether a folder is laid out as shards."""
+    """Tell whether a folder is laid out as shards."""
     places = (folder, folder / _SPLIT)
     return any((place / _COUNT).is_file() for place in places) or any(map(_first_shard, places))
 
@@ -58,11 +58,11 @@ def read_shards_of_folder(folder: Path, labels: Sequence[str] | None) -> Truth:
 
 
 def read_shards(data: Sequence[str], labels: Sequence[str] | None) -> Truth:
-    """Read shards; a picture without a class is told of, and left out.
+    """Read shards; a picture without a class is left out, and named among the problems.
 
     Args:
-        data: paths, patterns, and names with braces in them.
-        labels: the names that numbers stand for, where no `classnames.txt` lies beside the shards or above them.
+        data: paths, patterns, and names with braces.
+        labels: the class names, by number, unless a `classnames.txt` lies beside the shards or one folder above.
 
     Raises:
         UsageError: no such names, a number without a name, a shard that is compressed, or no picture with a class.
@@ -100,19 +100,19 @@ def read_shards(data: Sequence[str], labels: Sequence[str] | None) -> Truth:
 
 
 class _Beside:
-    """The files that say what shards hold: in their folder, or else in the one above."""
+    """The files that describe shards, in their folder or in the one above."""
 
     def __init__(self, folder: Path) -> None:
-        # as it was given, where that can be told from its name
+        # a relative path stays relative unless its parent can't be told from it
         above = folder.parent if folder.name not in ("", "..") else folder.absolute().parent
         self.folder = folder if (folder / _CLASSNAMES).is_file() or not (above / _CLASSNAMES).is_file() else above
 
     def path_of(self, name: str) -> str | None:
-        """The path of a file, if it is there."""
+        """Return a file's path; None if it doesn't exist."""
         return os.fspath(self.folder / name) if (self.folder / name).is_file() else None
 
     def lines(self, name: str) -> list[str]:
-        """A file's lines; none if it isn't there."""
+        """Read a file's lines that aren't blank; none if it doesn't exist."""
         path = self.path_of(name)
         if path is None:
             return []
@@ -127,17 +127,16 @@ def _first_shard(folder: Path) -> bool:
 
 
 def _numerically(path: Path) -> tuple[tuple[int, str], ...]:
-    """A key by which 10.tar comes behind 9.tar."""
+    """Return a sort key that puts 10.tar behind 9.tar."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name))
 
 
 def _named(name: str) -> list[str]:
-    """The shards that a path, a pattern or a name with braces stands for."""
+    """List the shards that a path, a pattern or a name with braces stands for."""
     if os.path.lexists(name):
         return [name]
     found = []
     for part in expand_braces(name):
-        # a pattern gives the shards' own pictures; their paths begin with the shard's
         found += _matching(part) if any(sign in part for sign in "*?[") else [part]
     return found
 
@@ -152,7 +151,7 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _classes(shard: str, names: Sequence[str], ending: str) -> Iterator[tuple[ImageRef, tuple[str, ...] | None]]:
-    """The pictures of a shard, each with its classes, or None where there is nothing that tells."""
+    """Yield a shard's pictures, each with its classes, or None if no member gives them."""
     if in_store(shard):
         raise UsageError(f"{shard}: in a store; copy it here first, for its pictures are read more than once.")
     images = list(read_pictures(shard, EXTENSIONS))
@@ -165,8 +164,8 @@ def _classes(shard: str, names: Sequence[str], ending: str) -> Iterator[tuple[Im
 
 
 def _members(shard: str, ending: str) -> Iterator[tuple[str, bytes]]:
-    """By what their names have in common with the pictures', what is in the members with classes."""
-    # damage has been told of as a picture that can't be read
+    """Yield the members with classes: their sample's key, and their content."""
+    # read_pictures has reported damage already
     with suppress(*DAMAGE), open(shard, "rb") as file:  # noqa: PTH123, the name stays as given
         for member in members(file):
             header = member.header
@@ -175,7 +174,7 @@ def _members(shard: str, ending: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _key(path: str) -> str:
-    """What webdataset takes for the key of a sample: all before the first dot of the last part."""
+    """Return a sample's key as webdataset does: the path up to the first dot of its last part."""
     folder, name = os.path.split(path)
     return f"{folder}/{name.partition('.')[0]}"
 

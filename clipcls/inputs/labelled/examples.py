@@ -1,22 +1,21 @@
-"""What is known of labelled pictures."""
+"""Labelled pictures as the readers of this package return them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from clipcls.records import ImageRef
 
-#: Told where something is that can't be used, and what is wrong with it.
+#: Called with the place of something unusable, and what is wrong with it.
 ProblemReport = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture and what is right for it.
+    """A picture with its labels or captions.
 
     Attributes:
-        labels: as the data calls them; exactly one, unless the data give several an image, or none; none for a shard
-            that can't be read.
-        captions: what may be said of it, where that was asked for; one that is listed twice is drawn twice as often.
+        labels: as written in the data; exactly one, or any number in multi-label data; none for an unreadable shard.
+        captions: its captions, if asked for; one that is listed twice is drawn twice as often.
     """
 
     image: ImageRef
@@ -25,20 +24,20 @@ class Example:
 
     @property
     def concept(self) -> str:
-        """What the example is counted as by the helper loss of a training run."""
+        """The caption by which the helper loss of a training run counts the example."""
         return self.captions[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Labelled pictures.
+    """Labelled pictures, with their classes and the data's problems.
 
     Attributes:
-        classnames: of all classes that the data name, those without pictures among them.
+        classnames: the names of all classes, also of those without pictures.
         multi_label: whether a picture may have several labels, or none.
-        problems: a message for each thing in the data that is left out, or looks like a mistake.
-        classnames_file: that holds the names, one a line; None where nothing does.
-        templates_file: prompts that come with the data.
+        problems: a message for each thing in the data that is left out or looks like a mistake.
+        classnames_file: the file that holds the names, one a line, if any.
+        templates_file: the file of prompts that comes with the data, if any.
     """
 
     examples: tuple[Example, ...]

@@ -1,4 +1,4 @@
-"""From what a user names to labelled pictures."""
+"""Read labelled or captioned pictures in whatever form the user names."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def read_truth(data: Sequence[str], labels: Sequence[str] | None = None, allow_u
     Shards are named by their paths, by patterns with braces, or by the folder that holds them or their `test` folder.
 
     Args:
-        labels: the names that numbers in shards stand for, where no file beside the shards tells.
+        labels: the class names, by number, of shards without a file of them.
         allow_urls: whether the addresses in a table may be fetched.
 
     Raises:
@@ -40,12 +40,12 @@ def read_truth(data: Sequence[str], labels: Sequence[str] | None = None, allow_u
 
 
 def read_captioned(name: str) -> Truth:
-    """Read pictures with captions, all of which are known before one is opened: a table, or class folders.
+    """Read pictures with captions from a table or class folders, without opening a picture.
 
-    A class's name is the caption, `hot dog` for `hot_dog`; so is a label in a table without captions.
+    The name of a class folder, or a label in a table without captions, is the caption: `hot dog` for `hot_dog`.
 
     Returns:
-        The examples that can be trained on; what is wrong with the others is among the problems.
+        The examples that can be trained on; the problems say what is wrong with the others.
 
     Raises:
         UsageError: see `read_table` and `read_class_folders`.
@@ -62,7 +62,7 @@ def read_captioned(name: str) -> Truth:
 
 
 def _read_listed(name: str, wanted: Wanted, allow_urls: bool) -> Truth:
-    """A table or class folders, on disk or in a store."""
+    """Read a table or class folders, on disk or in a store."""
     if is_table(name) and not os.path.isdir(name):  # noqa: PTH112, it may be an address
         if not in_store(name) and not os.path.lexists(name):
             raise UsageError(f"{name}: no such file or folder.")

@@ -1,4 +1,4 @@
-"""Tables of pictures with their labels or captions; one table can serve `eval`, `calibrate` and `train`.
+"""Read tables of pictures with labels or captions, for `eval`, `calibrate` and `train`, from these columns:
 
 pictures    path, image, filepath, file_name, filename or url: the first of these names that the table has
 labels      labels (any number), label or class
@@ -20,7 +20,7 @@ from clipcls.inputs.stores import beside, in_store, local_path, require_readable
 from clipcls.inputs.tables import Cell, class_names, holds_pictures, is_parquet, read_column, table_columns
 from clipcls.records import Embedded, ImageRef, Stored
 
-#: What is to be read beside each picture; where labels are all there is, they are the captions.
+#: What to read beside each picture; in a table without captions, labels serve as captions.
 Wanted = Literal["labels", "captions"]
 
 _PICTURES = ("path", "image", "filepath", "file_name", "filename", "url")
@@ -35,18 +35,18 @@ def read_table(table: str, wanted: Wanted = "labels", allow_urls: bool = False) 
     """Read a table of pictures with labels or captions.
 
     `labels` holds any number: in JSON lines and Parquet a list, in CSV and TSV JSON text or names separated by `;`.
-    Relative paths are taken from the table's folder. Pictures that a Parquet file holds itself are called
-    `table.parquet/ROW`, counted from 0. No picture is opened.
+    Relative paths start at the table's folder. Pictures embedded in a Parquet file are called `table.parquet/ROW`,
+    counted from 0. No picture is opened.
 
     Args:
         table: a .csv, .tsv, .jsonl or .parquet file, or its address in a store.
-        allow_urls: whether addresses of the web may be fetched; each is an error else.
+        allow_urls: whether web addresses may be fetched; otherwise each is an error.
 
     Returns:
-        The rows that can be used, and what is wrong with the others.
+        The usable rows, and what is wrong with the others.
 
     Raises:
-        UsageError: it can't be read, lacks a column, or holds no row that can be used.
+        UsageError: the table can't be read, lacks a column, or holds no usable row.
     """
     examples, problems = [], []
     try:
@@ -69,8 +69,8 @@ def read_captioned_rows(table: str, report: ProblemReport, pictures: bool = True
     """Read the rows of a table that can be trained on, one after the other.
 
     Args:
-        report: is told of the others, and of damage, behind which nothing is read.
-        pictures: whether those that the table holds are read, too.
+        report: is told of unusable rows, and of damage, behind which nothing is read.
+        pictures: whether embedded pictures are read.
 
     Raises:
         UsageError: the table lacks a column, or can't be read for want of pyarrow.
@@ -88,12 +88,12 @@ def read_captioned_rows(table: str, report: ProblemReport, pictures: bool = True
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Which columns of a table are read.
+    """The columns of a table that are read.
 
     Attributes:
-        picture: None in a table without any columns.
-        answers: with the labels or the captions.
-        are_labels: whether they hold labels.
+        picture: the column of pictures; None in a table without any columns.
+        answers: the columns of labels or captions.
+        are_labels: whether `answers` hold labels.
     """
 
     picture: str | None
@@ -104,7 +104,7 @@ class _Columns:
 def _examples(
     table: str, columns: _Columns, allow_urls: bool, pictures: bool = False
 ) -> Iterator[tuple[str, Example | str]]:
-    """Where each row is, and its example or what is wrong with it."""
+    """Yield each row's place, and its example or what is wrong with it."""
     picture = columns.picture
     holds = picture is not None and holds_pictures(table, picture)
     names = class_names(table, columns.answers[0]) if columns.are_labels and columns.answers else []
@@ -117,7 +117,7 @@ def _examples(
             continue
         if holds and not pictures:
             image = ImageRef(f"{table}/{cell.row}", content=Embedded(table, str(picture), cell.row))
-        elif holds:  # one that is missing is an empty file, so that there are as many rows without the pictures
+        elif holds:  # a missing one becomes an empty file, so that there are as many rows as when pictures aren't read
             image = ImageRef(f"{table}/{cell.row}", content=cell.value if isinstance(cell.value, bytes) else b"")
         else:
             image = _image(table, str(cell.value), allow_urls)
@@ -149,7 +149,7 @@ def _find_columns(table: str, wanted: Wanted) -> _Columns:
 def _find_captions(table: str, columns: Sequence[str]) -> tuple[str, ...]:
     found = tuple(name for name in columns if CAPTION.fullmatch(name) or name == LIST)
     if LIST in found and table.lower().endswith((".csv", ".tsv")):
-        # it would have to be guessed whether it is one caption, or how several are separated
+        # ambiguous: it may be one caption, or several with any separator
         raise UsageError(
             f"{table}: a column captions, which only JSON lines and Parquet have, as a list; name it caption if each "
             "row has one, else make it the columns caption, caption2, …"
@@ -158,14 +158,14 @@ def _find_captions(table: str, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _require_utf8(table: str, cell: Cell) -> None:
-    """Refuse a text table in another encoding, whose every row with a special sign would be left out."""
+    """Refuse a text table that isn't UTF-8: every row with a special sign would be left out."""
     texts = [value for value in cell.beside.values() if isinstance(value, str)]
     if not is_parquet(table) and any(map(_ESCAPED_BYTE.search, texts)):
         raise UsageError(f"{table}, {cell.place}: not UTF-8; save the table in UTF-8.")
 
 
 def _image(table: str, name: str, allow_urls: bool) -> ImageRef:
-    """What a table calls by a name, which isn't looked at."""
+    """Return the picture that a table names, without opening it."""
     name = local_path(name)
     if is_web(name):
         return image_on_web(name, allow_urls)
@@ -185,7 +185,7 @@ def _image(table: str, name: str, allow_urls: bool) -> ImageRef:
 
 
 def _answer(cell: Cell, columns: _Columns, names: Sequence[str]) -> tuple[str, ...] | str:
-    """The labels or the captions of a row, or what is wrong with them."""
+    """Return a row's labels or captions, or what is wrong with them."""
     if not columns.answers:
         return "neither label nor caption"
     column = columns.answers[0]
@@ -197,7 +197,7 @@ def _answer(cell: Cell, columns: _Columns, names: Sequence[str]) -> tuple[str, .
 
 
 def _label(value: object, names: Sequence[str]) -> tuple[str, ...] | str:
-    """One label, or what is wrong with it."""
+    """Return one label, or what is wrong with it."""
     if isinstance(value, int) and not isinstance(value, bool):
         if names and not 0 <= value < len(names):
             return "no label"
@@ -208,7 +208,7 @@ def _label(value: object, names: Sequence[str]) -> tuple[str, ...] | str:
 
 
 def _labels(value: Any, names: Sequence[str]) -> tuple[str, ...] | str:
-    """Any number of labels, or what is wrong with them."""
+    """Return any number of labels, or what is wrong with them."""
     if isinstance(value, str):
         text = value.strip()
         if not text.startswith("["):

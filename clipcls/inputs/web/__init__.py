@@ -1,8 +1,8 @@
-"""Pictures fetched from the web.
+"""Fetch pictures from the web.
 
-What is behind an address is somebody else's choice, and so is where it redirects to. So nothing is asked of machines
-that the public web can't reach (see `addresses`), no answer may be larger or take longer than was said,
-and nothing is sent but the request itself: no cookies, no names, no passwords.
+Somebody else chooses what an address holds and where it redirects to. So only machines on the public web are asked (see
+`addresses`), size and time of an answer are limited, and nothing is sent but the request itself: no cookies, no names,
+no passwords.
 """
 
 import threading
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 class Web:
-    """Fetches addresses, many at once; connections are kept for those that follow.
+    """Fetches addresses, many at once, and reuses connections.
 
-    Proxies that the environment names aren't used: a proxy would connect to whatever a name means to it, and not to
-    the address that was found to be public.
+    Proxies from the environment aren't used: a proxy looks names up itself, and may connect to another address than the
+    one that was checked to be public.
     """
 
     def __init__(self, timeout: float = 30.0, retries: int = 2, allow_private: bool = False) -> None:
-        """Nothing is loaded or opened before the first address.
+        """Set the limits; nothing is loaded or opened before the first address.
 
         Args:
-            timeout: seconds that one picture may take, with all its redirects and further attempts.
-            retries: further attempts after what may pass: a broken connection, HTTP 429, 500, 502, 503 and 504.
-            allow_private: whether this machine itself and those of its own network may be asked as well.
+            timeout: seconds that one picture may take, with redirects and retries.
+            retries: further attempts after a fault that may pass: a broken connection, HTTP 429, 500, 502, 503 and 504.
+            allow_private: whether this machine and its own network may be asked, too.
 
         Raises:
-            UsageError: the time or the attempts are out of range.
+            UsageError: `timeout` or `retries` is out of range.
         """
         if not timeout > 0:
             raise UsageError("The time that fetching an address may take must be above 0 seconds.")
@@ -48,20 +48,20 @@ class Web:
         return Web, (self._timeout, self._retries, self._allow_private)
 
     def fetch(self, url: str, max_bytes: int) -> bytes:
-        """The content of an address; safe to call from many threads.
+        """Fetch an address's content; safe to call from many threads.
 
         Args:
             url: `http://…` or `https://…`.
-            max_bytes: a larger content is refused, and no more of it is read.
+            max_bytes: a larger content is refused, and not read further.
 
         Raises:
-            ImageError: it can't be had, or mustn't be asked for; the message doesn't name the address.
+            ImageError: it can't or mustn't be fetched; the message doesn't name the address.
             UsageError: the certificates that SSL_CERT_FILE names can't be read.
         """
         return self._opened().fetch(url, max_bytes)
 
     def close(self) -> None:
-        """End the connections that are kept, which otherwise end with this object; it can be used again."""
+        """Close idle connections, which otherwise happens with this object's end; it can be used again."""
         with self._opening:
             if self._fetcher is not None:
                 self._fetcher.close()
@@ -69,7 +69,7 @@ class Web:
     def _opened(self) -> "Fetcher":
         with self._opening:
             if self._fetcher is None:
-                # here, so that a run without addresses doesn't load an HTTP client
+                # imported here, so that a run without addresses doesn't load an HTTP client
                 from clipcls.inputs.web.fetching import Fetcher
 
                 self._fetcher = Fetcher(self._timeout, self._retries, self._allow_private)

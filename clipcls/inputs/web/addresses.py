@@ -1,4 +1,4 @@
-"""Which addresses are on the public web, and which a name leads to."""
+"""Look up the IP addresses of a name, and tell which are on the public web."""
 
 import socket
 import threading
@@ -7,8 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 IP = IPv4Address | IPv6Address
 
-# The standard library knows the registries of special addresses; this is what it takes for global all the same, or
-# did in older versions.
+# special addresses that the standard library takes for global, or did in older versions
 _SPECIAL = (
     IPv4Network("168.63.129.16/32"),  # inside Azure, the host of a virtual machine
     IPv4Network("192.0.0.0/24"),
@@ -22,10 +21,10 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 def is_public(address: IP) -> bool:
-    """Whether an address is an ordinary one of the public internet.
+    """Tell whether an address is an ordinary one of the public internet.
 
-    Not so are those of this machine, of private, local and provider networks, for many receivers at once, reserved,
-    for documentation, and IPv6 addresses that lead to such an IPv4 address.
+    Addresses of this machine, of private, local and provider networks, multicast, reserved and documentation addresses
+    aren't, nor are IPv6 addresses that lead to such an IPv4 address.
 
     Source: the IANA registries of special-purpose addresses, RFC 6890.
     """
@@ -40,18 +39,18 @@ def is_public(address: IP) -> bool:
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 one stands for."""
+    """Return the IPv4 address that an IPv6 one stands for, if any."""
     if address in _NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour
 
 
 def look_up(host: str, port: int, seconds: float) -> list[IP]:
-    """The addresses that a name leads to, in the order in which they are best tried.
+    """Look up a name's addresses, in the order in which to try them.
 
     Args:
-        host: a name, or an address in any notation that the system knows: `127.1` and `0x7f000001` are two.
-        seconds: how long it may take.
+        host: a name, or an address in any notation the system knows, such as `127.1` and `0x7f000001`.
+        seconds: how long the look-up may take.
 
     Raises:
         TimeoutError: it took longer.
@@ -67,6 +66,6 @@ def look_up(host: str, port: int, seconds: float) -> list[IP]:
         except (OSError, ValueError) as exc:
             answer.set_exception(exc if isinstance(exc, OSError) else OSError(str(exc)))
 
-    # the system's resolver has a patience of its own, and can't be interrupted
+    # the system's resolver has its own time limit, and can't be interrupted
     threading.Thread(target=ask, name="lookup", daemon=True).start()
     return answer.result(seconds)

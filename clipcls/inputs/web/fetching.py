@@ -1,4 +1,4 @@
-"""From an address to its content: redirects, further attempts, and limits of size."""
+"""Fetch an address's content, with redirects, retries, and a limit of size."""
 
 import io
 import random
@@ -21,23 +21,23 @@ _GOOD = (200, 203)
 _MOVED = (301, 302, 303, 307, 308)
 _PASSING = (429, 500, 502, 503, 504)
 _MOST_REDIRECTS = 5
-# seconds before a further attempt, doubled for each that follows
+# seconds before the first retry, doubled for each that follows
 _FIRST_WAIT = 0.5
-# what a server may ask to wait; more is the same, since nobody waits for it
+# seconds that a Retry-After is cut to; longer makes no difference, since nobody waits for it
 _LONGEST_WAIT = 86_400.0
 # idle connections: how many are kept, and for how many seconds
 _KEPT = 32
 _KEPT_SECONDS = 5.0
-# bytes of an answer that are read only so that its connection can be kept
+# bytes of an unneeded answer that are read to keep its connection
 _SHORT = 2**16
 _PIECE = 2**16
 
 
 class Fetcher:
-    """A pool of connections and what is asked over them."""
+    """Fetches addresses over a pool of connections."""
 
     def __init__(self, timeout: float, retries: int, allow_private: bool) -> None:
-        # with further attempts, a server that falls silent leaves time for one
+        # with retries, half of the time is left for one after a server falls silent
         self._patience = Patience(timeout, timeout / 2 if retries else timeout)
         self._retries = retries
         try:
@@ -53,7 +53,7 @@ class Fetcher:
             keepalive_expiry=_KEPT_SECONDS,
             network_backend=Network(self._patience, allow_private),
         )
-        # as it is: what is compressed twice could grow beyond all measure
+        # identity: a compressed answer could unpack to any size
         self._headers = (
             ("User-Agent", _user_agent()),
             ("Accept", "image/*, */*;q=0.5"),
@@ -61,11 +61,11 @@ class Fetcher:
         )
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         self._pool.close()
 
     def fetch(self, url: str, max_bytes: int) -> bytes:
-        """See `clipcls.inputs.web.Web.fetch`."""
+        """Fetch an address's content, see `clipcls.inputs.web.Web.fetch`."""
         target = parse(url)
         until = time.monotonic() + self._patience.whole
         attempts = 0
@@ -116,7 +116,7 @@ def _content(answer: httpcore2.Response, max_bytes: int) -> bytes:
 
 
 def _refusal(answer: httpcore2.Response) -> ImageError:
-    """What the status of an answer without a picture says."""
+    """Return the error that an answer's status means."""
     try:
         message = f"HTTP {answer.status}: {HTTPStatus(answer.status).phrase.lower()}"
     except ValueError:
@@ -128,7 +128,7 @@ def _refusal(answer: httpcore2.Response) -> ImageError:
 
 
 def _wait(value: str) -> float:
-    """The seconds that a Retry-After says, itself or as a time of day; 0 where it says nothing."""
+    """Return the seconds until a Retry-After, a number or a date; 0 if it is neither."""
     if value.isascii() and value.isdigit():
         return min(float(value), _LONGEST_WAIT)
     try:
@@ -140,7 +140,7 @@ def _wait(value: str) -> float:
 
 
 def _plain(answer: httpcore2.Response) -> Iterator[bytes]:
-    """The body in pieces, unpacked where the server has packed it unasked, as stores of packed files do."""
+    """Yield the body in pieces; decompress gzip, which stores of compressed files send unasked."""
     coding = _header(answer, b"content-encoding").lower()
     if coding in ("", "identity"):
         return answer.iter_stream()
@@ -150,7 +150,7 @@ def _plain(answer: httpcore2.Response) -> Iterator[bytes]:
 
 
 def _unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Gzip's content in pieces of a limited size, whatever they were packed from."""
+    """Decompress gzip into pieces of at most `_PIECE` bytes."""
     decoder = zlib.decompressobj(wbits=31)
     for chunk in chunks:
         rest = chunk
@@ -160,13 +160,13 @@ def _unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
             except zlib.error as exc:
                 raise ImageError("it comes packed with gzip, and is damaged") from exc
             rest = decoder.unconsumed_tail
-        if decoder.eof:  # what follows would never end in a content, and so never be too much
+        if decoder.eof:  # bytes behind the end yield no content, so no limit would ever stop them
             return
     raise PassingError("it comes packed with gzip, and breaks off")
 
 
 def _read_short(answer: httpcore2.Response) -> None:
-    """Read what nobody needs, if it is short: connections whose answer was read can be used again."""
+    """Read a short answer that nobody needs, so that its connection can be reused."""
     size = _size(answer)
     if size is not None and size <= _SHORT:
         for _ in answer.iter_stream():
@@ -179,7 +179,7 @@ def _size(answer: httpcore2.Response) -> int | None:
 
 
 def _header(answer: httpcore2.Response, name: bytes) -> str:
-    """What the first header of a name says; empty where there is none."""
+    """Return the first header of a name; empty if there is none."""
     value = next((value for key, value in answer.headers if key.lower() == name), b"")
     return value.decode(errors="surrogateescape").strip()
 
@@ -187,5 +187,5 @@ def _header(answer: httpcore2.Response, name: bytes) -> str:
 def _user_agent() -> str:
     try:
         return f"clipcls/{version('clipcls')} (zero-shot image classification)"
-    except PackageNotFoundError:  # from a folder that was never installed
+    except PackageNotFoundError:  # run from a checkout
         return "clipcls (zero-shot image classification)"

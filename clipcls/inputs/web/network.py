@@ -1,8 +1,7 @@
-"""Connections that lead to public addresses only, and end when the fetch that uses them must.
+"""Connect to public addresses only, and no longer than a fetch may take: a network backend for httpcore2.
 
-This is a network backend for httpcore2. The pool of connections hands on what a request gives for `timeout` untouched,
-so here it is a moment in `time.monotonic()`, by which the whole fetch is to be over: a limit for each single read, as
-is usual, could be stretched without end by a server that sends a byte now and then.
+The pool passes a request's `timeout` on untouched, so here it is the moment in `time.monotonic()` by which the whole
+fetch must end. A usual limit for each read could be stretched without end by a server that sends a byte now and then.
 """
 
 import socket
@@ -19,10 +18,10 @@ from clipcls.inputs.web.addresses import IP, is_public, look_up
 
 
 class PassingError(ImageError):
-    """What may go better another time.
+    """A fault that may be gone at the next attempt.
 
     Attributes:
-        wait: seconds before which the server doesn't want to be asked again.
+        wait: seconds that the server asks to wait before that.
     """
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
@@ -32,18 +31,18 @@ class PassingError(ImageError):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait.
+    """Time limits.
 
     Attributes:
         whole: seconds for a fetch.
-        once: seconds for one thing within it, such as the next bytes.
+        once: seconds for one step of it, such as the next bytes.
     """
 
     whole: float
     once: float
 
     def seconds(self, until: float | None) -> float:
-        """How long the next thing may take.
+        """Return how many seconds the next step may take.
 
         Raises:
             ImageError: no time is left.
@@ -54,7 +53,7 @@ class Patience:
         return min(left, self.once)
 
     def ended(self, until: float | None) -> ImageError:
-        """What a wait that came to nothing amounts to."""
+        """Return the error for a step that timed out: final if the fetch's time is over, else passing."""
         try:
             self.seconds(until)
         except ImageError as exc:
@@ -63,10 +62,10 @@ class Patience:
 
 
 class Network(httpcore2.NetworkBackend):
-    """Opens connections; all `timeout` are moments.
+    """Opens connections; each `timeout` is a moment, see above.
 
     Args:
-        allow_private: whether addresses that aren't public are connected to as well.
+        allow_private: whether to connect to addresses that aren't public, too.
     """
 
     def __init__(self, patience: Patience, allow_private: bool) -> None:
@@ -85,16 +84,16 @@ class Network(httpcore2.NetworkBackend):
         """Connect to the first of a host's public addresses that answers.
 
         Raises:
-            PassingError: none of them answers.
-            ImageError: it has none, or the time is over.
+            PassingError: no address answers.
+            ImageError: the host has no public address, or the time is over.
         """
         addresses = self._allowed(host, self._found(host, port, timeout))
         problem: ImageError | None = None
         for position, address in enumerate(addresses):
-            # a share of the time each, so that one that is silent leaves some to the others
+            # a share of the time each, so that a silent one leaves some to the others
             seconds = self._patience.seconds(timeout) / (len(addresses) - position)
             try:
-                # the address itself, not the name: another look-up could lead elsewhere
+                # not by the name: another look-up could lead elsewhere
                 stream = self._sockets.connect_tcp(str(address), port, seconds, local_address, socket_options)
             except httpcore2.ConnectTimeout:
                 problem = PassingError(f"no connection to {address} within {seconds:.3g} s")
@@ -123,7 +122,7 @@ class Network(httpcore2.NetworkBackend):
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection; all `timeout` are moments."""
+    """A connection; each `timeout` is a moment, see above."""
 
     def __init__(self, stream: httpcore2.NetworkStream, patience: Patience) -> None:
         self._stream = stream
@@ -141,7 +140,7 @@ class _Stream(httpcore2.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         seconds = self._patience.seconds(timeout)
         try:
-            # a WriteError stays what it is: the server may have answered already, which is read then
+            # a WriteError isn't translated: the pool then reads the answer that the server may have sent already
             self._stream.write(buffer, seconds)
         except httpcore2.WriteTimeout as exc:
             raise self._patience.ended(timeout) from exc
@@ -171,7 +170,6 @@ class _Stream(httpcore2.NetworkStream):
 
 
 def _reason(exc: Exception) -> str:
-    """What the system said, in its words."""
     cause = exc.__cause__
     if isinstance(cause, ssl.SSLError) and cause.reason:
         return cause.reason.replace("_", " ").lower()

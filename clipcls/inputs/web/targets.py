@@ -1,4 +1,4 @@
-"""What an address asks for, and of whom."""
+"""Parse web addresses and redirects."""
 
 import re
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from clipcls.errors import ImageError
 PORTS = {"http": 80, "https": 443}
 
 _HOST = re.compile(r"[a-z0-9_.-]+|[0-9a-f:.]+")
-# has a meaning of its own in an address, so it stays as it is
+# characters with a meaning in an address, which aren't encoded
 _KEPT = "%/?:@!$&'()*+,;=~[]"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An address taken apart.
+    """The parts of a web address.
 
     Attributes:
         scheme: `http` or `https`.
@@ -30,15 +30,15 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """The host, with its port unless that goes without saying."""
+        """The host, with its port unless it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
     def redirected(self, location: str) -> "Target":
-        """The address that an answer refers to.
+        """Return the address that a redirect leads to.
 
         Raises:
-            ImageError: as for `parse`, or it would give up encryption.
+            ImageError: as for `parse`, or it leads from https to http.
         """
         try:
             target = parse(urljoin(f"{self.scheme}://{self.authority}{self.path}", location.strip()))
@@ -52,13 +52,13 @@ class Target:
 
 
 def parse(url: str) -> Target:
-    """Take an address apart.
+    """Parse a web address.
 
-    Characters that an address can't hold are encoded, in the host by IDNA, elsewhere with `%`; bytes that aren't
-    UTF-8 (surrogates, see `os.fsdecode`) as they are.
+    Characters that an address can't hold are encoded, in the host by IDNA, elsewhere with `%`; surrogates (see
+    `os.fsdecode`) as the bytes they stand for.
 
     Raises:
-        ImageError: it isn't an address of http or https, or holds a user's name; the message doesn't quote it.
+        ImageError: it isn't an http or https address, or holds a user's name; the message doesn't quote it.
     """
     if re.search(r"[\0-\x1f\x7f]", url):  # urlsplit would drop some of them
         raise ImageError("not an address: it holds a control character")
@@ -77,7 +77,7 @@ def parse(url: str) -> Target:
 
 
 def _host(name: str) -> str:
-    """A host as it is asked for: in lower case, by IDNA, without the dot that says that a name is whole."""
+    """Return a host in lower case, encoded by IDNA, without a full name's final dot."""
     try:
         host = name.encode("idna").decode("ascii").lower().removesuffix(".")
     except UnicodeError as exc:
