@@ -268,7 +268,6 @@ def _check_features(encoder: Encoder, tokenizer: Any) -> Generator[Finding, None
 
 
 def _built_in_pictures(preprocess: Preprocessing) -> list[NDArray[np.uint8]]:
-    """Return white, a ramp and noise."""
     height, width = preprocess.size
     ramp = np.broadcast_to(np.linspace(0, 255, width)[:, None], (height, width, 3))
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3))
