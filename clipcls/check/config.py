@@ -136,7 +136,7 @@ def check_preprocessing(files: ModelFiles, located: Located | None) -> Iterator[
 
 
 def _compare_with_bias(files: ModelFiles, located: Located | None, described: str) -> Iterator[Finding]:
-    """Compare the preprocessing with the bias, for an architecture that open_clip doesn't list: SigLIP has one."""
+    """Check the preprocessing by whether the model has a logit_bias, as SigLIP has, where nothing is stated for it."""
     preprocess = files.preprocess
     has_bias = files.config.get("init_logit_bias") is not None
     has_bias |= located is not None and "logit_bias" in located.checkpoint.keys

@@ -167,7 +167,7 @@ def _refuse_odd_sizes(config: dict[str, Any]) -> None:
 
 
 def is_openai_archive(checkpoint: Checkpoint) -> bool:
-    """Whether the tensors come from one of OpenAI's own archives, or one of the same form."""
+    """Tell whether the tensors come from one of OpenAI's own archives, or one of the same form."""
     return set(checkpoint.keys) >= _OPENAI_KEYS
 
 
@@ -285,7 +285,7 @@ class _Tensors:
         return next((shape for shape in shapes if len(shape) == dimensions), ())
 
     def count(self, prefix: str) -> int:
-        """Count the different parts of names that follow a prefix, as the numbers of layers."""
+        """Count the layers whose tensors' names have a prefix, which their number follows."""
         return len({key.removeprefix(prefix).split(".")[0] for key in self.keys if key.startswith(prefix)})
 
 

@@ -59,7 +59,7 @@ class Part:
 
     @property
     def paths(self) -> list[str]:
-        """The paths that `discover` listed; a shard or table that is cut counts to its first part only."""
+        """The paths that `discover` listed; if a shard or table is cut, only its first part has its path."""
         images, rows = _parsed(json.loads(self.line))
         return [image.path for image in images] if rows is None or rows[0] == 0 else []
 
@@ -208,7 +208,7 @@ class _Places:
     """The places of paths in a long list; a path may be listed as a picture and as a shard or a table."""
 
     def __init__(self, images: Sequence[ImageRef]) -> None:
-        self._first: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of pictures, of containers
+        self._first: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of pictures, and of containers
         self._more: dict[tuple[str, bool], deque[int]] = defaultdict(deque)
         for place, image in enumerate(images):
             is_container = isinstance(image.content, Container)
