@@ -1,1 +1,1 @@
-"""Look at a model, its configuration, weights, labels and prompts before a run: findings, no exceptions."""
+"""Check a model, its configuration, weights, labels and prompts before a run; faults become findings, not errors."""

@@ -1,6 +1,6 @@
-"""What is said of a model's weights against what is known of them: activation and preprocessing.
+"""Compare the activation and preprocessing that a model is configured with to those its weights are known to need.
 
-Neither is in the tensors. What can't be told isn't claimed.
+Neither is in the tensors, so nothing is claimed where the weights' origin isn't known.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class Located:
 
 
 def check_activation(files: ModelFiles, located: Located | None) -> Iterator[Finding]:
-    """Compare the activation with that of the weights, where they are known.
+    """Compare the activation with the one that the weights were trained with, where that is known.
 
     Args:
         located: None where the weights can't be read.
@@ -101,7 +101,7 @@ def _activation_remedy(files: ModelFiles, quick: bool) -> str:
 
 
 def _stated_by(files: ModelFiles) -> str:
-    """Where the configuration comes from."""
+    """Return what states the activation: a configuration file, `--arch` or open_clip's table."""
     config = next((path for path in files.settings if path.name == CONFIG_NAME), None)
     if config is not None:
         said = "" if "quick_gelu" in files.config else " by saying nothing of it"
@@ -110,7 +110,7 @@ def _stated_by(files: ModelFiles) -> str:
 
 
 def check_preprocessing(files: ModelFiles, located: Located | None) -> Iterator[Finding]:
-    """Compare the preprocessing with what open_clip states for the weights, or for all of their architecture.
+    """Compare the preprocessing with what open_clip states for the weights, or else for any of their architecture.
 
     Args:
         located: None where the weights can't be read.
@@ -136,7 +136,7 @@ def check_preprocessing(files: ModelFiles, located: Located | None) -> Iterator[
 
 
 def _compare_with_bias(files: ModelFiles, located: Located | None, described: str) -> Iterator[Finding]:
-    """What a bias tells of the preprocessing of an architecture that isn't known."""
+    """Check the preprocessing by whether the model has a logit_bias, as SigLIP has, where nothing is stated for it."""
     preprocess = files.preprocess
     has_bias = files.config.get("init_logit_bias") is not None
     has_bias |= located is not None and "logit_bias" in located.checkpoint.keys
@@ -180,7 +180,7 @@ def suggest(spec: ModelSpec, weights: Path, cache: Cache) -> Iterator[Finding]:
     try:
         checkpoint = Checkpoint(weights)
     except ModelError as exc:
-        # OpenAI's own archives are TorchScript, which is code
+        # such as one of OpenAI's own archives: TorchScript, which is code
         yield error("weights", exc)
         return
     yield note("weights", f"{weights}: {weights_sizes(checkpoint)}, by the shapes of its tensors")
@@ -198,7 +198,7 @@ def suggest(spec: ModelSpec, weights: Path, cache: Cache) -> Iterator[Finding]:
 
 
 def _command(weights: Path, fitting: Sequence[str], has_bias: bool) -> tuple[str, str]:
-    """What remains to be decided, and the command for it."""
+    """Return what the user has to decide, and the command for it."""
     stated = {preset_name(preprocess) for arch in fitting for preprocess in stated_preprocessings(arch)}
     choices = sorted(name or "FILE.json" for name in stated) or [
         "siglip" if has_bias else "openai|imagenet",

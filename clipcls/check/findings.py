@@ -1,4 +1,4 @@
-"""What a check found: a line each, for people, for pipes and for programs."""
+"""The findings of a check, and their formats: lines for a terminal, TSV and JSON."""
 
 import json
 import textwrap
@@ -20,15 +20,15 @@ _NARROWEST = 40
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         level: `ok`, `note` (good to know), `warning` (results may be worse than they need be), `error` (`predict` would
             refuse it, or be wrong).
-        subject: what it is about, in a word.
+        subject: what was checked, in a word.
         message: what was found.
         remedy: what to do; empty where there is nothing to do, or the message says it.
-        exit_code: what `predict` would end with; 0 unless it is an error.
+        exit_code: the code that `predict` would exit with; 0 unless it is an error.
     """
 
     level: Level
@@ -39,38 +39,38 @@ class Finding:
 
 
 def ok(subject: str, message: str) -> Finding:
-    """Something that is as it should be."""
+    """Report something that is as it should be."""
     return Finding("ok", subject, message)
 
 
 def note(subject: str, message: str, remedy: str = "") -> Finding:
-    """Something that is good to know."""
+    """Report something that is good to know."""
     return Finding("note", subject, message, remedy)
 
 
 def warning(subject: str, message: str, remedy: str = "") -> Finding:
-    """Something that may make results worse."""
+    """Report something that may make results worse."""
     return Finding("warning", subject, message, remedy)
 
 
 def error(subject: str, exc: ClipclsError, remedy: str = "") -> Finding:
-    """Something that `predict` would refuse, or that makes its results wrong."""
+    """Report something that `predict` would refuse, or that makes its results wrong."""
     return Finding("error", subject, str(exc), remedy, exc.exit_code)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """0 where all is well, 1 with warnings, else the highest code of the errors."""
+    """Return the exit code: the highest of the errors', else 1 with warnings, else 0."""
     return max((_WARNED if f.level == "warning" else f.exit_code for f in findings), default=0)
 
 
 def tsv_line(finding: Finding) -> str:
-    """`level<TAB>subject<TAB>message<TAB>remedy`."""
+    """Return the line `level<TAB>subject<TAB>message<TAB>remedy`."""
     cells = (finding.level, finding.subject, finding.message, finding.remedy)
     return "\t".join(escaped(cell) for cell in cells) + "\n"
 
 
 def table_lines(finding: Finding, width: int) -> str:
-    """Lines for a terminal: what was found and, indented, what to do."""
+    """Return lines for a terminal: what was found and, indented, what to do."""
     room = max(width - len(_INDENT), _NARROWEST)
     paragraphs = [*finding.message.splitlines(), *([f"→ {finding.remedy}"] if finding.remedy else [])]
     wrapped = [line for text in paragraphs for line in textwrap.wrap(printable(text), room) or [""]]
@@ -79,7 +79,7 @@ def table_lines(finding: Finding, width: int) -> str:
 
 
 def as_json(findings: Iterable[Finding]) -> str:
-    """One JSON object: `exit_code` and `findings`."""
+    """Return one JSON object with `exit_code` and `findings`."""
     listed = list(findings)
     data = {"exit_code": exit_code(listed), "findings": [asdict(finding) for finding in listed]}
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"

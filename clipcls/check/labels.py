@@ -1,4 +1,4 @@
-"""Labels, templates and prompts: all that is wrong with them at once, and what could be better."""
+"""Check labels, templates and prompts: report all faults at once, and what could be better."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,10 +15,10 @@ from clipcls.labels.prompts import load_prompt_set, render, templates_set
 from clipcls.predict.ranking import Array
 from clipcls.records import Label, PromptSet
 
-# cosine of two labels' features from which on they are called nearly the same; chosen, not measured: how near labels
-# come differs from model to model
+# labels whose features have at least this cosine are called nearly the same; chosen, not measured, since how near
+# labels come differs from model to model
 NEARLY_SAME = 0.97
-# mean cosine of a template's prompts to the bare labels, above which the template is said to change next to nothing
+# a template changes next to nothing if its prompts' mean cosine to the bare labels is above this
 WITHOUT_EFFECT = 0.99
 NEAREST_PAIRS = 5
 
@@ -32,7 +32,7 @@ _MEDIAN_OF = 1000
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """Labels and prompts as the options give them; see `clipcls predict`."""
+    """Labels and prompts as the options of `clipcls predict` give them."""
 
     labels: str | None = None
     label: tuple[str, ...] = ()
@@ -42,13 +42,13 @@ class Wording:
 
     @property
     def has_labels(self) -> bool:
-        """Whether any were given, good or bad."""
+        """Whether any labels were given, valid or not."""
         return self.labels is not None or bool(self.label) or self.labels_file is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two labels, by their numbers."""
+    """Two labels, by their indices, and the cosine of their features."""
 
     first: int
     second: int
@@ -56,7 +56,7 @@ class Pair:
 
 
 def read_label_options(wording: Wording) -> tuple[list[Label], list[Finding]]:
-    """The labels that can be used, no two the same, and what is wrong with the others."""
+    """Return the labels that can be used, without duplicates, and what is wrong with the others."""
     labels: list[Label] = []
     findings: list[Finding] = []
     names = wording.labels.split(",") if wording.labels is not None else []
@@ -70,7 +70,7 @@ def read_label_options(wording: Wording) -> tuple[list[Label], list[Finding]]:
 
 
 def read_prompt_options(wording: Wording) -> tuple[PromptSet | None, list[Finding]]:
-    """The templates that can be used, None for none, and what is wrong with the others."""
+    """Return the templates that can be used, or None, and what is wrong with the others."""
     findings: list[Finding] = []
     if not wording.templates:
         with _reported("prompts", findings):
@@ -86,7 +86,7 @@ def read_prompt_options(wording: Wording) -> tuple[PromptSet | None, list[Findin
 
 
 def check_labels(labels: Sequence[Label]) -> Iterator[Finding]:
-    """What can be said of labels without a model."""
+    """Check labels as far as that needs no model."""
     if len(labels) == 1:
         split = " It has commas: --labels splits at them, --label and a .txt file don't." * ("," in labels[0].name)
         yield warning(
@@ -112,7 +112,7 @@ def check_labels(labels: Sequence[Label]) -> Iterator[Finding]:
 
 
 def check_templates(labels: Sequence[Label], prompts: PromptSet) -> Iterator[Finding]:
-    """What can be said of templates, and the prompts that they make, without a model."""
+    """Check templates and the prompts that they make, as far as that needs no model."""
     templated = [label for label in labels if not label.prompts]
     twice = {template for template in prompts.templates if prompts.templates.count(template) > 1}
     if twice:
@@ -136,7 +136,7 @@ def check_templates(labels: Sequence[Label], prompts: PromptSet) -> Iterator[Fin
 
 
 def check_nearness(names: Sequence[str], features: Array) -> Iterator[Finding]:
-    """Labels that the model can hardly tell apart, and those that it tells apart worst.
+    """Warn of labels that are nearly the same to the model, and list the next nearest pairs.
 
     Args:
         features: (n_labels, embed_dim) float32, L2-normalised.
@@ -160,10 +160,10 @@ def check_nearness(names: Sequence[str], features: Array) -> Iterator[Finding]:
 
 
 def check_effects(templates: Sequence[str], cosines: Sequence[float]) -> Iterator[Finding]:
-    """Templates that change next to nothing.
+    """Report templates that change next to nothing.
 
     Args:
-        cosines: for each template the mean cosine of its prompts to the bare labels.
+        cosines: mean cosine of each template's prompts to the bare labels.
     """
     weak = [(template, cosine) for template, cosine in zip(templates, cosines, strict=True) if cosine > WITHOUT_EFFECT]
     if not weak:
@@ -179,12 +179,12 @@ def check_effects(templates: Sequence[str], cosines: Sequence[float]) -> Iterato
 
 
 def is_bare(template: str) -> bool:
-    """Whether a template is nothing but its placeholder."""
+    """Tell whether a template is nothing but its placeholder."""
     return _BARE.fullmatch(template) is not None
 
 
 def nearest_pairs(features: Array, most: int) -> tuple[list[Pair], int]:
-    """The nearest pairs of labels, nearest first, and how many pairs there are at NEARLY_SAME or above."""
+    """Return up to `most` nearest pairs of labels, nearest first, and the number of pairs at NEARLY_SAME or above."""
     found: list[Pair] = []
     nearly_same = 0
     for start in range(0, len(features), _BLOCK):
@@ -204,7 +204,7 @@ def nearest_pairs(features: Array, most: int) -> tuple[list[Pair], int]:
 
 
 def summary(labels: Sequence[Label], prompts: PromptSet) -> Finding:
-    """How much there is of what."""
+    """Report the numbers of labels, templates and prompts."""
     texts = sum(len(render(label, prompts)) for label in labels)
     count, templates = len(labels), len(prompts.templates)
     said = f"{count:,} label{'s' * (count != 1)}, {templates} template{'s' * (templates != 1)} ({prompts.name})"
@@ -221,7 +221,7 @@ def _check_spelling(labels: Sequence[Label]) -> Iterator[Finding]:
 
 
 def _without_duplicates(labels: Iterable[Label], findings: list[Finding]) -> list[Label]:
-    """The first of each group of labels that `refuse_duplicates` would refuse."""
+    """Keep the first of each group of labels that `refuse_duplicates` would refuse, and report the others."""
     kept: list[Label] = []
     owners: dict[str, Label] = {}
     for label in labels:
@@ -247,7 +247,7 @@ def _median(features: Array) -> float:
 
 @contextmanager
 def _reported(subject: str, findings: list[Finding]) -> Iterator[None]:
-    """What is refused becomes a finding."""
+    """Append a UsageError raised in the block to the findings."""
     try:
         yield
     except UsageError as exc:

@@ -1,6 +1,6 @@
-"""Whether a model is what it says: files, activation, preprocessing, tokenizer, weights, features.
+"""Check that a model is what it says: files, activation, preprocessing, tokenizer, weights, features.
 
-All that is wrong is told, not the first thing only; what can't be told isn't claimed.
+All faults are reported, not only the first; nothing is claimed that can't be known.
 """
 
 import math
@@ -31,22 +31,22 @@ from clipcls.models.locate import ModelFiles, bare_weights, locate_despite
 from clipcls.models.tokenizer import context_length_of, load_tokenizer
 from clipcls.records import ModelSpec, Preprocessing
 
-# of exp(logit_scale): trainings begin at 10 or 14, CLIP's stop at 100, SigLIP's have no limit
+# range of exp(logit_scale): trainings begin at 10 or 14, CLIP's stop at 100, SigLIP's have no limit
 _USUAL_SCALES = (2.0, 200.0)
-# where trainings of CLIP and of SigLIP begin
+# logit_scale where trainings of CLIP and of SigLIP begin
 _FIRST_SCALES = (math.log(1 / 0.07), math.log(10.0))
-# share of biases and norms that are as they were before any training; pictogram has none, random weights have 75 %
+# share of untrained biases and norms to warn above; pictogram has none, random weights have 75 %
 _UNTRAINED = 0.5
 _BUILT_IN_TEXTS = ("a photo of a cat", "a red truck on a road", "the sea at night")
 
 
 @dataclass(frozen=True, slots=True)
 class SoundModel:
-    """What there is of a model after the checks.
+    """The parts of a model that the checks found usable.
 
     Attributes:
-        tokenizer: one of open_clip's; None where it can't be had.
-        encoder: None where no features can be had of it.
+        tokenizer: one of open_clip's; None if it can't be loaded.
+        encoder: None if it can't compute features.
     """
 
     files: ModelFiles
@@ -64,7 +64,7 @@ def check_model(spec: ModelSpec, cache: Cache) -> Generator[Finding, None, Sound
         Findings, as they are made.
 
     Returns:
-        What there is of it; None where not even its configuration can be had.
+        The parts of the model that are usable; None if not even its configuration is.
     """
     files, errors = locate_despite(spec)
     yield from (error("model", exc) for exc in errors)
@@ -146,7 +146,7 @@ def _check_tokenizer(files: ModelFiles) -> Generator[Finding, None, Any]:
 
 
 def _check_weights(located: Located) -> Generator[Finding, None, bool]:
-    """Whether both towers can be used."""
+    """Check both towers and the scale; returns whether the model can be used with them."""
     sizes, wanted = weights_sizes(located.checkpoint), config_sizes(located.files.config)
     differences = sizes.differences(wanted)
     resized = [str(difference) for difference in differences if difference.is_resized]
@@ -168,7 +168,7 @@ def _check_weights(located: Located) -> Generator[Finding, None, bool]:
 
 
 def _check_tower(located: Located, tower: Tower) -> Generator[Finding, None, bool]:
-    """Whether the weights fit it."""
+    """Check a tower's tensors; returns whether they fit it."""
     name = "image tower" if tower == "visual" else "text tower"
     try:
         values = tower_values(build_tower(located.files, located.checkpoint, tower))
@@ -246,7 +246,7 @@ def _judged_scale(scale: float) -> Finding:
 
 
 def _check_features(encoder: Encoder, tokenizer: Any) -> Generator[Finding, None, Encoder | None]:
-    """Compute a few; the encoder if it can."""
+    """Compute a few features; returns the encoder if they are sound and there is a tokenizer."""
     try:
         kinds = {"pictures": encoder.encode_image(_built_in_pictures(encoder.preprocess))}
         if tokenizer is not None:
@@ -268,7 +268,6 @@ def _check_features(encoder: Encoder, tokenizer: Any) -> Generator[Finding, None
 
 
 def _built_in_pictures(preprocess: Preprocessing) -> list[NDArray[np.uint8]]:
-    """White, a ramp, noise."""
     height, width = preprocess.size
     ramp = np.broadcast_to(np.linspace(0, 255, width)[:, None], (height, width, 3))
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3))

@@ -1,6 +1,6 @@
-"""A look at all that `predict` rests on, before there are pictures: the model, its weights, labels and prompts.
+"""Check all that `predict` needs besides pictures: the model, its weights, labels and prompts.
 
-`predict` ends at the first thing that is wrong; here all findings come in one run.
+`predict` stops at the first fault; this reports all of them in one run.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from clipcls.labels.prompts import render
 from clipcls.models.tokenizer import context_length_of, truncated
 from clipcls.records import Label, ModelSpec, PromptSet
 
-# labels that a template is tried on
+# number of labels that each template is tried on
 _SAMPLE = 8
 
 Texts = tuple[Sequence[Label], PromptSet]
@@ -45,8 +45,8 @@ def preflight(
     """Check a model, and the labels and prompts if there are any.
 
     Args:
-        execution: its cache takes the texts' features, for `predict` to find; `strict_prompts` makes errors of prompts
-            over the context length.
+        execution: names the cache, where `predict` will find the texts' features; `strict_prompts` turns prompts over
+            the context length into errors.
         report: called with the numbers of labels done and to do, as they are embedded.
 
     Yields:
@@ -60,7 +60,7 @@ def preflight(
 
 
 def _check_wording(wording: Wording, model: SoundModel | None, strict: bool) -> Generator[Finding, None, Texts | None]:
-    """The labels and templates that can be used."""
+    """Check labels and templates; returns those that can be used."""
     prompts, findings = read_prompt_options(wording)
     if not wording.has_labels:
         yield from findings
@@ -132,7 +132,7 @@ def _check_features(
 
 
 def _check_effects(labels: Sequence[Label], prompts: PromptSet, session: Session) -> Iterator[Finding]:
-    """Compare the prompts of each template with the bare labels, of some labels."""
+    """Compare each template's prompts with the bare labels, for a sample of labels."""
     templated = [replace(label, texts=label.texts[:1]) for label in labels if not label.prompts]
     sample = templated[:: -(-len(templated) // _SAMPLE) or 1]
     templates = [template for template in dict.fromkeys(prompts.templates) if not is_bare(template)]

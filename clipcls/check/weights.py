@@ -1,8 +1,8 @@
-"""What a weights file tells of its model without being trusted: sizes, origin, values, and the architectures it fits.
+"""Read from a weights file, without trusting it, its model's sizes, origin, values and fitting architectures.
 
-Names and shapes of tensors tell sizes, never the activation: QuickGELU and GELU have no weights. An activation is known
-only where the file's origin is: by its hub repository, by a checksum that open_clip's table states, or by what only
-OpenAI's own archives carry.
+Names and shapes of tensors tell sizes, never the activation: QuickGELU and GELU have no weights. The activation is
+known only where the file's origin is: by its hub repository, by a checksum that open_clip's table states, or by tensors
+that only OpenAI's own archives carry.
 """
 
 import json
@@ -24,7 +24,7 @@ from clipcls.models.locate import ModelFiles
 from clipcls.models.preprocess import parse_preprocessing, preprocess_settings
 from clipcls.records import Preprocessing
 
-# tensors that OpenAI's TorchScript archives carry, and a state dictionary taken from one; their models use QuickGELU
+# tensors in OpenAI's TorchScript archives, and in state dictionaries taken from one; these models use QuickGELU
 _OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 _CACHED_REPO = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _SIZES = ("image_size", "patch_size", "width", "layers", "heads", "vocab_size", "context_length")
@@ -33,12 +33,12 @@ _PRESETS = ("openai", "imagenet", "siglip")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes of a model, of its tensors or of its configuration; None for what isn't told.
+    """The sizes of a model by its tensors or its configuration; None for those that aren't known.
 
     Attributes:
         image_tower: `ViT`, `ResNet` or `timm`.
-        image_layers: a number, or that of each of a ResNet's stages.
-        image_size: of the square pictures it takes, in pixels.
+        image_layers: number of layers, or of those in each stage of a ResNet.
+        image_size: side of the square pictures that it takes, in pixels.
         text_tower: `CLIP` or `transformers`.
     """
 
@@ -55,7 +55,7 @@ class Sizes:
     context_length: int | None = None
 
     def differences(self, other: "Sizes") -> list["Difference"]:
-        """What both tell, and tell differently."""
+        """Return the sizes that are known on both sides and differ."""
         pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
         return [Difference(*pair) for pair in pairs if None not in pair and pair[1] != pair[2]]
 
@@ -66,7 +66,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A size that the weights and a configuration tell differently."""
+    """A size that the weights and a configuration disagree on."""
 
     name: str
     weights: object
@@ -74,7 +74,7 @@ class Difference:
 
     @property
     def is_resized(self) -> bool:
-        """Whether open_clip interpolates the positions, and the weights load with other features than they had."""
+        """Whether the weights load nevertheless, with positions that open_clip interpolates and so other features."""
         return self.name in ("image_size", "context_length")
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """An entry of open_clip's table that a weights file is known to be.
+    """The entry of open_clip's table that a weights file is known to belong to.
 
     Attributes:
         evidence: how that is known.
@@ -101,12 +101,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class TowerValues:
-    """What the tensors of a tower hold.
+    """What the values of a tower's tensors show.
 
     Attributes:
-        not_finite: names of tensors with values that aren't numbers.
+        parameters: number of parameters.
+        not_finite: names of tensors with NaN or infinite values.
         constant: names of matrices whose values are all the same.
-        untrained_vectors: share of biases and norms whose values are all the same, as they are before a training.
+        untrained_vectors: share of biases and norms whose values are all the same, as they are before any training.
     """
 
     parameters: int
@@ -116,7 +117,7 @@ class TowerValues:
 
 
 def weights_sizes(checkpoint: Checkpoint) -> Sizes:
-    """The sizes that a file's tensors tell."""
+    """Return the sizes that the names and shapes of a file's tensors tell."""
     tensors = _Tensors(checkpoint)
     if checkpoint.is_mobile_clip:
         # Apple's own layout, under other names
@@ -125,10 +126,10 @@ def weights_sizes(checkpoint: Checkpoint) -> Sizes:
 
 
 def config_sizes(config: dict[str, Any]) -> Sizes:
-    """The sizes that open_clip's `model_cfg` states, or leaves to open_clip's defaults.
+    """Return the sizes that a `model_cfg` of open_clip's states, or leaves to open_clip's defaults.
 
     Raises:
-        ModelError: one of them is no size.
+        ModelError: a value isn't a positive integer.
     """
     _refuse_odd_sizes(config)
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -166,17 +167,17 @@ def _refuse_odd_sizes(config: dict[str, Any]) -> None:
 
 
 def is_openai_archive(checkpoint: Checkpoint) -> bool:
-    """Whether the tensors come from one of OpenAI's own archives, or one of the same form."""
+    """Tell whether the tensors come from one of OpenAI's own archives, or one of the same form."""
     return set(checkpoint.keys) >= _OPENAI_KEYS
 
 
 def known_origins(weights: Path, model: str, sha256: bytes) -> list[Origin]:
-    """The entries of open_clip's table that a file is, by its hub repository or its checksum.
+    """Return the entries of open_clip's table that a file belongs to, by its hub repository or its checksum.
 
     Args:
-        weights: where the file is; a path in the hub's cache names its repository.
-        model: as it was asked for, such as `hf-hub:ORG/REPO`.
-        sha256: of the file.
+        weights: path of the file; in the hub's cache it names the repository.
+        model: the model as it was asked for, such as `hf-hub:ORG/REPO`.
+        sha256: digest of the file.
     """
     repo = model.removeprefix("hf-hub:") if model.startswith("hf-hub:") else _cached_repo(weights)
     found = []
@@ -193,19 +194,19 @@ def known_origins(weights: Path, model: str, sha256: bytes) -> list[Origin]:
 
 
 def architecture_names(config: dict[str, Any]) -> list[str]:
-    """open_clip's names for a `model_cfg`, whatever its activation."""
+    """Return open_clip's names for a `model_cfg`, whatever its activation."""
     key = _without_activation(config)
     return [arch for arch in open_clip.list_models() if _without_activation(open_clip.get_model_config(arch)) == key]
 
 
 def stated_preprocessings(arch: str) -> list[Preprocessing]:
-    """The preprocessings that open_clip states for the tags of an architecture, each once."""
+    """Return the distinct preprocessings that open_clip states for the tags of an architecture."""
     found = [_origin(arch, tag, "").preprocess for tag in open_clip.list_pretrained_tags_by_model(arch)]
     return list(dict.fromkeys(found))
 
 
 def preset_name(preprocess: Preprocessing) -> str | None:
-    """What `--preprocess` calls a preprocessing, or None."""
+    """Return the name that `--preprocess` has for a preprocessing; None if it has none."""
     config = {"vision_cfg": {"image_size": list(preprocess.size)}}
     for name in _PRESETS:
         if is_same(parse_preprocessing(preprocess_settings(name), config, name), preprocess):
@@ -214,7 +215,7 @@ def preset_name(preprocess: Preprocessing) -> str | None:
 
 
 def is_same(one: Preprocessing, other: Preprocessing) -> bool:
-    """Whether two preprocessings give the same values, for the same size."""
+    """Tell whether two preprocessings give the same values, their sizes aside."""
     values = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=True)
     # configurations round the means to three digits
     near = all(abs(a - b) < 2e-3 for a, b in values)
@@ -222,9 +223,9 @@ def is_same(one: Preprocessing, other: Preprocessing) -> bool:
 
 
 def fitting_architectures(checkpoint: Checkpoint) -> list[str]:
-    """open_clip's architectures that the weights load into as they are, nothing left over and nothing resized.
+    """Return open_clip's architectures that the weights load into with nothing left over and nothing resized.
 
-    Towers of transformers are described on the hub, so architectures with one aren't tried.
+    Architectures with a tower of the package transformers aren't tried: those are described on the hub.
     """
     sizes = weights_sizes(checkpoint)
     outcomes: dict[str, bool] = {}
@@ -233,7 +234,7 @@ def fitting_architectures(checkpoint: Checkpoint) -> list[str]:
         config = open_clip.get_model_config(arch)
         if config["text_cfg"].get("hf_model_name") or sizes.differences(config_sizes(config)):
             continue
-        # the activation has no weights
+        # architectures that differ in their activation alone load alike
         key = _without_activation(config)
         if key not in outcomes:
             outcomes[key] = _loads(checkpoint, arch, config)
@@ -243,7 +244,7 @@ def fitting_architectures(checkpoint: Checkpoint) -> list[str]:
 
 
 def tower_values(tower: nn.Module) -> TowerValues:
-    """Look at every value of a tower."""
+    """Examine every value of a tower."""
     ranges = dict(_ranges(tower))
     parameters = dict(tower.named_parameters())
     flat = {name for name, (low, high) in ranges.items() if low == high and name in parameters}
@@ -257,17 +258,17 @@ def tower_values(tower: nn.Module) -> TowerValues:
 
 
 def token_ids(tokenizer: Any) -> int:
-    """How many different tokens one of open_clip's tokenizers gives."""
+    """Return the size of the vocabulary of one of open_clip's tokenizers."""
     return len(tokenizer.tokenizer) if hasattr(tokenizer, "tokenizer") else int(tokenizer.vocab_size)
 
 
 def is_unreadable(tokenizer: Any, text: str) -> bool:
-    """Whether a tokenizer makes nothing, or nothing but its sign for the unknown, of a text."""
+    """Tell whether a tokenizer turns a text into no tokens, or into nothing but its unknown token."""
     if not hasattr(tokenizer, "tokenizer"):
         return not tokenizer.encode(text)
     ids = tokenizer.tokenizer(tokenizer.clean_fn(text), add_special_tokens=False)["input_ids"]
     tokens = tokenizer.tokenizer.convert_ids_to_tokens(ids)
-    # the sign for a word's beginning may be a token by itself
+    # the mark of a word's beginning may be a token by itself
     return not any(token != tokenizer.tokenizer.unk_token and token.strip("▁Ġ ") for token in tokens)
 
 
@@ -279,12 +280,12 @@ class _Tensors:
         self._checkpoint = checkpoint
 
     def shape(self, dimensions: int, *names: str) -> tuple[int, ...]:
-        """Of the first name that is there with so many dimensions; empty for none."""
+        """Return the shape of the first of these tensors that has so many dimensions; empty if none has."""
         shapes = (tuple(self._checkpoint.read([name])[name].shape) for name in names if name in self.keys)
         return next((shape for shape in shapes if len(shape) == dimensions), ())
 
     def count(self, prefix: str) -> int:
-        """How many numbers follow a prefix."""
+        """Count the layers whose tensors' names have a prefix, which their number follows."""
         return len({key.removeprefix(prefix).split(".")[0] for key in self.keys if key.startswith(prefix)})
 
 
@@ -312,7 +313,7 @@ def _image_sizes(tensors: _Tensors) -> dict[str, Any]:
 
 
 def _trunk_sizes(tensors: _Tensors) -> dict[str, Any]:
-    """Of a vision transformer of timm; other trunks don't name their sizes alike."""
+    """Return the sizes of a vision transformer of timm; other trunks name their tensors differently."""
     patches = tensors.shape(4, "visual.trunk.patch_embed.proj.weight")
     positions = tensors.shape(3, "visual.trunk.pos_embed")
     if not patches or not positions:
@@ -363,7 +364,7 @@ def _side(size: Any) -> int | None:
 
 
 def _cached_repo(weights: Path) -> str | None:
-    """The repository whose file this is in the hub's cache, `models--ORG--REPO/snapshots/REVISION/NAME`."""
+    """Return the repository of a file in the hub's cache, `models--ORG--REPO/snapshots/REVISION/NAME`."""
     if "snapshots" not in weights.parts:
         return None
     found = next((match for part in weights.parts if (match := _CACHED_REPO.fullmatch(part))), None)
@@ -371,13 +372,13 @@ def _cached_repo(weights: Path) -> str | None:
 
 
 def _repo_of(stated: dict[str, Any], weights: Path) -> str | None:
-    """The repository of an entry, unless the entry is another file of it."""
+    """Return the hub repository of a table's entry; None where the entry names another file than `weights`."""
     repo, _, filename = (stated.get("hf_hub") or "").rpartition("/")
     return repo if not filename or Path(filename).stem == weights.stem else None
 
 
 def _is_checksum(url: str, digest: str) -> bool:
-    """Whether an address carries a file's checksum, as open_clip checks it after a download."""
+    """Tell whether a download address carries this checksum, as open_clip reads it to check the file."""
     if "openaipublic" in url:
         return url.split("/")[-2] == digest
     short = Path(url).stem.rpartition("-")[2] if "mlfoundations" in url else ""
@@ -407,7 +408,7 @@ def _loads(checkpoint: Checkpoint, arch: str, config: dict[str, Any]) -> bool:
 
 
 def _ranges(tower: nn.Module) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Least and greatest value of every tensor of more than one; a NaN makes both NaN."""
+    """Yield the least and greatest value of each tensor with more than one; a NaN makes both NaN."""
     for name, tensor in tower.state_dict().items():
         if tensor.numel() > 1 and tensor.is_floating_point():
             low, high = torch.aminmax(tensor.float())

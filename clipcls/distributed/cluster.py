@@ -1,6 +1,6 @@
-"""A Ray cluster: reaching it, dividing it among workers, and having Ray Data run parts of a job on it.
+"""Join a Ray cluster, divide it among workers, and run the parts of a job on it by Ray Data.
 
-Scheduling, retries and spilling are Ray's. This is the only module that imports it; it comes with the extra `ray`.
+Ray does the scheduling, retries and spilling. Only this module imports it; it comes with the extra `ray`.
 """
 
 import contextlib
@@ -23,27 +23,27 @@ from clipcls.errors import StoppedError, UsageError, first_line
 
 logger = logging.getLogger(__name__)
 
-#: Within so many seconds an address answers, or is given up.
+#: How long to wait for an address to answer.
 ANSWER_SECONDS = 5
-#: And so many seconds later the cluster has let us in.
+#: How long joining the cluster may then take.
 JOIN_SECONDS = 40
 _LET_IN = "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH have to be those of its nodes, and Ray and Python the same versions."
 _NEEDED = f"All nodes need clipcls {version('clipcls')} with its extra ray; -v says more."
-# a head node that isn't heard of for so long is gone
+# a head node that is silent for longer counts as gone
 _LOST_SECONDS = 30
-# a cluster without a node for a worker is waited for so long
+# how long to wait for a node that a worker fits on
 _ROOM_SECONDS = 600
 _POLL_SECONDS = 0.2
 _LEAVE_SECONDS = 10
 # more threads in one process would wait for Python's lock
 _MOST_THREADS = 8
-# of shared memory, on a cluster of our own: for lists of paths
+# shared memory of a cluster that we start: it only holds lists of paths
 _OBJECT_STORE_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of a cluster, as Ray counts it."""
+    """The CPUs and GPUs that Ray counts on a machine of the cluster."""
 
     cpus: float
     gpus: float
@@ -51,13 +51,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """How a cluster is divided.
+    """How a cluster is divided among workers.
 
     Attributes:
-        workers: how many processes.
-        threads: that each of them decodes with, and on a CPU computes with.
-        cpus: that Ray sets aside for each; less than `threads` where more wouldn't fit.
-        gpus: the same.
+        workers: number of processes.
+        threads: threads that each worker decodes with, and on a CPU computes with.
+        cpus: CPUs that Ray reserves for each worker; fewer than `threads` where more wouldn't fit.
+        gpus: GPUs that Ray reserves for each worker.
     """
 
     workers: int
@@ -69,16 +69,16 @@ class Pool:
 def divide(
     nodes: Sequence[Node], workers: int | None = None, gpus_per_worker: float | None = None, threads: int | None = None
 ) -> Pool:
-    """Divide a cluster: with GPUs, a worker for each; without, a worker for up to 8 cores.
+    """Divide a cluster: a worker for each GPU, or without GPUs a worker for up to 8 cores.
 
     Args:
-        nodes: those that are alive.
-        workers: None for as many as fit.
-        gpus_per_worker: None for one if there are GPUs; 0 for none; a fraction has several workers share one.
-        threads: None for a fair share of the smallest node's cores.
+        nodes: the nodes that are alive.
+        workers: number of workers; None for as many as fit.
+        gpus_per_worker: None for one if there are GPUs; 0 for none; with a fraction several workers share one.
+        threads: threads of each worker; None for a fair share of the smallest node's cores.
 
     Raises:
-        UsageError: so many don't fit.
+        UsageError: that many workers don't fit.
     """
     gpus = gpus_per_worker if gpus_per_worker is not None else float(any(node.gpus >= 1 for node in nodes))
     able = [node for node in nodes if (node.gpus >= gpus if gpus else node.cpus > 0)]
@@ -107,7 +107,7 @@ def _fitting(has: float, needs: float) -> int:
 
 
 def _request(nodes: Sequence[Node], workers: int, wanted: float, gpus: float) -> float:
-    """The CPUs to ask for: what is wanted, or the most with which all workers fit."""
+    """Return the CPUs to reserve for each worker: those wanted, or the most with which all workers fit."""
 
     def fits(cpus: float) -> bool:
         each = (min(_fitting(node.cpus, cpus), _fitting(node.gpus, gpus) if gpus else workers) for node in nodes)
@@ -120,14 +120,14 @@ def _request(nodes: Sequence[Node], workers: int, wanted: float, gpus: float) ->
 
 
 def require_ray() -> Any:
-    """The module `ray`.
+    """Return the module `ray`.
 
     Raises:
         UsageError: it isn't installed.
     """
-    # nobody is told how clipcls is used unless they want to; before Ray is imported, which reads it
+    # Ray sends usage statistics unless told otherwise, and reads this when it is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # else a thread that still asks for something after the end would join whatever cluster it finds
+    # else a thread that calls Ray after we left would join whatever cluster it finds
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray
@@ -138,15 +138,15 @@ def require_ray() -> Any:
 
 
 class Cluster:
-    """A Ray cluster that we are in; a context manager, which leaves it.
+    """A Ray cluster that this process has joined, and leaves at the end of the `with` block.
 
     Args:
         address: `HOST:PORT` of a head node, or `auto`; None for what RAY_ADDRESS says, or else for a cluster of this
-            machine alone, which ends with us.
-        verbose: whether Ray may say what it does.
+            machine alone, which ends with this process.
+        verbose: whether Ray may log what it does.
 
     Raises:
-        StoppedError: it can't be reached.
+        StoppedError: the cluster can't be reached.
         UsageError: Ray isn't installed, or the address isn't one.
     """
 
@@ -168,21 +168,22 @@ class Cluster:
             raise self._error
         self._head: str = self._ray.get_runtime_context().gcs_address
         if self._address == "auto":
-            # of several, Ray takes the latest
+            # Ray takes the latest of several clusters: say which
             logger.warning("the Ray cluster is that at %s", self._head)
 
     def __enter__(self) -> "Cluster":
         return self
 
     def __exit__(self, *_: object) -> None:
-        # what hangs at the end must not keep anybody waiting
+        # Ray may hang while it shuts down
         self._leaving.set()
         self._left.wait(_LEAVE_SECONDS)
 
     def _stay(self) -> None:
-        """On a thread of its own: it may hang, and Ray leaves the handlers of signals alone there.
+        """Join the cluster, and leave it when told to.
 
-        The thread stays as long as the cluster is used, since a cluster that it starts ends with it.
+        Runs on a thread of its own: joining may hang, and Ray leaves signal handlers alone there. The thread lives as
+        long as the cluster is used, since a cluster that it starts ends with it.
         """
         try:
             self._join()
@@ -212,20 +213,20 @@ class Cluster:
 
     @property
     def nodes(self) -> list[Node]:
-        """The machines that are alive."""
+        """The nodes that are alive."""
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
 
     @property
     def put(self) -> Callable[[bytes], Any] | None:
-        """Stores some content for all nodes; None where there is one node only."""
+        """A function that stores content for all nodes and returns a reference; None on a cluster of one node."""
         return self._ray.put if len(self.nodes) > 1 else None
 
     def precision_on_gpu(self, pool: Pool) -> str:
-        """What `auto` stands for on the workers' GPUs; the first one that answers speaks for all.
+        """Return the precision that `auto` stands for on the workers' GPUs, by asking one of them.
 
         Raises:
-            StoppedError: none does.
+            StoppedError: no worker answers.
         """
         ask = self._ray.remote(num_gpus=pool.gpus, num_cpus=0)(_precision_here)
         try:
@@ -237,11 +238,11 @@ class Cluster:
         """Label parts on the workers.
 
         Yields:
-            A report for each part, as they come; None several times a second where none comes.
+            A report for each part, in order of completion; None several times a second in between.
 
         Raises:
-            StoppedError: the cluster is lost, or can't do it.
-            ClipclsError: what ended a worker's work.
+            StoppedError: the cluster is lost, or Ray fails.
+            ClipclsError: the error that a worker stopped with.
         """
         results: queue.SimpleQueue[PartReport | BaseException | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(job, tasks, pool, results), daemon=True).start()
@@ -267,7 +268,7 @@ class Cluster:
         return any(node.cpus >= pool.cpus and node.gpus >= pool.gpus for node in self.nodes)
 
     def tell_if_busy(self, pool: Pool) -> None:
-        """Warn where workers will have to wait for others' work."""
+        """Warn if workers will have to wait until other jobs free their CPUs or GPUs."""
         free = self._ray.available_resources()
         for kind, needed in (("CPU", pool.cpus), ("GPU", pool.gpus)):
             if needed * pool.workers > free.get(kind, 0.0) + 1e-6:
@@ -277,7 +278,7 @@ class Cluster:
                 )
 
     def _run(self, job: Job, tasks: Sequence[Task], pool: Pool, results: Any) -> None:
-        """On a thread, since waiting for Ray can't be interrupted."""
+        """Put reports into `results`; runs on a thread, since waiting for Ray can't be interrupted."""
         try:
             for row in self._dataset(job, tasks, pool).iter_rows():
                 results.put(_report(row))
@@ -286,14 +287,14 @@ class Cluster:
             results.put(exc)
 
     def _dataset(self, job: Job, tasks: Sequence[Task], pool: Pool) -> Any:
-        """One block a part, and one task a block."""
+        """Return the dataset of reports, with one block and one task for each part."""
         data = self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = self._verbose
         context.print_on_execution_start = self._verbose
-        context.scheduling_strategy = "SPREAD"  # not one node full before the next has anything
+        context.scheduling_strategy = "SPREAD"  # else Ray fills one node before it uses the next
         rows = [{"task": json.dumps([task.line, task.again])} for task in tasks]
-        # a second part is sent while a worker is at the first; more would wait there while other workers are idle
+        # a worker gets its next part while it labels one; more would queue there while other workers are idle
         actors = data.ActorPoolStrategy(size=min(pool.workers, len(tasks)), max_tasks_in_flight_per_actor=2)
         return data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
@@ -306,7 +307,7 @@ class Cluster:
 
 
 class _Actor:
-    """A worker as Ray Data calls it: rows in, rows out."""
+    """Adapts `Worker` to Ray Data, which calls it with a batch of rows and takes rows back."""
 
     def __init__(self, job: Job) -> None:
         import ray
@@ -327,14 +328,14 @@ def _report(row: dict[str, Any]) -> PartReport:
 
 
 class _Watch:
-    """Looks whether the cluster can still do it.
+    """Watches whether the cluster is there and has room for a worker.
 
-    Ray itself would end this process a minute after the head node is gone, without a word, and wait for ever for a
-    node that a worker fits on.
+    Ray itself would end this process silently a minute after the head node is gone, and wait for ever for a node that
+    a worker fits on.
 
     Args:
         head: the head node's address, for messages.
-        has_room: asks the cluster whether a worker fits on any node, which may hang.
+        has_room: asks the cluster whether a worker fits on any node; may hang.
     """
 
     def __init__(self, head: str, has_room: Callable[[], bool]) -> None:
@@ -344,25 +345,25 @@ class _Watch:
         self._has_told = False
 
     def start(self) -> None:
-        """Begin to ask, on a thread that ends with the process: signals don't interrupt what asks Ray."""
+        """Ask again and again on a daemon thread, since signals don't interrupt a call to Ray."""
         threading.Thread(target=self._ask_always, daemon=True).start()
 
     def _ask_always(self) -> None:
-        # an exception would say that the cluster is gone, as its silence does
+        # an exception means that the cluster is gone, which `look` finds out by the silence
         with contextlib.suppress(Exception):
             while True:
                 self.ask()
                 time.sleep(ANSWER_SECONDS)
 
     def ask(self) -> None:
-        """Ask once."""
+        """Ask the cluster once, and note when it answered and when it had room."""
         roomy = self._has_room()
         self._heard = time.monotonic()
         if roomy:
             self._roomy, self._has_told = self._heard, False
 
     def look(self) -> None:
-        """Say what was heard.
+        """Warn, or raise, if the cluster has been silent or without room for too long.
 
         Raises:
             StoppedError: the head node, or all nodes that a worker fits on, have been away for some time.
@@ -386,11 +387,11 @@ def _precision_here() -> str:
 
 
 def _require_answer(address: str, name: str) -> None:
-    """Have something answer at an address, which messages call by its name.
+    """Require that something answers at an address; messages call it `name`.
 
     Raises:
-        StoppedError: nothing does.
-        UsageError: it isn't an address.
+        StoppedError: nothing answers.
+        UsageError: the address isn't one.
     """
     host, _, port = address.rpartition(":")
     if "://" in address:
@@ -408,7 +409,7 @@ def _require_answer(address: str, name: str) -> None:
 
 
 def _quiet(verbose: bool) -> None:
-    """Keep Ray's own loggers from the terminal; their files hold it all."""
+    """Keep Ray's loggers from writing to the terminal; they still write to their files."""
     if verbose:
         return
     for name in ("ray", "ray.data", "ray.serve", "ray.train", "ray.tune"):
@@ -418,7 +419,7 @@ def _quiet(verbose: bool) -> None:
 
 
 def _reason(exc: BaseException) -> str:
-    """What went wrong; Ray's messages hold it among tracebacks of other machines, advice and colours."""
+    """Return the one line of Ray's message that names the error, among remote tracebacks, advice and colours."""
     lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", str(exc)).splitlines()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
     return named[-1] if named else f"{type(exc).__name__}: {lines[0] if lines else ''}"

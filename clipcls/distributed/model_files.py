@@ -1,4 +1,4 @@
-"""A model's files, brought to the nodes that don't see them: once each, by Ray's object store."""
+"""Send a model's files, once each, to the nodes that don't see them, through Ray's object store."""
 
 import contextlib
 import hashlib
@@ -18,17 +18,17 @@ from clipcls.records import FileStamp
 if TYPE_CHECKING:
     from clipcls.models.locate import ModelFiles
 
-# of a file that is sent at once; an object has to fit into a node's shared memory beside others
+# bytes in a chunk of a file; an object has to fit into a node's shared memory beside others
 _CHUNK = 2**27
 
 
 @dataclass(frozen=True, slots=True)
 class SentFile:
-    """A file on the machine that the run was started on.
+    """A file on the machine that started the run.
 
     Attributes:
-        stamp: by which it is recognised where others see it too.
-        chunks: references to its content; empty where nobody needs it.
+        stamp: tells on another node whether the file at this path is the same.
+        chunks: references to its content; empty where no node needs a copy.
     """
 
     path: Path
@@ -38,16 +38,16 @@ class SentFile:
 
 @dataclass(frozen=True, slots=True)
 class SentModel:
-    """A model with all of its files."""
+    """A model and its files, as workers receive them."""
 
     files: "ModelFiles"
     sent: tuple[SentFile, ...]
 
     def here(self, fetch: Callable[[Any], bytes]) -> "ModelFiles":
-        """The model on this node: the very files where it sees them, else copies that its workers share.
+        """Return the model on this node: the files themselves if it sees them, else copies that its workers share.
 
         Args:
-            fetch: gives the content that a reference stands for.
+            fetch: returns the content that a reference stands for.
 
         Raises:
             StoppedError: the copies can't be written.
@@ -69,12 +69,12 @@ def send(files: "ModelFiles", put: Callable[[bytes], Any] | None) -> SentModel:
     """Put a model's files where all nodes can get them.
 
     Args:
-        put: stores some content, and gives a reference to it; None where every worker sees the files themselves.
+        put: stores content and returns a reference to it; None where every worker sees the files themselves.
 
     Raises:
         StoppedError: a file can't be read.
     """
-    # the same file may be named twice
+    # one file may be listed twice
     paths = list(dict.fromkeys(path.absolute() for path in files.all()))
     try:
         sent = [_sent(path, put) for path in paths]
@@ -94,10 +94,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _copy(file: SentFile, target: Path, fetch: Callable[[Any], bytes]) -> None:
-    """Write a file unless an earlier worker has; it has its name once it is whole.
+    """Copy a file to `target`, whole or not at all, unless another worker already has.
 
     Raises:
-        StoppedError: there is no content to write, or not all of it.
+        StoppedError: its content wasn't sent, or not all of it.
     """
     if target.exists() and target.stat().st_size == file.stamp.size:
         return
@@ -114,10 +114,10 @@ def _copy(file: SentFile, target: Path, fetch: Callable[[Any], bytes]) -> None:
 
 
 def _moved(files: "ModelFiles", places: dict[Path, Path]) -> "ModelFiles":
-    """A model that is read from other places."""
+    """Return the model with its files' paths replaced."""
 
     def folder(path: Path) -> Path:
-        """Where the files are that were in a folder."""
+        """Return the folder that now holds the files of `path`."""
         return next((new.parent for old, new in places.items() if old.parent == path.absolute()), path)
 
     config = deepcopy(files.config)
@@ -134,13 +134,13 @@ def _moved(files: "ModelFiles", places: dict[Path, Path]) -> "ModelFiles":
 
 
 def _place(folder: Path, path: Path) -> Path:
-    """Where a copy lies: files of one folder are in one folder again, which a tokenizer needs."""
+    """Return where to copy a file; files of one folder stay together, which a tokenizer needs."""
     return folder / hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:8] / path.name
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Have one worker of the node at it; the others wait."""
+    """Hold the folder's lock, so that the node's workers write into it one after the other."""
     folder.mkdir(exist_ok=True)
     with (folder / ".lock").open("ab") as file:
         lock(file, wait=True)

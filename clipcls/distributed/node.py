@@ -1,4 +1,4 @@
-"""A node's own folder, which its workers share and no other node sees."""
+"""This node's name and its folder, which its workers share and no other node sees."""
 
 import os
 import platform
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from clipcls.errors import StoppedError
 
-#: What messages call this machine.
+#: This machine's name in messages.
 NAME = platform.node() or "this node"
 
 
 def own_folder() -> Path:
-    """The folder, of this user alone.
+    """Make the folder, for this user alone, and return it.
 
     Raises:
         StoppedError: it can't be made, or belongs to somebody else.

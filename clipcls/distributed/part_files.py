@@ -1,4 +1,4 @@
-"""The part files of a run on a cluster, which only the machine writes that the run was started on."""
+"""Write the part files of a run on a cluster; only the machine that started the run does."""
 
 import io
 from collections import Counter, defaultdict, deque
@@ -18,16 +18,16 @@ from clipcls.records import Prediction
 
 
 class PartFiles:
-    """Part files in a folder, each written at once and whole.
+    """The part files in a folder; each is written whole or not at all.
 
     Args:
-        format: of new ones.
-        files: those that are there, by their parts' numbers.
-        retry: whether the images in them that failed are to be run again.
+        format: format of new files.
+        files: existing files, by the number of their part.
+        retry: whether to run again the images that failed in existing files.
 
     Attributes:
-        done: images in the files that aren't run again, and how many of them have an error; see `count`.
-        mended: shards and tables that are read again from where they were broken.
+        done: number of images in the files that aren't run again, and how many of them have an error; set by `count`.
+        mended: paths of shards and tables that are read again because they were broken.
     """
 
     def __init__(self, folder: Path, format: OutputFormat, files: dict[int, Path], retry: bool) -> None:
@@ -35,7 +35,7 @@ class PartFiles:
         self._folder = folder
         self._files = files
         self._retry = retry
-        self._merging: set[int] = set()  # the parts of which some rows are run again
+        self._merging: set[int] = set()  # parts of which only some rows are run again
         self.done = (0, 0)
         self.mended: set[str] = set()
 
@@ -43,7 +43,7 @@ class PartFiles:
         return number in self._files
 
     def count(self, parts: Sequence[Part]) -> list[Task]:
-        """Count what is done; returns what is to be run again."""
+        """Count the images that are done into `done`, and return the tasks to run again."""
         again = []
         done = failed = 0
         for part in parts:
@@ -52,7 +52,7 @@ class PartFiles:
             rows, errors = self._tally(part)
             task = self._retry_of(part) if self._retry and (errors or part.container in self.mended) else None
             if rows < (part.count or 0):
-                # a retry was cut short, or the end of a broken shard lay in it
+                # rows are missing: a retry was cut short, or a broken shard ended within the part
                 task = Task(part.line)
             if task is not None:
                 again.append(task)
@@ -66,7 +66,7 @@ class PartFiles:
         path = self._files[part.number]
         rows, errors = format_for(path).tally(path)
         if part.container is None and part.count is not None and rows > part.count:
-            # a retry has taken images that couldn't be listed out of the plan, to list them anew
+            # a retry took images that couldn't be listed out of the plan, to list them anew
             planned = Counter(part.paths)
             kept = [row for row in self._rows(part.number) if planned[row.path] > 0]
             self._replace(path, encode(kept, format_for(path)))
@@ -77,20 +77,20 @@ class PartFiles:
         failed = tuple(row.path for row in self._rows(part.number) if row.error is not None)
         if part.container in failed:
             self.mended.add(str(part.container))
-        # how much is in what was broken wasn't known, there and in the parts of it that follow
+        # of a broken shard or table all is run again: how much it holds wasn't known, nor in its later parts
         return Task(part.line, None if part.container in self.mended else failed)
 
     def write(self, report: PartReport) -> None:
-        """Write a part, or the rows of it that were run again in their old places.
+        """Write a part's file, or replace in it the rows that were run again.
 
         Raises:
-            StoppedError: it can't be written; what was there is as it was.
+            StoppedError: it can't be written; an existing file is left as it was.
         """
         path = self._files.get(report.number)
         if path is None:
             self._replace(self._folder / part_name(report.number, self.format), report.content)
             return
-        # an earlier run may have written another format
+        # an earlier run may have written the file in another format
         rows = self.format.read(io.BytesIO(report.content), "memory")
         merged = self._merged(report.number, rows) if report.number in self._merging else rows
         self._replace(path, encode(merged, format_for(path)))
@@ -108,6 +108,6 @@ class PartFiles:
         for row in rows:
             new[row.path].append(row)
         for row in self._rows(number):
-            # what isn't in its shard or table any more keeps its error
+            # a failed image that its shard or table no longer holds keeps its error
             again = row.error is not None and new[row.path]
             yield replace(again.popleft(), index=row.index) if again else row

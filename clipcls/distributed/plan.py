@@ -1,7 +1,7 @@
-"""What a run on a cluster is cut into: parts of the input, each with a file of results of its own.
+"""Cut the input of a run on a cluster into parts, each with a file of results of its own.
 
-The plan is kept beside the results, since the same parts have to be known when a run is gone on with: whatever part has
-its file is done, and nothing of it is done twice.
+The plan is kept beside the results, so that a resumed run has the same parts: a part that has its file is done, and
+isn't run again.
 """
 
 import itertools
@@ -23,14 +23,14 @@ from clipcls.inputs.tables import row_groups
 from clipcls.outputs.atomic import can_write, write_atomically
 from clipcls.records import Address, Container, FileStamp, ImageRef, Span, Stored
 
-#: The index of a row is ROWS times its part's number, plus its place in the part.
+#: A row's index is ROWS times its part's number, plus its place in the part.
 ROWS = 10**9
 
-# pictures in a part: fewer would spend their time between parts, more would be lost with a worker
+# pictures in a part: with fewer the time between parts counts, with more too much is lost with a worker
 _FEWEST, _MOST = 100, 5_000
-# stores that are asked for shards take their time to answer
+# requests to stores at a time, since each is slow to answer
 _ASKED_AT_ONCE = 16
-# of what the plan has of a picture
+# length of a picture's entry in the plan if it has an error
 _ENTRY_WITH_ERROR = 2
 # parts for each worker, so that all have something to do until the end
 _PARTS_A_WORKER = 8
@@ -38,12 +38,12 @@ _PARTS_A_WORKER = 8
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of the input.
+    """A part of the input.
 
     Attributes:
-        number: from 0, in input order.
-        count: pictures in it; None where it would have to be read to know.
-        line: all of it as JSON, for the plan's file and for the worker that it is sent to.
+        number: number of the part, from 0 in input order.
+        count: number of pictures; None where the part would have to be read to count them.
+        line: the part as JSON, as it stands in the plan's file and is sent to a worker.
     """
 
     number: int
@@ -52,26 +52,26 @@ class Part:
 
     @property
     def container(self) -> str | None:
-        """The path of the shard or the table that it is in; None for pictures."""
+        """The path of the shard or table that the part is in; None for picture files."""
         fields = json.loads(self.line)
         path: str | None = fields.get("shard", fields.get("table"))
         return path
 
     @property
     def paths(self) -> list[str]:
-        """What `discover` listed; of a shard or a table that is cut, its first part says so."""
+        """The paths that `discover` listed; if a shard or table is cut, only its first part has its path."""
         images, rows = _parsed(json.loads(self.line))
         return [image.path for image in images] if rows is None or rows[0] == 0 else []
 
     @property
     def place(self) -> str | None:
-        """The path of its first picture, or what holds it, that was seen in a file system; None where there is none."""
+        """The path of the first picture, shard or table that lies in a file system; None where there is none."""
         images, _ = _parsed(json.loads(self.line))
         seen = (image for image in images if image.error is None and isinstance(image.content, Container | None))
         return next((image.path for image in seen if not in_store(image.path)), None)
 
     def images(self, sources: Sources) -> Iterator[ImageRef]:
-        """Its pictures in input order; a shard or a table is read for that.
+        """Yield the part's pictures in input order; reads a shard or a table for it.
 
         Args:
             sources: see `clipcls.inputs.discover.expand`.
@@ -83,7 +83,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """Consecutive pictures, or some of what a container holds."""
+    """Consecutive picture files, or a range of rows of one shard or table."""
 
     images: Sequence[ImageRef]
     rows: tuple[int, int] | None = None
@@ -91,10 +91,10 @@ class _Cut:
 
 
 def read_part(line: str) -> Part:
-    """A part from its line.
+    """Parse a part's line.
 
     Raises:
-        ValueError, KeyError, TypeError: it isn't one.
+        ValueError, KeyError, TypeError: the line isn't one of a part.
     """
     fields = json.loads(line)
     return Part(fields["part"], fields["count"], line)
@@ -104,11 +104,11 @@ class Plan:
     """The parts of a run, and the file that lists them.
 
     Args:
-        goes_on: False where there are no results of it yet, so that it is made anew.
-        retry: forget what couldn't even be listed, so that it is listed anew.
+        goes_on: whether to read the file; False where there are no results yet, and the plan is made anew.
+        retry: whether to drop inputs that couldn't be listed, so that they are listed anew.
 
     Attributes:
-        parts: in input order; what has come since is behind what was there.
+        parts: the parts in input order; those added by a later run follow the earlier ones.
 
     Raises:
         UsageError: the file isn't a plan.
@@ -130,17 +130,17 @@ class Plan:
         finished: AbstractSet[int] = frozenset(),
         mended: AbstractSet[str] = frozenset(),
     ) -> None:
-        """Plan what is listed now: add what is new, and take out what isn't listed any more and not finished.
+        """Bring the plan up to date: add new inputs, and drop unfinished ones that are no longer listed.
 
         Args:
-            images: as `clipcls.inputs.discover.discover` lists them, with `unread`.
-            workers: that shall all have something to do.
-            column: of the pictures, in tables.
-            finished: numbers of parts that stay as they are.
-            mended: shards and tables that may have changed since, which are read again.
+            images: the inputs as `clipcls.inputs.discover.discover` lists them with `unread`.
+            workers: number of workers; parts are small enough for all of them to have some.
+            column: the tables' column of pictures.
+            finished: numbers of the parts that stay as they are.
+            mended: paths of shards and tables that may have changed, since they are read again.
 
         Raises:
-            UsageError: a shard or a table isn't what it was when some of it was done.
+            UsageError: a shard or a table has changed since some of it was done.
         """
         images = list(images)
         statuses = _statuses(images)
@@ -153,7 +153,7 @@ class Plan:
     def _go_on(
         self, images: Sequence[ImageRef], statuses: dict[str, str | None], finished: AbstractSet[int]
     ) -> list[ImageRef]:
-        """Keep of the parts what is finished or listed; returns what else is listed."""
+        """Keep the parts that are finished or still listed, and return the images that are in none of them."""
         places = _Places(images)
         kept = []
         for part in self.parts:
@@ -163,7 +163,7 @@ class Plan:
             if part.number in finished or (container is not None and container in statuses):
                 kept.append(part)
             elif listed and container is None:
-                # as they are now; one that wasn't there may have come
+                # made anew: a picture that was missing may be there now
                 kept.append(_part(part.number, _Cut(listed, count=len(listed)), statuses))
         self.parts = kept
         return [images[place] for place in places.left()]
@@ -185,7 +185,7 @@ class Plan:
             self.parts[number] = _of_fields(fields | {"status": statuses[container]})
 
     def write(self) -> None:
-        """Put the plan on the disk.
+        """Write the plan's file.
 
         Raises:
             StoppedError: it can't be written.
@@ -205,10 +205,10 @@ class Plan:
 
 
 class _Places:
-    """Where in a long list something is; what was a picture before may have come as a shard or a table."""
+    """The places of paths in a long list; a path may be listed as a picture and as a shard or a table."""
 
     def __init__(self, images: Sequence[ImageRef]) -> None:
-        self._first: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of pictures, and of what holds several
+        self._first: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of pictures, and of containers
         self._more: dict[tuple[str, bool], deque[int]] = defaultdict(deque)
         for place, image in enumerate(images):
             is_container = isinstance(image.content, Container)
@@ -216,14 +216,14 @@ class _Places:
                 self._more[image.path, is_container].append(place)
 
     def take(self, path: str, is_container: bool) -> int | None:
-        """The place of a path that wasn't taken before; None where there is none."""
+        """Return the path's first place that isn't taken yet, and take it; None where there is none."""
         place = self._first[is_container].pop(path, None)
         if place is None and (more := self._more.get((path, is_container))):
             place = more.popleft()
         return place
 
     def left(self) -> list[int]:
-        """Those that weren't taken, in their order."""
+        """Return the places that weren't taken, in order."""
         first = (place for places in self._first for place in places.values())
         return sorted(itertools.chain(first, *self._more.values()))
 
@@ -251,7 +251,7 @@ def _without_errors(part: Part) -> Part:
 
 
 def _statuses(images: Iterable[ImageRef]) -> dict[str, str | None]:
-    """What tells whether shards and tables are what they were; None where nothing does."""
+    """Return for each shard and table a text that changes when it does; None where it can't be told."""
     paths = {image.path for image in images if isinstance(image.content, Container)}
     stored = {path for path in paths if in_store(path)}
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
@@ -265,9 +265,9 @@ def _status(path: str) -> str | None:
             stored = look(path).content
             return f"{stored.size} {stored.stamp or ''}" if isinstance(stored, Stored) else None
     except ImageError:
-        return None  # whoever reads it will say so
+        return None  # the worker that reads it reports the error
     stamp = FileStamp.at(path)
-    # not the inode: a copy on another disk will do
+    # without the inode: a copy on another disk counts as the same
     return f"{stamp.size} {stamp.mtime_ns}" if stamp else None
 
 
@@ -304,7 +304,7 @@ def _parsed(fields: dict[str, Any]) -> tuple[list[ImageRef], tuple[int, int] | N
 
 
 def _cuts(images: Sequence[ImageRef], workers: int, column: str | None) -> Iterator[_Cut]:
-    """The input in parts, which are no larger than needed for all workers to have some."""
+    """Cut the input into parts that are small enough for all workers to have some."""
     containers = [image for image in images if isinstance(image.content, Container)]
     shards = [image for image in containers if image.content == Container("shard")]
     groups = {image.path: _groups(image, column) for image in containers if image.content == Container("table")}
@@ -322,7 +322,7 @@ def _cuts(images: Sequence[ImageRef], workers: int, column: str | None) -> Itera
             if not ranges:
                 yield _Cut([image])
                 continue
-            ranges[-1] = (ranges[-1][0], ROWS)  # with whatever has come since it was counted
+            ranges[-1] = (ranges[-1][0], ROWS)  # open-ended: it may have grown since it was counted
             yield from (_Cut([image], rows, min(rows[1], sum(sizes)) - rows[0]) for rows in ranges)
 
 
@@ -336,11 +336,11 @@ def _groups(table: ImageRef, column: str | None) -> list[int]:
     try:
         return row_groups(table.path, column)
     except (ImageError, UsageError):
-        return []  # whoever reads it will say so
+        return []  # the worker that reads it reports the error
 
 
 def _pictures_in(shard: ImageRef) -> int | None:
-    """How many pictures there are in a shard; None where all of it would have to be read to know."""
+    """Count the pictures in a shard; None where all of it would have to be read."""
     if in_store(shard.path):
         return None
     listed = expand(shard, Sources())
@@ -351,7 +351,7 @@ def _pictures_in(shard: ImageRef) -> int | None:
 
 
 def _ranges(groups: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
-    """Rows in ranges of up to `size`, at the ends of groups where these aren't larger themselves."""
+    """Yield ranges of up to `size` rows; they end at groups' ends, except within a group that is larger."""
     first = stop = 0
     for rows in groups:
         if stop > first and stop - first + rows > size:

@@ -1,4 +1,4 @@
-"""A run on a cluster, from the machine that it was started on."""
+"""Start a run on a cluster, follow it, and write its output."""
 
 import contextlib
 import importlib
@@ -27,7 +27,7 @@ from clipcls.predict.error_limit import ErrorLimit
 from clipcls.predict.run import RunReport, Tally
 from clipcls.records import ModelFacts, ModelSpec
 
-#: Of the plan's file, in the output's folder.
+#: The name of the plan's file in the output folder.
 PLAN_NAME = ".clipcls-plan"
 
 
@@ -36,11 +36,11 @@ class Spread:
     """How a run is spread over a cluster.
 
     Attributes:
-        address: of the head node; see `Cluster`.
-        workers: how many; None for as many as the cluster has room for.
+        address: address of the head node; see `Cluster`.
+        workers: number of workers; None for as many as the cluster has room for.
         gpus_per_worker: None for one where there are GPUs.
-        threads: of each worker; None for a fair share of its node's cores.
-        verbose: whether Ray may say what it does.
+        threads: threads of each worker; None for a fair share of its node's cores.
+        verbose: whether Ray may log what it does.
     """
 
     address: str | None = None
@@ -51,12 +51,12 @@ class Spread:
 
 
 class _ClusterRun:
-    """One run that has begun.
+    """A run whose plan is made and whose output is claimed.
 
     Attributes:
-        total: images that there are; None where they would have to be read to know.
-        before: images that were done before, and aren't run again.
-        failed: how many of them have an error.
+        total: number of images; None where the input would have to be read to count them.
+        before: number of images that an earlier run has done and that aren't run again.
+        failed: how many of those have an error.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class _ClusterRun:
         self.total = None if None in counts else self.before + sum(count or 0 for count in counts)
 
     def reports(self) -> Iterator[PartReport | None]:
-        """Have the rest done, and write it.
+        """Run the remaining parts, and write their files.
 
         Yields:
-            What became of each part, as they come; None several times a second where none does.
+            A report for each part, in order of completion; None several times a second in between.
 
         Raises:
-            StoppedError: the cluster is lost, the output can't be written, or a part ended several workers.
-            ModelError: the model can't be had on a node.
+            StoppedError: the cluster is lost, the output can't be written, or a part killed several workers.
+            ModelError: the model can't be opened on a node.
         """
         if self._tasks:
             for report in self._cluster.label(self._job, self._tasks, self._pool):
@@ -98,16 +98,15 @@ def run_on_cluster(
     stop: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
 ) -> RunReport:
-    """Do what `clipcls.predict.run.run` does over a cluster; each part of the images has a file of its own.
+    """Do what `clipcls.predict.run.run` does, over a cluster; each part of the images gets its own file.
 
     Args:
-        classifier: whose session was asked for by a `ModelSpec`.
-        spread: how the run is spread.
+        classifier: a classifier whose session has a `ModelSpec`.
 
     Raises:
-        ModelError: the model can't be had.
+        ModelError: the model can't be opened.
         StoppedError: the cluster can't be reached or is lost, the output can't be written, or too many images failed.
-        UsageError: Ray isn't installed, there are no images, or something can't be done as asked.
+        UsageError: Ray isn't installed, there are no images, or the options can't be followed on a cluster.
     """
     watch = watch or Watch()
     with _opened(classifier, sources, destination, spread, watch) as run:
@@ -115,7 +114,7 @@ def run_on_cluster(
         watch.begin(None if total is None else lambda: total, run.before)
         tally = Tally(limit or ErrorLimit(), watch, (run.before, run.failed), can_resume=True)
         for part in run.reports():
-            # each failure of a part is reported, however many are too many
+            # all failures of a part are reported, even those past the limit
             tally.add(0 if part is None else part.count, () if part is None else part.failed)
             if tally.exceeded or stop():
                 break
@@ -164,10 +163,10 @@ def _opened(
 
 
 def check_spread(destination: Destination, spec: ModelSpec, spread: Spread) -> None:
-    """Refuse what can't be done on a cluster, before it is asked for anything.
+    """Refuse options that can't be followed on a cluster, before it is contacted.
 
     Raises:
-        UsageError: it can't, or Ray isn't installed.
+        UsageError: there are such options, or Ray isn't installed.
     """
     if destination.folder is None:
         raise UsageError("--engine ray writes part files: give --output-dir DIR.")
@@ -185,23 +184,23 @@ def check_spread(destination: Destination, spec: ModelSpec, spread: Spread) -> N
 
 @contextlib.contextmanager
 def _joined(spread: Spread) -> Iterator[Cluster]:
-    """The cluster; torch, which takes as long to import, is imported meanwhile."""
+    """Join the cluster, and meanwhile import torch, which takes as long."""
     threading.Thread(target=importlib.import_module, args=("clipcls.models.encoder",), daemon=True).start()
     with Cluster(spread.address, spread.verbose) as cluster:
         yield cluster
 
 
 def _settle_model(session: Session, spec: ModelSpec, cluster: Cluster, pool: Pool) -> tuple[Session, ModelFacts]:
-    """Find the model in the workers' precision, for here; with what the workers know of it.
+    """Return a session for this machine in the workers' precision, and the model's facts on the workers.
 
-    What `auto` stands for here may not be what it stands for there, and all rows have to be made alike.
+    `auto` may stand for another precision on the workers, and all rows have to be made with the same.
     """
     import torch
 
     precision = spec.precision
     if pool.gpus and precision == "auto":
         precision = cluster.precision_on_gpu(pool)
-    # labels in fp16 need a GPU here as well; those in fp32 are no worse
+    # fp16 needs a GPU here too; without one the labels are embedded in fp32, which is no worse
     here = "fp32" if precision == "fp16" and not torch.cuda.is_available() else precision
     settled = session.beside(replace(spec, precision=here, device="auto" if pool.gpus else "cpu"))
     facts = replace(settled.facts, device="cuda" if pool.gpus else "cpu")

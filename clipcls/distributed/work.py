@@ -1,4 +1,4 @@
-"""What a worker does: one part of the input at a time, with the same classifier as a run on one machine."""
+"""Label one part of the input at a time on a worker, with the same classifier as a run on one machine."""
 
 import contextlib
 import os
@@ -25,29 +25,29 @@ from clipcls.outputs.sinks import encode
 from clipcls.predict.classifier import Classifier
 from clipcls.records import ImageRef, ModelFacts, Prediction
 
-# of a part on one node, before it is taken for the workers' killer
+# how often a part may kill a worker of one node before the run stops
 _MOST_ATTEMPTS = 3
 # Arrow's limit for one value
 _MOST_BYTES = 2**31 - 1
-# a part takes less
+# marks older than this are left over: no part takes as long
 _MARKS_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that workers have to know, which is the same for all.
+    """What every worker of a run has to know.
 
     Attributes:
-        classifier: with its labels embedded, and without a session.
-        execution: how the run is carried out where it was started.
-        facts: of the model, on the workers' device.
-        threads: that decode, and on a CPU that compute.
-        format: of the rows.
-        run: a name of this run.
-        directory: that relative paths start from.
-        sources: for what may be read; without names.
-        default_cache: whether the cache lies where each node has its own by default.
-        release: of clipcls.
+        classifier: the classifier with its labels embedded, without a session.
+        execution: settings of the machine that started the run.
+        facts: the model's facts on the workers' device.
+        threads: number of threads that decode, and on a CPU compute.
+        format: format of the part files.
+        run: a name that no other run has.
+        directory: the folder that relative paths start from.
+        sources: how to read the input; without its names.
+        default_cache: whether each node uses its default cache folder.
+        release: version of clipcls that started the run.
     """
 
     classifier: Classifier
@@ -68,8 +68,8 @@ class Task:
     """A part to be labelled.
 
     Attributes:
-        line: of the plan.
-        again: paths of the pictures to label, of a part whose others are done; None for all of it.
+        line: the part's line in the plan.
+        again: paths of the pictures to label, where the part's others are done; None for all pictures.
     """
 
     line: str
@@ -78,14 +78,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """What became of a part.
+    """The result of labelling a part.
 
     Attributes:
-        number: the part's.
-        count: images that were done.
-        failed: paths and errors of those that couldn't be read.
-        content: the rows, as a file has them.
-        stopped: the class and the message of an error that ends the run.
+        number: the part's number.
+        count: number of images done, failed ones included.
+        failed: paths and errors of the images that couldn't be read.
+        content: the content of the part's file.
+        stopped: class name and message of an error that ends the run.
     """
 
     number: int
@@ -98,19 +98,19 @@ class PartReport:
         """Raise the error that ends the run, if there was one.
 
         Raises:
-            ClipclsError: there was.
+            ClipclsError: the worker stopped with it.
         """
         if self.stopped is not None:
             name, message = self.stopped
-            # a module's own kind of error is at least one that ends the run
+            # an error class that isn't in `clipcls.errors` still ends the run
             raise getattr(errors, name, StoppedError)(message)
 
 
 class Worker:
-    """Labels parts; opens the model at the first one.
+    """Labels parts, and opens the model at the first one.
 
     Args:
-        fetch: gives the content that a reference in the job's model stands for.
+        fetch: returns the content that a reference in the job's model stands for.
     """
 
     def __init__(self, job: Job, fetch: Callable[[Any], bytes]) -> None:
@@ -119,7 +119,7 @@ class Worker:
         self._classifier: Classifier | None = None
 
     def label(self, task: Task) -> PartReport:
-        """Label a part."""
+        """Label a part, and return its rows or the error that ends the run."""
         part = read_part(task.line)
         try:
             if self._classifier is None:
@@ -128,7 +128,7 @@ class Worker:
             with _attempt(self._job.run, part):
                 return self._label(part, task.again, self._classifier)
         except ClipclsError as exc:
-            # an exception would be taken for a failure of the machine, and come to the other end in Ray's wording
+            # Ray would take an exception for a failed machine, and reword its message
             return PartReport(part.number, stopped=(type(exc).__name__, f"on {NAME}: {exc}"))
 
     def _prepare(self) -> Classifier:
@@ -143,7 +143,7 @@ class Worker:
         return job.classifier.on(Session(LazyEncoder(job.facts, self._open), execution))
 
     def _open(self, _: Cache) -> Any:
-        # torch is imported here, so that parts that are cached do without
+        # a worker whose parts are all cached never imports torch
         import torch
 
         from clipcls.models.encoder import open_encoder
@@ -153,7 +153,7 @@ class Worker:
         return open_encoder(files, self._job.facts.device, self._job.facts.precision)
 
     def _require_seen(self, part: Part) -> None:
-        """Stop where the pictures are on another machine; they would all be errors."""
+        """Stop if the pictures are on another machine, where each would become an error."""
         place = part.place
         if place is None:
             return
@@ -191,7 +191,7 @@ class Worker:
 
 
 def _only(images: Iterable[ImageRef], paths: tuple[str, ...]) -> Iterator[ImageRef]:
-    """Those that have these paths, each as often as it is named."""
+    """Yield the images that have these paths, each as often as its path is listed."""
     wanted = Counter(paths)
     for image in images:
         if wanted[image.path] > 0:
@@ -201,13 +201,13 @@ def _only(images: Iterable[ImageRef], paths: tuple[str, ...]) -> Iterator[ImageR
 
 @contextlib.contextmanager
 def _attempt(run: str, part: Part) -> Iterator[None]:
-    """Leave a mark for as long as a worker is at a part, which stays where the worker is killed.
+    """Keep a mark on the disk while a worker labels a part; it is left behind if the worker is killed.
 
     Raises:
-        StoppedError: several were, so that the next one would be.
+        StoppedError: the part has killed several workers, and would kill the next one.
     """
     mark, attempts = None, 0
-    with contextlib.suppress(OSError, StoppedError):  # a precaution, and nothing that a full disk should end a run for
+    with contextlib.suppress(OSError, StoppedError):  # a full disk shouldn't end a run for want of a mark
         mark = own_folder() / f"{run}-{part.number}.at"
         with mark.open("ab") as file:
             attempts = file.tell()
@@ -226,7 +226,7 @@ def _attempt(run: str, part: Part) -> Iterator[None]:
 
 
 def _remove_old_marks() -> None:
-    """Those of runs that were interrupted."""
+    """Remove the marks that interrupted runs have left."""
     with contextlib.suppress(OSError, StoppedError):
         for mark in own_folder().glob("*.at"):
             if mark.stat().st_mtime < time.time() - _MARKS_SECONDS:

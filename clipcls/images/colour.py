@@ -1,4 +1,4 @@
-"""Every mode of Pillow's to 8 bits, grey or RGB."""
+"""Convert every mode of Pillow's to 8 bits, grey or RGB."""
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -7,7 +7,7 @@ from clipcls.errors import ImageError
 
 
 def to_eight_bits(image: Image.Image, transparency: bool = False) -> Image.Image:
-    """Any mode to L or RGB, with transparency laid on white; to RGBA where there is some that is to be kept."""
+    """Convert any mode to L or RGB, with transparency laid on white, or kept as RGBA if `transparency` is set."""
     if image.mode.startswith("I;16"):
         return _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
@@ -22,14 +22,14 @@ def to_eight_bits(image: Image.Image, transparency: bool = False) -> Image.Image
 def fit_transparent_colour(image: ImageFile.ImageFile) -> None:
     """Bring the colour that a PNG declares transparent to the depth that Pillow gives its pixels, 8 bits mostly.
 
-    Source: PNG specification, third edition, 11.3.1.1: of a colour's two bytes as many bits count as a sample has.
+    Source: PNG specification, third edition, 11.3.1.1: of a colour's two bytes, only the bits of a sample count.
     """
     colour = image.info.get("transparency")
     if image.format != "PNG" or not image.tile or isinstance(colour, bytes):
         return
     samples = image.tile[0][3]  # as they are in the file
     if isinstance(colour, tuple):
-        wide = samples == "RGB;16B"  # of which Pillow keeps the high byte
+        wide = samples == "RGB;16B"  # Pillow keeps the high byte of each sample
         image.info["transparency"] = tuple(value >> 8 if wide else value & 255 for value in colour)
     elif isinstance(colour, int) and samples in ("L", "L;2", "L;4"):
         most = {"L": 255, "L;2": 3, "L;4": 15}[samples]
@@ -44,7 +44,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey by its type's full range (65535 is white), so that a picture's brightness stays its own."""
+    """Scale 16-bit grey by its type's full range (65535 is white), which keeps a picture's brightness."""
     tags = getattr(image, "tag_v2", {})  # TIFF's, and unknown to Pillow: 12 bits in 16, and 0 for white
     full = 4095 if tags.get(258) == (12,) else 65535
     values = np.asarray(image).astype(np.uint32)
@@ -58,14 +58,14 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
 
 
 def _from_range(image: Image.Image) -> Image.Image:
-    """32-bit integers and floats to grey.
+    """Convert 32-bit integers and floats to grey.
 
     Their types don't say what white is. PNM files of more than 8 bits are known to reach 65535; for others,
     values within 0 to 1 (floats), 0 to 255 or 0 to 65535 (integers) are taken as such, and all else is stretched
     from its own smallest to its own largest value. Infinities count as the ends of that range, NaN as its lower
     end.
     """
-    with np.errstate(invalid="ignore"):  # there are NaNs that even a conversion complains of
+    with np.errstate(invalid="ignore"):  # converting some NaNs would warn
         values = np.array(image, np.float64)
     finite = np.isfinite(values)
     if not finite.any():

@@ -1,4 +1,4 @@
-"""The way of a picture: its header read, its size checked, decoded, corrected, turned upright."""
+"""Decode a picture: read its header, check its size, decode it, correct it, turn it upright."""
 
 from typing import BinaryIO
 
@@ -15,7 +15,7 @@ from clipcls.images.pillow_errors import pillow_errors, silence_pillow
 from clipcls.images.sources import Source, open_source
 from clipcls.records import Decode, Preprocessing
 
-#: Part of what cached features depend on; to be raised whenever some file's pixels come out differently.
+#: Part of the cache key of features; raise it whenever some file's pixels come out differently.
 DECODER_VERSION = 3
 
 
@@ -33,20 +33,21 @@ def decode_picture(
             Pillow's for the whole process.
 
     Raises:
-        ImageError: whatever is wrong with the file.
+        ImageError: the file can't be read or decoded, or is refused.
     """
     with open_source(source) as file:
         return _decoded(file, preprocessing, decode, max_pixels)
 
 
 def load_layers(source: Source, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one picture, corrected as for `load_pixels` and of at least twice the model's size, but whole.
+    """Decode one picture and correct it as `load_pixels` does, without fitting it to the model's input.
 
     Returns:
-        A picture in mode L or RGB, or in RGBA where the file has transparency, which isn't laid on white.
+        The whole picture in mode L or RGB, or in RGBA where the file has transparency, which isn't laid on white; a
+        large JPEG at a reduced scale, never under twice the resized picture.
 
     Raises:
-        ImageError: whatever is wrong with the file.
+        ImageError: the file can't be read or decoded, or is refused.
     """
     with open_source(source) as file:
         return as_image(_decoded(file, preprocessing, "fast", max_pixels, transparency=True).image)
@@ -73,7 +74,7 @@ def _decoded(
                 return decode_jpeg(file, image, preprocessing)
         fit_transparent_colour(image)
         image.load()
-        require_fitting(image, max_pixels)  # what an ICNS file holds may be larger than what it says
+        require_fitting(image, max_pixels)  # an ICNS file may hold a larger picture than its header says
         orientation = orientation_of(image)
         upright = turn_upright(to_eight_bits(image, transparency), orientation)
     return Picture(upright, upright.size, upright.size)

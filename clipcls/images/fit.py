@@ -1,4 +1,4 @@
-"""From an image file to the pixels that a model takes.
+"""Turn an image file into the pixels that a model takes.
 
 `exact` resizes with Pillow as open_clip's transform does. `fast` resizes with torch, whose antialiased resize of 8-bit
 pictures has the same filters in vector instructions: on AVX2 three to four times as fast, and off by one or two grey
@@ -17,7 +17,7 @@ from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
 from clipcls.records import Decode, Preprocessing
 
-# of a very long or tall picture most would be resized only to be cut away
+# resize at most so many times the window's pixels: most of a very long or tall picture would be cut away again
 _MAX_WASTE = 3
 _UPWARDS = 1 + 1e-9
 
@@ -40,7 +40,7 @@ def load_pixels(
         (height, width, 3) uint8 RGB, to be divided by 255 and normalised with the preprocessing's mean, std.
 
     Raises:
-        ImageError: whatever is wrong with the file.
+        ImageError: the file can't be read or decoded, or is refused.
     """
     return fit(decode_picture(source, preprocessing, decode, max_pixels), preprocessing, decode)
 
@@ -59,9 +59,9 @@ def fit(picture: Picture, preprocessing: Preprocessing, decode: Decode = "fast")
 
 
 def _fit_fast(picture: Picture, place: Placement, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    # array, not asarray: Pillow's can't be written to, which torch warns of
+    # array, not asarray: torch warns of Pillow's read-only memory
     pixels = picture.image if isinstance(picture.image, np.ndarray) else np.array(picture.image)
-    # torch resizes from the first pixel on: a picture that begins within it is turned round for that
+    # torch resizes from the array's first pixel: an axis along which the picture begins later is flipped meanwhile
     reversed_axes = tuple(axis for axis, start in enumerate(picture.origin[::-1]) if start)
     pixels = np.ascontiguousarray(np.flip(pixels, reversed_axes)) if reversed_axes else pixels
     resized = _resized(pixels, picture.extent, place.resized, resampling(preprocessing).name.lower())
@@ -69,7 +69,7 @@ def _fit_fast(picture: Picture, place: Placement, preprocessing: Preprocessing) 
     (width, height), (left, top) = place.window, place.corner
     shown = resized[max(0, top) : max(0, top) + height, max(0, left) : max(0, left) + width]
     if shown.shape[:2] == (height, width):
-        return np.ascontiguousarray(shown)  # which lets go of what was cut away
+        return np.ascontiguousarray(shown)  # a copy, which frees the pixels that were cut away
     fill = preprocessing.fill_color if preprocessing.resize_mode == "longest" else 0
     window = np.full((height, width, 3), fill, dtype=np.uint8)
     down, across = max(0, -top), max(0, -left)
@@ -88,7 +88,7 @@ def _resized(
             resized = interpolate(batch, size=size[::-1], mode=mode, antialias=True)
         else:
             # torch rounds the size down: the last pixels, of which the picture has a part, make up less than one
-            # half; a little more than the quotient, since 522 * (249 / 522) comes to less than 249
+            # half. The factor is a little more than the quotient, since 522 * (249 / 522) comes to less than 249
             scale = (size[1] / extent[1] * _UPWARDS, size[0] / extent[0] * _UPWARDS)
             resized = interpolate(batch, scale_factor=scale, mode=mode, antialias=True)
         pixels = resized[0].permute(1, 2, 0).numpy()

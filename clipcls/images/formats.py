@@ -1,4 +1,4 @@
-"""Which format a file is in, by its content, and its header read: by Pillow, or by pillow-heif where it is HEIC."""
+"""Tell a file's format by its content, and read its header by Pillow, or by pillow-heif if it is HEIC."""
 
 import contextlib
 import ctypes
@@ -13,8 +13,8 @@ from clipcls.errors import ImageError
 from clipcls.images.jpeg import bits_per_colour
 from clipcls.images.limits import require_fitting_icons
 
-#: In the order in which they are tried. Left out are what needs a foreign program (EPS: Ghostscript, which
-#: would run a file's code), what is no picture (MPEG, HDF5, GRIB) and what nobody has.
+#: Pillow's formats in the order in which they are tried. Left out are those that need another program (EPS:
+#: Ghostscript, which would run a file's code), that hold no picture (MPEG, HDF5, GRIB) or that nobody has.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "ICNS", "CUR", "PPM", "PSD"),
     *("QOI", "DDS", "DIB", "PCX", "SGI", "SUN", "XBM", "XPM", "FITS", "TGA"),
@@ -29,7 +29,7 @@ _SIGNATURES = {
     rb"\x00\x00\x01\x00": "ICO",
 }
 
-#: How much of a file's beginning tells its format.
+#: How many bytes of a file's beginning tell its format.
 HEAD_BYTES = 256
 
 # The container of HEIC and of AVIF files names its content in a list of brands, of which some fit both.
@@ -39,7 +39,7 @@ _SHARED_BRANDS = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))
 
 
 def kind_of(head: bytes) -> str | None:
-    """The format, where a file's first bytes leave no doubt."""
+    """Return the format by a file's first bytes; None where they leave doubt."""
     if head[4:8] != b"ftyp":
         return next((name for start, name in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
     end = min(int.from_bytes(head[:4], "big"), len(head))
@@ -51,16 +51,16 @@ def kind_of(head: bytes) -> str | None:
 
 
 def open_header(file: BinaryIO, kind: str | None, max_pixels: int) -> ImageFile.ImageFile:
-    """Read a file's header, and of an icon, the picture.
+    """Read a file's header; an icon is decoded, too.
 
     Args:
-        kind: what `kind_of` says.
+        kind: the format by `kind_of`.
 
     Returns:
         The picture before it is decoded.
 
     Raises:
-        ImageError: what reads the format is missing, or can't read this one; or an icon is too large.
+        ImageError: the format needs a library that is missing, Pillow can't read the file, or an icon is too large.
     """
     if kind == "HEIC":
         file.seek(0)

@@ -1,4 +1,4 @@
-"""From a decoded picture to the model's window on it, with open_clip's (torchvision's and timm's) own roundings."""
+"""Fit a decoded picture to the model's window, rounding as open_clip (torchvision and timm) does."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ class Picture:
     """A decoded picture, upright, grey or RGB.
 
     Attributes:
-        image: in mode L or RGB, or (height, width, 1 or 3) uint8.
-        size: width and height that the file has at its full scale.
+        image: a picture in mode L or RGB, or (height, width, 1 or 3) uint8.
+        size: width and height at the file's full scale.
         extent: width and height of the part of `image` that shows the picture (reduced decoding rounds up).
-        origin: left and top of that part; not at 0 where what was rounded up lies there since the picture was turned.
+        origin: left and top of that part; above 0 where turning the picture moved the rounded-up edge there.
     """
 
     image: Image.Image | NDArray[np.uint8]
@@ -45,7 +45,7 @@ class Placement:
 
 
 def placement(size: tuple[int, int], preprocessing: Preprocessing) -> Placement:
-    """Where the model's window lies on a picture of this width and height."""
+    """Return where the model's window lies on a picture of this width and height."""
     window = preprocessing.size[::-1]
     resized = _resized(size, preprocessing)
     corner = (_corner(resized[0], window[0]), _corner(resized[1], window[1]))
@@ -53,7 +53,7 @@ def placement(size: tuple[int, int], preprocessing: Preprocessing) -> Placement:
 
 
 def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
-    """Width and height after resizing, as open_clip's transform rounds them."""
+    """Return width and height after resizing, rounded as by open_clip's transform."""
     (width, height), (target_height, target_width) = size, preprocessing.size
     if preprocessing.resize_mode == "squash":
         return target_width, target_height
@@ -67,30 +67,30 @@ def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, 
 
 
 def _corner(resized: int, window: int) -> int:
-    """torchvision's center_crop: halves are rounded to even in a crop, down in the padding before it."""
+    """Return the window's offset by torchvision's center_crop: halves round to even in a crop, down in padding."""
     return -((window - resized) // 2) if window > resized else round((resized - window) / 2.0)
 
 
 def resampling(preprocessing: Preprocessing) -> Image.Resampling:
-    """The filter to resize with."""
-    # open_clip hands no interpolation on when it resizes by the shortest side to a window that isn't square
+    """Return the filter to resize with."""
+    # open_clip drops the interpolation when it resizes by the shortest side to a window that isn't square
     odd = preprocessing.resize_mode == "shortest" and preprocessing.size[0] != preprocessing.size[1]
     return _RESAMPLING["bicubic" if odd else preprocessing.interpolation]
 
 
 def as_image(picture: Image.Image | NDArray[np.uint8]) -> Image.Image:
-    """The same picture as Pillow's, in mode L or RGB."""
+    """Return the picture as one of Pillow's, in mode L or RGB."""
     if isinstance(picture, Image.Image):
         return picture
     return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
 
 
 def fit_exactly(picture: Picture, preprocessing: Preprocessing) -> Image.Image | None:
-    """open_clip's transform in Pillow's operations, bit for bit.
+    """Resize and crop with Pillow as open_clip's transform does, bit for bit.
 
     Returns:
-        None where the resized picture, most of which would be cut away again, is too large to be built (a
-        strip of 1 × 5000 becomes 224 × 1,120,000): it is then cropped in resizing.
+        The window; None where the resized picture, most of which would be cut away again, is too large to be built
+        (a strip of 1 × 5000 becomes 224 × 1,120,000), and `fit_in_one_step` has to do.
     """
     place = placement(picture.size, preprocessing)
     if place.resized[0] * place.resized[1] > _MAX_RESIZED:

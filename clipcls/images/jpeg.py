@@ -1,7 +1,6 @@
-"""JPEGs at the scale that a model has use for, by simplejpeg where they are plain.
+"""Decode JPEGs at the scale that a model has use for, plain ones by simplejpeg.
 
-It calls the same libjpeg-turbo as Pillow without Pillow's copies (a fifth to a third quicker). Whatever it finds odd
-goes back to Pillow.
+It calls the same libjpeg-turbo as Pillow without Pillow's copies (a fifth to a third quicker). Pillow decodes the rest.
 """
 
 import os
@@ -21,12 +20,12 @@ try:
 except ImportError:  # there is no build of it for this Python or processor: Pillow decodes, more slowly
     simplejpeg = None
 
-# The markers of a JPEG that a frame, with its bits a colour, begins with.
+# The markers that begin a JPEG's frame header, which has its bits a colour.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def decode_jpeg(file: BinaryIO, image: Image.Image, preprocessing: Preprocessing) -> Picture:
-    """Decode in full, or at 1/2, 1/4 or 1/8 where that leaves twice the pixels that resizing will leave."""
+    """Decode at 1/8, 1/4 or 1/2 where that leaves each side at least twice its resized length, else in full."""
     width, height = image.size
     orientation = orientation_of(image)
     turned = orientation >= 5
@@ -36,7 +35,7 @@ def decode_jpeg(file: BinaryIO, image: Image.Image, preprocessing: Preprocessing
     picture: Image.Image | NDArray[np.uint8] | None = _by_simplejpeg(file, image, scale)
     if picture is None:
         if scale > 1:
-            # rounded down: Pillow takes the largest scale that leaves as much, and itself rounds up
+            # rounded down: Pillow reduces as far as leaves at least this size, and itself rounds up
             image.draft(None, (width // scale, height // scale))
         image.load()
         picture = to_eight_bits(image)
@@ -52,7 +51,7 @@ def decode_jpeg(file: BinaryIO, image: Image.Image, preprocessing: Preprocessing
 
 
 def _by_simplejpeg(file: BinaryIO, image: Image.Image, scale: int) -> NDArray[np.uint8] | None:
-    """(height, width, 1 or 3) uint8; None for what is better left to Pillow, damaged files among it."""
+    """Decode to (height, width, 1 or 3) uint8; None for files that are left to Pillow, such as damaged ones."""
     if simplejpeg is None or image.mode not in ("L", "RGB"):
         return None
     file.seek(0)
@@ -74,7 +73,7 @@ def _by_simplejpeg(file: BinaryIO, image: Image.Image, scale: int) -> NDArray[np
 
 
 def bits_per_colour(file: BinaryIO) -> int:
-    """Bits a colour by the header of a JPEG; 8 where it isn't found."""
+    """Read the bits a colour from a JPEG's frame header; 8 where there is none."""
     file.seek(2)
     while len(segment := file.read(4)) == 4 and segment[0] == 0xFF:
         if segment[1] in _JPEG_FRAMES:

@@ -1,6 +1,6 @@
-"""What a file may ask for in pixels, tiles and scans, looked at before it costs memory or time.
+"""Refuse files with too many pixels, too large tiles or too many scans before they cost memory or time.
 
-The functions raise `ImageError` where it is more.
+The `require_` functions raise `ImageError` for such a file.
 """
 
 import os
@@ -11,29 +11,29 @@ from PIL import Image
 
 from clipcls.errors import ImageError
 
-#: Pillow's own limit, above which it speaks of a decompression bomb: 537 MB of RGB.
+#: Pillow's own limit, above which it warns of a decompression bomb: 537 MB of RGB.
 MAX_PIXELS = 178_956_970
 
-# A tile of a TIFF is unpacked whole, however little of it the picture shows; up to here that is no matter.
+# A tile of a TIFF is unpacked whole, however little of it the picture shows; up to this size that is harmless.
 _USUAL_TILE = 4096**2
 
-# Of the largest picture; smaller ones may have more. Encoders make ten of them.
+# Scans that the largest picture may have; smaller ones may have more. Encoders make ten of them.
 _MOST_SCANS = 12
 
-# What a scan begins with, as two bytes in a row are read here; and the length of the shortest header of one.
+# The marker that begins a scan, as a native 16-bit number, and the length of a scan's shortest header.
 _SCAN = np.frombuffer(b"\xff\xda", np.uint16)[0]
 _SCAN_BYTES = 10
 
 
 def raise_pillows_limit(max_pixels: int) -> None:
-    """Let Pillow decode pictures of as many pixels; its limit is one for the whole process."""
+    """Let Pillow decode pictures of up to `max_pixels`; its limit holds for the whole process."""
     limit = Image.MAX_IMAGE_PIXELS  # Pillow warns above it and refuses above twice as much
     if limit is not None and max_pixels > 2 * limit:
         Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
 
 
 def require_fitting(image: Image.Image, max_pixels: int) -> None:
-    """Look at a picture's size, and at that of a TIFF's tiles."""
+    """Refuse a picture, or a TIFF's tiles, with too many pixels."""
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")
@@ -44,10 +44,10 @@ def require_fitting(image: Image.Image, max_pixels: int) -> None:
 
 
 def require_few_scans(file: BinaryIO, image: Image.Image, max_pixels: int) -> None:
-    """Every scan of a JPEG, of a dozen bytes perhaps, costs the time of going through all of its pixels.
+    """Refuse a JPEG with too many scans: each, though it may have a dozen bytes, costs a pass over all pixels.
 
     Args:
-        file: where Pillow left it, behind the header of the first scan.
+        file: the file at the position where Pillow left it, behind the header of the first scan.
     """
     layers = getattr(image, "layers", 0)
     whole = bytes((0xFF, 0xDA, 0, 6 + 2 * layers, layers))  # a scan of all layers: in a plain JPEG the only one
@@ -66,14 +66,14 @@ def require_few_scans(file: BinaryIO, image: Image.Image, max_pixels: int) -> No
 
 
 def _count_scans(data: bytes) -> int:
-    """The markers of scans, which can be at even and at odd places; `bytes.count` takes five times as long."""
+    """Count the markers of scans, at even and at odd places; `bytes.count` takes five times as long."""
     values = np.frombuffer(data, np.uint8)
     pairs = (values[start : start + (len(values) - start) // 2 * 2].view(np.uint16) for start in (0, 1))
     return sum(int(np.count_nonzero(pair == _SCAN)) for pair in pairs)
 
 
 def require_fitting_icons(file: BinaryIO, max_pixels: int) -> None:
-    """Look at the sizes of the pictures in an icon, of which Pillow decodes one as soon as it opens the file."""
+    """Refuse an icon with a picture of too many pixels, since Pillow decodes one as soon as it opens the file."""
     file.seek(4)
     directory = file.read(16 * int.from_bytes(file.read(2), "little"))
     for entry in range(0, len(directory) - 15, 16):

@@ -1,4 +1,4 @@
-"""The EXIF orientation, read and applied."""
+"""Read and apply the EXIF orientation."""
 
 from PIL import Image
 
@@ -14,9 +14,9 @@ _TRANSPOSITIONS = {
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 where there is none that can be read."""
+    """Return the EXIF orientation, 1 (upright) to 8; 1 where none can be read."""
     if image.format == "HEIF":
-        return 1  # a HEIC file has its own, which libheif applies; what its EXIF says is no more than a note
+        return 1  # libheif applies a HEIC file's own orientation; the one in its EXIF is only a note
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:  # noqa: BLE001
@@ -26,5 +26,5 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as it was meant to be seen."""
+    """Turn a picture by its EXIF orientation."""
     return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image

@@ -1,4 +1,4 @@
-"""What Pillow says of odd and of damaged files: its warnings and its log kept quiet, its errors as `ImageError`."""
+"""Silence Pillow's warnings and log on odd files, and translate its errors on damaged ones into `ImageError`."""
 
 import logging
 import re
@@ -10,13 +10,13 @@ from PIL import Image, UnidentifiedImageError
 
 from clipcls.errors import ImageError, reason
 
-# Where nobody listens to Pillow's log, Python would print its errors; each comes as an exception as well.
+# Without a handler, Python would print the errors in Pillow's log; each is raised as an exception as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
-# Of these types Pillow's own errors are. Others, and some of these, come from Python and speak of its objects, or
-# say no more than that a decoder failed.
+# The types of Pillow's own errors. Errors of other types, and some of these, come from Python and speak of its
+# objects, or say no more than that a decoder failed.
 _SPEAKING = (OSError, SyntaxError, ValueError, RuntimeError)
 _UNSPEAKABLE = re.compile(
     r"\b(?:object|argument|unpack|tuple|list|dict|range|literal|codec|decoder|int|str|PIL|math)\b"
@@ -25,7 +25,7 @@ _NO_SENSE = "what it holds makes no sense"
 
 
 def silence_pillow() -> None:
-    """Keep Pillow from warning about odd files; to be called before each of them."""
+    """Keep Pillow from warning about odd files; call it before each file."""
     # Pillow warns from inside its own modules (EXIF it can't parse, suspicious sizes).
     # warnings.catch_warnings swaps a process-wide list and mustn't be used on threads, so the one narrow
     # filter stays; it is looked up at each call since a host or a test runner may have put others in front.
@@ -65,7 +65,7 @@ def pillow_errors(kind: str) -> Iterator[None]:
 
 
 def _said(exc: Exception) -> str:
-    """What Pillow has to say of a damaged file, on one line."""
+    """Return what Pillow's error says of a damaged file, on one line."""
     text = str(exc)
     if "MAX_TEXT" in text:
         return "a text or a colour profile in it is too large when unpacked"
@@ -73,6 +73,6 @@ def _said(exc: Exception) -> str:
         return "it asks for more than any picture needs"
     if type(exc) not in _SPEAKING or _UNSPEAKABLE.search(text):
         return _NO_SENSE
-    text = re.sub(r" \(chunk .*|: .*", "", text, flags=re.DOTALL)  # what is in the file instead
+    text = re.sub(r" \(chunk .*|: .*", "", text, flags=re.DOTALL)  # drop quotes of the file's content
     text = " ".join(re.sub(r"\bb['\"]|['\"]", "", text).split())
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:200] or _NO_SENSE

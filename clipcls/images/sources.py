@@ -1,4 +1,4 @@
-"""A picture's file, opened: by its path, from memory, or as it was handed over."""
+"""Open a picture's file by its path, from memory, or as it was handed over."""
 
 import io
 import os
@@ -15,7 +15,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 @contextmanager
 def open_source(source: Source) -> Iterator[BinaryIO]:
-    """The source as a seekable file, which is closed in the end if it was opened here."""
+    """Open a source as a seekable file; a file that the caller opened is left open."""
     if isinstance(source, str | os.PathLike):
         with open_file(source) as file:
             yield file
