@@ -96,7 +96,7 @@ class Encoder:
 
     @cached_property
     def streams(self) -> int:
-        """How many batches of pictures to encode at once, each on a thread that calls `enter_stream`.
+        """The number of batches of pictures to encode at once, each on a thread that calls `enter_stream`.
 
         On a CPU, threads with a share of the cores each don't wait for one another after every product; 2 cores were
         up to 14 % faster. On CUDA (not measured) one batch is copied while the other is computed.

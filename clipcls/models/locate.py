@@ -157,7 +157,6 @@ def _full_name(spec: ModelSpec) -> str:
 
 
 def _folder(spec: ModelSpec) -> Path | None:
-    """Return the model folder that `spec` names, if it names one."""
     name = _full_name(spec)
     folder = Path(name.removeprefix("local-dir:"))
     return folder if name and (folder.is_dir() or name.startswith("local-dir:")) else None

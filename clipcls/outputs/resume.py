@@ -179,7 +179,6 @@ def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Jo
 
 
 def _lists_several(settings: RunSettings) -> bool:
-    """Return whether a run may give an image several answers."""
     return bool(settings.get("--multi-label")) or (settings.get("--top-k") or 1) > 1
 
 

@@ -28,8 +28,7 @@ class SortedFile:
     """One picture that is to be sorted, or is in place.
 
     Attributes:
-        run: name of the run that sorts it.
-        number: number of the file in its run.
+        run: name of the run that sorts it, in which `number` is unique.
         source: absolute path, with no links among its folders.
         target: the path to put it at, in the same form.
         given: its path in the prediction.
@@ -108,10 +107,7 @@ def find_remains(file: SortedFile) -> tuple[FileStamp | None, list[Path]]:
 
 
 def take_back(file: SortedFile) -> str | None:
-    """Undo putting a file in place, unless it was changed since.
-
-    Returns:
-        Why a copy or link was left there; None if it was taken back.
+    """Take a file back; return why a copy or link is left there instead, or None.
 
     Raises:
         ImageError: it isn't what was moved.

@@ -29,10 +29,7 @@ SortOutcome = tuple[SortedFile, str | None]
 
 
 def carry_out(plan: SortPlan) -> Generator[SortOutcome, None, None]:
-    """Carry out a plan lazily: each file is sorted when its outcome is requested; closing stops between two files.
-
-    Yields:
-        The outcome of each file.
+    """Sort one file for each outcome that is requested, and yield it; closing the generator stops between two files.
 
     Raises:
         StoppedError: the folder can't be written to, or a source can't be removed; what was done before stays done.
@@ -159,15 +156,12 @@ class _Sorter:
 
 
 def undo(into: Path) -> Generator[SortOutcome, None, None]:
-    """Undo the last run into a folder lazily: each file is taken back when its outcome is requested.
+    """Undo the last run into a folder: take back one file for each outcome that is requested, and yield it.
 
     Moved files go back to their places, unless something else is there by now; copies and links are removed unless
     they were changed or their originals are gone. Folders that the run made are removed once they are empty. An undo
     may be killed and run again. Files that couldn't be taken back stay in the log; if none of them can be the next
     time either, the run before is undone.
-
-    Yields:
-        The outcome of each file.
 
     Raises:
         StoppedError: the log can't be written.
