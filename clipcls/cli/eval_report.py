@@ -1,4 +1,4 @@
-"""The run of `clipcls eval`: from labelled pictures to tables or JSON."""
+"""Runs `clipcls eval`, and writes its figures as tables or JSON."""
 
 import io
 import json
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.outputs.formats.output_format import OutputFormat
 
-# rows of a table of classes; where there are more, those that fare worst are shown
+# most rows of a table of classes; with more classes, only those with the lowest recall are shown
 _MOST_CLASSES = 40
 _WORST_CLASSES = 20
-# images, below which bootstrap intervals are known to be too narrow
+# number of images below which bootstrap intervals are known to be too narrow
 _FEW = 50
 _DASH = "–"
 
@@ -36,11 +36,11 @@ Rows = list[tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where an evaluation goes.
+    """Where an evaluation is written.
 
     Attributes:
-        file: `-` is standard output.
-        plot: of the confusion matrix.
+        file: a file, or `-` for standard output.
+        plot: a PNG file for the confusion matrix; None for no plot.
     """
 
     format: Literal["table", "json"]
@@ -48,11 +48,11 @@ class Output:
     plot: Path | None
 
     def check(self, sources: Sequence[str | Path | None]) -> None:
-        """Refuse files that can't be written, or would replace what is read.
+        """Refuse output files that can't be written, or would replace inputs.
 
         Raises:
-            UsageError: one is among what is read, or isn't a PNG.
-            StoppedError: one can't be written, or standard output is closed.
+            UsageError: an output is one of the inputs, or has an unsuitable name.
+            StoppedError: an output can't be written, or standard output is closed.
         """
         from clipcls.inputs.discover import EXTENSIONS
 
@@ -79,7 +79,7 @@ class Output:
                     raise UsageError(f"{option} {target} lies in {source}, where it would be taken for data.")
 
     def write(self, text: str) -> None:
-        """Write all of it at once.
+        """Write a whole report at once.
 
         Raises:
             StoppedError: the file can't be written.
@@ -105,13 +105,13 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """The `clipcls predict` that does what was evaluated.
+    """The `clipcls predict` commands that label pictures as they were evaluated.
 
     Attributes:
-        models: in the order of the plan.
+        models: the models in the order of the plan.
         prompts: the options of each prompt set, in the order of the plan.
-        labels: the options that give them.
-        settings: further options; those that are None or False are left out, True is a flag.
+        labels: the options that give the labels.
+        settings: further options with their values; None and False leave one out, True makes it a flag.
     """
 
     models: Sequence[str]
@@ -120,7 +120,7 @@ class Command:
     settings: Mapping[str, object]
 
     def of(self, result: int) -> str:
-        """The command for one of the results."""
+        """Return the command for the result with this index."""
         model, prompts = divmod(result, len(self.prompts))
         given = {option: value for option, value in self.settings.items() if value is not None and value is not False}
         more = [
@@ -131,10 +131,10 @@ class Command:
 
 
 class Evaluation:
-    """One run.
+    """One run of `clipcls eval`.
 
     Args:
-        quiet: without progress and lines for bad images.
+        quiet: show neither progress nor lines for bad images.
     """
 
     def __init__(self, truth: "Truth", output: Output, quiet: bool) -> None:
@@ -143,7 +143,7 @@ class Evaluation:
         self._quiet = quiet
 
     def measure(self, plan: "EvalPlan", command: Command) -> None:
-        """Run the models, and write what comes of it.
+        """Run the models, and write the figures.
 
         Raises:
             StoppedError: the output can't be written.
@@ -156,12 +156,12 @@ class Evaluation:
         self._finish(outcome, command.of(outcome.best))
 
     def judge(self, predictions: Path, labels: Sequence[Label] | None, confused: int) -> None:
-        """Judge what was predicted before, and write what comes of it.
+        """Evaluate earlier predictions, and write the figures.
 
         Raises:
             UsageError: the predictions can't be read.
             StoppedError: the output can't be written.
-            typer.Exit: some images have no answer.
+            typer.Exit: some images failed or have no prediction.
         """
         from clipcls.evaluate.evaluate import evaluate_predictions
 
@@ -194,7 +194,7 @@ class Evaluation:
 
 
 def _read(predictions: Path) -> "Iterator[Prediction]":
-    """What a run wrote to a file, or to the part files in a folder."""
+    """Yield the predictions in a file, or in the part files of a folder."""
     from clipcls.outputs.part_files import parts_in
     from clipcls.outputs.read_back import read_predictions
 
@@ -227,7 +227,7 @@ def _format_of(predictions: Path) -> "OutputFormat":
 
 
 def report(outcome: "EvalOutcome", command: str | None) -> str:
-    """An evaluation as text: the figures of the best result in full, the others beside it."""
+    """Return an evaluation as text: all figures of the best result, and a comparison with the others."""
     best = outcome.results[outcome.best]
     parts = [_opening(outcome)]
     if len(outcome.results) > 1:
@@ -264,7 +264,7 @@ def _comparison(outcome: "EvalOutcome") -> str:
 
 
 def _warn_of_choice(outcome: "EvalOutcome") -> str:
-    """What is too good about the best of many."""
+    """Return a warning that the best of three or more results looks too good."""
     if len(outcome.results) < 3:
         return ""
     others = len(outcome.results) - 1
@@ -366,12 +366,12 @@ def _notes(outcome: "EvalOutcome", best: "EvalResult") -> str:
 
 
 def _caution(outcome: "EvalOutcome", best: "EvalResult") -> list[str]:
-    """What the intervals can't tell."""
+    """Return warnings where the intervals mislead."""
     count = outcome.measured
     if outcome.classes.n_labels == 1 and not outcome.multi_label:
         return ["with one label there is nothing to take it for; the figures tell nothing"]
     if best.right is not None and best.right.all():
-        # 95 % of the time, n images show an error that happens at least once in n / 3
+        # with 95 % probability, n images show an error that occurs at least once in n / 3 images
         most = min(1.0, 3 / count)
         return [f"no answer was wrong, so that resamples can't be; of new images, up to {most:.1%} may well be"]
     if count < _FEW:
@@ -396,12 +396,12 @@ def _number(value: float) -> str:
 
 
 def _is_replaced(path: Path) -> bool:
-    """Whether a new file takes the place of what is there; links, devices and pipes, as /dev/stdout, are written to."""
+    """Return whether a new file replaces the path; links, devices and pipes such as /dev/stdout are written to."""
     return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
-    """Columns as wide as what is in them; those after the first `left` are flush right."""
+    """Return rows as text in columns as wide as their cells; those after the first `left` are right-aligned."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -415,6 +415,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row[: len(header)]))
     buffer = io.StringIO()
-    # as wide as a path may be: what is cut can't be opened
+    # wide enough for any path, since a shortened one can't be opened
     Console(file=buffer, width=100_000, color_system=None, legacy_windows=False).print(grid)
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())

@@ -1,4 +1,4 @@
-"""Options that several commands share, in groups, and what becomes of a group; and what stderr is set up for."""
+"""Options that several commands share, in groups that turn into settings; and the set-up of logging."""
 
 import inspect
 import logging
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     FormatName = Literal[tuple(OUTPUT_FORMATS)]
 
-# what to look for
+# labels and prompts
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]
 DataLabelsOption = Annotated[
     str | None, typer.Option("--labels", help="Labels, separated by commas. [default: the data's classes]")
@@ -55,7 +55,7 @@ TemplateOption = Annotated[
 StrictPromptsOption = Annotated[
     bool, typer.Option("--strict-prompts", help="A prompt over the context length is an error.")
 ]
-# with which model
+# model
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -73,9 +73,9 @@ DeviceOption = Annotated[str, typer.Option("--device", envvar="CLIPCLS_DEVICE", 
 PrecisionOption = Annotated[
     str, typer.Option("--precision", envvar="CLIPCLS_PRECISION", help="auto, fp32, bf16 or fp16.")
 ]
-# in
+# inputs
 AllowUrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")]
-# how to score
+# scores
 ScoreOption = Annotated[
     ScoreName | None,
     typer.Option("--score", help="What the score is. [default: softmax; multi-label: sigmoid]"),
@@ -87,7 +87,7 @@ BackgroundOption = Annotated[
     str | None,
     typer.Option("--background", help="What sigmoid scores of a model without a bias compare with. [default: a photo]"),
 ]
-# how to run
+# execution, cache and messages
 MaxPixelsOption = Annotated[
     int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
 ]
@@ -130,7 +130,7 @@ QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No warnings, n
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take dataclasses of options: each field of one is an option of the command."""
+    """Let a command take dataclasses of options, each field of which becomes an option of the command."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
@@ -165,14 +165,14 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
-    """Which labels are asked for."""
+    """The options for labels."""
 
     labels: LabelsOption = None
     label: LabelOption = None
     labels_file: LabelsFileOption = None
 
     def read(self) -> "tuple[Label, ...]":
-        """Return the labels.
+        """Return the labels that the options give.
 
         Raises:
             UsageError: there are none, or they can't be used.
@@ -184,7 +184,7 @@ class LabelOptions:
 
 @dataclass(frozen=True, slots=True)
 class DataLabelOptions:
-    """Which labels are asked for, where the data name classes."""
+    """The options for labels in commands whose data name classes."""
 
     labels: DataLabelsOption = None
     label: LabelOption = None
@@ -192,17 +192,17 @@ class DataLabelOptions:
 
     @property
     def are_given(self) -> bool:
-        """Whether any is asked for."""
+        """Whether any labels are given."""
         return self.labels is not None or bool(self.label) or self.labels_file is not None
 
     def read(self) -> "tuple[Label, ...] | None":
-        """Return what is asked for; None for the data's classes."""
+        """Return the given labels; None for the data's classes."""
         return LabelOptions(self.labels, self.label, self.labels_file).read() if self.are_given else None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model, where and in which precision."""
+    """The options for the model, its device and its precision."""
 
     model: ModelOption = DEFAULT_MODEL
     arch: ArchOption = None
@@ -211,13 +211,13 @@ class ModelOptions:
     precision: PrecisionOption = "auto"
 
     def spec(self) -> ModelSpec:
-        """Return the model that is asked for."""
+        """Return the model that the options name."""
         return ModelSpec(self.model, self.arch, self.preprocess, self.device, self.precision)
 
 
 @dataclass(frozen=True, slots=True)
 class LimitOptions:
-    """What a picture may take."""
+    """The options for the largest pictures."""
 
     max_pixels: MaxPixelsOption = None
     max_bytes: MaxBytesOption = None
@@ -225,7 +225,7 @@ class LimitOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a run is carried out."""
+    """The options for how a run is carried out."""
 
     decode: DecodeOption = "fast"
     batch_size: BatchSizeOption = None
@@ -235,7 +235,7 @@ class RunOptions:
     no_cache: NoCacheOption = False
 
     def execution(self, limits: LimitOptions, strict_prompts: bool, web: "Web | None" = None) -> "Execution":
-        """Return all that says how a run is carried out."""
+        """Return the settings of how a run is carried out."""
         from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
         from clipcls.embed.execution import Execution
         from clipcls.images.limits import MAX_PIXELS
@@ -256,18 +256,18 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class VerbosityOptions:
-    """How much is said on stderr."""
+    """The options for how much is printed on stderr."""
 
     verbose: VerboseOption = False
     quiet: QuietOption = False
 
     def set_up_logging(self) -> None:
-        """See the function of this name."""
+        """Set up logging by these options; see the function of this name."""
         set_up_logging(self.verbose, self.quiet)
 
 
 def cache_folder(cache_dir: Path | None, no_cache: bool) -> Path | None:
-    """Return where the cache lies; None for no cache."""
+    """Return the folder of the cache; None for no cache."""
     from clipcls.embed.cache.database import default_folder
 
     return None if no_cache else cache_dir or default_folder()
@@ -277,8 +277,8 @@ def prompt_set(prompts: str | None, templates: Sequence[str] | None, default: st
     """Return the prompt set that --prompts or --template give.
 
     Args:
-        prompts: None where the option isn't given.
-        default: the set for where neither is.
+        prompts: the value of --prompts; None if it isn't given.
+        default: the set to use if neither is given.
 
     Raises:
         UsageError: both are given, or the set can't be used.
@@ -299,8 +299,8 @@ def labelled_pictures(
     """Read labelled pictures.
 
     Args:
-        labels: that numbers in shards stand for; None for what the data name.
-        multi_label: score each label by itself, even where each picture has one.
+        labels: the labels that numbers in shards refer to; None for the classes that the data name.
+        multi_label: score each label by itself, even if each picture has only one.
         allow_urls: whether addresses may be fetched.
 
     Raises:
@@ -313,7 +313,7 @@ def labelled_pictures(
 
 
 def set_up_logging(verbose: bool, quiet: bool) -> None:
-    """clipcls's own messages go to stderr as `clipcls: …`; other libraries' warnings only with -v."""
+    """Send clipcls's messages to stderr as `clipcls: …`, and other libraries' warnings only with -v."""
     handler = _Handler()
     logger = logging.getLogger("clipcls")
     logger.handlers = [handler]
@@ -328,5 +328,5 @@ def set_up_logging(verbose: bool, quiet: bool) -> None:
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        # looked up each time: a progress bar puts itself in front of it
+        # sys.stderr is looked up each time, since a progress bar replaces it
         print(f"clipcls: {level}{record.getMessage()}", file=sys.stderr)

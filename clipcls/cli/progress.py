@@ -1,4 +1,4 @@
-"""Progress of a run over images, on stderr."""
+"""Shows the progress of a run over images on stderr."""
 
 import contextlib
 import os
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar with images done, images per second, time left and failures; and the errors of single images.
+    """Shows a bar with images done, images per second, time left and failures; and the errors of single images.
 
-    There is a bar where stderr is a terminal that can redraw a line, and rows don't go to the same terminal:
-    there the rows themselves show how far it is.
+    The bar is shown if stderr is a terminal that can redraw a line, unless rows go to the terminal: these show the
+    progress themselves.
 
     Args:
-        wanted: False for neither bar nor errors.
-        output: of the run; `-` is standard output.
+        wanted: False to show neither bar nor errors.
+        output: the output of the run; `-` is standard output.
     """
 
     def __init__(self, wanted: bool, output: str) -> None:
@@ -45,10 +45,10 @@ class Progress:
             self._bar.stop()
 
     def watch(self, resumed: str = "") -> "Watch":
-        """Return what a run calls to show itself here.
+        """Return the callbacks with which a run shows its progress here.
 
         Args:
-            resumed: what a run may go on with; if it does, that is said.
+            resumed: name of the output, printed if the run resumes it.
         """
         from clipcls.embed.watch import Watch
 
@@ -60,7 +60,7 @@ class Progress:
         return Watch(self.update_labels, begin, self.update, self.print_error)
 
     def update_labels(self, done: int, total: int) -> None:
-        """Tell how many labels are embedded, of those that weren't cached."""
+        """Show how many labels are embedded, of those that weren't cached."""
         if self._bar is None:
             return
         if not self._bar.task_ids:
@@ -72,7 +72,7 @@ class Progress:
         """Show the bar.
 
         Args:
-            count: gives the number of images, and may take long: it runs on a thread of its own.
+            count: returns the number of images; it may take long, so that it runs on a thread of its own.
             already: images that an earlier run has done.
         """
         bar = self._bar
@@ -86,22 +86,22 @@ class Progress:
             threading.Thread(target=_set_total, args=(bar, task, count), daemon=True).start()
 
     def update(self, done: int, failed: int) -> None:
-        """Tell how many images are done, and how many of them failed."""
+        """Show how many images are done, and how many of them failed."""
         if self._bar is not None:
             failures = f"[red]{failed} failed[/]" if failed else ""
             self._bar.update(self._bar.task_ids[0], completed=done, failures=failures)
 
     def print_error(self, path: str, error: str) -> None:
-        """A line for an image that could not be read."""
+        """Print a line for an image that could not be read."""
         if not self._wanted:
             return
-        # where there is a bar, it has put itself in front of stderr, and draws itself below the line
+        # if there is a bar, it has replaced sys.stderr, and redraws itself below the line
         print(f"clipcls: {printable(path)}: {error}", file=sys.stderr)
 
 
 def _set_total(bar: "Bar", task: "TaskID", count: Callable[[], int]) -> None:
-    """Count the images a second time, beside the run: a run that waited for it would not stream."""
-    # an input that changes meanwhile is the run's to complain of
+    """Count the images beside the run, which couldn't stream if it waited for the count."""
+    # the run itself reports inputs that change meanwhile
     with contextlib.suppress(OSError, ClipclsError):
         bar.update(task, total=count())
 
@@ -115,7 +115,7 @@ def _make_bar() -> "Bar":
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            # rich's own speed is that of the last updates, which come a batch at a time
+            # rich's own speed covers only the last updates, which come a batch at a time
             speed = (task.completed - task.fields["already"]) / task.elapsed if task.elapsed else 0.0
             return Text(f"{speed:.0f} {task.description}/s" if speed else "")
 

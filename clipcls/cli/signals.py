@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM in commands that would rather come to an orderly end."""
+"""Handles SIGINT and SIGTERM in commands that stop in order."""
 
 import os
 import signal
@@ -9,18 +9,18 @@ import typer
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun has started."""
+    """Return whether this is the one process under torchrun that prints messages."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class StopSignals:
-    """SIGINT and SIGTERM, as a wish to stop after what is at hand; a second one ends the process at once.
+    """Turns SIGINT and SIGTERM into a request to stop after the current step; a second one ends the process at once.
 
     Args:
-        message: what is said at the first one, such as `saving after this step`.
+        message: printed at the first signal, such as `saving after this step`.
 
     Attributes:
-        exit_code: 128 and the signal's number; 0 before any.
+        exit_code: 128 plus the signal's number; 0 before any signal.
     """
 
     def __init__(self, message: str) -> None:
@@ -38,7 +38,7 @@ class StopSignals:
         self._let_through()
 
     def received(self) -> bool:
-        """Whether there was one; until this is first asked, once work has begun, a signal ends what is at hand."""
+        """Return whether there was a signal; before the first call, once work has begun, one ends the work at once."""
         if not self._has_begun:
             self._has_begun = True
             for number in self._before:
@@ -48,17 +48,17 @@ class StopSignals:
     def _receive_early(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = 128 + number
         if _is_importing(frame):
-            # nothing has begun, and an exception that met C++ code on its way, as torch's, would make Python abort
+            # no work has begun, and an exception that passes through C++ code such as torch's would abort Python
             typer.echo("clipcls: interrupted", err=True)
             os._exit(self.exit_code)
-        # what is at hand may swallow the exception that the handler before raises; the wish is kept
+        # running code may swallow the exception of the earlier handler; exit_code keeps the request
         before = self._before[number]
         if callable(before):
             before(number, frame)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        # torchrun passes a signal on to processes that may have had it from the terminal already, so that a second
-        # one means nothing; it ends them itself after a while
+        # torchrun forwards a signal to processes that may have received it from the terminal already, so that a
+        # second one means nothing; it ends them itself after a while
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         if self.exit_code == 0 and is_first_process():
             end = "" if under_torchrun else "; a second signal ends the run at once"

@@ -1,4 +1,4 @@
-"""Standard error, which messages go to."""
+"""Makes standard error safe to write messages to."""
 
 import contextlib
 import io
@@ -11,31 +11,31 @@ if TYPE_CHECKING:
 
 
 class _Messages(io.FileIO):
-    """Standard error; that nobody reads it any more, or that a log's disk is full, is no reason to end a job."""
+    """Standard error without errors: a closed pipe, or a log on a full disk, is no reason to end a job."""
 
     def write(self, data: "ReadableBuffer") -> int:
         rest = memoryview(data)
         length = rest.nbytes
         with contextlib.suppress(OSError):
-            # of what would have to wait, nothing is written
+            # the rest is dropped if writing it would have to wait
             while rest and (written := super().write(rest)):
                 rest = rest[written:]
         return length
 
 
 def open_stderr() -> None:
-    """Make `sys.stderr` what can't fail."""
+    """Replace `sys.stderr` by a stream whose writes never fail."""
     if sys.stderr is None:
-        # closed by whoever started us; messages are lost, results need not be
+        # closed by the parent process; messages are lost, but results needn't be
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     else:
         _write_to(sys.stderr.fileno())
 
 
 def silence_libraries() -> None:
-    """Keep to ourselves what is written to standard error, and to standard output by `print`, until the end.
+    """Discard what libraries write to standard error and print to standard output, also from threads and C++.
 
-    For libraries that write from threads and from C++ whenever they like.
+    It lasts until the process ends; `sys.stderr` still works.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with contextlib.suppress(OSError, io.UnsupportedOperation):

@@ -1,4 +1,4 @@
-"""Self-attention in one product for queries, keys and values.
+"""Self-attention that computes queries, keys and values in one product.
 
 torch's `MultiheadAttention` swaps batch and sequence before it projects them, unless it can take its fast path (no
 gradients, no mask). The swapped tensor isn't contiguous, so that its linear layer is computed as one small product per
@@ -13,7 +13,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 def keep_batch_first(tower: nn.Module) -> nn.Module:
-    """Have every plain self-attention of a tower computed with the batch in front; weights and names stay."""
+    """Make every plain self-attention of a tower compute with the batch in front; weights and names stay."""
     for module in tower.modules():
         if type(module) is nn.MultiheadAttention and _is_plain(module):
             module.__class__ = SelfAttention
@@ -21,7 +21,7 @@ def keep_batch_first(tower: nn.Module) -> nn.Module:
 
 
 def _is_plain(attention: nn.MultiheadAttention) -> bool:
-    """Whether it is batch first, of one width, and adds nothing to the sequence."""
+    """Return whether it is batch first, has one width, and adds nothing to the sequence."""
     return bool(
         attention.batch_first
         and attention._qkv_same_embed_dim
@@ -48,17 +48,17 @@ class SelfAttention(nn.MultiheadAttention):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
+        """Compute the attention of a sequence to itself.
 
         Args:
-            query: `(n, length, width)`, as are `key` and `value`, which have to be the same tensor.
+            query: `(n, length, width)`; `key` and `value` have to be the same tensor.
             attn_mask: added to the logits, `(length, length)`.
 
         Returns:
-            `(n, length, width)`, and None for the weights.
+            The output, `(n, length, width)`, and None instead of the attention weights.
         """
         own = query is key and key is value and query.ndim == 3
-        # without gradients and without a mask torch's fast path is as quick, and what others compute with
+        # without gradients and mask, torch's own fast path is as quick, and gives what other programs compute
         fast = attn_mask is None and not self.training and not is_grad_enabled()
         added = attn_mask is None or (attn_mask.ndim == 2 and attn_mask.is_floating_point())
         if not own or not added or need_weights or key_padding_mask is not None or fast:

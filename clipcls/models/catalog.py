@@ -1,6 +1,6 @@
-"""Known models under short names, with what one needs to choose between them. Imports no torch.
+"""The known models under short names, with the facts that help to choose one. Imports no torch.
 
-Published accuracies are zero-shot top-1 on ImageNet-1k, as their sources state them; none was measured here.
+Published accuracies are zero-shot top-1 on ImageNet-1k, as their sources state them; clipcls measured none.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ PICTOGRAM_FOLDER = Path(__file__).parent / "pictogram"
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One alias.
+    """An alias of a model.
 
     Attributes:
         model: what the alias stands for, in the form `--model` takes; a folder for an embedded model.
-        parameters: of both towers, in millions.
+        parameters: parameters of both towers, in millions.
         imagenet: published zero-shot top-1 accuracy on ImageNet-1k in percent; None where there is none.
         extra: the extra of clipcls that the model needs.
     """
@@ -90,10 +90,10 @@ CATALOG = (
 
 
 def find(alias: str) -> CatalogEntry | None:
-    """The entry of an alias, or None."""
+    """Return the entry of an alias, or None."""
     return next((entry for entry in CATALOG if entry.alias == alias), None)
 
 
 def suggestions(name: str, known: list[str]) -> list[str]:
-    """Up to three known names that resemble `name`."""
+    """Return up to three known names that resemble `name`."""
     return get_close_matches(name, known, n=3, cutoff=0.5)

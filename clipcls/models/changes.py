@@ -1,4 +1,4 @@
-"""Whether a model's files are what they were before they were read."""
+"""Notices when a model's files change while they are read."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,9 +7,9 @@ from clipcls.records import FileStamp
 
 
 def look_at(files: Iterable[Path]) -> dict[str, FileStamp | None]:
-    """What a model's files look like, and what else decides which files are its own.
+    """Return the stamps of a model's files, their folders, and the hub references that chose them.
 
-    A file that appears beside one of them may be preferred to it, so that their folders are looked at as well.
+    Folders are included because a file that appears beside another may be preferred to it.
     """
     paths = {str(path.absolute()) for path in files}
     watched = paths | {str(Path(path).parent) for path in paths} | set(_hub_references(paths))
@@ -17,12 +17,12 @@ def look_at(files: Iterable[Path]) -> dict[str, FileStamp | None]:
 
 
 def have_changed(files: Iterable[Path], seen: dict[str, FileStamp | None]) -> bool:
-    """Whether any of a model's files isn't what `look_at` saw; what else happened in their folders doesn't matter."""
+    """Return whether any of a model's files differs from what `look_at` saw; other files don't matter."""
     return any(FileStamp.at(path) != seen.get(path) for path in (str(path.absolute()) for path in files))
 
 
 def _hub_references(paths: Iterable[str]) -> Iterable[str]:
-    """For files of the hub's cache (`…/snapshots/COMMIT/FILE`): what says which commit is the newest."""
+    """Yield the files that name the newest commit, for files in the hub's cache (`…/snapshots/COMMIT/FILE`)."""
     for path in map(Path, paths):
         if path.parent.parent.name == "snapshots":
             yield str(path.parent.parent.parent / "refs" / "main")

@@ -1,8 +1,8 @@
-"""Towers built without random initialisation, and weights read straight into them.
+"""Builds towers without random initialisation, and reads weights straight into them.
 
 open_clip's `create_model` initialises every weight at random and then copies the checkpoint over it, which takes
 seconds. Here a tower's parameters are left unset, the checkpoint is memory-mapped, and its tensors become the
-parameters; strict loading guarantees that none stays unset. Only the tower that is asked for is built and read.
+parameters; strict loading guarantees that none stays unset. Only the requested tower is built and read.
 """
 
 import logging
@@ -27,14 +27,14 @@ logger = logging.getLogger(__name__)
 Tower = Literal["visual", "text"]
 # what open_clip and timm raise for settings of any type and value
 _CONFIGURATION_ERRORS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
-# where a text tower's tensors are in CLIP's first layout; `open_clip.convert_to_custom_text_state_dict` moves them
+# prefixes of a text tower's tensors in CLIP's first layout; `open_clip.convert_to_custom_text_state_dict` moves them
 _FLAT_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
-# not part of an encoder: CoCa's caption decoder, and what TorchScript archives carry
+# not part of an encoder: CoCa's caption decoder, and entries of TorchScript archives
 _IGNORED = ("text_decoder.", "input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 class Checkpoint:
-    """The tensors of one weights file, read when asked for.
+    """The tensors of one weights file, each read when it is requested.
 
     Raises:
         ModelError: the file isn't a readable checkpoint of plain tensors.
@@ -58,20 +58,20 @@ class Checkpoint:
 
     @property
     def is_mobile_clip(self) -> bool:
-        """Whether this is Apple's own layout, which open_clip converts."""
+        """Whether the file has Apple's MobileCLIP layout, which open_clip converts."""
         return any(key.startswith("image_encoder.model.patch_emb") for key in self.keys)
 
     def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors."""
+        """Return the named tensors."""
         if self._safetensors is None:
             return {key: self._loaded[key] for key in keys}
         return {key: self._safetensors.get_tensor(key) for key in keys}
 
     def scalar(self, key: str) -> float | None:
-        """A scalar such as `logit_scale`, or None where the file has none.
+        """Return a scalar such as `logit_scale`, or None where the file has none.
 
         Raises:
-            ModelError: it holds no number.
+            ModelError: the tensor is empty.
         """
         if key not in self.keys:
             return None
@@ -81,7 +81,7 @@ class Checkpoint:
         return float(tensor.float().reshape(-1)[0])
 
     def tower(self, tower: Tower) -> dict[str, Tensor]:
-        """A tower's tensors, all under the prefix `visual.` or `text.`."""
+        """Return a tower's tensors, all under the prefix `visual.` or `text.`."""
         if self.is_mobile_clip:
             return self.read(self.keys)
         state = self.read(key for key in self.keys if _tower_of(key) == tower)
@@ -90,7 +90,7 @@ class Checkpoint:
 
 
 def build_tower(files: ModelFiles, checkpoint: Checkpoint, tower: Tower) -> nn.Module:
-    """Build one tower and give it its weights.
+    """Build one tower with its weights.
 
     Returns:
         The tower in evaluation mode, in the precision of the file, on the CPU.
@@ -128,7 +128,7 @@ def build_tower(files: ModelFiles, checkpoint: Checkpoint, tower: Tower) -> nn.M
 
 
 def _fitted(checkpoint: Checkpoint, tower: Tower, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `tower` under the names of `module`, converted as open_clip's `load_checkpoint` converts them."""
+    """Return the tensors of `tower` under the names of `module`, converted as open_clip's `load_checkpoint` does."""
     state = checkpoint.tower(tower)
     holder = SimpleNamespace(visual=module, text=module)
     if checkpoint.is_mobile_clip:
@@ -144,7 +144,7 @@ def _fitted(checkpoint: Checkpoint, tower: Tower, module: nn.Module) -> dict[str
 
 
 def _tower_of(key: str) -> str | None:
-    """`visual`, `text`, or `other` for what both share or neither needs; None for a key of no dual encoder."""
+    """Return `visual`, `text`, or `other` if both or neither use the tensor; None if no dual encoder has such a key."""
     if key.startswith("visual."):
         return "visual"
     if key in ("logit_scale", "logit_bias") or key.startswith(_IGNORED):
@@ -155,7 +155,6 @@ def _tower_of(key: str) -> str | None:
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a pickled checkpoint."""
     try:
         loaded = _unpickle(path)
     except pickle.UnpicklingError as exc:
@@ -182,7 +181,7 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _begins_as_checkpoint(path: Path) -> bool:
-    """Whether a file begins as torch's do: as a zip archive, or a pickle of protocol 2 or later."""
+    """Return whether a file begins as torch's do: as a zip archive, or a pickle of protocol 2 or later."""
     with path.open("rb") as file:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
@@ -198,7 +197,7 @@ def _unpickle(path: Path) -> Any:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """While active, parameters are allocated but not filled; buffers, which may not be in a file, are."""
+    """Allocates parameters without filling them while active; buffers are filled, since a file may lack them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Which device and precision a model runs with."""
+"""Chooses the device and the precision that a model runs with."""
 
 import torch
 
@@ -7,10 +7,10 @@ from clipcls.records import Precision
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA, else Apple's MPS, else the CPU.
+    """Return the named device; `auto` is CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -31,10 +31,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """`auto` is bf16 where the hardware multiplies it natively, else fp16 on CUDA, else fp32.
+    """Return the named precision; `auto` is bf16 where it is native to the hardware, else fp16 on CUDA, else fp32.
 
     Raises:
-        UsageError: an unknown precision, or fp16 on a CPU.
+        UsageError: the precision is unknown, or fp16 on a CPU.
     """
     match name:
         case "fp32" | "bf16":
@@ -51,5 +51,5 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has AMX or AVX512-BF16; elsewhere bf16 is emulated, and slower than fp32."""
+    """Return whether the CPU has AMX or AVX512-BF16; elsewhere bf16 is emulated, and slower than fp32."""
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,4 +1,4 @@
-"""The dual encoder as the rest of clipcls sees it: pixels or texts in, L2-normalised float32 features out."""
+"""The dual encoder that the rest of clipcls uses: pixels or texts in, L2-normalised float32 features out."""
 
 import hashlib
 import json
@@ -32,11 +32,11 @@ from clipcls.records import ModelFacts, ModelSpec, Precision, Preprocessing
 
 logger = logging.getLogger(__name__)
 
-_MOST_STREAMS = 8  # more would wait for Python's lock
+_MOST_STREAMS = 8  # more threads would wait for Python's lock
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-#: Gives the SHA-256 of a file's content; one that remembers it (`Cache.file_sha256`) spares half a second a start.
+#: Returns the SHA-256 of a file's content; a cached one (`Cache.file_sha256`) saves half a second a start.
 Sha256 = Callable[[Path], bytes]
 
 
@@ -44,14 +44,14 @@ class Encoder:
     """A dual encoder on one device; each tower is built when it is first used.
 
     Attributes:
-        files: what it is read from.
-        seen: what those looked like before they were read.
+        files: the files that the model is read from.
+        seen: the stamps of those files before they were read; see `look_at`.
         preprocess: how a picture becomes the pixels that `encode_image` takes.
-        logit_scale: in log space, as the weights store it.
+        logit_scale: the scale in log space, as the weights store it.
         logit_bias: None for a model that wasn't trained with the sigmoid loss.
-        context_length: tokens a prompt may have, its start and end included.
-        embed_dim: of the features.
-        words: what the model's training captions were made of, where the model says so.
+        context_length: most tokens a prompt may have, its start and end included.
+        embed_dim: dimensions of the features.
+        words: the words of the model's training captions, if the model states them.
     """
 
     def __init__(self, files: ModelFiles, device: torch.device, precision: Precision) -> None:
@@ -77,11 +77,11 @@ class Encoder:
             raise ModelError(f"{files.weights}: its configuration has a logit_bias, the weights have none.")
 
     def encode_image(self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of preprocessed pictures.
+        """Return the features of preprocessed pictures.
 
         Args:
-            pixels: (n_images, height, width, 3) uint8, or the pictures one by one, as `clipcls.images.fit.load_pixels`
-                gives them.
+            pixels: (n_images, height, width, 3) uint8, or a sequence of pictures from
+                `clipcls.images.fit.load_pixels`.
 
         Returns:
             (n_images, embed_dim) float32, L2-normalised.
@@ -96,17 +96,17 @@ class Encoder:
 
     @cached_property
     def streams(self) -> int:
-        """How many batches of pictures are best encoded at once, each on a thread that calls `enter_stream`.
+        """The number of batches of pictures to encode at once, each on a thread that calls `enter_stream`.
 
-        On a CPU, threads that each have their share of the cores don't wait for one another after every product; 2
-        cores were up to 14 % faster. On CUDA (not measured) one batch is copied while the other is computed.
+        On a CPU, threads with a share of the cores each don't wait for one another after every product; 2 cores were
+        up to 14 % faster. On CUDA (not measured) one batch is copied while the other is computed.
         """
         if self.device.type == "cpu":
             return min(self._cores, _MOST_STREAMS)
         return 2 if self._is_cuda else 1
 
     def build_image_tower(self) -> None:
-        """Build what several threads are about to use."""
+        """Build the image tower before several threads use it."""
         _ = self._visual, self._mean_std, self.streams
         if self._is_cuda:
             torch.cuda.synchronize(self.device)
@@ -116,15 +116,15 @@ class Encoder:
         if self._is_cuda:
             torch.cuda.set_stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
         elif self.streams > 1:
-            torch.get_num_threads()  # a thread's first question sets its number, to what was set last
+            torch.get_num_threads()  # a thread's first call sets its number to the last one that was set
             torch.set_num_threads(self._cores // self.streams)
-            # which holds for this thread, and for those that are new to torch; they get what they would have had
+            # that holds for this thread and for threads new to torch, which get the old number back here
             others = threading.Thread(target=torch.set_num_threads, args=(self._cores,))
             others.start()
             others.join()
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Features of prompts, cut at the context length; see `truncated`.
+        """Return the features of prompts, cut at the context length; see `truncated`.
 
         Returns:
             (n_texts, embed_dim) float32, L2-normalised.
@@ -137,19 +137,19 @@ class Encoder:
             return self._normalised(functional_call(self._text, cut_to_length(self._text, tokens), (tokens,)))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Tokens of prompts: (n_texts, context_length) int64, padded, on the CPU."""
+        """Return the tokens of prompts: (n_texts, context_length) int64, padded, on the CPU."""
         tokens: Tensor = self._tokenizer(list(texts))
         return tokens
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Which prompts have more tokens than the model can see."""
+        """Return for each prompt whether it has more tokens than the model can see."""
         return truncated(self._tokenizer, texts)
 
     def facts(self, sha256: Sha256 | None) -> ModelFacts:
-        """What pipelines and the cache have to know.
+        """Return the facts about the model that pipelines and the cache need.
 
         Args:
-            sha256: of a file's content; None where nothing can be cached, which leaves the fingerprint empty.
+            sha256: hashes a file; None where nothing can be cached, which leaves the fingerprint empty.
         """
         fingerprint = b"" if sha256 is None else self.fingerprint(sha256)
         if fingerprint and have_changed(self.files.all(), self.seen):
@@ -169,13 +169,13 @@ class Encoder:
         )
 
     def fingerprint(self, sha256: Sha256) -> bytes:
-        """SHA-256 of all that features depend on: weights, configuration, tokenizer files.
+        """Return the SHA-256 of all that features depend on: weights, configuration, tokenizer files.
 
         Args:
-            sha256: of a file's content.
+            sha256: hashes a file.
         """
         config = self.files.config
-        # a folder of the hub's cache, which may be moved
+        # left out: a folder of the hub's cache, which may be moved
         text_config = {key: value for key, value in config["text_cfg"].items() if key != "hf_model_name"}
         described = [config | {"text_cfg": text_config}, asdict(self.preprocess), _versions(config)]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
@@ -207,9 +207,9 @@ class Encoder:
         return keep_batch_first(module)
 
     def _prepared_one_by_one(self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
-        """(n, height, width, 3) in the towers' precision; picture by picture, so that each stays in the CPU's cache."""
+        """Return (n, height, width, 3) in the towers' precision, one by one so that each stays in the CPU's cache."""
         height, width = self.preprocess.size
-        mean, std = self._mean_std.repeat(1, width)  # a row's, since short ones are slow to broadcast
+        mean, std = self._mean_std.repeat(1, width)  # for a whole row, since short tensors are slow to broadcast
         batch = torch.empty((len(pixels), height, width * 3), dtype=_DTYPES[self.precision])
         scratch = torch.empty((height, width * 3))
         for picture, target in zip(pixels, batch, strict=True):
@@ -219,7 +219,7 @@ class Encoder:
         return batch.view(len(pixels), height, width, 3)
 
     def _prepared_at_once(self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
-        """The same on a GPU; from pinned memory, so that the copy doesn't wait."""
+        """Return the same on a GPU, copied from pinned memory so that the copy doesn't wait."""
         pinned = torch.empty((len(pixels), *self.preprocess.size, 3), dtype=torch.uint8, pin_memory=self._is_cuda)
         np.stack(list(pixels), out=pinned.numpy())
         batch = pinned.to(self.device, non_blocking=True).to(torch.float32)
@@ -245,10 +245,10 @@ class Encoder:
 
 
 def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A tower on its device in its precision.
+    """Move a tower to its device and precision.
 
-    Of the table of tokens, 40 % of a text tower, a CPU needs few rows. It stays as the file has it, memory-mapped:
-    open_clip's text tower converts what it looks up.
+    On a CPU the table of tokens, 40 % of a text tower, stays memory-mapped, since few of its rows are needed:
+    open_clip's text tower converts those that it looks up.
     """
     table = module.token_embedding if isinstance(module, TextTransformer) else None
     if table is None or device.type != "cpu":
@@ -261,7 +261,7 @@ def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> n
 
 
 def _versions(config: dict[str, Any]) -> list[str]:
-    """Of the packages whose code computes the features."""
+    """Return the versions of the packages whose code computes the features."""
     packages = ["open_clip_torch"]
     if "timm_model_name" in config["vision_cfg"]:
         packages.append("timm")
@@ -273,13 +273,13 @@ def _versions(config: dict[str, Any]) -> list[str]:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # it is asked for where it is needed
+    except PackageNotFoundError:  # reported where the package is used
         return ""
 
 
 @contextmanager
 def _out_of_memory(device: torch.device) -> Iterator[None]:
-    """Translate what torch raises where memory runs out."""
+    """Raise an `OutOfMemoryError` where torch runs out of memory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as exc:
@@ -287,16 +287,16 @@ def _out_of_memory(device: torch.device) -> Iterator[None]:
             torch.cuda.empty_cache()
         raise OutOfMemoryError(f"{device} is out of memory. Try --batch-size 1, or another --device.") from exc
     except RuntimeError as exc:
-        if "allocate memory" not in str(exc):  # how torch's allocator for the CPU says it
+        if "allocate memory" not in str(exc):  # the message of torch's CPU allocator
             raise
         raise OutOfMemoryError(f"{device} is out of memory. Try --batch-size 1.") from exc
 
 
 def load_encoder(spec: ModelSpec | str) -> Encoder:
-    """Find a model and open it on the device and in the precision that `spec` asks for.
+    """Find a model and open it on the device and in the precision of `spec`.
 
     Args:
-        spec: or just a name as `--model` takes it.
+        spec: the model, or just its name as `--model` takes it.
 
     Raises:
         ModelError: see `clipcls.models.locate.locate`.
@@ -307,7 +307,7 @@ def load_encoder(spec: ModelSpec | str) -> Encoder:
 
 
 def open_encoder(files: ModelFiles, device: str, precision: str) -> Encoder:
-    """Open a model that has been found; see `load_encoder`.
+    """Open a model whose files are known; see `load_encoder`.
 
     Raises:
         ModelError: it can't be loaded.

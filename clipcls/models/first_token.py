@@ -1,8 +1,8 @@
-"""The last block of an image tower, computed for the one token that is asked for.
+"""Computes the last block of an image tower for the class token only.
 
 In CLIP's vision transformers the features are the class token's. In the last block the other tokens are needed as keys
-and values only: leaving out what else would be computed for them saves most of one of ViT-B/32's twelve blocks, and
-changes nothing.
+and values only: skipping the rest of their computation saves most of one of ViT-B/32's twelve blocks, and changes no
+feature.
 """
 
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -11,7 +11,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 def compute_first_token_only(tower: nn.Module) -> None:
-    """Have the last block of a tower whose features are its first token's compute that token; leave other towers."""
+    """Make the last block compute its first token only, if the tower's features are that token's; else do nothing."""
     if not isinstance(tower, VisionTransformer) or tower.output_tokens:
         return
     blocks = tower.transformer.resblocks
@@ -21,13 +21,13 @@ def compute_first_token_only(tower: nn.Module) -> None:
 
 
 class FirstTokenBlock(ResidualAttentionBlock):  # type: ignore[misc]
-    """A residual attention block that gives the first token only.
+    """A residual attention block that returns the first token only.
 
     Source: Dosovitskiy et al. 2021, section 3.1, https://arxiv.org/abs/2010.11929
     """
 
     def forward(self, q_x: Tensor, *_: Tensor | None, **__: Tensor | None) -> Tensor:
-        """Attend from the first token.
+        """Compute the block's output for the first token.
 
         Args:
             q_x: `(n, length, width)`.

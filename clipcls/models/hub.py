@@ -1,4 +1,4 @@
-"""Files of the Hugging Face Hub: from its local cache, or downloaded after one short probe."""
+"""Fetches files of the Hugging Face Hub from its local cache, or downloads them after one short probe."""
 
 import functools
 import ssl
@@ -18,7 +18,7 @@ PROBE_SECONDS = 3.0
 
 
 def fetch(repo: str, candidates: Sequence[str], *, refresh: bool = False) -> Path:
-    """The first of `candidates` that a repository has.
+    """Return the path of the first of `candidates` that a repository has.
 
     A cached file is used as it is, without a request; `refresh` asks the hub whether there is a newer one.
 
@@ -48,7 +48,7 @@ def fetch(repo: str, candidates: Sequence[str], *, refresh: bool = False) -> Pat
 
 @functools.cache
 def reachable() -> bool:
-    """Whether the hub answers within PROBE_SECONDS, asked once a process; False at once where HF_HUB_OFFLINE is set."""
+    """Return whether the hub answers within PROBE_SECONDS; asked once a process, and not if HF_HUB_OFFLINE is set."""
     if constants.HF_HUB_OFFLINE:
         return False
     answered: list[bool] = []
@@ -66,7 +66,7 @@ def _probe() -> bool:
     except urllib.error.HTTPError:
         return True
     except urllib.error.URLError as exc:
-        # somebody answered; whether to trust them is for the download to say
+        # a server answered; the download decides whether to trust it
         return isinstance(exc.reason, ssl.SSLError)
     except (OSError, ValueError):
         return False

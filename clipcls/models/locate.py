@@ -1,4 +1,4 @@
-"""From the name of a model to its files and settings, without a guess on the way."""
+"""Finds the files and settings of a named model, and never guesses them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -40,20 +40,20 @@ _VOCABULARY_FILES = (
     "vocab.txt",
     "merges.txt",
 )
-# all that `AutoTokenizer` reads; a model's config.json says which class its tokenizer is of, where nothing else does
+# all files that `AutoTokenizer` reads; config.json names the tokenizer's class where no other file does
 _TOKENIZER_FILES = ("tokenizer_config.json", *_VOCABULARY_FILES, "added_tokens.json", "config.json")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model that has been found, down to the last setting.
+    """The files and all settings of a model that has been found.
 
     Attributes:
-        name: as the user asked for it.
+        name: the name that the user gave.
         config: open_clip's `model_cfg`, with the activation that belongs to the weights.
         weights: a safetensors file or a checkpoint of tensors.
         tokenizer: folder of a Hugging Face tokenizer; None for CLIP's own.
-        words: what the model's captions were made of, where it says so.
+        words: the words of the model's training captions, if it states them.
         settings: the files that `config` and `preprocess` were read from.
     """
 
@@ -66,11 +66,11 @@ class ModelFiles:
     settings: tuple[Path, ...] = ()
 
     def all(self) -> list[Path]:
-        """Every file that the model is read from."""
+        """Return every file that the model is read from."""
         return [self.weights, *self.settings, *self.tokenizer_files()]
 
     def tokenizer_files(self) -> list[Path]:
-        """The files that decide how a text becomes tokens; none for CLIP's own tokenizer."""
+        """Return the files of the tokenizer; none for CLIP's own."""
         if self.tokenizer is None:
             return []
         return [self.tokenizer / name for name in _TOKENIZER_FILES if (self.tokenizer / name).is_file()]
@@ -82,14 +82,14 @@ def pretrained_names() -> list[str]:
 
 
 def locate(spec: ModelSpec, *, refresh: bool = False) -> ModelFiles:
-    """Find a model's files; what is on the hub is downloaded unless it is cached.
+    """Find a model's files; those on the hub are downloaded unless they are cached.
 
     Args:
         refresh: ask the hub for a newer copy.
 
     Raises:
-        ModelError: it can't be had, or activation or preprocessing would be a guess.
-        UsageError: --arch or --preprocess where the model says these itself, or missing where it doesn't.
+        ModelError: the model can't be found or read, or its activation or preprocessing would be a guess.
+        UsageError: --arch or --preprocess is given though the model states it, or missing though it doesn't.
     """
     if not spec.name:
         raise UsageError("--model is empty. `clipcls models` lists what there is.")
@@ -106,11 +106,11 @@ def locate(spec: ModelSpec, *, refresh: bool = False) -> ModelFiles:
 
 
 def locate_despite(spec: ModelSpec) -> tuple[ModelFiles | None, list[ClipclsError]]:
-    """What `locate` finds, and all that it would refuse the model for, where `locate` raises the first only.
+    """Find a model's files like `locate`, but collect all errors instead of raising the first.
 
     Returns:
-        The files as they would be without the errors, in a folder without weights those that it should have; None
-        where they can't be told. And the errors.
+        The files as if there were no errors (for a folder without weights, the name that they should have), or None
+        where they can't be determined; and the errors.
     """
     errors: dict[str, ClipclsError] = {}
     for find in _attempts(spec):
@@ -119,21 +119,21 @@ def locate_despite(spec: ModelSpec) -> tuple[ModelFiles | None, list[ClipclsErro
         except ClipclsError as exc:
             errors.setdefault(str(exc), exc)
         else:
-            # an attempt that answers a part of the question only
+            # some attempts check a part of the model only
             if isinstance(found, ModelFiles):
                 return found, list(errors.values())
     return None, list(errors.values())
 
 
 def bare_weights(spec: ModelSpec) -> Path | None:
-    """The file that `spec` names, if that is a bare weights file; it may not exist."""
+    """Return the file that `spec` names, if that is a bare weights file; it may not exist."""
     name = _full_name(spec)
     path = Path(name.removeprefix("local-dir:"))
     return path if path.is_file() or (path.suffix in WEIGHT_SUFFIXES and ":" not in name) else None
 
 
 def _attempts(spec: ModelSpec) -> Iterator[Callable[[], object]]:
-    """Ways to find a model or a part of it, each with less that may be wrong."""
+    """Yield ways to find a model or a part of it, each with fewer settings that may be wrong."""
     yield partial(locate, spec)
     if bare_weights(spec) is not None:
         if spec.arch is not None:
@@ -157,7 +157,6 @@ def _full_name(spec: ModelSpec) -> str:
 
 
 def _folder(spec: ModelSpec) -> Path | None:
-    """The model folder that `spec` names, if it names one."""
     name = _full_name(spec)
     folder = Path(name.removeprefix("local-dir:"))
     return folder if name and (folder.is_dir() or name.startswith("local-dir:")) else None
@@ -251,7 +250,7 @@ def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
     if not repo:
         raise ModelError(f"open_clip has no hub address for {name!r}.")
     names = [f"{filename.rpartition('.')[0]}.safetensors", filename] if filename else _WEIGHT_NAMES
-    # the tag knows the activation its weights were trained with; open_clip itself only warns of a mismatch
+    # the tag states the activation of its weights; open_clip itself only warns of a mismatch
     config["quick_gelu"] = bool(config.get("quick_gelu") or stated.get("quick_gelu"))
     return ModelFiles(
         name=name,
@@ -264,7 +263,7 @@ def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
 
 
 def _settings_files(spec: ModelSpec, config: dict[str, Any]) -> tuple[Path, ...]:
-    """The file that --preprocess names, and what describes a text tower of transformers."""
+    """Return the file that --preprocess names, and the config.json of a transformers text tower."""
     stated = [Path(spec.preprocess)] if spec.preprocess and spec.preprocess.endswith(".json") else []
     text_model = config["text_cfg"].get("hf_model_name")
     return (*stated, *([Path(text_model) / "config.json"] if text_model else []))
@@ -283,7 +282,7 @@ def _architecture(arch: str, asked: str | None = None) -> dict[str, Any]:
 
 
 def _with_local_text_model(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy whose transformers text tower, if it has one, is described by a local folder, not a hub name."""
+    """Return a copy that names a transformers text tower, if there is one, by a local folder, not a hub name."""
     config = deepcopy(config)
     name = config["text_cfg"].get("hf_model_name")
     if name and not isinstance(name, str):
@@ -294,7 +293,7 @@ def _with_local_text_model(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fetch_tokenizer(text_config: dict[str, Any], refresh: bool) -> Path | None:
-    """The folder of a Hugging Face tokenizer, with its optional files; None where the model uses CLIP's own."""
+    """Return the folder of a Hugging Face tokenizer with its optional files; None if the model uses CLIP's own."""
     repo = text_config.get("hf_tokenizer_name")
     if not repo:
         return None
@@ -305,7 +304,7 @@ def _fetch_tokenizer(text_config: dict[str, Any], refresh: bool) -> Path | None:
             try:
                 hub.fetch(repo, [name], refresh=refresh)
             except ModelError:
-                # repositories hold different ones of these; none at all fails where the tokenizer is loaded
+                # no repository has all of these; if it has none, loading the tokenizer fails
                 continue
     return folder
 

@@ -1,6 +1,6 @@
-"""The padding behind texts, which a causal text tower computes for nothing.
+"""Cuts off the padding behind texts, which a causal text tower would compute in vain.
 
-In CLIP's text towers a token sees those before it alone, and the features are those at the text's end. So what stands
+In CLIP's text towers a token sees only those before it, and the features are those at the text's end. So the tokens
 behind the longest text of a batch can be left out: a prompt of 10 of 77 tokens costs a fifth, and the features are
 the same.
 """
@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# lengths are rounded up to a multiple, so that kernels see few different ones
+# lengths are rounded up to a multiple of this, so that kernels see few different ones
 STEP = 8
 
 
 def without_padding(tower: Any, tokens: Tensor) -> Tensor:
-    """Cut tokens behind the end of the longest text, where the tower doesn't look at them.
+    """Cut off the tokens behind the end of the longest text, if the tower ignores them.
 
     Args:
         tower: open_clip's text tower, or the model that holds its parts itself.
-        tokens: `(n_texts, context_length) int64`; on the CPU, since their values are looked at.
+        tokens: `(n_texts, context_length) int64`; on the CPU, since their values are read.
 
     Returns:
-        `(n_texts, length) int64`; the same tokens for a tower that sees padding.
+        `(n_texts, length) int64`; the uncut tokens for a tower that sees padding.
     """
     if not len(tokens) or not _sees_no_padding(tower):
         return tokens
@@ -36,7 +36,7 @@ def without_padding(tower: Any, tokens: Tensor) -> Tensor:
 
 
 def cut_to_length(tower: Any, tokens: Tensor) -> dict[str, Tensor]:
-    """The tower's tensors that have the context's length, cut to the tokens', for `torch.func.functional_call`."""
+    """Return the tower's tensors of the context's length, cut to the tokens', for `torch.func.functional_call`."""
     length = tokens.shape[1]
     if not _sees_no_padding(tower) or length == len(tower.positional_embedding):
         return {}

@@ -1,4 +1,4 @@
-"""The preprocessing that a model's configuration, a preset or a JSON file states."""
+"""Reads the preprocessing from a model's configuration, a preset or a JSON file."""
 
 import json
 from collections.abc import Sequence
@@ -45,10 +45,10 @@ _RESIZE_MODES: dict[str, Literal["shortest", "longest", "squash"]] = {
 
 
 def preprocess_settings(preset_or_file: str) -> dict[str, Any]:
-    """What --preprocess names, in open_clip's terms.
+    """Return the settings that --preprocess names, in open_clip's terms.
 
     Raises:
-        UsageError: neither a preset nor a .json file.
+        UsageError: it is neither a preset nor a .json file.
         ModelError: the file can't be read.
     """
     if preset_or_file in _PRESETS:
@@ -62,12 +62,12 @@ def preprocess_settings(preset_or_file: str) -> dict[str, Any]:
 
 
 def parse_preprocessing(settings: dict[str, Any], model: dict[str, Any], where: str) -> Preprocessing:
-    """The preprocessing of a model.
+    """Return the preprocessing of a model.
 
     Args:
-        settings: as open_clip's `preprocess_cfg` states them; mean and std have to be there.
+        settings: open_clip's `preprocess_cfg`, with mean and std.
         model: open_clip's `model_cfg`, which decides the size, as it does for open_clip.
-        where: the settings come from, for messages.
+        where: the source of the settings, for messages.
 
     Raises:
         ModelError: a setting is missing or unknown.
@@ -94,10 +94,10 @@ def _three(values: float | Sequence[float]) -> tuple[float, float, float]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        ModelError: it can't be read, or holds something else.
+        ModelError: the file can't be read, or holds no object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

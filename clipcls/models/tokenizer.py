@@ -1,4 +1,4 @@
-"""A model's tokenizer, from open_clip, and which texts it cuts."""
+"""Loads a model's tokenizer from open_clip, and tells which texts it cuts."""
 
 import copy
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from clipcls.models.locate import ModelFiles
 
 
 def context_length_of(files: ModelFiles) -> int:
-    """Tokens a prompt may have, its start and end included."""
+    """Return how many tokens a prompt may have, its start and end included."""
     length: int = files.config["text_cfg"].get("context_length", 77)
     return length
 
 
 def load_tokenizer(files: ModelFiles) -> Any:
-    """One of open_clip's tokenizers, set up for a model; see `truncated`.
+    """Return one of open_clip's tokenizers, set up for a model; see `truncated`.
 
     Raises:
         ModelError: its package or its files are missing, or can't be read.
@@ -46,17 +46,17 @@ def load_tokenizer(files: ModelFiles) -> Any:
 def _clip_tokenizer(context_length: int, options: dict[str, Any]) -> SimpleTokenizer:
     if options:
         return SimpleTokenizer(context_length=context_length, **options)
-    # open_clip has built one already, and its table of word pieces takes 0.1 s
+    # copied: open_clip has built one already, and its table of word pieces takes 0.1 s
     tokenizer = copy.copy(open_clip_tokenizer._tokenizer)
     tokenizer.context_length = context_length
     return tokenizer
 
 
 def truncated(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
-    """Which texts have more tokens than one of open_clip's tokenizers leaves them."""
+    """Return for each text whether the tokenizer cuts it, because it has too many tokens."""
     length: int = tokenizer.context_length
     if isinstance(tokenizer, HFTokenizer):
         cleaned = [tokenizer.clean_fn(text) for text in texts]
         return [len(ids) > length for ids in tokenizer.tokenizer(cleaned)["input_ids"]] if cleaned else []
-    # start and end tokens are added to what `encode` gives
+    # `encode` leaves out the start and end tokens
     return [len(tokenizer.encode(text)) + 2 > length for text in texts]

@@ -1,1 +1,1 @@
-"""From predictions to files and back: formats, resuming, part files, sorting."""
+"""Writes predictions to files and reads them back: formats, resuming, part files, sorting."""

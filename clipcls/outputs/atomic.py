@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that one process at a time writes."""
+"""Writes files that appear whole or not at all, by one process at a time."""
 
 import contextlib
 import os
@@ -11,30 +11,29 @@ from clipcls.errors import StoppedError, first_line
 
 
 class Draft:
-    """A file in the making, beside the one whose place it takes.
+    """A context manager for a draft beside the file that it replaces once published; otherwise the draft is removed.
 
-    A link stays one: what it leads to is replaced. A device or a pipe, whose place no file may take, is written to. A
-    context manager, which removes a draft that wasn't published.
+    A link stays a link: the file it leads to is replaced. A device or a pipe can't be replaced; it is written to.
 
     Args:
         buffering: see `open`.
 
     Attributes:
-        file: open to be written.
+        file: the draft, open for writing.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
         StoppedError: another process is writing to it.
     """
 
     def __init__(self, path: Path, buffering: int = -1) -> None:
         self._is_special = path.exists() and not path.is_file()
-        self._path = Path(os.path.realpath(path))  # unlike Path.resolve, it bears a link that leads to itself
+        self._path = Path(os.path.realpath(path))  # unlike Path.resolve, it accepts a link to itself
         self._draft = self._path.with_name(f".{self._path.name}.part")
         self._is_published = False
         with contextlib.ExitStack() as stack:
             if not self._is_special:
-                if os.name != "nt":  # where nothing that is open can be renamed
+                if os.name != "nt":  # Windows can't rename an open file
                     require_lock(stack.enter_context(self._draft.open("ab")), str(path))
                 stack.callback(self._discard)
             place = path if self._is_special else self._draft
@@ -48,10 +47,10 @@ class Draft:
         self._stack.close()
 
     def publish(self) -> None:
-        """Put the draft in its place, once all of it is on the disk.
+        """Flush the draft to the disk and replace the file by it.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the file can't be written.
         """
         self.file.flush()
         if self._is_special:
@@ -64,7 +63,7 @@ class Draft:
         self._is_published = True
 
     def _discard(self) -> None:
-        if not self._is_published:  # else it may be another process's by now
+        if not self._is_published:  # else it may be another process's draft by now
             self._draft.unlink(missing_ok=True)
 
 
@@ -72,7 +71,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace a file by what `write` writes; see `Draft`.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
         StoppedError: another process is writing to it.
     """
     with Draft(path) as draft:
@@ -82,13 +81,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextlib.contextmanager
 def can_write(name: str) -> Iterator[None]:
-    """Translate the errors of writing an output, but for that of a pipe whose reader is gone.
+    """Raise a `StoppedError` where an output can't be written; a `BrokenPipeError` passes through.
 
     Args:
-        name: of the output.
+        name: the output's name.
 
     Raises:
-        StoppedError: it can't be written.
+        StoppedError: the output can't be written.
     """
     try:
         yield
@@ -100,26 +99,26 @@ def can_write(name: str) -> Iterator[None]:
 
 
 def require_lock(file: BinaryIO, name: str) -> None:
-    """Keep other processes from locking a file until it is closed.
+    """Lock a file until it is closed, or raise.
 
     Args:
-        name: of the output that it stands for.
+        name: the name of the output that the file belongs to.
 
     Raises:
-        StoppedError: another process was first.
+        StoppedError: another process has locked it.
     """
     if not lock(file):
         raise StoppedError(f"{name}: another run is writing to it. Wait for its end, or choose another output.")
 
 
 def lock(file: BinaryIO | int, *, wait: bool = False) -> bool:
-    """Keep other processes from locking an open file or folder until it is closed.
+    """Lock an open file or folder until it is closed; always succeeds on systems without locks.
 
     Args:
-        wait: for a process that was first.
+        wait: wait for a process that has locked it.
 
     Returns:
-        False where another process was first.
+        False if another process has locked it.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""Where the results of a run are to go, and in which format."""
+"""Where a run writes its results, and in which format."""
 
 import re
 import sys
@@ -9,20 +9,20 @@ from clipcls.errors import UsageError
 from clipcls.outputs.formats import PARTS_FORMAT, PIPE_FORMAT, TERMINAL_FORMAT, find_format, format_for, format_names
 from clipcls.outputs.formats.output_format import OutputFormat
 
-# with the one slash that is left of two in a path; a drive's name has one letter
+# one slash, since Path drops the second; two letters or more, since a drive's name has one
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where results are to go.
+    """Where results are written.
 
     Attributes:
-        output: a file, or `-` for standard output; not used with a folder.
-        folder: for part files, each there once it is whole.
-        format_name: None for the format that the output itself stands for.
-        resume: go on with what is there.
-        retry_errors: but run the images again that failed.
+        output: a file, or `-` for standard output; ignored if there is a folder.
+        folder: a folder for part files, each of which appears once it is whole.
+        format_name: name of the format; None to choose it by the output.
+        resume: continue the results that are there.
+        retry_errors: when resuming, run the images that failed again.
     """
 
     output: str = "-"
@@ -33,12 +33,12 @@ class Destination:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name for messages."""
         return self.output if self.folder is None else str(self.folder)
 
     @property
     def format(self) -> OutputFormat:
-        """The format that was asked for, or that the output itself stands for.
+        """The format that was given, or else the one that fits the output.
 
         Raises:
             UsageError: there is no such format.
@@ -53,17 +53,17 @@ class Destination:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether it is a file that a run can go on with."""
+        """Whether it is a file that a run can resume."""
         path = Path(self.output)
         is_file = self.folder is None and self.output != "-" and (path.is_file() or not path.exists())
         return is_file and self.format.can_resume
 
 
 def check_destination(destination: Destination) -> None:
-    """Refuse what contradicts itself or can't be done, before anything is opened.
+    """Refuse contradictory or impossible settings before anything is opened.
 
     Raises:
-        UsageError: it does, or a library that the format needs isn't installed.
+        UsageError: the settings are such, or a library that the format needs isn't installed.
     """
     output, folder, format = destination.output, destination.folder, destination.format
     if folder is not None and _ADDRESS.match(str(folder)):
@@ -94,7 +94,7 @@ def check_explanations(destination: Destination) -> None:
     """Refuse a format that has no room for explanations.
 
     Raises:
-        UsageError: it has none, or there is no such format.
+        UsageError: the format has none, or doesn't exist.
     """
     if not destination.format.keeps_explanations:
         names = format_names(lambda one: one.keeps_explanations and one.can_be_read)

@@ -1,8 +1,8 @@
-"""The file beside an output that says what it was begun with, so that a run can go on with it.
+"""The journal: a file beside an output that records the settings of its run, so that the run can be resumed.
 
-Lines of JSON, appended whole: `settings` first, and again where failures were taken out; `failed` for an image that the
-output has no row for (its format keeps no errors); `retry`, which makes all failures before it void; `whole` for an
-orderly end, with the output's size in bytes.
+It holds lines of JSON, appended whole: `settings` first, and again after failures were removed; `failed` for an image
+that has no row because the format keeps no errors; `retry`, which voids all failures before it; `whole` when a run ends
+in order, with the output's size in bytes.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ def journal_path(output: Path) -> Path:
 
 
 class Journal:
-    """An open journal, locked: of two runs that write to the same output, the second is refused.
+    """An open and locked journal: of two runs that write to the same output, the second is refused.
 
     Attributes:
-        path: where it lies.
-        settings: by the names of their options; None where nothing was begun.
-        failed: the images that the output has no row for.
-        whole: the size that the output had at its orderly end; None where there was none.
+        path: the journal's path.
+        settings: the settings by the names of their options; None for a new journal.
+        failed: the failed images that have no row in the output.
+        whole: the output's size in bytes when a run ended in order; None if none did.
 
     Raises:
-        OSError: it can't be opened.
+        OSError: the journal can't be opened.
         StoppedError: another run holds it.
-        UsageError: what is there isn't a journal.
+        UsageError: the file isn't a journal.
     """
 
     def __init__(self, path: Path, output: str) -> None:
@@ -61,36 +61,36 @@ class Journal:
         self._file.close()
 
     def begin(self, settings: RunSettings) -> None:
-        """Begin anew, for an output that is empty."""
+        """Empty the journal and record the settings of an output that is empty."""
         self._file.truncate(0)
         self.settings, self.failed, self.whole = dict(settings), [], None
         self._append({"settings": self.settings})
-        # without it, no row could be gone on with after a power failure
+        # without the settings, no run could be resumed after a power failure
         os.fsync(self._file.fileno())
 
     def restate(self, settings: RunSettings) -> None:
-        """Record the settings that the output's rows stand for from now on."""
+        """Record changed settings, which the output's rows agree with from now on."""
         self.settings = dict(settings)
         self._append({"settings": self.settings})
 
     def add_failure(self, prediction: Prediction) -> None:
-        """Keep an image that the output has no row for."""
+        """Record a failed image that the output has no row for."""
         self._append({"failed": row_fields(prediction)})
 
     def retry(self) -> None:
-        """Make all failures void."""
+        """Void all recorded failures."""
         self.failed = []
         self._append({"retry": True})
 
     def finish(self, size: int) -> None:
-        """Say that the output's rows are whole up to its end."""
+        """Record that the output's rows are whole up to its size in bytes."""
         self._append({"whole": size})
 
     def _read(self) -> None:
         self._file.seek(0)
         data = self._file.read()
         end = data.rfind(b"\n") + 1
-        self._file.truncate(end)  # a last line that was written in part
+        self._file.truncate(end)  # cuts off a partly written last line
         for line in data[:end].splitlines():
             self._take(line)
 
@@ -127,7 +127,7 @@ class Journal:
 
 
 def differences(before: RunSettings, now: RunSettings) -> Iterator[str]:
-    """Name the settings that differ, with their values where these are short."""
+    """Yield the names of the settings that differ, with their values where these are short."""
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
         if old == new:

@@ -1,4 +1,4 @@
-"""The names of the part files in a folder of results."""
+"""Names and finds the part files in a folder of results."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ def part_name(number: int, format: OutputFormat) -> str:
 
 
 def parts_in(folder: Path) -> dict[int, Path]:
-    """Return the part files in a folder by their numbers, in their order."""
+    """Return the part files in a folder by number, in order."""
     return {number: path for path, number, is_draft in _found_in(folder) if not is_draft}
 
 
@@ -26,7 +26,7 @@ def remove_draft_parts(folder: Path) -> None:
 
 
 def _found_in(folder: Path) -> Iterator[tuple[Path, int, bool]]:
-    """Find part files and their drafts, with their numbers."""
+    """Yield each part file or draft with its number, and whether it is a draft."""
     extensions = "|".join(one.extensions[0] for one in OUTPUT_FORMATS.values() if one.fits_parts)
     for path in sorted(folder.iterdir()):
         is_draft = path.name.startswith(".")

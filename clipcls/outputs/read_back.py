@@ -1,4 +1,4 @@
-"""Predictions read back from what runs wrote: to go on with a run, to sort by, to evaluate."""
+"""Reads predictions back from the outputs of runs, to resume, to sort or to evaluate."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +11,10 @@ from clipcls.records import Prediction
 
 
 def read_predictions(file: BinaryIO, format: OutputFormat, name: str) -> Iterator[Prediction]:
-    """Read the predictions in a whole output; see `OutputFormat.read`.
+    """Yield the predictions in a whole output; see `OutputFormat.read`.
 
     Raises:
-        UsageError: it holds something else, ends within a row, or is of a format that isn't read.
+        UsageError: it holds something else, ends within a row, or has a format that can't be read.
     """
     if not format.can_be_read:
         names = format_names(lambda one: one.can_be_read)
@@ -23,7 +23,7 @@ def read_predictions(file: BinaryIO, format: OutputFormat, name: str) -> Iterato
 
 
 def predictions_in(path: Path) -> Iterator[Prediction]:
-    """Read the predictions in a file of results, but for a last row that was written in part.
+    """Yield the predictions in a file of results, without a partly written last row.
 
     Raises:
         UsageError: it holds something else.

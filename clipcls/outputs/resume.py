@@ -1,4 +1,4 @@
-"""The output of a run: written anew, or gone on with after the rows that it holds."""
+"""Opens the output of a run, either new or resumed after the rows that it holds."""
 
 import contextlib
 import json
@@ -24,16 +24,16 @@ from clipcls.records import ImageRef, Prediction
 
 logger = logging.getLogger(__name__)
 
-#: settings that errors depend on, and nothing else
+#: Settings that only errors depend on.
 _LIMITS = ("--max-pixels", "--max-bytes")
 
 
 @dataclass(slots=True)
 class Done:
-    """The images that an output holds.
+    """The images that an output already holds.
 
     Attributes:
-        count: how many.
+        count: the number of images.
         failed: how many of them have an error.
     """
 
@@ -42,19 +42,19 @@ class Done:
     _paths: Counter[str] = field(default_factory=Counter)
 
     def add(self, prediction: Prediction) -> None:
-        """Count an image in."""
+        """Count an image."""
         self.count += 1
         self.failed += prediction.error is not None
         self._paths[prediction.path] += 1
 
     def remove(self, prediction: Prediction) -> None:
-        """Take an image back that was counted in."""
+        """Undo the count of an image."""
         self.count -= 1
         self.failed -= prediction.error is not None
         self._paths[prediction.path] -= 1
 
     def remaining(self, images: Iterable[ImageRef]) -> Iterator[ImageRef]:
-        """Yield the images that aren't done; one that is listed twice is done once for each time that it was."""
+        """Yield the images that aren't done; one that is listed n times is skipped as often as it was done."""
         for image in images:
             if self._paths[image.path] > 0:
                 self._paths[image.path] -= 1
@@ -63,11 +63,11 @@ class Done:
 
 
 class RunOutput:
-    """An open output.
+    """An open output of a run.
 
     Attributes:
-        done: what it held before.
-        can_resume: whether a run that is stopped can go on with it.
+        done: the images that it held before.
+        can_resume: whether a stopped run can be resumed.
     """
 
     def __init__(
@@ -95,15 +95,15 @@ class RunOutput:
 def open_output(
     destination: Destination, labels: tuple[str, ...], settings: Callable[[], RunSettings]
 ) -> Iterator[RunOutput]:
-    """Open an output.
+    """Open the output of a run.
 
     Args:
         labels: all labels of the run, for the widths of a table.
-        settings: gives all that rows depend on, by the names of the options; rows of others aren't gone on with.
+        settings: returns all settings that rows depend on, by option name; with others the run isn't resumed.
 
     Raises:
-        StoppedError: it can't be written, or another run writes to it.
-        UsageError: it can't be gone on with, or see `check_destination`.
+        StoppedError: the output can't be written, or another run writes to it.
+        UsageError: the run can't be resumed, or see `check_destination`.
     """
     check_destination(destination)
     format = destination.format
@@ -127,7 +127,7 @@ def _open_text(
     destination: Destination, format: TextFormat, labels: tuple[str, ...], settings: RunSettings
 ) -> Iterator[RunOutput]:
     name = destination.output
-    # what a link leads to: two names of a file have one journal
+    # links are followed, so that two names of a file share one journal
     path = Path(os.path.realpath(name))
     with contextlib.ExitStack() as stack:
         try:
@@ -149,12 +149,12 @@ def _open_text(
             begins = not stream.seek(0, os.SEEK_END)
         sink = TextSink(stream, format.for_labels(labels), name, begins=begins)
         yield RunOutput(sink, format, journal, done)
-        with contextlib.suppress(StoppedError):  # it spares the next run one image
+        with contextlib.suppress(StoppedError):  # without it, the next run only repeats one image
             journal.finish(stream.tell())
 
 
 def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Journal, settings: RunSettings) -> Done:
-    """Read what is done, cut off a last row that was written in part, and take out what is to be run again."""
+    """Read which images are done, cut off a partly written last row, and remove the rows to be run again."""
     _require_same(destination, journal, settings)
     if destination.retry_errors:
         journal.retry()
@@ -179,7 +179,6 @@ def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Jo
 
 
 def _lists_several(settings: RunSettings) -> bool:
-    """Return whether a run may give an image several answers."""
     return bool(settings.get("--multi-label")) or (settings.get("--top-k") or 1) > 1
 
 
@@ -192,13 +191,13 @@ def _take_out_errors(path: Path, format: OutputFormat) -> None:
 
 
 def _require_same(destination: Destination, journal: Journal, settings: RunSettings) -> None:
-    """Refuse to go on with rows that other settings made."""
+    """Refuse to resume rows that were made with other settings."""
     if journal.settings is None:
         raise UsageError(
             f"--resume: {destination.name} isn't empty, and nothing says how it was made ({journal.path} is missing or "
             "empty). Choose another output, or remove it."
         )
-    # through JSON, as they were kept
+    # through JSON, to compare equal to those read from the journal
     now = json.loads(json.dumps(settings))
     raised = {
         name: now[name] for name in _LIMITS if destination.retry_errors and _is_raised(journal.settings, now, name)
@@ -225,14 +224,14 @@ def _is_raised(before: RunSettings, now: RunSettings, limit: str) -> bool:
 def claim_folder(
     destination: Destination, folder: Path, settings: RunSettings
 ) -> Iterator[tuple[Journal, dict[int, Path]]]:
-    """Lock a folder for part files.
+    """Lock a folder for part files, and remove those that a killed run left unfinished.
 
-    Returns:
-        Its journal, and the part files in it by their numbers; what a killed run left unfinished is removed.
+    Yields:
+        The folder's journal, and its part files by number.
 
     Raises:
-        StoppedError: it can't be written, or another run writes to it.
-        UsageError: it can't be gone on with.
+        StoppedError: the folder can't be written, or another run writes to it.
+        UsageError: the run can't be resumed.
     """
     with contextlib.ExitStack() as stack:
         with can_write(destination.name):
@@ -267,7 +266,7 @@ def _go_on_in(parts: dict[int, Path], destination: Destination) -> Done:
     for number, path in list(parts.items()):
         if destination.retry_errors and any(row.error is not None for row in predictions_in(path)):
             _take_out_errors(path, format_for(path))
-            # else each run that retries in vain would leave an empty file
+            # otherwise each retry in vain would leave an empty file
             if next(predictions_in(path), None) is None:
                 path.unlink()
                 del parts[number]

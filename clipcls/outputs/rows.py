@@ -1,4 +1,4 @@
-"""A prediction as the fields of a row, and back: what JSONL, CSV, Parquet and a run's journal have in common."""
+"""Converts predictions to the fields of a row and back, for JSONL, CSV, Parquet and a run's journal."""
 
 import base64
 import os
@@ -8,7 +8,7 @@ from clipcls.records import Explanation, Prediction, PromptSimilarity, ScoredLab
 
 
 def row_fields(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction in JSON's types; a path that isn't UTF-8 gets replacement characters and `path_b64`."""
+    """Return a prediction in JSON types; a path that isn't UTF-8 gets replacement characters, and `path_b64`."""
     raw = os.fsencode(prediction.path)
     path = raw.decode("utf-8", "replace")
     fields: dict[str, Any] = {
@@ -38,10 +38,10 @@ def row_fields(prediction: Prediction) -> dict[str, Any]:
 
 
 def prediction_of(fields: dict[str, Any]) -> Prediction:
-    """Return the prediction that the fields of a row are of.
+    """Return the prediction in the fields of a row.
 
     Raises:
-        KeyError, TypeError, ValueError: they aren't such a row's.
+        KeyError, TypeError, ValueError: they aren't the fields of a prediction.
     """
     raw = fields.get("path_b64")
     path = os.fsdecode(base64.b64decode(raw, validate=True)) if raw else fields["path"]

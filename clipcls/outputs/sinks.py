@@ -1,4 +1,4 @@
-"""Where predictions are written: standard output, a file, or part files in a folder. One row at a time."""
+"""Writes predictions row by row to standard output, a file, or part files in a folder."""
 
 import contextlib
 import io
@@ -21,12 +21,12 @@ PART_ROWS = 10_000
 
 
 class Parts:
-    """Writes predictions to files of PART_ROWS rows in a folder, each there under its name once it is whole.
+    """Writes predictions to files of PART_ROWS rows in a folder, each of which gets its name once it is whole.
 
-    A context manager, which publishes the last file.
+    Leaving the context publishes the last file.
 
     Args:
-        first: number of the first file.
+        first: the number of the first file.
     """
 
     def __init__(self, folder: Path, format: OutputFormat, first: int = 0) -> None:
@@ -44,7 +44,7 @@ class Parts:
         self._open.__exit__(*exc)
 
     def write(self, prediction: Prediction) -> None:
-        """See `Sink`; the row is in a file when that is whole."""
+        """Write one prediction; see `Sink`. The row can be read once its file is whole."""
         if self._part is None:
             path = self._folder / part_name(self._number, self._format)
             self._part = self._open.enter_context(published(path, self._format, early=True))
@@ -58,14 +58,14 @@ class Parts:
 
 @contextlib.contextmanager
 def open_sink(destination: Destination, labels: tuple[str, ...]) -> Iterator[Sink]:
-    """Open a sink for a file that is written anew, or for standard output.
+    """Open a sink for a new file or for standard output.
 
     Args:
         labels: all labels of the run, for the widths of a table.
 
     Raises:
         StoppedError: the output can't be written.
-        UsageError: its extension stands for no format, and none is given.
+        UsageError: no format is given, and the extension implies none.
     """
     output, format = destination.output, destination.format.for_labels(labels)
     if output == "-":
@@ -85,10 +85,10 @@ def open_sink(destination: Destination, labels: tuple[str, ...]) -> Iterator[Sin
 
 @contextlib.contextmanager
 def published(path: Path, format: OutputFormat, *, early: bool) -> Iterator[Sink]:
-    """Open a sink for a file that gets its name when it is left, so that it is whole wherever it is.
+    """Open a sink for a file that gets its name when the context is left, so that no file is ever partial.
 
     Args:
-        early: also where it is left by an exception, with the rows until then.
+        early: publish the rows so far even if an exception ends the context.
 
     Raises:
         StoppedError: the file can't be written, or another run writes to it.
@@ -114,7 +114,7 @@ def _publish(rows: contextlib.ExitStack, draft: Draft, path: Path) -> None:
 
 
 def encode(predictions: Iterable[Prediction], format: OutputFormat) -> bytes:
-    """Return predictions that have an index as the content of a file."""
+    """Return the content of a file of predictions that have an index."""
     content = io.BytesIO()
     with format.open_sink(content, "memory", indexed=True) as sink:
         for prediction in predictions:
@@ -123,7 +123,7 @@ def encode(predictions: Iterable[Prediction], format: OutputFormat) -> bytes:
 
 
 def _standard_output() -> BinaryIO:
-    """Return its buffer; of a file, what is below that."""
+    """Return the buffer of standard output, or its unbuffered stream if it is a file."""
     buffer: Any = sys.stdout.buffer
     sys.stdout.flush()
     is_file = isinstance(buffer, io.BufferedWriter) and stat.S_ISREG(os.fstat(buffer.fileno()).st_mode)

@@ -11,7 +11,7 @@ from clipcls.outputs.formats.parquet import ParquetFormat
 from clipcls.outputs.formats.table import TableFormat
 from clipcls.outputs.formats.tsv import TsvFormat
 
-#: What is written to a terminal, to a pipe and to part files where nothing else is asked for.
+#: The default formats for a terminal, a pipe and part files.
 TERMINAL_FORMAT, PIPE_FORMAT, PARTS_FORMAT = TableFormat(), TsvFormat(), ParquetFormat()
 #: All formats by their names, in the order in which messages list them.
 OUTPUT_FORMATS: dict[str, OutputFormat] = {
@@ -20,7 +20,7 @@ OUTPUT_FORMATS: dict[str, OutputFormat] = {
 
 
 def find_format(name: str) -> OutputFormat:
-    """Return the format of that name.
+    """Return the format with a name.
 
     Raises:
         UsageError: there is none.
@@ -32,10 +32,10 @@ def find_format(name: str) -> OutputFormat:
 
 
 def format_for(path: Path) -> OutputFormat:
-    """Return the format that a file's extension stands for.
+    """Return the format that a file's extension implies.
 
     Raises:
-        UsageError: it stands for none.
+        UsageError: it implies none.
     """
     extension = path.suffix.lower().removeprefix(".")
     for found in OUTPUT_FORMATS.values():
@@ -48,11 +48,11 @@ def format_for(path: Path) -> OutputFormat:
 def format_names(
     condition: Callable[[OutputFormat], bool], *, first: OutputFormat | None = None, prefix: str = ""
 ) -> str:
-    """Name the formats that a condition holds for, as `tsv, jsonl or csv`.
+    """Return the names of the formats that meet a condition, such as `tsv, jsonl or csv`.
 
     Args:
-        first: is named before the others.
-        prefix: stands before each name.
+        first: the format to name before the others.
+        prefix: text before each name.
     """
     found = sorted(filter(condition, OUTPUT_FORMATS.values()), key=lambda one: one is not first)
     *others, last = (prefix + one.name for one in found)

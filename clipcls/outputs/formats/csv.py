@@ -1,4 +1,4 @@
-"""CSV: the columns of a row, with a header."""
+"""CSV: a header, and the fields of each row as cells."""
 
 import csv
 import io
@@ -28,13 +28,13 @@ class CsvFormat(TextFormat):
         fields = row_fields(prediction)
         fields["top"] = json.dumps(fields["top"], ensure_ascii=False)
         buffer = io.StringIO()
-        # a lone carriage return is quoted only where it is part of the line end
+        # with this line end, cells with a lone carriage return are quoted as well
         csv.writer(buffer, lineterminator="\r\n").writerow([fields.get(column) for column in COLUMNS])
         return buffer.getvalue().removesuffix("\r\n") + "\n"
 
     def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
         csv.field_size_limit(_LONGEST_CELL)
-        # strict, so that a file that ends within quotes is seen to do so
+        # strict, so that a file that ends within quotes is an error
         reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
         try:
             if tuple(next(reader, COLUMNS)) != COLUMNS:
@@ -50,6 +50,6 @@ def _prediction(cells: list[str]) -> Prediction:
     fields: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
     fields["top"] = json.loads(fields["top"])
     for column in ("label", "error"):
-        # CSV doesn't tell an empty text from none, and no label and no error is empty
+        # CSV can't tell an empty text from None, and labels and errors are never empty
         fields[column] = fields[column] or None
     return prediction_of(fields)

@@ -1,4 +1,4 @@
-"""JSONL: an object on each line."""
+"""JSONL: one JSON object a line."""
 
 import json
 from collections.abc import Iterator

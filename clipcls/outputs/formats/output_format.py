@@ -1,4 +1,4 @@
-"""What every output format is asked."""
+"""The interface of every output format."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from clipcls.records import Prediction
 
 
 class Sink(Protocol):
-    """Takes predictions in their order."""
+    """Writes predictions in order."""
 
     def write(self, prediction: Prediction) -> None:
         """Write one prediction.
@@ -25,13 +25,13 @@ class OutputFormat(ABC):
     """A way to write predictions to a file, and to read them back.
 
     Attributes:
-        name: what `--format` calls it.
-        extensions: what its files' names may end in, without the dot; those of part files end in the first.
+        name: the name for `--format`.
+        extensions: the extensions of its files, without the dot; part files have the first.
         keeps_errors: whether images that failed have rows.
         keeps_explanations: whether rows have room for explanations.
-        keeps_index: whether rows have room for the index that a run on a cluster gives them.
+        keeps_index: whether rows have room for the index that a run on a cluster adds.
         can_be_read: whether predictions can be read back.
-        can_stream: whether rows can be read as soon as they are written, as standard output and `--resume` need it.
+        can_stream: whether rows can be read once written, which standard output and `--resume` need.
     """
 
     name: ClassVar[str]
@@ -44,16 +44,16 @@ class OutputFormat(ABC):
 
     @property
     def can_resume(self) -> bool:
-        """Whether a run can go on with a file of it."""
+        """Whether a run can resume a file of this format."""
         return self.can_stream and self.can_be_read
 
     @property
     def fits_parts(self) -> bool:
-        """Whether part files can be of it: what they don't hold isn't done."""
+        """Whether part files can have this format; they have to hold errors, since images without a row aren't done."""
         return self.keeps_errors and self.can_be_read
 
     def require(self) -> None:  # noqa: B027, most need none
-        """Check that the libraries it needs are installed.
+        """Check that the libraries of the format are installed.
 
         Raises:
             UsageError: one isn't.
@@ -68,29 +68,29 @@ class OutputFormat(ABC):
         """Open a sink at the beginning of a stream.
 
         Args:
-            stream: best without a buffer, so that what a full disk doesn't take can be taken back.
-            name: of the output, for messages.
+            stream: preferably unbuffered, so that a row that a full disk cuts off can be removed.
+            name: the output's name, for messages.
             indexed: whether predictions have an index.
         """
 
     @abstractmethod
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
-        """Read the predictions in a file, one for each image.
+        """Yield the predictions in a file, one for each image.
 
         Args:
-            file: at its beginning, and seekable where the format can't be streamed.
-            name: of the file, for messages.
-            torn: whether a last row that was written in part is left out; otherwise it is an error.
+            file: the file at its beginning; seekable if the format can't be streamed.
+            name: the file's name, for messages.
+            torn: leave out a partly written last row instead of raising an error.
 
         Raises:
-            UsageError: it holds something else, or ends within a row.
+            UsageError: the file holds something else, or ends within a row.
         """
 
     def tally(self, path: Path) -> tuple[int, int]:
-        """Count the predictions in a file, and those among them that have an error.
+        """Count the predictions in a file, and those with an error.
 
         Raises:
-            UsageError: it holds something else.
+            UsageError: the file holds something else.
         """
         with path.open("rb") as file:
             failed = [prediction.error is not None for prediction in self.read(file, str(path), torn=True)]

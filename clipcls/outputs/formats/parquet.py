@@ -1,4 +1,4 @@
-"""Parquet, by pyarrow (the extra `parquet`)."""
+"""Parquet, written and read with pyarrow (the extra `parquet`)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from clipcls.outputs.formats.output_format import OutputFormat, Sink
 from clipcls.outputs.rows import prediction_of, row_fields
 from clipcls.records import Prediction
 
-# of a row group: rows, or answers that they list
+# a row group is written once it has as many rows, or answers listed in them
 _GROUP_ROWS = 8192
 _GROUP_ANSWERS = 131_072
 
 
 class ParquetFormat(OutputFormat):
-    """Rows in a table of Arrow's types, which can be read once the file is closed."""
+    """Rows in an Arrow table, which can be read once the file is closed."""
 
     name = "parquet"
     extensions = ("parquet", "pq")
@@ -53,7 +53,7 @@ class ParquetFormat(OutputFormat):
 
 
 class _ParquetSink:
-    """Keeps rows in memory until a row group of some thousands is written."""
+    """Collects rows in memory, and writes them as row groups of some thousands."""
 
     def __init__(self, file: BinaryIO, name: str, indexed: bool) -> None:
         self._name = name
@@ -71,7 +71,7 @@ class _ParquetSink:
             self._write_group()
 
     def close(self) -> None:
-        """Write what is left, and the end that makes the file readable."""
+        """Write the remaining rows, and the footer that makes the file readable."""
         try:
             self._write_group()
         finally:

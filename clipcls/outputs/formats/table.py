@@ -1,4 +1,4 @@
-"""A table for people, in columns of fixed widths, so that no row has to wait for the next."""
+"""A table for people, with columns of fixed widths, so that rows can be written at once."""
 
 import shutil
 import unicodedata
@@ -18,8 +18,8 @@ class TableFormat(TextFormat):
     """A line for each listed answer; none for an image with an error.
 
     Attributes:
-        width: of a line, in cells of the terminal.
-        label_width: of the labels' column.
+        width: width of a line, in cells of the terminal.
+        label_width: width of the labels' column.
     """
 
     width: int = 80
@@ -33,7 +33,7 @@ class TableFormat(TextFormat):
     one_row_per_image = False
 
     def for_labels(self, labels: tuple[str, ...], width: int | None = None) -> Self:
-        """Return the table with columns for these labels, as wide as the terminal where no width is given."""
+        """Return the table with columns for these labels; `width` defaults to the terminal's."""
         from rich.cells import cell_len
 
         width = width or shutil.get_terminal_size().columns
@@ -50,7 +50,7 @@ class TableFormat(TextFormat):
         for label, score in answers(prediction):
             shown = _fitted(_printable(label) or _UNKNOWN, self.label_width)
             lines.append(f"{path}  {shown}  {score:7.4f}".rstrip() + "\n")
-            # the path is said once for the labels of one image
+            # only the first line of an image shows its path
             path = " " * path_width
         if prediction.explanation is not None:
             lines += self._explain(prediction.explanation)
@@ -69,7 +69,7 @@ class TableFormat(TextFormat):
 
 
 def _printable(text: str) -> str:
-    """Replace what could move the cursor, and lone surrogates; a space of any width becomes a space."""
+    """Replace lone surrogates and characters that could move the cursor, and spaces of any width by a space."""
     spaced = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in text)
     return printable(spaced)
 
@@ -83,7 +83,7 @@ def _fitted(label: str, width: int) -> str:
 
 
 def _shortened(path: str, width: int) -> str:
-    """Cut off the beginning of a long path, whose end says more."""
+    """Cut off the beginning of a long path, since its end says more."""
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(path) <= width:

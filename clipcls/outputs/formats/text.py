@@ -1,4 +1,4 @@
-"""What the formats that are text have in common: rows that are written at once, and read back with their places."""
+"""The base of the text formats: rows are written at once, and read back with their positions."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from clipcls.records import Prediction
 
 
 class WholeLines:
-    """The lines of a file, but for a last one that was written in part.
+    """The lines of a file, without a partly written last one.
 
     Attributes:
-        name: of the file, for messages.
-        number: of the line at hand, from 1.
-        end: of the line at hand, in bytes from the beginning.
+        name: the file's name, for messages.
+        number: number of the current line, from 1.
+        end: end of the current line, in bytes from the beginning.
         is_torn: whether a last line was left out.
     """
 
@@ -38,11 +38,11 @@ class WholeLines:
 
 
 class TextFormat(OutputFormat):
-    """A format of lines of UTF-8, in which a name's bytes stay what they are.
+    """A format of lines of UTF-8, in which the bytes of file names are kept.
 
     Attributes:
-        header: what a file begins with.
-        one_row_per_image: whether an image with several answers has one row.
+        header: the beginning of a file.
+        one_row_per_image: whether an image with several answers has only one row.
     """
 
     can_stream = True
@@ -51,21 +51,21 @@ class TextFormat(OutputFormat):
 
     @abstractmethod
     def row(self, prediction: Prediction) -> str:
-        """Return the lines of a prediction with their ends; empty where it has none."""
+        """Return the lines of a prediction with their line ends; empty if it has no lines."""
 
     @abstractmethod
     def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
         """Yield each prediction with the end of its rows, in bytes from the beginning.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError, RecursionError: a line is no such row.
+            ValueError, TypeError, KeyError, AttributeError, RecursionError: a line isn't a row of this format.
         """
 
     def read_rows(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
         """Yield each prediction with the end of its rows, in bytes from the beginning.
 
         Raises:
-            UsageError: a line is something else.
+            UsageError: a line isn't a row of this format.
         """
         try:
             yield from self.parse(lines)
@@ -88,12 +88,12 @@ class TextFormat(OutputFormat):
 
 
 class TextSink:
-    """Writes predictions row by row, each at once.
+    """Writes each prediction at once.
 
     Args:
-        stream: at its end; see `OutputFormat.open_sink`.
-        name: of the output, for messages.
-        begins: False where there are rows already, so that no header is needed.
+        stream: the stream at its end; see `OutputFormat.open_sink`.
+        name: the output's name, for messages.
+        begins: whether to write the header; False if there are rows already.
     """
 
     def __init__(self, stream: BinaryIO, format: TextFormat, name: str, *, begins: bool = True) -> None:
@@ -104,7 +104,7 @@ class TextSink:
             self._write(format.header)
 
     def write(self, prediction: Prediction) -> None:
-        """See `Sink`."""
+        """Write one prediction; see `Sink`."""
         self._write(self._row(prediction))
 
     def _write(self, text: str) -> None:
@@ -112,7 +112,7 @@ class TextSink:
         with can_write(self._name):
             try:
                 while rest:
-                    # a file without a buffer may take a part only
+                    # an unbuffered file may take only a part
                     rest = rest[self._stream.write(rest) :]
                 self._stream.flush()
             except OSError:
@@ -120,7 +120,7 @@ class TextSink:
                 raise
 
     def _take_back(self, length: int) -> None:
-        """Cut off a part of a row, unless others have written to the same file behind it."""
+        """Cut off a partly written row, unless another process has written behind it."""
         with contextlib.suppress(OSError):
             if length and self._stream.seekable():
                 end = self._stream.tell()
@@ -129,7 +129,7 @@ class TextSink:
 
 
 def answers(prediction: Prediction) -> list[tuple[str, float]]:
-    """Return label and score of each line that lists an answer; an unknown image has one, with an empty label."""
+    """Return label and score of each listed answer; an unknown image has one, with an empty label."""
     if prediction.label is None:
         return [("", entry.score) for entry in prediction.top[:1]]
     return [(entry.label, entry.score) for entry in prediction.top]

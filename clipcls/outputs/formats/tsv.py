@@ -27,7 +27,7 @@ class TsvFormat(TextFormat):
         return "".join(f"{path}\t{escaped(label)}\t{score:.6f}\n" for label, score in answers(prediction))
 
     def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
-        # the lines of one image follow one another; the same image again begins with a label that it had
+        # an image's lines are adjacent; if it is listed twice, a label that repeats begins its second prediction
         path = ""
         found: dict[str, ScoredLabel] = {}
         end = 0
@@ -35,7 +35,7 @@ class TsvFormat(TextFormat):
             cells = line.decode("utf-8", "surrogateescape").removesuffix("\n").split("\t")
             place, label, score = map(_unescaped, cells)
             answer = ScoredLabel(label, float(score), math.nan)
-            # an unknown image has one line, without a label
+            # an unknown image has a single line with an empty label
             again = answer.label in found or not answer.label or "" in found
             if found and (place != path or again):
                 yield _prediction(path, found), end
@@ -48,7 +48,7 @@ class TsvFormat(TextFormat):
 
 
 def escaped(text: str) -> str:
-    """Return text as a cell of TSV."""
+    """Escape text for a cell of TSV."""
     return text.translate(_ESCAPES)
 
 

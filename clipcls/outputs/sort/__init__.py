@@ -1,5 +1,5 @@
-"""Put pictures into a folder for each label, by predictions that were written before, and take them back.
+"""Sorts pictures into a folder for each label by earlier predictions, and undoes it.
 
-`plan` says what goes where, `sort` does it and undoes it, `log` keeps what was done in the folder, `place` puts one
-file somewhere without overwriting another, `names` makes names.
+`plan` finds a place for each picture, `sort` carries that out and undoes it, `log` records it in the folder, `place`
+puts one file in place without overwriting another, `names` makes names of folders and files.
 """

@@ -1,7 +1,7 @@
-"""The log, in a folder of sorted pictures, of what was put where: enough to undo it, wherever it broke off.
+"""The log in a folder of sorted pictures: it records what was put where, so that any run can be undone.
 
-Lines of JSON, appended whole. A run begins with a line on how it goes about things; a file has a line before it is
-touched and one once it is in place; `{"end": true}` follows when the run stopped between two files. Paths in the
+It holds lines of JSON, appended whole. A run begins with a line with its settings; each file has a line before it is
+touched and one once it is in place; `{"end": true}` follows if the run stopped between two files. Paths inside the
 folder are relative to it, so that it can be moved.
 """
 
@@ -26,15 +26,15 @@ _VERSION = 1
 
 @dataclass(slots=True)
 class SortRun:
-    """What is done at one time.
+    """One run of `clipcls sort` into a folder.
 
     Attributes:
-        folders: name of the folder of each label.
-        made: names of the folders that it made; `.` is the whole.
-        tried: whether it was to be undone, and these files couldn't be.
-        files: by number.
-        ended: whether it stopped between two files; files without a stamp were then never touched.
-        remains: what it left when it was killed, to be removed before anything else is done.
+        folders: the name of each label's folder.
+        made: names of the folders that the run made; `.` is the folder around them.
+        tried: whether an undo was tried, and failed for the files that are left.
+        files: the files by number.
+        ended: whether the run stopped between two files; files without a stamp were then never touched.
+        remains: files that it left when it was killed, to be removed before anything else is done.
     """
 
     name: str
@@ -47,13 +47,13 @@ class SortRun:
     remains: list[Path] = field(default_factory=list)
 
     def line(self) -> dict[str, Any]:
-        """Return what the log says of how the run goes about things."""
+        """Return the log's line with the settings of the run."""
         line = {"clipcls_sort": _VERSION, "run": self.name, "by": self.by, "folders": dict(self.folders)}
         return line | {"made": list(self.made), "tried": self.tried}
 
 
 def file_line(file: SortedFile, root: Path) -> dict[str, Any]:
-    """Return what the log of a folder says of a file before it is touched, and of one that is in place."""
+    """Return the log's line for a file that is about to be touched, or is in place."""
     source = file.source.relative_to(root) if file.source.is_relative_to(root) else file.source
     line = {"file": file.number, "source": os.fspath(source), "target": os.fspath(file.target.relative_to(root))}
     line |= {"size": file.size, "mtime_ns": file.mtime_ns, "link": file.link, "source_link": file.source_link}
@@ -62,10 +62,10 @@ def file_line(file: SortedFile, root: Path) -> dict[str, Any]:
 
 
 def read_runs(root: Path) -> list[SortRun]:
-    """Read a folder's log: its runs, in order; what the last one was at when it was killed is in place, or untouched.
+    """Read the runs in a folder's log, in order; files of a killed run are looked up, and are in place or untouched.
 
     Raises:
-        UsageError: it can't be read, or isn't such a log.
+        UsageError: the log can't be read, or isn't such a log.
     """
     path = root / LOG_NAME
     try:
@@ -95,7 +95,7 @@ def read_runs(root: Path) -> list[SortRun]:
 
 
 def _take(record: dict[str, Any], runs: list[SortRun], root: Path) -> None:
-    # an earlier version wrote the bytes of names that aren't UTF-8 so
+    # an earlier version wrote names that aren't UTF-8 in base64
     for name in [name for name in record if name.endswith("_b64")]:
         record[name.removesuffix("_b64")] = os.fsdecode(base64.b64decode(record[name], validate=True))
     match record:
@@ -125,7 +125,7 @@ def _stamp_of(mark: list[int]) -> FileStamp:
 
 
 def write_runs(root: Path, runs: Sequence[SortRun]) -> None:
-    """Replace a folder's log; without runs there is none.
+    """Replace a folder's log; remove it if there are no runs.
 
     Raises:
         StoppedError: it can't be written.
@@ -149,25 +149,25 @@ def append(root: Path, *lines: Mapping[str, Any], durable: bool = False) -> None
     data = _encoded(lines)
     with translated(root / LOG_NAME), (root / LOG_NAME).open("ab", buffering=0) as file:
         while data:
-            # a file without a buffer may take a part only
+            # an unbuffered file may take only a part
             data = data[file.write(data) :]
         if durable:
             os.fsync(file.fileno())
 
 
 def _encoded(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    # names that aren't UTF-8 have surrogates, for which JSON and Python know one escape
+    # names that aren't UTF-8 have surrogates, which JSON and Python escape in the same way
     return b"".join(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n" for line in lines)
 
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let no other process sort into a folder, or undo there.
+    """Keep other processes from sorting or undoing in a folder.
 
     Raises:
-        StoppedError: one is at it.
+        StoppedError: another one is doing so.
     """
-    # the folder, not the log in it, which comes and goes
+    # locks the folder, since the log in it may be replaced or removed
     descriptor = os.open(root, os.O_RDONLY)
     try:
         if not lock(descriptor):

@@ -1,4 +1,4 @@
-"""Names of folders after labels, and of files beside others, that hold on Linux, macOS and Windows."""
+"""Makes names of folders from labels, and free names of files, that are valid on Linux, macOS and Windows."""
 
 import itertools
 import os
@@ -10,24 +10,24 @@ from pathlib import Path
 
 from clipcls.outputs.sort.place import status_of
 
-#: Where images go that have no label, and those that couldn't be read; no label's folder is called so.
+#: The folders of images without a label, and of those that couldn't be read; no label's folder gets these names.
 UNKNOWN, FAILED = "_unknown", "_failed"
 
 _FORBIDDEN = frozenset('/\\:*?"<>|')
 _UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, separators of lines
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
-_LONGEST_FOLDER = 200  # bytes; some file systems hold fewer than 255, and a number may come behind
+_LONGEST_FOLDER = 200  # bytes; some file systems allow fewer than 255, and a number may be appended
 _LONGEST_FILE = 255
-_LONGEST_EXTENSION = 32  # what is longer belongs to the name
+_LONGEST_EXTENSION = 32  # bytes; a longer one counts as a part of the name
 
 
 def name_key(name: str) -> str:
-    """Return what is equal for two names that some file system takes for one."""
+    """Return a key that is equal for names that some file system treats as the same."""
     return unicodedata.normalize("NFC", name.casefold())
 
 
 def folder_name(label: str) -> str:
-    """Return a label as the name of one folder, which isn't hidden and leads nowhere else."""
+    """Turn a label into the name of one folder that isn't hidden and holds no path."""
     signs = ("_" if sign in _FORBIDDEN or unicodedata.category(sign) in _UNPRINTED else sign for sign in label)
     name = _cut("".join(signs).strip(" "), _LONGEST_FOLDER).rstrip(" ")
     name = re.sub(r"^\.|\.$", "_", name)
@@ -35,10 +35,10 @@ def folder_name(label: str) -> str:
 
 
 class FolderNames:
-    """Folders in `root` for labels, a different one for each.
+    """The names of the labels' folders in `root`, a different one for each.
 
     Args:
-        known: the folders that labels had before.
+        known: the folders that labels got in earlier runs.
     """
 
     def __init__(self, root: Path, known: Mapping[str, str]) -> None:
@@ -57,20 +57,20 @@ class FolderNames:
         return self._names[label]
 
     def is_free(self, name: str) -> bool:
-        """Return whether there is nothing of that name, or a folder; a link could lead out."""
+        """Return whether nothing or a folder has the name; a link isn't allowed, since it could lead out of `root`."""
         status = status_of(self._root / name)
         return status is None or stat.S_ISDIR(status.st_mode)
 
 
 class FileNames:
-    """Names in one folder, which holds those that are `taken`."""
+    """Gives free names in one folder, in which the names `taken` exist."""
 
     def __init__(self, taken: Iterable[str]) -> None:
         self._taken = {name_key(name) for name in taken}
         self._numbers: dict[str, int] = {}
 
     def take(self, name: str) -> str:
-        """Return the name, or the first of `name-2.jpg`, `name-3.jpg`, … that is free."""
+        """Return the name, or else the first free one of `name-2.jpg`, `name-3.jpg`, …, and reserve it."""
         first = self._numbers.get(name_key(name), 1)
         candidates = ((number, numbered(name, number)) for number in itertools.count(first))
         number, free = next(each for each in candidates if name_key(each[1]) not in self._taken)
@@ -80,7 +80,7 @@ class FileNames:
 
 
 def numbered(name: str, number: int) -> str:
-    """Return a file's name with a number before its extension, no longer than a name may be; without one for 1."""
+    """Return a file's name with a number before its extension, cut to the length limit; unchanged for 1."""
     if number == 1:
         return name
     stem, extension = os.path.splitext(name)  # noqa: PTH122, pathlib takes the name for a path

@@ -1,7 +1,7 @@
-"""Put one file under a name that nothing has yet: copied, linked or moved, whole or not at all, never over another.
+"""Copies, links or moves one file to a free name, whole or not at all, and never over another file.
 
-What is wrong with the file itself is an `ImageError`, a name that is taken a `FileExistsError`, and what is wrong with
-the place it goes to any other `OSError`; whoever calls says what that means.
+A problem with the file itself raises `ImageError`, a taken name `FileExistsError`, and a problem with the target's
+place any other `OSError`; callers decide what that means.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK:
 
 @dataclass(frozen=True, slots=True)
 class SortedFile:
-    """One picture on its way, or in place.
+    """One picture that is to be sorted, or is in place.
 
     Attributes:
-        run: name of the run that sorts it; `number` counts in it.
-        source: its path, absolute, the folders in it no links.
-        target: what is made of it, likewise.
-        given: its path as the prediction has it.
+        run: name of the run that sorts it, in which `number` is unique.
+        source: absolute path, with no links among its folders.
+        target: the path to put it at, in the same form.
+        given: its path in the prediction.
         leads_to: for a symbolic link that is to be moved, the file that it leads to.
-        size: of the source, as its `mtime_ns`.
-        link: what a symbolic link that is made says.
-        source_link: what the source says, where that is a link that is moved.
-        stamp: of the target once it is in place.
+        size: size of the source in bytes; `mtime_ns` is also the source's.
+        link: text of the symbolic link that is made.
+        source_link: text of the source, if it is a symbolic link that is moved.
+        stamp: stamp of the target once it is in place.
     """
 
     run: str
@@ -53,17 +53,17 @@ class SortedFile:
     stamp: FileStamp | None = None
 
     def part(self, place: Path) -> Path:
-        """Return what a copy is called until it is whole and has its place."""
+        """Return the temporary path of a copy until it is whole and gets its place."""
         return place.with_name(f".clipcls-sort-{self.run}-{self.number}.part")
 
 
 def put(file: SortedFile) -> None:
-    """Put a file in place; where that fails, source and target are as they were."""
+    """Put a file in place; if that fails, source and target stay as they were."""
     match file.by:
         case "copy":
             _copy(file.source, file.target, file.part(file.target))
         case "hardlink":
-            # of the file itself: systems differ in whether they follow a link
+            # to the file itself, since systems differ in whether they follow a link
             file.target.hardlink_to(os.path.realpath(file.source))
         case "symlink":
             file.target.symlink_to(file.link or file.source)
@@ -72,7 +72,7 @@ def put(file: SortedFile) -> None:
 
 
 def is_current(file: SortedFile) -> bool:
-    """Return whether putting a file in place once more would change nothing."""
+    """Return whether putting a file in place again would change nothing."""
     source, target = status_of(file.source), status_of(file.target)
     if target is None or file.by == "move":
         return target is not None and source is None
@@ -89,10 +89,10 @@ def is_current(file: SortedFile) -> bool:
 
 
 def find_remains(file: SortedFile) -> tuple[FileStamp | None, list[Path]]:
-    """Find what a process that was killed at a file, or before it, has left.
+    """Find what a process left of a file, if it was killed at that file or before it.
 
     Returns:
-        The target's stamp, where it is in place; and what is to be removed, which the source holds as well.
+        The target's stamp if it is in place, else None; and the files to remove, whose content the source holds.
     """
     parts = [part] if os.path.lexists(part := file.part(file.target)) else []
     source, target = status_of(file.source), status_of(file.target)
@@ -107,7 +107,7 @@ def find_remains(file: SortedFile) -> tuple[FileStamp | None, list[Path]]:
 
 
 def take_back(file: SortedFile) -> str | None:
-    """Take a file back that is in place; returns why it isn't ours any more.
+    """Take a file back; return why a copy or link is left there instead, or None.
 
     Raises:
         ImageError: it isn't what was moved.
@@ -123,7 +123,7 @@ def take_back(file: SortedFile) -> str | None:
             return "it isn't the link that was put there, or its original is gone or replaced"
     elif not file.source.is_file():
         return f"its original is gone from {shown(file.source)}"
-    # an equal stamp is enough; another disk, or other permissions, have it compared
+    # an equal stamp is enough; another disk or new permissions change it, so that contents are compared
     elif FileStamp.of(target) != file.stamp and (file.target.is_symlink() or not _identical(file.source, file.target)):
         return "it has been changed"
     file.target.unlink()
@@ -135,20 +135,20 @@ def _move_back(file: SortedFile, target: os.stat_result | None) -> None:
     if target is None:
         if source is None:
             raise ImageError("it isn't there any more")
-        return  # an undo that was killed has done it
+        return  # done by an undo that was killed
     now, then = FileStamp.of(target), file.stamp
     # it may have been edited, or be on another disk
     is_same = then is not None and (now.inode == then.inode or (now.size, now.mtime_ns) == (then.size, then.mtime_ns))
     if not (_says(file.target, file.link) if file.link is not None else is_same):
         raise ImageError("it isn't the file that was put there")
     if source is not None and (_is_placeholder(source) or _is_in_both_places(file)):
-        file.source.unlink()  # an undo was killed at it
+        file.source.unlink()  # left by an undo that was killed
     file.source.parent.mkdir(parents=True, exist_ok=True)
     _move(file.target, file.source, file.part(file.source), file.source_link)
 
 
 def _is_in_both_places(file: SortedFile) -> bool:
-    """Return whether a move, there or back, has made the one and not taken away the other."""
+    """Return whether a move, there or back, was cut short after it made the new file and before it removed the old."""
     if file.link is not None or file.source.is_symlink() or file.target.is_symlink():
         return _says(file.source, file.source_link) and _says(file.target, file.link)
     return file.source.samefile(file.target) or _identical(file.source, file.target)
@@ -159,8 +159,8 @@ def _says(link: Path, text: str | None) -> bool:
 
 
 def _identical(one: Path, other: Path) -> bool:
-    """Return whether two files hold the same bytes; False where one of them can't be read."""
-    filecmp.clear_cache()  # it takes a file of the same size and time for the same
+    """Return whether two files hold the same bytes; False if one of them can't be read."""
+    filecmp.clear_cache()  # which takes files of the same size and time for unchanged
     try:
         return filecmp.cmp(one, other, shallow=False)
     except OSError:
@@ -172,7 +172,7 @@ def _identical(one: Path, other: Path) -> bool:
 
 
 def _copy(source: Path, target: Path, part: Path, *, durable: bool = False) -> None:
-    """Copy a file with its times and permissions; a durable copy is on the disk then, with its owner if allowed."""
+    """Copy a file with times and permissions; if durable, flush it to the disk, and keep its owner if allowed."""
     part.unlink(missing_ok=True)
     try:
         with open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as copied:
@@ -183,7 +183,7 @@ def _copy(source: Path, target: Path, part: Path, *, durable: bool = False) -> N
             if durable:
                 with contextlib.suppress(OSError):
                     os.chown(part, before.st_uid, before.st_gid)
-            # the times come first in it; not every file system has permissions
+            # copystat sets the times first; not every file system has permissions
             with contextlib.suppress(PermissionError):
                 shutil.copystat(source, part)
             after, size = require_file(os.fspath(source)), os.fstat(copied.fileno()).st_size
@@ -206,7 +206,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _move(source: Path, target: Path, part: Path, link: str | None) -> None:
-    """Move a file, or a symbolic link with its times and what it says there; a copy is on the disk before it goes."""
+    """Move a file, or a symbolic link with its times and a new text; a copy is flushed before the source goes."""
     try:
         if link is None:
             _rename(source, target)
@@ -220,7 +220,7 @@ def _move(source: Path, target: Path, part: Path, link: str | None) -> None:
         if exc.errno != errno.EXDEV:
             raise
         _copy(source, target, part, durable=True)
-        with contextlib.suppress(OSError):  # some file systems can't bring a folder to the disk
+        with contextlib.suppress(OSError):  # some file systems can't flush a folder
             folder = os.open(target.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -229,25 +229,25 @@ def _move(source: Path, target: Path, part: Path, link: str | None) -> None:
     try:
         source.unlink(missing_ok=True)
     except OSError:
-        target.unlink()  # another name of the same file, or a copy of it
+        target.unlink()  # safe: it is a second name or a copy of the source
         raise
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Give a file another name; the old one may stay beside it."""
+    """Give a file another name; the old one may remain as well."""
     try:
         os.link(source, target, follow_symlinks=False)
         return
     except OSError as exc:
         if exc.errno in (errno.EEXIST, errno.EXDEV):
             raise
-    # a file system without hard links; a bare rename would go over whatever is there, this goes over an empty file
+    # without hard links, a bare rename could replace any file; this one replaces an empty file of ours
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0))
     try:
         source.replace(target)
     except OSError as exc:
         target.unlink(missing_ok=True)
-        # a folder that took the empty file takes this one too: it's the other one that doesn't let go
+        # the target's folder took the empty file, so that the problem lies with the source's folder
         raise OSError(exc.errno, exc.strerror, os.fspath(source)) from exc
 
 
@@ -256,11 +256,11 @@ def _is_placeholder(status: os.stat_result) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What there is, and what is wrong with it
+# Checking files, and naming their problems
 
 
 def status_of(path: Path) -> os.stat_result | None:
-    """Return the status of what has this name, of a link itself; None if nothing has."""
+    """Return the status of a path, without following a link; None if nothing is there."""
     try:
         return path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -268,7 +268,7 @@ def status_of(path: Path) -> os.stat_result | None:
 
 
 def require_file(path: str) -> os.stat_result:
-    """Return the status of a file, through links.
+    """Return the status of a file; links are followed.
 
     Raises:
         ImageError: there is none, or it isn't a file of its own: a folder, a pipe, an address, inside a larger file.
@@ -297,7 +297,7 @@ def _why_not(path: str, exc: OSError) -> str:
 
 @contextlib.contextmanager
 def translated(place: Path) -> Iterator[None]:
-    """Raise what the system refuses in here as a `StoppedError` that names the place."""
+    """Turn an `OSError` into a `StoppedError` that names the place."""
     try:
         yield
     except OSError as exc:
@@ -305,5 +305,5 @@ def translated(place: Path) -> Iterator[None]:
 
 
 def shown(path: Path) -> str:
-    """Return a name on one line, in any terminal."""
+    """Return a path as printable text on one line."""
     return printable(os.fsencode(path).decode("utf-8", "replace"))

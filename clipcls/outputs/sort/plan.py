@@ -1,4 +1,4 @@
-"""What goes where, found out without touching anything."""
+"""Decides which picture goes where, without touching anything."""
 
 import os
 import secrets
@@ -17,11 +17,11 @@ def plan(predictions: Iterable[Prediction], into: Path, by: SortMethod = "copy")
     """Find a place for each picture, without touching anything.
 
     The best label names the folder; `_unknown` holds pictures without a label, `_failed` those with an error. No two
-    labels share a folder and no name is given twice, also where upper and lower case are the same. What an earlier run
-    has put in place, and is unchanged, is left as it is.
+    labels share a folder and no name is given twice, even if upper and lower case count as the same. Pictures that an
+    earlier run put in place, and that are unchanged, stay there.
 
     Args:
-        into: the folder of the folders; made if it isn't there.
+        into: the folder for the labels' folders; it is made later if it doesn't exist.
         by: how a picture gets there. A symbolic link is followed, except that `move` moves the link itself.
 
     Raises:
@@ -42,13 +42,13 @@ def plan(predictions: Iterable[Prediction], into: Path, by: SortMethod = "copy")
 
 
 class SortPlan:
-    """What is to be done, planned row by row.
+    """A plan for sorting pictures, made row by row.
 
     Attributes:
-        into: the folder of the folders, as given.
-        root: the same, absolute and no link.
-        run: it has the files.
-        left_out: path and reason of each row that nothing can be done for.
+        into: the folder for the labels' folders, as the user gave it.
+        root: its absolute path, with links resolved.
+        run: the planned run with its files.
+        left_out: path and reason of each picture that can't be sorted.
         already_there: how many pictures are where they belong.
     """
 
@@ -68,11 +68,11 @@ class SortPlan:
         self._listed: set[Path] = set()
 
     def shown_target(self, file: SortedFile) -> str:
-        """Return where a picture goes, as the folder was given."""
+        """Return the target of a picture below the folder that the user gave."""
         return os.fspath(self.into / file.target.relative_to(self.root))
 
     def add(self, prediction: Prediction) -> None:
-        """Find a place for one more picture."""
+        """Plan where one more picture goes."""
         label = prediction.label if prediction.error is None else None
         if label is not None:
             folder = self._folders.of(label)
@@ -91,7 +91,7 @@ class SortPlan:
             self.run.folders[label] = folder
 
     def _file(self, given: str, folder: Path) -> SortedFile | None:
-        """Return what to do with a picture; None for nothing."""
+        """Return a picture with its target; None if it is already where it belongs."""
         source = self._canonical(given)
         if source in self._listed:
             raise ImageError("listed twice; the first row counts")
@@ -136,7 +136,7 @@ class SortPlan:
             )
 
     def _leads_to(self, link: Path) -> Path:
-        """Return the file that a link leads to, also where an earlier run has moved it."""
+        """Return the file that a link leads to, even if an earlier run has moved that file."""
         end = Path(os.path.realpath(link))
         if not end.exists() and end in self._before and self._before[end].by == "move":
             end = self._before[end].target
@@ -156,7 +156,7 @@ class SortPlan:
 
 
 def _is_same_folder(one: Path, other: Path) -> bool:
-    """Return whether two names, which differ in case at most, lead to the same folder."""
+    """Return whether two names, equal or different in case only, lead to the same folder."""
     try:
         return one == other or (one.name.casefold() == other.name.casefold() and one.samefile(other))
     except OSError:

@@ -1,6 +1,6 @@
-"""A plan carried out, and taken back.
+"""Carries out a plan, and undoes it.
 
-A process that is killed leaves at most one file half done: the next one that works on the folder first clears that up.
+A process that is killed leaves at most one file half done; the next one that works on the folder clears that up first.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from clipcls.outputs.sort.place import SortedFile, require_file, shown, status_o
 from clipcls.outputs.sort.plan import SortPlan
 from clipcls.records import FileStamp
 
-_BLOCK = 64  # files of which the log is brought to the disk together
+_BLOCK = 64  # files whose lines in the log are flushed to the disk together
 _NAME_ERRORS = frozenset({errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG})
 _LINK_ERRORS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP})
 
-#: A file, with the target that it got, and why nothing was done.
+#: A file with its final target, and why nothing was done; None if it was done.
 SortOutcome = tuple[SortedFile, str | None]
 
 
 def carry_out(plan: SortPlan) -> Generator[SortOutcome, None, None]:
-    """Do what a plan says, one file for each outcome that is asked for; whoever stops asking stops between two files.
+    """Sort one file for each outcome that is requested, and yield it; closing the generator stops between two files.
 
     Raises:
-        StoppedError: the folder can't be written to, or a source not taken away; what was done before stays done.
+        StoppedError: the folder can't be written to, or a source can't be removed; what was done before stays done.
     """
     if not plan.run.files and not (plan.root / LOG_NAME).exists():
         return
@@ -74,7 +74,7 @@ class _Sorter:
                 folder.mkdir(exist_ok=True)
 
     def outcomes(self) -> Iterator[SortOutcome]:
-        # not in one block with what they may lead to: what they say depends on where that has got to
+        # links come in blocks of their own, since their text depends on where their files have been moved
         for _, files in itertools.groupby(self._plan.run.files.values(), lambda file: file.leads_to is not None):
             while block := list(itertools.islice(files, _BLOCK)):
                 yield from self._block(block)
@@ -93,7 +93,7 @@ class _Sorter:
         append(self._plan.root, *(file_line(file, self._plan.root) for file in files), durable=True)
 
     def _prepare(self, file: SortedFile) -> SortedFile:
-        """Return what the log says before a file is touched; it is looked at anew, a while may have passed."""
+        """Return the file with its current status, for the log; it may have changed since it was planned."""
         folder = file.target.parent
         link = source_link = None
         if file.leads_to is not None:
@@ -101,7 +101,7 @@ class _Sorter:
             if status is None or not stat.S_ISLNK(status.st_mode):
                 raise ImageError("no such link any more")
             source_link = os.fspath(file.source.readlink())
-            # straight to the file that it led to, which may have been moved before; a relative link stays relative
+            # directly to the file that it led to, even if that has moved; a relative link stays relative
             end = self._moved.get(file.leads_to, file.leads_to)
             link = os.fspath(end) if Path(source_link).is_absolute() else os.path.relpath(end, folder)
         elif self._by == "move" and file.source.is_symlink():
@@ -109,7 +109,7 @@ class _Sorter:
         else:
             status = require_file(os.fspath(file.source))
         if self._by == "symlink":
-            # links outlive the move of the folder that they are in: to what it holds they are relative
+            # links to files in the folder are relative, so that they survive a move of the folder
             is_inside = file.source.is_relative_to(self._plan.root)
             link = os.path.relpath(file.source, folder) if is_inside else os.fspath(file.source)
         return replace(file, size=status.st_size, mtime_ns=status.st_mtime_ns, link=link, source_link=source_link)
@@ -120,7 +120,7 @@ class _Sorter:
                 place.put(file)
                 break
             except FileExistsError:
-                # something has come there meanwhile
+                # another file has got this name meanwhile
                 file = replace(file, target=file.target.with_name(numbered(file.source.name, number)))
                 self._announce(file)
             except ImageError as exc:
@@ -138,7 +138,7 @@ class _Sorter:
         """Return why one file is left out.
 
         Raises:
-            StoppedError: the others would fare no better.
+            StoppedError: the other files would fail as well.
         """
         why = reason(exc)
         if exc.errno in _NAME_ERRORS:
@@ -156,12 +156,12 @@ class _Sorter:
 
 
 def undo(into: Path) -> Generator[SortOutcome, None, None]:
-    """Take back the last run into a folder, one file for each outcome that is asked for.
+    """Undo the last run into a folder: take back one file for each outcome that is requested, and yield it.
 
-    What was moved goes back to its place, unless something else is there by now; copies and links are removed unless
-    they were changed, or hold what can't be found elsewhere any more. Folders that the run made go once they are
-    empty. It may be killed and run again. Of moves that couldn't be taken back the log is kept; where none of them
-    can be the next time either, the run before is taken back.
+    Moved files go back to their places, unless something else is there by now; copies and links are removed unless
+    they were changed or their originals are gone. Folders that the run made are removed once they are empty. An undo
+    may be killed and run again. Files that couldn't be taken back stay in the log; if none of them can be the next
+    time either, the run before is undone.
 
     Raises:
         StoppedError: the log can't be written.
@@ -190,12 +190,12 @@ def undo(into: Path) -> Generator[SortOutcome, None, None]:
             runs[index : index + 1] = [replace(run, tried=True)] if kept else []
             write_runs(root, runs)
             _remove_empty(root for name in run.made if name == ".")
-            # runs in which nothing happened are cleared away along with it
+            # runs in which nothing happened are removed along with it
             found = found or len(kept) < len(files) or (bool(files) and not run.tried)
 
 
 def _try_to_take_back(file: SortedFile) -> tuple[str | None, bool]:
-    """Take a file back; returns why it can't be, and whether it stays in the log, so that it can be tried again."""
+    """Take a file back; return why it can't be, if so, and whether it stays in the log for another try."""
     try:
         return place.take_back(file), False
     except FileExistsError:
