@@ -81,11 +81,7 @@ class Scored:
         return right
 
     def select(self, chosen: Flags) -> "Scored":
-        """Return the chosen pictures.
-
-        Args:
-            chosen: (n,) bool.
-        """
+        """Return the pictures that flags of (n,) bool choose."""
         return replace(
             self,
             truth=self.truth[chosen],

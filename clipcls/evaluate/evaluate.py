@@ -113,7 +113,7 @@ def _results(
 
 
 def _for_labels(plan: EvalPlan) -> EvalPlan:
-    """Return the plan changed for images that may have several labels."""
+    """Return the plan for images that may have several labels."""
     scoring = plan.scoring
     if scoring.multi_label:
         return plan
@@ -151,7 +151,6 @@ def _embed_labels(session: Session, plan: EvalPlan, prompts: PromptSet, watch: W
 def _answer(
     pictures: Pictures, session: Session, sides: Sequence[LabelFeatures], tally: "Callable[[LabelFeatures], _AnyTally]"
 ) -> "list[_AnyTally]":
-    """Collect one model's answers with each prompt set."""
     tallies = [tally(side) for side in sides]
     for rows, features in pictures.embed(session):
         for own in tallies:

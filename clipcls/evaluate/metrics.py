@@ -37,10 +37,8 @@ class Estimate:
     """A figure with its bootstrap interval.
 
     Attributes:
-        low: the interval's lower end, a percentile of the resamples.
-        high: the interval's upper end.
-        resampled: (RESAMPLES,) float64, the figure in each resample; the resamples depend only on how many images
-            there are.
+        low: the interval's lower end, a percentile of the resamples; `high` is its upper end.
+        resampled: (RESAMPLES,) float64, the figure in each resample; equally many images have the same resamples.
     """
 
     value: float

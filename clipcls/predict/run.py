@@ -55,11 +55,7 @@ class Tally:
         self._done = self._failed = 0
 
     def add(self, count: int, failed: Sequence[tuple[str, str]] = ()) -> None:
-        """Add to the counts.
-
-        Args:
-            failed: path and error of each image that couldn't be read.
-        """
+        """Count more images; `failed` holds path and error of each that couldn't be read."""
         self._done += count
         self._failed += len(failed)
         for path, error in failed:

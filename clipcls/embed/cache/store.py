@@ -263,5 +263,4 @@ class Cache:
 
 @cache
 def _warn_once(message: str) -> None:
-    """Log a warning once, however often a process opens the cache."""
     logger.warning(message)
