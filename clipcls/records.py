@@ -17,15 +17,15 @@ RACY_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """What changes with a file's content: a file with an equal stamp is taken to be unchanged.
+    """A file's size, times and inode: a file with an equal stamp is taken to be unchanged.
 
-    Its text form is what caches and plans keep.
+    Caches and plans keep its text form.
 
     Attributes:
-        size: in bytes; models of one architecture have one size.
-        mtime_ns: images of a system may give all files one.
-        ctime_ns: of the last change of content or metadata, in nanoseconds.
-        inode: or another number that tells files of one place apart.
+        size: in bytes; not enough alone, since models of one architecture have one size.
+        mtime_ns: when the content last changed; in system images all files may have the same.
+        ctime_ns: when content or metadata last changed, in nanoseconds.
+        inode: the inode, or another number that tells files apart.
     """
 
     size: int
@@ -40,7 +40,7 @@ class FileStamp:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> "FileStamp | None":
-        """Look at the file at a path; None where there is none that can be looked at."""
+        """Return the stamp of the file at a path; None where there is no file, or it can't be examined."""
         try:
             return cls.of(os.stat(path))  # noqa: PTH116 - making a Path takes longer than the call
         except (OSError, ValueError):
@@ -51,7 +51,7 @@ class FileStamp:
         """Return the stamp whose text form this is.
 
         Raises:
-            ValueError: it is none's.
+            ValueError: the text isn't a stamp's.
         """
         size, mtime_ns, ctime_ns, inode = map(int, text.split())
         return cls(size, mtime_ns, ctime_ns, inode)
@@ -61,11 +61,11 @@ class FileStamp:
         return f"{self.size} {self.mtime_ns} {self.ctime_ns} {self.inode}"
 
     def is_settled(self, seen: float | None = None) -> bool:
-        """Return whether the file had rested when it was looked at, so that its next change will show.
+        """Tell whether the file was old enough when the stamp was taken, so that a later change will alter the stamp.
 
         Args:
-            seen: when it was looked at, in Unix seconds. None: now, which is less strict than it should be by the
-                time that has passed since then.
+            seen: when the stamp was taken, in Unix seconds; None for now, which is too lenient by the time passed
+                since.
         """
         moment = time.time() if seen is None else seen
         return moment - max(self.mtime_ns, self.ctime_ns) / 1e9 >= RACY_SECONDS
@@ -77,8 +77,8 @@ class Label:
 
     Attributes:
         name: what is shown, as the user wrote it.
-        texts: what is put into the templates: the name in plain words, or its synonyms.
-        prompts: whole prompts; where there are any, no template is used for this label.
+        texts: what the templates are filled with: the name in plain words, or its synonyms.
+        prompts: complete prompts; if there are any, no template is used for this label.
     """
 
     name: str
@@ -97,7 +97,7 @@ class PromptSet:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """From a decoded picture to the model's input, in open_clip's terms.
+    """How a decoded picture becomes the model's input, in open_clip's terms.
 
     Attributes:
         size: height and width in pixels.
@@ -117,7 +117,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What the user asked for; nothing in it has been looked up yet.
+    """A model as the user asked for it; nothing in it has been looked up yet.
 
     Attributes:
         name: an alias, `NAME:TAG`, `hf-hub:ORG/REPO`, a model folder or a weights file.
@@ -134,7 +134,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What one has to know of a model as long as it needn't compute anything.
+    """What can be known of a model without opening it.
 
     Attributes:
         name: as the user asked for it.
@@ -144,7 +144,7 @@ class ModelFacts:
         logit_bias: None for a model that wasn't trained with the sigmoid loss.
         context_length: tokens a prompt may have, its start and end included.
         embed_dim: of the features.
-        words: folder that lists what the training captions were made of; None where the model doesn't say.
+        words: a folder that lists the words of the training captions; None where the model doesn't say.
     """
 
     name: str
@@ -167,7 +167,7 @@ class Span:
         file: path of the larger file.
         offset: of the picture's first byte.
         size: in bytes.
-        stamp: of the larger file when it was listed.
+        stamp: the larger file's, taken when it was listed.
     """
 
     file: str
@@ -192,8 +192,8 @@ class Stored:
     """A picture in a store such as S3, at the address that is its `ImageRef`'s path.
 
     Attributes:
-        size: in bytes; None where the store hasn't said it.
-        stamp: None where nothing tells whether it is unchanged.
+        size: in bytes; None where the store hasn't told it.
+        stamp: None where a change couldn't be noticed.
         is_known: whether the store has been asked.
     """
 
@@ -207,8 +207,8 @@ class Embedded:
     """A picture that a Parquet table holds.
 
     Attributes:
-        table: its path, or its address in a store.
-        row: from 0.
+        table: the table's path, or its address in a store.
+        row: counted from 0.
     """
 
     table: str
@@ -228,8 +228,8 @@ class ImageRef:
     """One input, in input order.
 
     Attributes:
-        path: as found, and what results call it; bytes that aren't UTF-8 are kept as surrogates (`os.fsdecode`).
-        error: why it can't be opened, where that is known before opening (a name that doesn't exist).
+        path: as found, and as results show it; bytes that aren't UTF-8 are kept as surrogates (`os.fsdecode`).
+        error: why it can't be opened, if that is known beforehand (such as a name that doesn't exist).
         content: where the picture is, or the bytes of its file; None for the file at `path`. A container isn't a
             picture, but holds some (`clipcls.inputs.discover.expand`).
     """
@@ -263,7 +263,7 @@ class Explanation:
 
     Attributes:
         margin: score of the best label minus that of the second; None for a single label.
-        prompts: of the best label and of the second, in their order.
+        prompts: those of the best label, then those of the second.
     """
 
     margin: float | None
@@ -280,8 +280,8 @@ class Prediction:
         similarity: the cosine of the best label; None with an error.
         top: the best labels, best first.
         error: why there is no answer.
-        explanation: where one was asked for.
-        index: rises in input order; of runs on a cluster.
+        explanation: None unless one was asked for.
+        index: rises in input order; None except in runs on a cluster.
     """
 
     path: str

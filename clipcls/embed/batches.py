@@ -15,10 +15,10 @@ _T = TypeVar("_T")
 
 
 class Batches(Generic[_T]):
-    """Puts items through a model, so many at a time; fewer from where the device's memory ran out.
+    """Encodes items in batches, in smaller ones once the device's memory has run out.
 
     Attributes:
-        size: how many at a time.
+        size: the number of items in a batch.
     """
 
     def __init__(self, encode: Callable[[Sequence[_T]], NDArray[np.float32]], size: int) -> None:
@@ -27,10 +27,10 @@ class Batches(Generic[_T]):
         self._asked = size
 
     def encode(self, items: Sequence[_T]) -> NDArray[np.float32]:
-        """Features of all items, in their order: (n_items, embed_dim) float32.
+        """Return the features of all items, in their order, (n_items, embed_dim) float32.
 
         Raises:
-            OutOfMemoryError: even one at a time doesn't fit.
+            OutOfMemoryError: not even one item fits.
         """
         parts: list[NDArray[np.float32]] = []
         done = 0

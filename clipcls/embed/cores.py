@@ -1,4 +1,4 @@
-"""How many cores there are to work on."""
+"""Count the cores."""
 
 import os
 

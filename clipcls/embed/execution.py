@@ -1,4 +1,4 @@
-"""How a run is carried out."""
+"""The settings of how a run is carried out."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,16 @@ _MAX_WORKERS = 32
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a run is carried out; none of it changes what is predicted, but for `decode` and the limits.
+    """How a run is carried out; only `decode` and the limits change what is predicted.
 
     Attributes:
-        batch_size: images a forward pass; None for 16 on a CPU, 256 on a GPU. It is halved where memory runs out.
-        workers: threads that decode; None for one a core, at most 32.
-        max_pixels: an image with more isn't decoded, but an error; one whose features are cached needn't be decoded.
-        max_bytes: a file with more isn't read, but an error.
-        web: fetches pictures from addresses; None refuses them.
+        batch_size: images a forward pass; None for 16 on a CPU, 256 on a GPU. It is halved when memory runs out.
+        workers: the number of threads that decode; None for one a core, at most 32.
+        max_pixels: an image with more is an error; one whose features are cached isn't decoded, and so isn't checked.
+        max_bytes: a file with more is an error, and isn't read.
+        web: fetches pictures from addresses; None to refuse them.
         cache_dir: None for no cache.
-        cache_size: of the cache's file at most, in bytes.
+        cache_size: the greatest size of the cache's file, in bytes.
         strict_prompts: a prompt over the context length is an error, not a warning.
     """
 
@@ -49,13 +49,13 @@ class Execution:
             raise UsageError(f"Unknown decode mode {self.decode!r}. Use one of: {', '.join(get_args(Decode))}.")
 
     def batch_size_on(self, device: str) -> int:
-        """Images a forward pass on a device such as `cpu` or `cuda:1`."""
+        """Return the number of images a forward pass on a device such as `cpu` or `cuda:1`."""
         return self.batch_size or (16 if device == "cpu" else 256)
 
     def threads(self) -> int:
-        """How many decode."""
+        """Return the number of threads that decode."""
         return self.workers or min(available_cores(), _MAX_WORKERS)
 
     def open_cache(self) -> Cache:
-        """The cache, which the caller closes."""
+        """Open the cache, which the caller closes."""
         return Cache(self.cache_dir, self.cache_size)

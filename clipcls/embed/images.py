@@ -1,4 +1,4 @@
-"""Pictures to features, decoded on threads ahead of the model."""
+"""Turn pictures into features; threads decode them ahead of the model."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # a file up to this size is read once, hashed and decoded in memory
 _WHOLE_BYTES = 2**28
-# images that wait behind one that isn't ready, at most
+# the most images that wait behind one that isn't ready
 _MOST_ITEMS = 4096
 
 Features = NDArray[np.float32]
@@ -41,7 +41,7 @@ class ImageBatch:
 
     Attributes:
         features: (n_good, embed_dim) float32, L2-normalised, of the images without an error, in order.
-        errors: for each image, why it has no features; None where it has.
+        errors: for each image, why it has no features; None if it has.
     """
 
     images: tuple[ImageRef, ...]
@@ -51,7 +51,7 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A picture's pixels, or the features that its content is known to have; and where both were found."""
+    """The result of reading a picture: its pixels, or its features if the cache has its content."""
 
     pixels: NDArray[np.uint8] | None = None
     features: Features | None = None
@@ -62,7 +62,7 @@ class _Read:
 
 @dataclass(slots=True)
 class _Item:
-    """An image on its way: with features from the cache, or with a future of what reading it gives."""
+    """An image in the pipeline, with its features or error, or with the future of its reading."""
 
     image: ImageRef
     features: Features | None = None
@@ -77,16 +77,16 @@ class _Item:
 def embed_images(
     images: Iterable[ImageRef], session: Session, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[ImageBatch]:
-    """Features of images in input order: from the cache, or decoded on threads ahead of the model.
+    """Yield the features of images in input order, from the cache or from the model.
 
-    A few batches of preprocessed pictures are in memory, however many images there are: two that are decoded ahead, or
-    one for each batch that the model takes at once, and those. An image that can't be read becomes an error in its
-    batch. The model is opened for the first picture that isn't cached.
+    Only a few batches of preprocessed pictures are in memory: those in the model, and as many decoded ahead, at least
+    two. An image that can't be read becomes an error in its batch. The model is opened for the first picture that isn't
+    cached.
 
     Args:
         images: iterated over on a thread of its own.
-        stop: asked after every batch, and while the input stalls. Once it says yes, what the model is at comes to
-            its end, and nothing more.
+        stop: called after every batch, and while the input stalls. Once it returns True, the batches that the model
+            has begun are finished, and no more are begun.
     """
     pipeline = _Pipeline(session)
     try:
@@ -105,13 +105,13 @@ def embed_images(
 
 
 def image_space(facts: ModelFacts, decode: Decode) -> bytes:
-    """SHA-256 of all that a picture's features depend on, besides its file."""
+    """Return the SHA-256 of all that a picture's features depend on, besides its file."""
     parts = (facts.precision, facts.device.split(":")[0], decode, str(DECODER_VERSION))
     return hashlib.sha256(facts.fingerprint + " ".join(parts).encode()).digest()
 
 
 class _Pipeline:
-    """Images between the input and their features, in order."""
+    """Carries images from the input to their features, in order."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -121,7 +121,7 @@ class _Pipeline:
         self._space = image_space(facts, execution.decode)
         self._batch_size = execution.batch_size_on(facts.device)
         self._items: deque[_Item] = deque()
-        self._unread: deque[_Item] = deque()  # those of them that no thread has been given
+        self._unread: deque[_Item] = deque()  # those of `_items` that no thread has begun to read
         self._reading = 0
         self._running: deque[tuple[list[_Item], Future[list[CachedImage]]]] = deque()
         self._hits = self._total = 0
@@ -131,7 +131,7 @@ class _Pipeline:
         self._batches: Batches[NDArray[np.uint8]] | None = None
 
     def add(self, images: Sequence[ImageRef]) -> None:
-        """Take images in, with the features of those that are cached."""
+        """Add images to the pipeline, and look their features up in the cache."""
         sought = [image for image in images if image.error is None]
         found = iter(self._find(sought))
         for image in images:
@@ -145,7 +145,7 @@ class _Pipeline:
                 self._hits += 1
 
     def _find(self, images: Sequence[ImageRef]) -> list[Features | None]:
-        """Features of those images that the cache knows without their being opened."""
+        """Return the features of images that the cache knows without opening them, None for the others."""
         if not self._cache.is_on:
             return [None] * len(images)
         paths, stamps = [known_path(image) for image in images], [known_stamp(image) for image in images]
@@ -156,7 +156,7 @@ class _Pipeline:
         return features.shape == (self._facts.embed_dim,)
 
     def batches(self, flush: bool) -> Iterator[ImageBatch]:
-        """Whatever can be answered; with `flush` all that is there, else as long as the threads stay ahead."""
+        """Yield finished batches: with `flush` until no image is left, else while enough images are read ahead."""
         while self._items or self._running:
             self._read_ahead()
             if self._items and len(self._running) < self._streams and (flush or self._may_go_on()):
@@ -167,12 +167,12 @@ class _Pipeline:
                 return
 
     def running(self) -> Iterator[ImageBatch]:
-        """What the model has begun with."""
+        """Yield the batches that the model has begun."""
         while self._running:
             yield self._answer(*self._running.popleft())
 
     def close(self) -> None:
-        """End the threads."""
+        """Log the cache's hits, and end the threads."""
         if self._total:
             logger.info("images: %d of %d from the cache", self._hits, self._total)
         for pool in (self._readers, self._encoders):
@@ -180,12 +180,12 @@ class _Pipeline:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _may_go_on(self) -> bool:
-        """Whether the next images are ready, or there are enough to keep the threads busy behind them."""
+        """Tell whether the next images are ready, or enough images follow to keep the threads busy."""
         enough = len(self._unread) + self._reading > 2 * self._batch_size or len(self._items) >= _MOST_ITEMS
         return enough or not self._items[0].is_open
 
     def _read_ahead(self) -> None:
-        """Keep the threads two batches ahead, or one for each that the model takes at once."""
+        """Keep two batches, or as many as the model runs at once, in the threads that read."""
         while self._unread and self._reading < max(2, self._streams) * self._batch_size:
             if self._readers is None:
                 self._readers = ThreadPoolExecutor(self._execution.threads(), thread_name_prefix="decode")
@@ -194,12 +194,12 @@ class _Pipeline:
             self._reading += 1
 
     def _take(self, flush: bool) -> list[_Item]:
-        """The next images: those that are ready, or up to a batch of others with what lies between them."""
+        """Remove and return the next images: those that are ready, or up to a batch to read and any ready between."""
         taken: list[_Item] = []
         new = 0
         wants_new = self._items[0].is_open
         left = len(self._unread) + self._reading
-        # the last ones are shared among the streams
+        # the last images are shared among the streams
         most = min(self._batch_size, -(-left // self._streams)) if flush and wants_new else self._batch_size
         while self._items and new < most and len(taken) < _MOST_ITEMS:
             if self._items[0].is_open and not wants_new:
@@ -212,7 +212,7 @@ class _Pipeline:
         return taken
 
     def _run(self, items: list[_Item]) -> None:
-        """Have images get their features, on a thread once there is something to compute."""
+        """Start to encode images, on a thread once there is something to compute."""
         if self._encoders is None and any(_has_pixels(item.future) for item in items):
             self._encoders = self._open_model()
         if self._encoders is not None and any(item.future is not None for item in items):
@@ -235,7 +235,7 @@ class _Pipeline:
         return encoders
 
     def _read(self, image: ImageRef) -> _Read:
-        """On a thread: the pixels of an image, unless the cache knows a file of the same content."""
+        """Read an image, on a thread; return its features if the cache has its content, else its pixels."""
         found = located(image)
         if found is not image:
             (features,) = self._find([found])
@@ -254,16 +254,16 @@ class _Pipeline:
     def _pixels(self, source: Source) -> NDArray[np.uint8]:
         preprocessing, decode = self._facts.preprocess, self._execution.decode
         picture = decode_picture(source, preprocessing, decode, self._execution.max_pixels)
-        # not before there is a picture: it imports torch, which a run with only hits and errors does without
+        # imported only for a picture: it imports torch, which a run with only hits and errors doesn't need
         from clipcls.images.fit import fit
 
         return fit(picture, preprocessing, decode)
 
     def _encode(self, items: Sequence[_Item]) -> list[CachedImage]:
-        """On a thread: give images their features, or their errors; returns what is new to the cache."""
+        """Give images their features or errors, on a thread; return what is new to the cache."""
         reads: list[tuple[_Item, _Read]] = []
         for item in items:
-            # whoever holds the future of an error holds its traceback, and with that all that is in this frame
+            # a future that is kept would keep its error's traceback, and with that all of this frame
             future, item.future = item.future, None
             if future is None:
                 continue
@@ -277,7 +277,7 @@ class _Pipeline:
         entries = []
         for item, read in reads:
             item.features = read.features if read.pixels is None else next(new)
-            # of what is known by its content, only the path is new
+            # if the cache had the content, only the path is new
             features = None if read.pixels is None else item.features
             entries.append(CachedImage(known_path(item.image), read.stamp, read.content, features, read.seen))
         return entries
@@ -293,7 +293,7 @@ class _Pipeline:
 
 
 def _has_pixels(future: "Future[_Read] | None") -> bool:
-    """Waits for the image to be read."""
+    """Wait for an image to be read, and tell whether it has pixels to encode."""
     return future is not None and future.exception() is None and future.result().pixels is not None
 
 
@@ -302,7 +302,7 @@ def _held_bytes(image: ImageRef) -> int:
 
 
 def _hashed(file: BinaryIO) -> tuple[bytes | BinaryIO, bytes]:
-    """A file to decode from, in memory if it isn't large, and the SHA-256 of its content."""
+    """Return what to decode from, the file or its bytes if it isn't large, and the SHA-256 of its content."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if size > _WHOLE_BYTES:

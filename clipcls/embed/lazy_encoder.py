@@ -1,4 +1,4 @@
-"""A model that is opened when something has to be computed."""
+"""A model that is opened only when something must be computed."""
 
 import logging
 from collections.abc import Callable
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class LazyEncoder:
-    """What is known of a model, and the model itself once something has to be computed.
+    """A model that is known by its facts, and opened only when something must be computed.
 
     Attributes:
-        facts: without a fingerprint where there was no cache to keep anything in.
+        facts: what is known of the model; the fingerprint is empty where there is no cache.
     """
 
     def __init__(self, facts: ModelFacts, load: "Callable[[Cache], Encoder]") -> None:
@@ -30,42 +30,42 @@ class LazyEncoder:
         self._encoder: Encoder | None = None
 
     def open(self, cache: Cache) -> "Encoder":
-        """The encoder, the same one each time.
+        """Return the encoder, loaded at the first call.
 
         Raises:
-            ModelError: it can't be had, or isn't any more what its facts say.
+            ModelError: it can't be loaded, or no longer matches its facts.
         """
         if self._encoder is None:
             self._encoder = self._load(cache)
         return self._encoder
 
     def fingerprint(self, cache: Cache) -> bytes:
-        """SHA-256 of all that features depend on, computed if it isn't known.
+        """Return the SHA-256 of all that features depend on, computed if it isn't known.
 
         Raises:
-            ModelError: the model can't be had.
+            ModelError: the model can't be loaded.
         """
         return self.facts.fingerprint or self.open(cache).fingerprint(cache.file_sha256)
 
     def usable(self, cache: Cache) -> Cache:
-        """The cache, or none where there is no fingerprint to tell models by."""
+        """Return the cache, or one that keeps nothing if no fingerprint tells this model from others."""
         return cache if self.facts.fingerprint else Cache(None)
 
 
 def find_model(model: "ModelSpec | Encoder | Callable[[], Encoder]", cache: Cache) -> LazyEncoder:
-    """A model by what the cache knows of it, else by opening it.
+    """Find a model's facts in the cache, else by opening it.
 
     Args:
-        model: what was asked for, or an encoder, or a function that gives one.
+        model: what the user asked for, or an encoder, or a function that returns one.
 
     Raises:
-        ModelError: it can't be had.
-        UsageError: the device isn't there.
+        ModelError: it can't be loaded.
+        UsageError: the device doesn't exist.
     """
     if not isinstance(model, ModelSpec):
         encoder = model() if callable(model) else model
         return LazyEncoder(encoder.facts(cache.file_sha256 if cache.is_on else None), lambda _: encoder)
-    spec = absolute(model)  # the working directory may be another one when it is opened
+    spec = absolute(model)  # the working directory may have changed when the model is opened
     facts = recall(cache, spec)
     if facts is not None:
         logger.info("model %s: known, %s, %s", model.name, facts.device, facts.precision)
@@ -77,14 +77,14 @@ def find_model(model: "ModelSpec | Encoder | Callable[[], Encoder]", cache: Cach
 
 
 def _load(spec: ModelSpec) -> "Encoder":
-    # torch is imported here, so that a run with only cached features does without
+    # torch is imported only here, so that a run with only cached features doesn't import it
     from clipcls.models.encoder import load_encoder
 
     return load_encoder(spec)
 
 
 def _load_known(spec: ModelSpec, facts: ModelFacts, cache: Cache) -> "Encoder":
-    """The model of `facts`, which may have been recalled hours ago."""
+    """Load the model of `facts`, and check them, since they may have been recalled hours ago."""
     encoder = _load(spec)
     found = replace(encoder.facts(None), fingerprint=encoder.fingerprint(cache.file_sha256))
     if found != facts:

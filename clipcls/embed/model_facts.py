@@ -1,7 +1,7 @@
-"""What is known of a model from an earlier run, so that a run with only cached features needn't open it.
+"""Remember the facts of a model, so that a later run with only cached features needn't open it.
 
-The facts are kept under all that was asked for and all that answers `auto`: the machine's processor and GPUs, and the
-installed torch and open_clip. They hold as long as no file that they were read from changes, appears or disappears.
+Their key covers all that the user asked for and all that decides what `auto` means: the machine's processor and GPUs,
+the installed torch and open_clip. They hold until a file that they were read from changes, appears or disappears.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from clipcls.embed.cache.store import Cache
 from clipcls.models import catalog
 from clipcls.records import FileStamp, ModelFacts, ModelSpec, Preprocessing
 
-# raised whenever what is kept, or how a model is read, changes
+# to be raised whenever what is kept, or how a model is read, changes
 _VERSION = 1
 # what decides where the Hugging Face Hub's files are, and which GPUs are seen
 _ENVIRONMENT = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
@@ -28,7 +28,7 @@ _GPU_ENVIRONMENT = (
 
 
 def recall(cache: Cache, spec: ModelSpec) -> ModelFacts | None:
-    """The facts of a model that an earlier run opened; None where there was none, or anything has changed since."""
+    """Return the facts of a model that an earlier run opened; None if none did, or anything has changed since."""
     kept = cache.get_model(_key(spec)) if cache.is_on else None
     if kept is None:
         return None
@@ -43,7 +43,7 @@ def recall(cache: Cache, spec: ModelSpec) -> ModelFacts | None:
 
 
 def _as_facts(kept: dict[str, Any]) -> ModelFacts | None:
-    """What `remember` kept; None for what can't be used."""
+    """Return the facts that `remember` kept; None if they can't be used."""
     preprocess = dict(kept["preprocess"])
     preprocess |= {name: tuple(preprocess[name]) for name in ("size", "mean", "std")}  # JSON has no tuples
     made = {"fingerprint": bytes.fromhex(kept["fingerprint"]), "preprocess": Preprocessing(**preprocess)}
@@ -58,7 +58,7 @@ def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, seen: dict[str, F
     """Keep the facts of an opened model, unless they lack a fingerprint.
 
     Args:
-        seen: what `look_at` gave for its files before they were read.
+        seen: the stamps of its files from before they were read, by path; None for a file that didn't exist.
     """
     if cache.is_on and facts.fingerprint:
         files = {path: str(stamp) if stamp else None for path, stamp in seen.items()}
@@ -67,7 +67,7 @@ def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, seen: dict[str, F
 
 
 def absolute(spec: ModelSpec) -> ModelSpec:
-    """The same question, whatever the working directory."""
+    """Return the spec with absolute paths, so that it doesn't depend on the working directory."""
     name = spec.name if catalog.find(spec.name) else _absolute(spec.name) or ""
     return replace(spec, name=name, preprocess=_absolute(spec.preprocess))
 
@@ -81,13 +81,13 @@ def _key(spec: ModelSpec) -> bytes:
 
 
 def _absolute(name: str | None) -> str | None:
-    """A path made absolute, anything else as it is."""
+    """Return an existing path made absolute, anything else unchanged."""
     path = (name or "").removeprefix("local-dir:")
     return os.path.abspath(path) if path and os.path.exists(path) else name  # noqa: PTH100, PTH110, names may be odd
 
 
 def _machine() -> list[str | None]:
-    """What `auto` depends on, read without torch."""
+    """Return what the meaning of `auto` depends on, read without torch."""
     gpus = sorted(str(path) for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern))
     packages = [_package_stamp(name) for name in ("torch", "open_clip", "timm", "transformers")]
     visible = [os.environ.get(name) for name in _GPU_ENVIRONMENT]

@@ -1,4 +1,4 @@
-"""What an iterable gives, read ahead on a thread of its own, since reading a pipe blocks."""
+"""Read an iterable ahead on a thread of its own, since reading a pipe blocks."""
 
 import threading
 from collections import deque
@@ -7,31 +7,31 @@ from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 
-#: items that are handed over at once
+#: the most items of one list
 CHUNK = 512
-# what these may weigh together (the last one may exceed it), in bytes of memory
+# bytes of memory that a list's items may take; the last one may exceed it
 _CHUNK_BYTES = 2**25
-# an input that stalls this long (a slow pipe) has what is there handed over
+# when the input stalls this long (a slow pipe), what is there is handed over
 STALL_SECONDS = 0.1
 
 
 class Ahead(Generic[_T]):
-    """Lists of items as they come: of up to CHUNK, or of what is there (perhaps none) once the input has stalled.
+    """Yields lists of items as they come: of up to CHUNK, or of what is there (perhaps none) once the input stalls.
 
-    A context manager, which ends its thread; one that is blocked in reading ends with the process.
+    The context manager ends the thread; a thread that is blocked in reading ends with the process.
 
     Args:
-        weigh: bytes that an item holds in memory; lists of heavy ones are shorter.
+        weigh: returns the bytes that an item holds in memory; lists of heavy items are shorter.
 
     Attributes:
-        stalled: whether the last list was cut short because no more was there, or was the last.
+        stalled: whether the list yielded last was cut short by a stall, or is the end of the input.
     """
 
     def __init__(self, items: Iterable[_T], weigh: Callable[[_T], int] = lambda _: 0) -> None:
         self._items = items
         self._weigh = weigh
         self._ready: deque[_T] = deque()
-        self._bytes = 0  # that these weigh
+        self._bytes = 0  # what the items in `_ready` weigh
         self._changed = threading.Condition()
         self._ended = False
         self._stopped = False
@@ -48,9 +48,7 @@ class Ahead(Generic[_T]):
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[list[_T]]:
-        """Raises:
-        Whatever reading raised, after the items before it.
-        """
+        """Yield the lists, then raise the error that reading raised, if any."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or self._has(1), STALL_SECONDS)
@@ -66,7 +64,7 @@ class Ahead(Generic[_T]):
                 return
 
     def _has(self, chunks: int) -> bool:
-        """Whether as much is ready as that many lists hold at most."""
+        """Tell whether enough is ready to fill so many lists."""
         return len(self._ready) >= chunks * CHUNK or self._bytes >= chunks * _CHUNK_BYTES
 
     def _take(self) -> list[_T]:

@@ -1,4 +1,4 @@
-"""A model and the cache, opened once and shared by all that a run does with them."""
+"""A model and the cache, opened once and shared by all parts of a run."""
 
 import os
 from collections.abc import Callable
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 class Session:
     """Owns the model and the cache of a run, and closes the cache at its end.
 
-    The cache is opened, and the model looked for, at the first question; the model is opened at the first picture or
+    The cache is opened, and the model's facts are found, at first use; the model is opened for the first picture or
     text whose features aren't cached.
 
     Args:
-        model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, a function that gives one, or what
-            `find_model` found.
-        execution: the default caches in the platform's cache directory.
-        cache: one that is open, and closed by who opened it; None to open the execution's.
+        model: a name as `--model` takes it, a folder, a `ModelSpec`, an encoder, a function that returns one, or the
+            result of `find_model`.
+        execution: None for the default settings, with a cache in the platform's cache directory.
+        cache: an open cache, which the session doesn't close; None to open the execution's.
 
     Attributes:
-        spec: what the model was asked for as; None where an encoder was given.
+        spec: the model as it was asked for; None unless a name, a folder or a `ModelSpec` was given.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Close the cache, unless it is another session's; it is opened again when it is needed."""
+        """Close the cache, unless it was passed in; it is opened again when it is needed."""
         if self._shared is None and "_stored" in self.__dict__:
             self.__dict__.pop("_stored").close()
 
     def beside(self, model: "ModelSpec | Encoder | Callable[[], Encoder]") -> "Session":
-        """Return a session of another model that shares this one's cache; this one has to be closed after it."""
+        """Return a session of another model that shares this one's cache; close this one last."""
         return Session(model, self.execution, self._stored)
 
     @property
     def name(self) -> str:
-        """What the model is called: as it was asked for."""
+        """The model's name, as the user asked for it."""
         return self.facts.name if self.spec is None else self.spec.name
 
     @property
@@ -68,8 +68,8 @@ class Session:
         """What is known of the model without opening it.
 
         Raises:
-            ModelError: it can't be had.
-            UsageError: the device isn't there.
+            ModelError: it can't be loaded.
+            UsageError: the device doesn't exist.
         """
         return self._found.facts
 
@@ -78,7 +78,7 @@ class Session:
         """SHA-256 of all that features depend on, computed if it isn't known.
 
         Raises:
-            ModelError: the model can't be had.
+            ModelError: the model can't be loaded.
         """
         return self._found.fingerprint(self._stored)
 
@@ -87,13 +87,13 @@ class Session:
         """The model, opened at the first use.
 
         Raises:
-            ModelError: it can't be had, or isn't any more what its facts say.
+            ModelError: it can't be loaded, or no longer matches its facts.
         """
         return self._found.open(self._stored)
 
     @property
     def cache(self) -> Cache:
-        """The cache for features of this model; one that keeps nothing where models can't be told apart."""
+        """The cache for this model's features; one that keeps nothing if models can't be told apart."""
         return self._found.usable(self._stored)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Prompts to the averaged embeddings of labels."""
+"""Turn prompts into the averaged embeddings of labels."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +26,15 @@ def embed_texts(
     strict: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> list[CachedText]:
-    """The averaged embedding of each label's prompts: normalised, averaged, normalised again.
+    """Return the averaged embedding of each label's prompts: normalised, averaged, normalised again.
 
-    The model is opened only if some embedding isn't cached. What is done is cached as it goes, so that an interrupted
-    run goes on where it was.
+    The model is opened only if some embedding isn't cached. Embeddings are cached as they are computed, so that an
+    interrupted run goes on where it was.
 
     Args:
-        prompts: for each label, at least one.
+        prompts: at least one for each label.
         strict: refuse prompts over the context length before any is embedded.
-        report: called with the number of labels done and of labels to do, as they are embedded.
+        report: called with the numbers of labels done and to do, as they are embedded.
 
     Raises:
         UsageError: with `strict`, a prompt is over the context length.
@@ -44,7 +44,7 @@ def embed_texts(
     facts, cache = session.facts, session.cache
     keys = [text_key(facts.fingerprint, facts.precision, label_prompts) for label_prompts in prompts]
     cached = {key: text for key, text in cache.get_texts(keys).items() if _is_sound(text, facts.embed_dim)}
-    # equal prompts, of a label and the background say, are embedded once
+    # equal prompts, such as a label's and the background's, are embedded once
     missing = {key: label_prompts for key, label_prompts in zip(keys, prompts, strict=True) if key not in cached}
     logger.info("texts: %d of %d from the cache", len(keys) - sum(key in missing for key in keys), len(keys))
     if strict:
@@ -65,7 +65,7 @@ def embed_texts(
 
 
 def truncated_message(cut: Sequence[str], context_length: int) -> str:
-    """What is said of prompts that the model sees only the beginning of."""
+    """Return the message about prompts of which the model sees only the beginning."""
     more = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
     return f"the model sees only the first {context_length} tokens of the prompt {cut[0]!r}{more}"
 
@@ -81,7 +81,7 @@ def _refuse_truncated(cached: Sequence[CachedText], missing: Sequence[tuple[str,
 
 
 def _groups(prompts: dict[bytes, tuple[str, ...]]) -> Iterator[dict[bytes, tuple[str, ...]]]:
-    """The labels in groups of some TEXT_BATCH prompts or more."""
+    """Yield the labels in groups with TEXT_BATCH prompts or a few more."""
     group: dict[bytes, tuple[str, ...]] = {}
     count = 0
     for key, label_prompts in prompts.items():
@@ -109,5 +109,5 @@ def _average_texts(prompts: Sequence[tuple[str, ...]], encoder: "Encoder", batch
 
 
 def _is_sound(text: CachedText, embed_dim: int) -> bool:
-    """A row of another length or norm is damage, or another program's."""
+    """Tell whether a cached text has the right length and norm; otherwise it is damaged."""
     return text.features.shape == (embed_dim,) and bool(abs(np.linalg.norm(text.features) - 1.0) < 1e-3)

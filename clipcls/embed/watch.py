@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on, to whoever shows it."""
+"""Functions by which a run reports its progress to whoever shows it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Functions that a run calls; each does nothing unless it is given.
+    """Functions that a run calls to report its progress; each does nothing by default.
 
     Attributes:
         labels: called with the numbers of labels embedded and to be embedded.

@@ -1,4 +1,4 @@
-"""Scores of labelled pictures, what corrects them, and how they fare before and after. NumPy only."""
+"""Fit corrections to the scores of labelled pictures, and measure the scores before and after. NumPy only."""
 
 import math
 from collections.abc import Mapping
@@ -27,22 +27,22 @@ from clipcls.predict.scores import ScoreKind
 
 ANSWERED = "share answered"
 PRECISION = "right of the answered"
-#: Images of a label without which no threshold is fitted to its best F1.
+#: A label with fewer images gets no threshold fitted to its best F1.
 LEAST_OF_LABEL = 10
-# significant digits of what a file holds; float32 has fewer
+# significant digits of the numbers written to a calibration file; float32 has fewer
 _DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Labelled pictures beside the labels.
+    """Labelled pictures and how similar they are to the labels.
 
     Attributes:
-        truth: (n, n_labels) bool.
-        outside: (n,) bool, whether none of the labels is right; with one label an image only.
+        truth: (n, n_labels) bool, whether a label is right for a picture.
+        outside: (n,) bool, whether none of the labels is right; all False where an image may have several labels.
         cosines: (n, n_labels) float32.
-        contrasts: (n, n_labels) float32, what scores are made of.
-        scoring: without a threshold.
+        contrasts: (n, n_labels) float32, which scores are computed from, see `clipcls.predict.ranking.contrasts`.
+        scoring: how scores are computed; its threshold is None.
     """
 
     truth: Flags
@@ -53,7 +53,7 @@ class Scored:
 
     @classmethod
     def make(cls, features: Array, truth: Flags, side: LabelFeatures, scoring: Scoring) -> "Scored":
-        """What follows from features and labels."""
+        """Compare the pictures' features with the labels."""
         cosines = similarities(features, side.features)
         outside: Flags = ~np.any(truth, axis=1) & (not scoring.multi_label)
         values = contrasts(cosines, features, side, scoring.score_kind)
@@ -66,22 +66,22 @@ class Scored:
 
     @property
     def kind(self) -> ScoreKind:
-        """Of the scores."""
+        """The kind of the scores."""
         return self.scoring.score_kind
 
     @property
     def count(self) -> int:
-        """Of the pictures."""
+        """How many pictures there are."""
         return len(self.truth)
 
     @property
     def right(self) -> Indices:
-        """(n,) int64, the label of each image; any where it is outside."""
+        """(n,) int64, the index of each image's label; meaningless where the image is outside."""
         right: Indices = self.truth.argmax(axis=1).astype(np.int64)
         return right
 
     def select(self, chosen: Flags) -> "Scored":
-        """Some of the pictures."""
+        """Return the pictures that flags of (n,) bool choose."""
         return replace(
             self,
             truth=self.truth[chosen],
@@ -91,11 +91,11 @@ class Scored:
         )
 
     def scores(self, side: LabelFeatures) -> Array:
-        """(n, n_labels) float32."""
+        """Return the score of every picture and label, (n, n_labels) float32."""
         return self.kind.scores(self.contrasts, side.logit_scale, side.logit_bias)
 
     def answers(self, label_scores: Array) -> Flags:
-        """What is an answer as far as there is no threshold, (n, n_labels) bool."""
+        """Return which labels would be answered if there were no threshold, (n, n_labels) bool."""
         if self.multi_label:
             return np.ones(label_scores.shape, dtype=bool)
         answered: Flags = np.arange(label_scores.shape[1]) == best_labels(self.cosines, label_scores)[:, None]
@@ -104,11 +104,10 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What was fitted to scores; see `Calibration`.
+    """The scale and bias that were fitted to scores; see `Calibration`.
 
     Attributes:
-        is_fitted: False where no answer was wrong, so that there is no best scale and the model's own was kept; and
-            for cosines.
+        is_fitted: False for cosines, and where no answer was wrong: then no scale is best, and the model's is kept.
     """
 
     temperature: float | None
@@ -119,14 +118,13 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """How scores fare on some images.
+    """How good scores are on some images, before and after a calibration.
 
     Attributes:
-        images: how many.
+        images: the number of images.
         before: the figures of the model's own scores, by name.
-        after: those of the calibrated ones.
-        labels: of each label the images, the answers that its threshold lets pass, and how many of them are right;
-            empty without thresholds.
+        after: the figures of the calibrated scores, by name.
+        labels: the counts of each label at its threshold; empty without thresholds.
     """
 
     images: int
@@ -136,14 +134,14 @@ class Measures:
 
 
 def rule_for_precision(target: float, least: int | None = None) -> Rule:
-    """Thresholds that reach a precision.
+    """Return the rule of thresholds that reach a precision.
 
     Args:
-        least: answers for a threshold to rest on; None for as many as can hold one wrong answer at the target, since
-            fewer can't tell it from perfection.
+        least: the number of answers that a threshold must rest on; None for the fewest that may hold one wrong answer
+            at the target, since fewer can't tell the target from perfection.
 
     Raises:
-        UsageError: no number of answers shows such a precision.
+        UsageError: the target doesn't lie between 0 and 1.
     """
     if not 0 < target < 1:
         raise UsageError("--target-precision must lie between 0 and 1, such as 0.95; no number of images shows 1.")
@@ -151,10 +149,10 @@ def rule_for_precision(target: float, least: int | None = None) -> Rule:
 
 
 def rule_for_f1(least: int | None = None) -> Rule:
-    """Thresholds of the best F1.
+    """Return the rule of thresholds with the best F1.
 
     Args:
-        least: images of a label for its threshold to rest on; None for 10.
+        least: the number of images that a label must have for its threshold to be fitted; None for 10.
     """
     return Rule(None, least or LEAST_OF_LABEL)
 
@@ -164,7 +162,7 @@ def rule_for_f1(least: int | None = None) -> Rule:
 
 
 def hold_out(data: Scored, share: float, seed: int) -> Flags:
-    """Choose some images of each class by chance, (n,) bool."""
+    """Choose a share of the images of each class at random, (n,) bool."""
     order = np.random.default_rng(seed).permutation(data.count)
     groups = np.zeros(data.count, dtype=np.int64) if data.multi_label else np.where(data.outside, -1, data.right)
     chosen = np.zeros(data.count, dtype=bool)
@@ -175,10 +173,10 @@ def hold_out(data: Scored, share: float, seed: int) -> Flags:
 
 
 def fit_scores(data: Scored, side: LabelFeatures) -> Correction:
-    """Fit scores to the truth.
+    """Fit the scale, and for sigmoid scores the bias, to the truth.
 
     Raises:
-        UsageError: the similarities tell nothing of the truth.
+        UsageError: the similarities don't tell right labels from wrong ones.
     """
     if not data.kind.fits_scale:
         return Correction(None, None, None, False)
@@ -199,7 +197,7 @@ def fit_thresholds(data: Scored, side: LabelFeatures, rule: Rule) -> tuple[Label
     """Fit a threshold for each label.
 
     Args:
-        side: with the corrected scale and bias.
+        side: the labels with the corrected scale and bias.
     """
     label_scores = data.scores(side)
     answers = data.answers(label_scores)
@@ -210,12 +208,12 @@ def fit_thresholds(data: Scored, side: LabelFeatures, rule: Rule) -> tuple[Label
 
 
 def _threshold(found: Array, truth: Flags, answers: Flags, rule: Rule, data: Scored) -> LabelThreshold:
-    """One label's.
+    """Fit the threshold of one label.
 
     Args:
-        found: (n_answers,) float32, the label's scores where it is an answer.
-        truth: (n,) bool.
-        answers: (n,) bool.
+        found: (n_answers,) float32, the label's scores for the images that it is an answer to.
+        truth: (n,) bool, whether an image has the label.
+        answers: (n,) bool, whether the label is an answer to an image.
     """
     images, right = int(truth.sum()), truth[answers]
     value, note = None, None
@@ -243,7 +241,7 @@ def _why_never(answers: int, images: int, rule: Rule) -> str:
 
 
 def _shortest(value: float) -> float:
-    """The number with the fewest digits that is the same one in float32."""
+    """Return the number with the fewest digits that is equal in float32."""
     return float(str(np.float32(value)))
 
 
@@ -252,7 +250,7 @@ def _shortest(value: float) -> float:
 
 
 def measure(data: Scored, before: LabelFeatures, after: LabelFeatures) -> Measures:
-    """Figures of the model's own scores and of those that a calibration was applied to."""
+    """Measure the scores of labels before and after a calibration was applied to them."""
     return Measures(
         data.count,
         metrics.bootstrap(_statistics(data, before, after.thresholds is not None), data.count),
@@ -262,10 +260,10 @@ def measure(data: Scored, before: LabelFeatures, after: LabelFeatures) -> Measur
 
 
 def _statistics(data: Scored, side: LabelFeatures, of_thresholds: bool) -> dict[str, Statistic]:
-    """The figures.
+    """Return the statistics of the scores, by name.
 
     Args:
-        of_thresholds: also those that without thresholds say nothing.
+        of_thresholds: whether to include the statistics that mean something only with thresholds.
     """
     label_scores = data.scores(side)
     answers = data.answers(label_scores)
@@ -293,7 +291,7 @@ def _losses(data: Scored, side: LabelFeatures) -> Values:
 
 
 def _softmax_loss(data: Scored, side: LabelFeatures) -> Statistic:
-    """Of the images whose class is among the labels."""
+    """Return the mean softmax loss over the images whose class is among the labels."""
     inside = ~data.outside
     losses = np.zeros(data.count)
     logits = math.exp(side.logit_scale) * data.contrasts[inside].astype(np.float64)

@@ -1,4 +1,4 @@
-"""From labelled pictures to a calibration."""
+"""Fit a calibration to labelled pictures."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Flags
 from clipcls.predict.scores import kind_names
 
-#: Images without which nothing is fitted.
+#: With fewer images, nothing is fitted.
 LEAST_IMAGES = 10
 
 Failures = tuple[tuple[str, str], ...]
@@ -28,12 +28,12 @@ Failures = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
-    """What is fitted, and what on.
+    """What is fitted, and on which images.
 
     Attributes:
-        rule: for thresholds; None for none.
-        holdout: the share of the images that is kept to measure on; None to measure on those that it is fitted on.
-        seed: of the choice of these.
+        rule: how thresholds are chosen; None for no thresholds.
+        holdout: the share of the images that is held out to measure on; None to measure on the fitted ones alone.
+        seed: of the random choice of the images held out.
     """
 
     rule: Rule | None = None
@@ -41,22 +41,26 @@ class CalibrationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a share that isn't one."""
+        """Check the settings.
+
+        Raises:
+            UsageError: `holdout` doesn't lie between 0 and 1.
+        """
         if self.holdout is not None and not 0 < self.holdout < 1:
             raise UsageError("--holdout is a share of the images: it must lie between 0 and 1, such as 0.5.")
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """What came of a calibration.
+    """A calibration, and how good scores are with it.
 
     Attributes:
-        fitted: on the images that it was fitted on, which is rather too good.
-        held_out: on the others.
+        fitted: measured on the images that it was fitted on, which looks better than new images would.
+        held_out: measured on the images held out; None where none were.
         failed: path and error of each image that couldn't be read.
-        outside: images whose class isn't among the labels: any answer to them is wrong.
+        outside: the number of images whose class isn't among the labels: any answer to them is wrong.
         is_fitted: False where no answer was wrong, so that the model's temperature was kept.
-        problems: of the data.
+        problems: messages about the data.
     """
 
     calibration: Calibration
@@ -74,11 +78,11 @@ def calibrate(
     """Fit the scores of one model with one prompt set to labelled pictures.
 
     Args:
-        plan: one model and one prompt set.
+        plan: must hold one model and one prompt set.
 
     Raises:
-        ModelError: the model can't be had.
-        UsageError: labels, prompts or settings that can't be used, or pictures that tell nothing of scores.
+        ModelError: the model can't be loaded.
+        UsageError: labels, prompts or settings can't be used, or the pictures are too few or don't fit the labels.
     """
     if plan.scoring.multi_label:
         truth = replace(truth, multi_label=True)
@@ -120,7 +124,7 @@ def _calibration(basis: Basis, correction: Correction, images: int) -> Calibrati
 
 
 def _refuse(truth: Truth, plan: EvalPlan, settings: CalibrationSettings) -> None:
-    """What can't be calibrated, before a model is opened."""
+    """Raise UsageError for what can't be calibrated, before a model is opened."""
     kind, multi_label = plan.scoring.score_kind, plan.scoring.multi_label
     if len(plan.models) != 1 or len(plan.prompts) != 1:
         raise UsageError("A calibration is of one model with one prompt set.")

@@ -1,4 +1,4 @@
-"""Which classes are taken for which: the most confused pairs, and the matrix as a picture."""
+"""Which classes are mistaken for which: the most confused pairs, and the matrix as a picture."""
 
 import math
 from collections.abc import Sequence
@@ -17,30 +17,30 @@ from clipcls.predict.ranking import Indices
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: What the answer is called that isn't one.
+#: The name shown for a missing answer.
 NO_ANSWER = "unknown"
 
-# pictures that are named for each pair
+# example pictures for each pair
 _EXAMPLES = 3
-# up to so many classes, cells are large enough for their numbers
+# up to this many classes, cells are large enough to hold their counts
 _NUMBERED = 25
 _LONGEST_NAME = 24
-_INCHES = (6.0, 26.0)  # that the matrix is wide, at least and at most
+_INCHES = (6.0, 26.0)  # least and greatest width of the matrix
 _DPI = 100
-_SMALLEST = 5.0  # letters, in points
+_SMALLEST = 5.0  # font size of the names, in points
 _TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
-_DARK = 0.3  # the share from which a cell's ground is dark
+_DARK = 0.3  # above this share, a cell's background is dark and its number white
 
 
 @dataclass(frozen=True, slots=True)
 class ConfusedPair:
-    """A class and a wrong answer.
+    """A class and a wrong answer to some of its images.
 
     Attributes:
-        predicted: None where there was no answer.
-        count: images of the class that got this answer.
-        share: of the class's images.
-        paths: some of them, those with the highest scores first.
+        predicted: the wrong answer; None for images without an answer.
+        count: the number of images of the class that got this answer.
+        share: the same as a share of the class's images.
+        paths: some of these images, highest scores first.
     """
 
     truth: str
@@ -52,12 +52,12 @@ class ConfusedPair:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """What was taken for what.
+    """A confusion matrix.
 
     Attributes:
-        names: of the classes, which are the rows and the columns; one more column is of no answer.
-        counts: (classes, classes + 1) int64.
-        pairs: the most confused ones, most images first.
+        names: of the classes, in the order of the rows and columns.
+        counts: (classes, classes + 1) int64, truth by answer; the last column counts images without an answer.
+        pairs: the most confused pairs, most images first.
     """
 
     names: tuple[str, ...]
@@ -68,10 +68,10 @@ class Confusion:
 def most_confused(
     answers: Answers, counts: Indices, names: Sequence[str], paths: Sequence[str], limit: int
 ) -> tuple[ConfusedPair, ...]:
-    """The pairs of a class and a wrong answer with the most images; of equally many, those with the larger share.
+    """Return the pairs of a class and a wrong answer with the most images; ties go to the larger share.
 
     Args:
-        counts: (classes, classes + 1) int64.
+        counts: (classes, classes + 1) int64, see `Confusion`.
         paths: of the images.
     """
     wrong = counts.copy()
@@ -92,15 +92,15 @@ def most_confused(
 
 
 def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
-    """Draw the matrix, each row in shares of its class.
+    """Draw the matrix as a PNG, each row coloured by shares of its class.
 
     Args:
-        picture: the PNG to write; it is there whole, or not at all.
+        picture: the file to write; it is written whole, or not at all.
 
     Raises:
-        StoppedError: it can't be written.
+        StoppedError: the file can't be written.
     """
-    # not before something is drawn; and without pyplot, whose figures are global
+    # imported only to draw, since it is slow; without pyplot, whose figures are global
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -111,7 +111,7 @@ def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
     axes = figure.subplots()
     support = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(support, 1)
-    # a few images of a hundred should be seen, too
+    # the square root of the share, so that a few images of a hundred are visible too
     norm = PowerNorm(0.5, vmin=0, vmax=1)
     image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.6, ticks=_TICKS)
@@ -126,7 +126,7 @@ def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
 
 
 def _shown(confusion: Confusion) -> tuple[NDArray[np.int64], list[str]]:
-    """The counts with the names of their columns; no column for no answer where there always was one."""
+    """Return the counts and the names of their columns, without the last column if every image got an answer."""
     names = list(confusion.names)
     if confusion.counts[:, -1].any():
         return confusion.counts, [*names, NO_ANSWER]
@@ -134,7 +134,7 @@ def _shown(confusion: Confusion) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _name_ticks(axes: "Axes", columns: Sequence[str], rows: Sequence[str], cell: float) -> None:
-    """Every class by name, in letters as large as its cell allows; of very many, some."""
+    """Name the classes, in letters as large as the cells allow; of very many classes, name every few."""
     points = min(10.0, max(_SMALLEST, 72 * cell * 0.7))
     every = math.ceil(_SMALLEST / (72 * cell))
     axes.set_xticks(range(0, len(columns), every), [_short(name) for name in columns[::every]], rotation=90)
@@ -152,6 +152,6 @@ def _write_numbers(axes: "Axes", counts: NDArray[np.int64], shares: NDArray[np.f
 
 
 def _short(name: str) -> str:
-    """A name as plain text of a bearable length; a dollar sign would begin a formula."""
+    """Return a name cut to a readable length, with dollar signs escaped, since they would begin a formula."""
     shown = printable(name).replace("$", r"\$")
     return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"

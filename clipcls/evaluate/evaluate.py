@@ -1,4 +1,4 @@
-"""How well labels, prompts and models do on pictures whose answers are known: a labelling job, before it is run."""
+"""Measure how well labels, prompts and models do on pictures whose answers are known."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from clipcls.models.encoder import Encoder
 
 DEFAULT_CONFUSED = 10
-_NOWHERE = 2**31  # the place of a label that isn't listed
+_NOWHERE = 2**31  # the rank of a label that a prediction doesn't list
 _OUT_OF_RANGE = "scores that don't lie between 0 and 1 are no probabilities"
-# how far from 1 the sum of an image's scores may be, of which a file holds some digits
+# how far from 1 the sum of an image's scores may be, since files hold rounded scores
 _ROUNDING = 1e-3
 
 
@@ -62,8 +62,8 @@ class EvalPlan:
     """What is evaluated: each model with each prompt set.
 
     Attributes:
-        scoring: its `kind` and `multi_label`, and with several labels an image its `threshold`.
-        confused: how many of the most confused pairs are wanted.
+        scoring: used are its `kind` and `multi_label`, and where an image may have several labels its `threshold`.
+        confused: the number of most confused pairs to report.
     """
 
     labels: tuple[Label, ...]
@@ -82,8 +82,8 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
     that can't be read is left out for all models alike.
 
     Raises:
-        ModelError: a model can't be had.
-        UsageError: labels, prompts or settings that can't be used, or no picture that can be read.
+        ModelError: a model can't be loaded.
+        UsageError: labels, prompts or settings can't be used, or no picture can be read.
     """
     if truth.multi_label or plan.scoring.multi_label:
         truth, plan = replace(truth, multi_label=True), _for_labels(plan)
@@ -92,7 +92,7 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
     pictures = Pictures([example.image for example in truth.examples], watch)
     with Session(plan.models[0], plan.execution) as first:
         sessions = [first, *(first.beside(model) for model in plan.models[1:])]
-        # all that can go wrong with models and prompts does so before the first picture
+        # before the first picture, so that errors of models and prompts come early
         sides = [[_embed_labels(session, plan, prompts, watch) for prompts in plan.prompts] for session in sessions]
         watch.begin(lambda: len(sessions) * len(truth.examples), 0)
         tally = partial(_tally, truth, classes, plan.scoring)
@@ -113,7 +113,7 @@ def _results(
 
 
 def _for_labels(plan: EvalPlan) -> EvalPlan:
-    """The same where an image may have several labels."""
+    """Return the plan for images that may have several labels."""
     scoring = plan.scoring
     if scoring.multi_label:
         return plan
@@ -122,7 +122,7 @@ def _for_labels(plan: EvalPlan) -> EvalPlan:
 
 
 def _untellable(kind: ScoreKind) -> dict[str, str]:
-    """Return, by name, why figures of one label an image can't be had of such scores."""
+    """Return the figures that such scores can't give with one label an image, and why, by name."""
     if kind.adds_up:
         return {}
     if not kind.is_probability:
@@ -151,7 +151,6 @@ def _embed_labels(session: Session, plan: EvalPlan, prompts: PromptSet, watch: W
 def _answer(
     pictures: Pictures, session: Session, sides: Sequence[LabelFeatures], tally: "Callable[[LabelFeatures], _AnyTally]"
 ) -> "list[_AnyTally]":
-    """One model's answers with each prompt set."""
     tallies = [tally(side) for side in sides]
     for rows, features in pictures.embed(session):
         for own in tallies:
@@ -166,13 +165,13 @@ def _tally(truth: Truth, classes: Classes, scoring: Scoring, side: LabelFeatures
 
 
 def right_labels(truth: Truth, classes: Classes) -> Indices:
-    """The place of each picture's class among `classes.names`, (n,) int64; any for what has none and can't be read."""
+    """Return the index of each picture's class in `classes.names`, (n,) int64; 0 for a picture without a label."""
     names = [example.labels[0] if example.labels else None for example in truth.examples]
     return np.array([0 if name is None else classes.indices[name] for name in names], dtype=np.int64)
 
 
 def right_flags(truth: Truth, classes: Classes) -> Flags:
-    """Which labels each picture has, (n, n_labels) bool."""
+    """Return which labels each picture has, (n, n_labels) bool."""
     flags = np.zeros((len(truth.examples), len(classes.names)), dtype=bool)
     for row, example in enumerate(truth.examples):
         flags[row, [classes.indices[name] for name in example.labels]] = True
@@ -180,10 +179,10 @@ def right_flags(truth: Truth, classes: Classes) -> Flags:
 
 
 class _Tally:
-    """What one model with one prompt set answers, one label an image.
+    """Collects the answers of one model with one prompt set, one label an image.
 
     Args:
-        truth: (n,) int64, of all pictures, as `right_labels` gives it.
+        truth: (n,) int64, the right label of each picture, from `right_labels`.
     """
 
     def __init__(self, side: LabelFeatures, scoring: Scoring, truth: Indices) -> None:
@@ -211,7 +210,7 @@ class _Tally:
 
 
 class _LabelTally:
-    """What one model with one prompt set answers, any number of labels an image; see `_Tally`."""
+    """Collects the answers of one model with one prompt set, any number of labels an image; see `_Tally`."""
 
     def __init__(self, side: LabelFeatures, scoring: Scoring, truth: Flags) -> None:
         self._side = side
@@ -242,11 +241,11 @@ def evaluate_predictions(
     labels: Sequence[Label] | None = None,
     confused: int = DEFAULT_CONFUSED,
 ) -> EvalOutcome:
-    """Judge predictions that were written before; no model is needed.
+    """Judge predictions that an earlier run wrote; no model is needed.
 
     Args:
-        labels: of the run that wrote them; None for those that the predictions name, and where they don't list all
-            labels for each image, the data's classes.
+        labels: the labels of that run; None for those that the predictions name, together with the data's classes if
+            the predictions don't list all labels for each image.
 
     Raises:
         UsageError: none of the predictions is of a picture of the data, or none has an answer.
@@ -279,7 +278,7 @@ def evaluate_predictions(
 
 
 def _by_path(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
-    """The predictions by where their pictures are; the first of those of one picture."""
+    """Return the predictions by the absolute paths of their pictures; the first one where a path is repeated."""
     found: dict[str, Prediction] = {}
     for prediction in predictions:
         found.setdefault(_key(prediction.path), prediction)
@@ -304,17 +303,17 @@ def _no_match(truth: Truth, found: Mapping[str, Prediction], given: Sequence[Pre
 
 
 class _Listing:
-    """What predictions list for each image.
+    """The labels that predictions list for each image.
 
     Args:
-        predictions: that have answers.
-        labels: None for what the predictions name, and where that may not be all labels, the data's classes.
+        predictions: those that have answers.
+        labels: see `evaluate_predictions`.
 
     Attributes:
-        labels: that could be answered.
+        labels: all labels that could be answered.
 
     Raises:
-        UsageError: a prediction names another one.
+        UsageError: a prediction names a label that isn't among them.
     """
 
     def __init__(self, predictions: Sequence[Prediction], truth: Truth, labels: Sequence[Label] | None) -> None:
@@ -337,10 +336,10 @@ class _Listing:
         self._is_whole = self._shortest >= len(self.labels)
 
     def answers(self, right: Indices, classes: Classes) -> Answers:
-        """One answer an image.
+        """Return one answer an image.
 
         Args:
-            right: (n,) int64.
+            right: (n,) int64, the right label of each image.
         """
         predicted, places = [], []
         for prediction, truth in zip(self._predictions, right, strict=True):
@@ -353,10 +352,10 @@ class _Listing:
         return Answers(right, np.array(predicted), np.array(places), best, brier)
 
     def label_answers(self, right: Flags) -> LabelAnswers:
-        """Each listed label as an answer, but for an image that is unknown.
+        """Return each listed label as an answer; an unknown image has none.
 
         Args:
-            right: (n, n_labels) bool.
+            right: (n, n_labels) bool, whether an image has a label.
         """
         answered = np.zeros(right.shape, dtype=bool)
         for row, prediction in enumerate(self._predictions):
@@ -365,7 +364,7 @@ class _Listing:
         return LabelAnswers(right, answered, self._scores if self._is_whole else None)
 
     def omitted(self, classes: Classes, multi_label: bool) -> dict[str, str]:
-        """By name, why figures can't be told."""
+        """Return the figures that the predictions can't give, and why, by name."""
         partly = f"the predictions list {self._shortest} of {len(self.labels)} labels for some images"
         if multi_label:
             reason = f"{partly}; with --threshold 0 `clipcls predict` lists all"
@@ -387,7 +386,7 @@ class _Listing:
 
     @cached_property
     def _scores(self) -> Array:
-        """(n, n_labels) float32, where all labels are listed."""
+        """(n, n_labels) float32; only meaningful where the predictions list all labels."""
         found = np.zeros((len(self._predictions), len(self.labels)), dtype=np.float32)
         for row, prediction in enumerate(self._predictions):
             for entry in prediction.top:

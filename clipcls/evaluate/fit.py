@@ -1,4 +1,4 @@
-"""What makes scores agree with the truth: a scale, a bias, and a threshold for each label. NumPy only."""
+"""Fit what makes scores agree with the truth: a scale, a bias, and a threshold for each label. NumPy only."""
 
 import math
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from clipcls.errors import UsageError
 from clipcls.evaluate.metrics import Values
 from clipcls.predict.ranking import Array, Flags, Indices
 
-_CELLS = 2**21  # of similarities in float64 at once: 16 MB
+_CELLS = 2**21  # similarities in float64 at once: 16 MB
 _STEPS = 200
 _DONE = 1e-12
-_NEAR = 1e-8  # of a step, after which the next is too small to be seen
-_STEEPEST = 500.0  # a logit beyond is as good as infinite, but its exponential isn't
+_NEAR = 1e-8  # after a step this small, the next one is too small to matter
+_STEEPEST = 500.0  # larger logits change nothing, but their exponentials may overflow
 _AGAINST = (
     "The similarities don't tell these labels apart: the best fit is one that ignores them, or turns them round. "
     "Look at labels, prompts and model with `clipcls eval` first."
@@ -22,15 +22,15 @@ _AGAINST = (
 
 
 def fit_scale(cosines: Array, truth: Indices, start: float) -> float | None:
-    """The logit_scale at which the softmax over the labels has the least negative log-likelihood.
+    """Return the logit_scale at which the softmax over the labels has the least negative log-likelihood.
 
     Args:
         cosines: (n, n_labels) float32.
-        truth: (n,) int64, of the label that is right.
+        truth: (n,) int64, the index of the right label.
         start: a logit_scale to begin with.
 
     Returns:
-        In log space; None where each image's own label is the nearest, so that a larger scale is always better.
+        The scale in log space; None where each image's own label is the nearest, so that larger is always better.
 
     Raises:
         UsageError: a scale of 0 is the best.
@@ -41,7 +41,7 @@ def fit_scale(cosines: Array, truth: Indices, start: float) -> float | None:
         return None
     if _slope(cosines, truth, 0.0)[0] >= 0:
         raise UsageError(_AGAINST)
-    # the loss is convex in the scale: Newton's steps, inside a bracket that they can't leave
+    # the loss is convex in the scale: Newton's steps, kept inside a bracket
     low, high = 0.0, math.exp(start)
     while _slope(cosines, truth, high)[0] < 0:
         low, high = high, 2 * high
@@ -58,11 +58,11 @@ def fit_scale(cosines: Array, truth: Indices, start: float) -> float | None:
 
 
 def fit_scale_and_bias(values: NDArray[np.floating], truth: Flags) -> tuple[float, float]:
-    """The logit_scale and logit_bias with which the sigmoid of each value has the least log loss.
+    """Return the logit_scale and logit_bias with which the sigmoids of the values have the least log loss.
 
     Args:
-        values: any shape, similarities.
-        truth: of the same shape, whether the label is right.
+        values: similarities, of any shape.
+        truth: whether the label is right, of the same shape.
 
     Returns:
         The scale in log space, and the bias.
@@ -92,7 +92,7 @@ def fit_scale_and_bias(values: NDArray[np.floating], truth: Flags) -> tuple[floa
 
 
 def log_loss(logits: Values, truth: Indices) -> Values:
-    """The negative log-likelihood of each image's label under the softmax.
+    """Return the negative log-likelihood of each image's label under the softmax.
 
     Args:
         logits: (n, n_labels) float64.
@@ -107,7 +107,7 @@ def log_loss(logits: Values, truth: Indices) -> Values:
 
 
 def label_log_loss(logits: Values, truth: Flags) -> Values:
-    """The mean log loss of each image's labels under the sigmoid.
+    """Return the mean log loss of each image's labels under the sigmoid.
 
     Args:
         logits: (n, n_labels) float64.
@@ -121,15 +121,15 @@ def label_log_loss(logits: Values, truth: Flags) -> Values:
 
 
 def threshold_of_precision(scores: Array, right: Flags, target: float, least: int) -> float | None:
-    """The lowest threshold at which the precision of a label's answers reaches a target.
+    """Return the lowest threshold at which the precision of a label's answers reaches a target.
 
     Args:
         scores: (n,) float32, of the images that the label is an answer to.
-        right: (n,) bool.
-        least: answers that there must be at the threshold.
+        right: (n,) bool, whether the answer is right.
+        least: the number of answers that must reach the threshold.
 
     Returns:
-        One of the scores; None where none will do.
+        One of the scores; None where no score will do.
     """
     values, answers, hits = _curve(scores, right)
     passing = np.flatnonzero((answers >= least) & (hits >= target * answers - 1e-9))
@@ -137,12 +137,12 @@ def threshold_of_precision(scores: Array, right: Flags, target: float, least: in
 
 
 def threshold_of_f1(scores: Array, right: Flags, support: int) -> float | None:
-    """The lowest of the thresholds at which a label has its best F1.
+    """Return the lowest threshold at which a label has its best F1.
 
     Args:
         scores: (n,) float32, of the images that the label is an answer to.
-        right: (n,) bool.
-        support: images of the label.
+        right: (n,) bool, whether the answer is right.
+        support: the number of images that have the label.
 
     Returns:
         One of the scores; None where no answer is right.
@@ -155,7 +155,7 @@ def threshold_of_f1(scores: Array, right: Flags, support: int) -> float | None:
 
 
 def _curve(scores: Array, right: Flags) -> tuple[Array, Indices, Indices]:
-    """Each score from the highest on, how many reach it, and how many of these are right."""
+    """Return the distinct scores, highest first, how many scores reach each, and how many of those are right."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     ends = np.flatnonzero(np.diff(ranked, append=np.float32(np.nan)) != 0)
@@ -168,7 +168,7 @@ def _given(cosines: Array, truth: Indices) -> Array:
 
 
 def _slope(cosines: Array, truth: Indices, scale: float) -> tuple[float, float]:
-    """The first and second derivative of the mean negative log-likelihood, by the scale."""
+    """Return the first and second derivative of the mean negative log-likelihood by the scale."""
     slope = curvature = 0.0
     for part, right in _parts(cosines, truth):
         centred = part - part.max(axis=1, keepdims=True)
@@ -187,7 +187,7 @@ def _parts(cosines: Array, truth: Indices) -> Iterator[tuple[Values, Indices]]:
 
 
 def _newton(values: Values, targets: Values, offset: float) -> tuple[float, float]:
-    """Slope and offset of the logistic regression on one value."""
+    """Return slope and offset of a logistic regression on one variable, fitted from a first offset."""
     weights = np.array([0.0, offset])
     design = np.stack([values, np.ones_like(values)])
 

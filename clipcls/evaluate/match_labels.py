@@ -1,4 +1,4 @@
-"""The classes of data among the labels of a run."""
+"""Find the classes of data among the labels of a run."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,12 @@ from clipcls.records import Label
 
 
 def label_indices(names: Iterable[str], labels: Sequence[Label]) -> dict[str, int]:
-    """Which label each name of the data means: the one of that name, else the one that is prompted so.
+    """Find the label that each class name of the data means.
 
-    Case, underscores and spacing make no difference where no label is called exactly so; synonyms count.
+    It is the label of exactly that name, else one whose name or synonym differs only in case, underscores or spacing.
 
     Returns:
-        By name, those that mean a label.
+        The index of the label by class name; names that mean no label are left out.
 
     Raises:
         UsageError: a name isn't valid Unicode.
@@ -30,7 +30,7 @@ def label_indices(names: Iterable[str], labels: Sequence[Label]) -> dict[str, in
 
 
 def repeated_paths(examples: Sequence[Example]) -> list[str]:
-    """A message for each path that the data hold more than once."""
+    """Return a message for each path that the data hold more than once."""
     seen: dict[str, list[tuple[str, ...]]] = {}
     for example in examples:
         seen.setdefault(os.path.abspath(example.image.path), []).append(example.labels)  # noqa: PTH100

@@ -1,8 +1,8 @@
-"""How well answers agree with the truth, and how sure one can be of that. NumPy only.
+"""Measure how well answers agree with the truth, with bootstrap intervals. NumPy only.
 
-Each figure is a function of weights of the images: with ones it is the figure itself, which equals scikit-learn's or
-torchmetrics', with the counts of a resample it is that of the resample. So a thousand resamples are a few products of
-matrices; and a run over cached features needn't import scikit-learn, which takes longer than all the rest of it.
+Each figure is a function of weights of the images. Weights of one give the figure itself, which equals scikit-learn's
+or torchmetrics'; how often a resample drew each image gives the resample's figure. So a thousand resamples are a few
+products of matrices, and scikit-learn, whose import takes longer than a run over cached features, isn't needed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,19 +16,19 @@ from clipcls.predict.ranking import Array, Flags, Indices, reaches
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
-#: Of equal width, for the calibration error.
+#: The number of bins of the calibration error, of equal width.
 BINS = 15
-#: At which coverage and accuracy are told.
+#: The thresholds at which coverage and accuracy are reported.
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-#: What `Answers.predicted` is where there is no answer.
+#: The value of `Answers.predicted` where there is no answer.
 UNKNOWN = -1
 
 _SEED = 0
-_CELLS = 2**21  # weights in memory at once: 16 MB, and as much again for what is made of them
+_CELLS = 2**21  # weights in memory at once: 16 MB, and as much again for what is computed from them
 
 Values = NDArray[np.float64]
 
-#: From weights of the images, (r, n) float64, to a figure for each row, (r,) float64.
+#: Computes a figure for each row of weights of the images: (r, n) float64 -> (r,) float64.
 Statistic = Callable[[Values], Values]
 
 
@@ -37,8 +37,8 @@ class Estimate:
     """A figure with its bootstrap interval.
 
     Attributes:
-        low: of the interval's ends, as percentiles of the resamples.
-        resampled: (RESAMPLES,) float64, the figure in each resample; the same resamples for as many images.
+        low: the interval's lower end, a percentile of the resamples; `high` is its upper end.
+        resampled: (RESAMPLES,) float64, the figure in each resample; equally many images have the same resamples.
     """
 
     value: float
@@ -52,10 +52,10 @@ class Answers:
     """One answer to each image, as arrays with an entry an image.
 
     Attributes:
-        truth: (n,) int64, the class that is right; classes from n_labels on aren't among the labels.
+        truth: (n,) int64, the right class; classes from n_labels on aren't among the labels.
         predicted: (n,) int64, the label that was answered, or UNKNOWN.
-        place: (n,) int64, how many labels were ranked before the right one; very many where it wasn't ranked.
-        score: (n,) float32, of the answer.
+        place: (n,) int64, how many labels were ranked before the right one; a huge number where it wasn't ranked.
+        score: (n,) float32, the score of the answer.
         brier: (n,) float64, the squared distance of the scores from the truth; None where not all scores are known.
     """
 
@@ -67,12 +67,12 @@ class Answers:
 
     @property
     def right(self) -> Flags:
-        """(n,) bool."""
+        """Whether each answer is right, (n,) bool."""
         right: Flags = self.truth == self.predicted
         return right
 
     def select(self, chosen: Flags) -> "Answers":
-        """The answers to some of the images."""
+        """Return the answers to the chosen images, by flags of (n,) bool."""
         brier = None if self.brier is None else self.brier[chosen]
         return Answers(self.truth[chosen], self.predicted[chosen], self.place[chosen], self.score[chosen], brier)
 
@@ -82,8 +82,8 @@ class LabelAnswers:
     """Any number of answers to each image, as arrays with a row an image and a column a label.
 
     Attributes:
-        truth: (n, n_labels) bool.
-        answered: (n, n_labels) bool.
+        truth: (n, n_labels) bool, whether an image has a label.
+        answered: (n, n_labels) bool, whether a label was an answer.
         scores: (n, n_labels) float32; None where not all are known.
     """
 
@@ -94,11 +94,11 @@ class LabelAnswers:
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """How one class fares; NaN where a figure has no meaning, such as the recall of a class without images.
+    """The figures of one class; NaN where a figure has no meaning, such as the recall of a class without images.
 
     Attributes:
-        support: images of the class.
-        average_precision: for several labels an image only.
+        support: the number of images of the class.
+        average_precision: NaN with one label an image.
     """
 
     support: int
@@ -110,12 +110,12 @@ class ClassFigures:
 
 @dataclass(frozen=True, slots=True)
 class ThresholdFigures:
-    """What a threshold does.
+    """Coverage and accuracy at a threshold.
 
     Attributes:
-        answered: images whose score reaches it.
-        coverage: their share.
-        accuracy: the share of right answers among them; NaN where there are none.
+        answered: the number of images whose score reaches the threshold.
+        coverage: the share of images whose score reaches it.
+        accuracy: the share of right answers among these; NaN where there are none.
     """
 
     threshold: float
@@ -126,7 +126,7 @@ class ThresholdFigures:
 
 @dataclass(frozen=True, slots=True)
 class LabelThresholdFigures:
-    """What a threshold does where an image may have several labels, over all pairs of an image and a label."""
+    """The figures at a threshold over all pairs of an image and a label."""
 
     threshold: float
     precision: float
@@ -139,13 +139,13 @@ class LabelThresholdFigures:
 
 
 def bootstrap(statistics: Mapping[str, Statistic], count: int) -> dict[str, Estimate]:
-    """Figures with their 95 % percentile intervals over 1,000 resamples, which are the same ones each time.
+    """Compute figures with 95 % percentile intervals over 1,000 resamples, which are the same ones each time.
 
     Args:
-        count: of the images, one at least.
+        count: the number of images, at least one.
 
     Returns:
-        By the statistics' names.
+        The estimates by the statistics' names.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
@@ -161,7 +161,7 @@ def bootstrap(statistics: Mapping[str, Statistic], count: int) -> dict[str, Esti
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
-    """By how much one figure is above another of the same images, with the interval of the paired resamples."""
+    """Return how far one figure is above another of the same images, with the interval of paired resamples."""
     return _estimate(one.value - other.value, one.resampled - other.resampled)
 
 
@@ -173,7 +173,7 @@ def _estimate(value: float, resampled: Values) -> Estimate:
 
 
 def _resamples(count: int) -> Iterator[Values]:
-    """How often each image is drawn, (some resamples, count), until there are RESAMPLES rows."""
+    """Yield how often resamples draw each image, (some resamples, count), RESAMPLES rows in all."""
     random = np.random.default_rng(_SEED)
     rows = max(1, _CELLS // count)
     for start in range(0, RESAMPLES, rows):
@@ -187,7 +187,7 @@ def _resamples(count: int) -> Iterator[Values]:
 
 
 def mean(values: NDArray[Any]) -> Statistic:
-    """The mean of a value an image, such as whether its answer is right.
+    """Return the mean of one value an image, such as whether its answer is right.
 
     Args:
         values: (n,).
@@ -197,7 +197,7 @@ def mean(values: NDArray[Any]) -> Statistic:
 
 
 def ratio(parts: NDArray[Any], wholes: NDArray[Any]) -> Statistic:
-    """The sum of one value an image over the sum of another; NaN where that is 0.
+    """Return the sum of one value an image divided by the sum of another; NaN where that is 0.
 
     Args:
         parts: (n,).
@@ -208,11 +208,11 @@ def ratio(parts: NDArray[Any], wholes: NDArray[Any]) -> Statistic:
 
 
 def mean_recall(truth: Indices, right: Flags) -> Statistic:
-    """The mean of the classes' recalls; classes without images don't count.
+    """Return the mean of the classes' recalls; classes without images don't count.
 
     Args:
-        truth: (n,) int64.
-        right: (n,) bool.
+        truth: (n,) int64, the class of each image.
+        right: (n,) bool, whether its answer is right.
     """
     order = np.argsort(truth, kind="stable")
     starts = np.flatnonzero(np.diff(truth[order], prepend=-1))
@@ -228,7 +228,7 @@ def mean_recall(truth: Indices, right: Flags) -> Statistic:
 
 
 def calibration_error(scores: Array, right: Flags) -> Statistic:
-    """The expected calibration error: how far accuracy is from the mean score, bin by bin.
+    """Return the expected calibration error: the mean distance of accuracy from the mean score over bins of scores.
 
     Args:
         scores: (n,) or, for all pairs of an image and a label, (n, n_labels) float32, from 0 to 1.
@@ -246,7 +246,7 @@ def calibration_error(scores: Array, right: Flags) -> Statistic:
 
 
 def brier(scores: Array, truth: Indices) -> Values:
-    """The squared distance of each image's scores from the truth; that of a class without a score is 1.
+    """Return the squared distance of each image's scores from the truth; where the true class has no score, add 1.
 
     Args:
         scores: (n, n_labels) float32, which add up to 1.
@@ -266,7 +266,7 @@ def brier(scores: Array, truth: Indices) -> Values:
 
 
 def levels(score: Array, right: Flags, thresholds: Sequence[float] = THRESHOLDS) -> tuple[ThresholdFigures, ...]:
-    """Coverage and accuracy at each threshold."""
+    """Return coverage and accuracy at each threshold."""
     found = []
     for threshold in thresholds:
         answered = reaches(score, threshold)
@@ -277,10 +277,10 @@ def levels(score: Array, right: Flags, thresholds: Sequence[float] = THRESHOLDS)
 
 
 def confusion_matrix(truth: Indices, predicted: Indices, classes: int) -> Indices:
-    """How many images of each class got each answer.
+    """Count how many images of each class got each answer.
 
     Returns:
-        (classes, classes + 1) int64; the last column is of those without an answer.
+        (classes, classes + 1) int64; the last column counts images without an answer.
     """
     answers = np.where(predicted == UNKNOWN, classes, predicted)
     cells = truth * (classes + 1) + answers
@@ -288,10 +288,10 @@ def confusion_matrix(truth: Indices, predicted: Indices, classes: int) -> Indice
 
 
 def class_figures(confusion: Indices) -> tuple[ClassFigures, ...]:
-    """Precision, recall and F1 of each class.
+    """Return precision, recall and F1 of each class.
 
     Args:
-        confusion: as `confusion_matrix` gives it.
+        confusion: the result of `confusion_matrix`.
     """
     hits = np.diagonal(confusion).astype(np.float64)
     support, answered = confusion.sum(axis=1), confusion.sum(axis=0)[:-1]
@@ -299,12 +299,11 @@ def class_figures(confusion: Indices) -> tuple[ClassFigures, ...]:
 
 
 def mcnemar(one: Flags, other: Flags) -> float:
-    """The exact two-sided p of McNemar's test: how probable so unequal a number of images is, that only one of two
-    got right, if both were equally good.
+    """Return the exact two-sided p of McNemar's test, which compares how many images only one of two got right.
 
     Args:
         one: (n,) bool, whether the first is right.
-        other: (n,) bool, the second.
+        other: (n,) bool, whether the second is right.
 
     Source: McNemar 1947, https://doi.org/10.1007/BF02295996
     """
@@ -323,7 +322,7 @@ def mcnemar(one: Flags, other: Flags) -> float:
 
 
 def average_precision(scores: Array, truth: Flags) -> Statistic:
-    """The average precision of one label: of its images, those with equal scores are taken at once.
+    """Return the average precision of one label; images with equal scores are ranked at once.
 
     Args:
         scores: (n,) float32.
@@ -335,7 +334,7 @@ def average_precision(scores: Array, truth: Flags) -> Statistic:
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=np.float32(np.nan)) != 0)
     positive = np.flatnonzero(truth[order])
-    # only where images of the label are does precision count; what is between is summed up
+    # precision counts only at images of the label; the images between are summed up
     counted = np.unique(ends[np.searchsorted(ends, positive)])
     starts = np.concatenate([[0], counted[:-1] + 1]).astype(np.int64)
     own = np.searchsorted(positive, starts)
@@ -353,7 +352,7 @@ def average_precision(scores: Array, truth: Flags) -> Statistic:
 
 
 def mean_average_precision(scores: Array, truth: Flags) -> Statistic:
-    """The mean of the labels' average precisions; labels without images don't count.
+    """Return the mean of the labels' average precisions; labels without images don't count.
 
     Args:
         scores: (n, n_labels) float32.
@@ -373,7 +372,7 @@ def mean_average_precision(scores: Array, truth: Flags) -> Statistic:
 
 
 def micro_f1(answered: Flags, truth: Flags) -> Statistic:
-    """The F1 of all pairs of an image and a label together.
+    """Return the F1 of all pairs of an image and a label together.
 
     Args:
         answered: (n, n_labels) bool.
@@ -385,7 +384,7 @@ def micro_f1(answered: Flags, truth: Flags) -> Statistic:
 def label_levels(
     scores: Array, truth: Flags, thresholds: Sequence[float] = THRESHOLDS
 ) -> tuple[LabelThresholdFigures, ...]:
-    """Precision, recall and F1 over all pairs of an image and a label, at each threshold."""
+    """Return precision, recall and F1 over all pairs of an image and a label, at each threshold."""
     found = []
     for threshold in thresholds:
         answered = reaches(scores, threshold)
@@ -399,7 +398,7 @@ def label_levels(
 
 
 def label_figures(answers: LabelAnswers) -> tuple[ClassFigures, ...]:
-    """Precision, recall and F1 of each label's answers; and where all scores are known, its average precision."""
+    """Return precision, recall and F1 of each label, and its average precision where all scores are known."""
     truth, answered, known = answers.truth, answers.answered, answers.scores
     whole = np.ones((1, len(truth)))
     precisions = [float("nan")] * truth.shape[1]
@@ -421,7 +420,7 @@ def _figures(
 
 
 def _ratio(parts: Values, wholes: Values) -> Values:
-    """NaN where the whole is 0."""
+    """Divide; NaN where the whole is 0."""
     ratios: Values = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
     return ratios
 

@@ -1,4 +1,4 @@
-"""Features of all pictures of a data set, and which of them can't be read."""
+"""Embed all pictures of a data set, and note which of them can't be read."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,10 +13,10 @@ from clipcls.records import ImageRef
 
 
 class Pictures:
-    """The pictures of a data set, embedded by one model or by several; failures are noted for all of them alike.
+    """The pictures of a data set; one that a model can't read is left out for all models.
 
     Attributes:
-        failed: why a picture can't be read, by its place in `images`.
+        failed: why a picture can't be read, by its index in `images`.
     """
 
     def __init__(self, images: Sequence[ImageRef], watch: Watch | None = None) -> None:
@@ -29,7 +29,7 @@ class Pictures:
         """Embed the pictures batch by batch.
 
         Yields:
-            The places of the pictures that could be read, (n_good,) int64, and their features, (n_good, embed_dim)
+            The indices of the pictures that could be read, (n_good,) int64, and their features, (n_good, embed_dim)
             float32, L2-normalised.
         """
         first = 0
@@ -47,7 +47,7 @@ class Pictures:
         """Return which pictures every model could read, (n,) bool.
 
         Raises:
-            UsageError: there is none.
+            UsageError: no picture can be read.
         """
         good = np.ones(len(self._images), dtype=bool)
         good[list(self.failed)] = False
@@ -57,5 +57,5 @@ class Pictures:
         return good
 
     def failures(self) -> tuple[tuple[str, str], ...]:
-        """Return path and error of each picture that can't be read, in their order."""
+        """Return path and error of each picture that can't be read, in input order."""
         return tuple((self._images[place].path, error) for place, error in sorted(self.failed.items()))

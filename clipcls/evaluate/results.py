@@ -1,4 +1,4 @@
-"""From answers and truth to the figures of an evaluation, and to which of several results is the best."""
+"""Turn answers and truth into the figures of an evaluation, and compare results."""
 
 import math
 import os
@@ -44,9 +44,9 @@ class Classes:
     """The classes of the data in terms of the labels.
 
     Attributes:
-        names: the labels, and behind them what else the data hold.
-        n_labels: how many of them are labels.
-        indices: by what the data call a class, its place among `names`.
+        names: the labels, then the data's classes that aren't among the labels.
+        n_labels: the number of labels.
+        indices: the index in `names` of each class, by its name in the data.
     """
 
     names: tuple[str, ...]
@@ -55,24 +55,24 @@ class Classes:
 
     @property
     def places(self) -> int:
-        """The k of accuracy@k."""
+        """The k of the reported accuracy@k."""
         return min(_MOST_PLACES, self.n_labels)
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """How one model with one prompt set does.
+    """The figures of one model with one prompt set.
 
     Attributes:
         model: its name; None for predictions that were read.
         prompts: the name of the set; None for predictions that were read.
-        figures: the headline figures, by name; the first is what results are compared by.
-        omitted: by name, why a figure isn't there.
+        figures: the headline figures, by name; results are compared by the first.
+        omitted: why a figure is missing, by its name.
         classes: the figures of each class, in the order of `Classes.names`.
-        levels: what thresholds do, where the scores are known.
-        confusion: with one label an image.
+        levels: the figures at each threshold; empty where the scores aren't known.
+        confusion: None with several labels an image.
         within: the accuracy among the images whose class is one of the labels.
-        right: (n,) bool, whether each image's answer is right; with one label an image.
+        right: (n,) bool, whether each image's answer is right; None with several labels an image.
     """
 
     model: str | None
@@ -87,16 +87,16 @@ class EvalResult:
 
     @property
     def headline(self) -> tuple[str, Estimate]:
-        """What results are compared by."""
+        """The name and value of the figure that results are compared by."""
         return next(iter(self.figures.items()))
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A result beside the best.
+    """How a result compares with the best.
 
     Attributes:
-        difference: of the headline figures, this one's minus the best's.
+        difference: this result's headline figure minus the best's.
         p: of McNemar's exact test; None with several labels an image.
     """
 
@@ -106,18 +106,18 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Caveats:
-    """What isn't in the figures, or can't be right in them.
+    """What the figures leave out, and what distorts them.
 
     Attributes:
         failed: path and error of each image that couldn't be read.
         missing: paths of the images that the predictions don't hold.
         unasked: paths in the predictions that the data don't hold.
-        unknown: images without an answer, which are counted as wrong.
-        outside: by class that isn't among the labels, its images; they are counted as wrong, or where an image may
-            have several labels, such a label isn't looked for.
+        unknown: the number of images without an answer, which count as wrong.
+        outside: the number of images of each class that isn't among the labels, by class. With one label an image
+            they count as wrong; with several such a class is ignored.
         unseen: labels that no image has.
-        repeated: a message for each path that the data hold more than once; it counts as often.
-        problems: of the data, see `Truth`.
+        repeated: a message for each path that the data hold more than once; each copy counts.
+        problems: messages about the data, see `Truth`.
     """
 
     failed: tuple[tuple[str, str], ...] = ()
@@ -135,10 +135,10 @@ class EvalOutcome:
     """An evaluation.
 
     Attributes:
-        images: that the data hold.
-        measured: images that the figures are of.
+        images: the number of images in the data.
+        measured: the number of images in the figures.
         multi_label: whether an image may have several labels.
-        results: of each model with each prompt set.
+        results: one for each model with each prompt set.
         best: the index of the result with the highest headline figure; of equal ones the first.
         comparisons: of each result with the best.
     """
@@ -157,7 +157,7 @@ def match_classes(truth: Truth, labels: Sequence[Label]) -> Classes:
     """Find the classes of the data among the labels.
 
     Raises:
-        UsageError: none of them is.
+        UsageError: none of the classes is among the labels.
     """
     indices = label_indices(truth.classnames, labels)
     used = dict.fromkeys(name for example in truth.examples for name in example.labels)
@@ -174,12 +174,12 @@ def match_classes(truth: Truth, labels: Sequence[Label]) -> Classes:
 def judge(
     answers: Answers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
 ) -> EvalResult:
-    """The figures of one answer an image.
+    """Compute the figures of one answer an image.
 
     Args:
         paths: of the images.
-        omitted: by name, why a figure can't be told.
-        confused: how many of the most confused pairs are wanted.
+        omitted: why a figure must be left out, by its name.
+        confused: the number of most confused pairs to report.
     """
     right, within = answers.right, answers.truth < classes.n_labels
     statistics = {ACCURACY_AT_1: metrics.mean(right)}
@@ -206,7 +206,7 @@ def judge(
 
 
 def judge_labels(answers: LabelAnswers, omitted: Mapping[str, str]) -> EvalResult:
-    """The figures of any number of answers an image."""
+    """Compute the figures of any number of answers an image."""
     statistics: dict[str, Statistic] = {}
     levels: tuple[LabelThresholdFigures, ...] = ()
     if answers.scores is not None:
@@ -218,7 +218,7 @@ def judge_labels(answers: LabelAnswers, omitted: Mapping[str, str]) -> EvalResul
 
 
 def compare(results: Sequence[EvalResult]) -> tuple[int, tuple[Comparison, ...]]:
-    """The index of the best result, all being of the same images, and each beside it."""
+    """Return the index of the best of some results on the same images, and each result's comparison with it."""
     values = [result.headline[1].value for result in results]
     index = int(np.argmax(np.nan_to_num(values, nan=-1.0)))
     best = results[index]
@@ -233,11 +233,11 @@ def compare(results: Sequence[EvalResult]) -> tuple[int, tuple[Comparison, ...]]
 def outcome(
     truth: Truth, classes: Classes, measured: Flags, results: Sequence[EvalResult], caveats: Caveats
 ) -> EvalOutcome:
-    """Put an evaluation together.
+    """Assemble an evaluation.
 
     Args:
         measured: (n,) bool, whether an image is in the figures.
-        caveats: as far as it doesn't follow from the rest.
+        caveats: those that don't follow from the other arguments, which are added here.
     """
     counted: dict[str, int] = {}
     for image in np.flatnonzero(measured):
@@ -258,7 +258,7 @@ def outcome(
 
 
 def outcome_record(outcome: EvalOutcome) -> dict[str, Any]:
-    """An evaluation as JSON's types; what has no meaning, such as the recall of a class without images, is None."""
+    """Return an evaluation in JSON's types; NaN, such as the recall of a class without images, becomes None."""
     told = outcome.caveats
     return {
         "images": outcome.images,

@@ -1,1 +1,1 @@
-"""From features to answers: labels ranked by cosine similarity, scored, calibrated, explained."""
+"""Turn features into answers: rank labels by cosine similarity, score, calibrate and explain them."""

@@ -1,4 +1,4 @@
-"""Calibrations: what corrects the scores of one model, set of labels and prompts, and the file that holds it."""
+"""Calibrations, which correct the scores of one model with one set of labels and prompts, and their files."""
 
 import hashlib
 import json
@@ -18,22 +18,22 @@ from clipcls.predict.scores import SCORE_KINDS
 CALIBRATION_VERSION = 1
 _KEY = "clipcls_calibration"
 _HEADER = "# Made by `clipcls calibrate`, for `clipcls predict --calibration`.\n"
-# how far temperature and logit_scale may be from one another, as both are rounded
+# how much temperature and logit_scale may disagree, since files hold both rounded
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What scores are made from.
+    """The model, labels, prompts and settings that scores depend on.
 
     Attributes:
-        model: as it was asked for.
+        model: its name, as the user asked for it.
         fingerprint: of the model, in hexadecimal digits.
         precision: of the model's numbers; another one changes scores only a little.
-        decode: likewise.
-        prompt_set: the name of the prompts.
-        prompts: as `prompts_digest` gives it.
-        background: what labels are compared with; None where they aren't.
+        decode: how pictures are decoded; another way changes scores only a little.
+        prompt_set: the name of the prompt set.
+        prompts: the result of `prompts_digest`.
+        background: the prompt that labels are compared with; None where they aren't.
     """
 
     model: str
@@ -53,8 +53,8 @@ class Rule:
     """How thresholds were chosen.
 
     Attributes:
-        target_precision: the lowest threshold that reaches it; None for the best F1.
-        least: answers that a label's threshold must rest on; for the best F1, images of the label.
+        target_precision: the precision that each threshold must reach; None for thresholds of the best F1.
+        least: the number of answers that a label's threshold must rest on; for the best F1, of images of the label.
     """
 
     target_precision: float | None
@@ -63,14 +63,14 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class LabelThreshold:
-    """What was found for one label.
+    """The threshold of one label, and the counts that it rests on.
 
     Attributes:
         threshold: None for a label that is never answered.
-        images: of the label.
-        answers: that reach the threshold.
-        right: of these.
-        note: why there is no threshold, or none that was fitted.
+        images: the number of images of the label.
+        answers: the number of answers that reach the threshold.
+        right: the number of right ones among these.
+        note: why there is no threshold, or why it wasn't fitted.
     """
 
     threshold: float | None
@@ -82,10 +82,10 @@ class LabelThreshold:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationOrigin:
-    """What a calibration was fitted on.
+    """Where a calibration comes from.
 
     Attributes:
-        images: how many.
+        images: the number of images that it was fitted on.
         date: such as 2026-01-31.
         version: of clipcls.
     """
@@ -100,9 +100,9 @@ class Calibration:
     """A correction of scores.
 
     Attributes:
-        temperature: what the model's logits are divided by; None where the kind of score has none.
-        logit_scale: that takes the place of the model's, in log space; None likewise.
-        logit_bias: that takes the place of the model's; None likewise.
+        temperature: the divisor of the model's logits; None where the kind of score has none.
+        logit_scale: replaces the model's, in log space; None where the kind of score has none.
+        logit_bias: replaces the model's; None where the kind of score has none.
         rule: None where there are no thresholds.
         thresholds: in the order of the labels; empty where there are none.
         name: what messages call it.
@@ -119,14 +119,14 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what changes scores and answers, in hexadecimal digits."""
+        """SHA-256 of all that changes scores and answers, in hexadecimal digits."""
         pairs = sorted(
             (label, found.threshold) for label, found in zip(self.basis.labels, self.thresholds, strict=False)
         )
         return _digest([self.logit_scale, self.logit_bias, pairs])
 
     def apply(self, labels: LabelFeatures) -> LabelFeatures:
-        """Labels whose scores are corrected.
+        """Return the labels with scale, bias and thresholds corrected.
 
         Raises:
             UsageError: temperature and logit_scale contradict one another.
@@ -147,19 +147,19 @@ class Calibration:
         return changed
 
     def _thresholds(self, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """(n_labels,) float32; infinite for what is never answered."""
+        """Return the labels' thresholds, (n_labels,) float32; infinity for labels that are never answered."""
         found = dict(zip(self.basis.labels, self.thresholds, strict=True))
         values = [found[name].threshold for name in names]
         return np.array([math.inf if value is None else value for value in values], dtype=np.float32)
 
     def require(self, basis: Basis) -> list[str]:
-        """Make sure that it is for such scores.
+        """Check that the calibration was made for such scores.
 
         Returns:
-            What differs, but matters little.
+            Messages about differences that matter little.
 
         Raises:
-            UsageError: it is for others.
+            UsageError: it was made for other scores.
         """
         differing = _differences(self.basis, basis)
         if differing:
@@ -172,7 +172,7 @@ class Calibration:
 
 
 def prompts_digest(labels: Sequence[str], prompts: Sequence[Sequence[str]]) -> str:
-    """SHA-256 of the prompts of each label, whatever the order of the labels."""
+    """Return the SHA-256 of the labels and their prompts, which doesn't depend on the order of the labels."""
     return _digest(sorted([label, *own] for label, own in zip(labels, prompts, strict=True)))
 
 
@@ -208,7 +208,7 @@ def _score_options(basis: Basis) -> str:
 
 
 def calibration_text(calibration: Calibration) -> str:
-    """A calibration as the text of its file."""
+    """Return the text of a calibration's file."""
     basis, rule = calibration.basis, calibration.rule
     data = {
         _KEY: CALIBRATION_VERSION,
@@ -235,7 +235,7 @@ def calibration_text(calibration: Calibration) -> str:
         "labels": [{"name": name} for name in basis.labels]
         if rule is None
         else [_label_row(name, found) for name, found in zip(basis.labels, calibration.thresholds, strict=True)],
-        # last, so that a file that was cut lacks it
+        # last, so that a truncated file lacks it
         "fitted_on": {
             "images": calibration.origin.images,
             "date": calibration.origin.date,
@@ -259,7 +259,7 @@ def read_calibration(path: Path) -> Calibration:
     """Read the file of a calibration.
 
     Raises:
-        UsageError: it can't be read, or isn't one.
+        UsageError: the file can't be read, or isn't a valid calibration.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -329,14 +329,14 @@ def _label_threshold(row: "_Reader", lowest: float) -> LabelThreshold:
 
 
 class _DamagedError(Exception):
-    """A value isn't there, or isn't what it should be."""
+    """A value in a calibration's file is missing or wrong."""
 
 
 class _Reader:
-    """Values by their names, each of the type that it should be.
+    """Reads named values, and raises `_DamagedError` for one that is missing or of the wrong type.
 
     Args:
-        place: what messages put before a name.
+        place: the prefix of names in messages.
     """
 
     def __init__(self, data: Mapping[Any, Any], place: str = "") -> None:
@@ -407,11 +407,11 @@ class _Reader:
         )
 
 
-_NORMAL = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
+_NORMAL = 1.959964  # standard deviations within which 95 % of a normal distribution lie
 
 
 def share_interval(part: int, whole: int) -> tuple[float, float]:
-    """The 95 % interval of a share; 0 to 1 where the whole is 0.
+    """Return the 95 % interval of a share; 0 to 1 where the whole is 0.
 
     Source: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953
     """
@@ -420,5 +420,5 @@ def share_interval(part: int, whole: int) -> tuple[float, float]:
     share, squared = part / whole, _NORMAL**2
     centre = (share + squared / (2 * whole)) / (1 + squared / whole)
     half = _NORMAL / (1 + squared / whole) * math.sqrt(share * (1 - share) / whole + squared / (4 * whole**2))
-    # at its ends the interval is exact, which rounding isn't
+    # exactly 0 or 1 at the ends, in spite of rounding
     return (0.0 if part == 0 else centre - half), (1.0 if part == whole else centre + half)

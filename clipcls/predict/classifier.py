@@ -1,4 +1,4 @@
-"""Zero-shot classification: labels and pictures to predictions."""
+"""Zero-shot classification: give labels to pictures."""
 
 import copy
 import logging
@@ -33,19 +33,19 @@ Paths = OnePath | Iterable[OnePath | ImageRef]
 
 
 class Classifier:
-    """Labels to give to pictures with a session's model. It never changes once it is made.
+    """Gives labels to pictures with a session's model. It never changes once it is made.
 
     Args:
         session: the model and the cache.
         labels: names, or `Label` records.
         prompts: the name of a set, a file, templates, or a `PromptSet`.
-        background: what a label is compared with for sigmoid scores of a model without a logit_bias; None for
-            "a photo".
-        calibration: what corrects scores, and may hold a threshold for each label.
+        background: the prompt that labels are compared with, for sigmoid scores of a model without a logit_bias;
+            None for "a photo".
+        calibration: corrects scores, and may hold a threshold for each label.
         explain: whether predictions say which prompts they rest on.
 
     Raises:
-        UsageError: labels, prompts or settings that can't be used. Errors of the model are raised at first use.
+        UsageError: labels, prompts or settings can't be used. Errors of the model are raised at first use.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class Classifier:
         Args:
             paths: files, directories and globs, or the references that `inputs.discover` gives. A generator
                 is iterated over on a thread of its own.
-            stop: asked after every batch, and while the input stalls. Once it says yes, the images that the model is
-                at come to their end, and no more.
+            stop: called after every batch, and while the input stalls. Once it returns True, the images that the
+                model has begun are finished, and no more are begun.
 
         Yields:
             One prediction for each image; an image that can't be read has its `error` set.
 
         Raises:
-            ModelError: the model can't be had.
+            ModelError: the model can't be loaded.
             UsageError: with `strict_prompts`, a prompt is over the context length.
         """
         labels = self.label_features
@@ -117,10 +117,10 @@ class Classifier:
             yield from self._rank(batch, labels, explainer)
 
     def settings(self) -> dict[str, Any]:
-        """Return all that predictions depend on besides the images, by the names of the options, as JSON's types.
+        """Return all that predictions depend on besides the images, by the names of the options, in JSON's types.
 
         Raises:
-            ModelError: the model can't be had.
+            ModelError: the model can't be loaded.
         """
         settings: dict[str, Any] = {
             "--model": self.session.fingerprint.hex(),
@@ -150,13 +150,13 @@ class Classifier:
         return self.embed_labels()
 
     def embed_labels(self, report: Callable[[int, int], None] | None = None) -> LabelFeatures:
-        """Embed the labels at the first call; warns of prompts that were cut and of labels the model has no word of.
+        """Embed the labels at the first call, with warnings of truncated prompts and of labels unknown to the model.
 
         Args:
-            report: called with the numbers of labels done and to do, of those that aren't cached.
+            report: called with the numbers of labels done and to do, not counting cached ones.
 
         Raises:
-            UsageError: with `strict_prompts`, a prompt is over the context length; or the calibration is for others.
+            UsageError: with `strict_prompts`, a prompt is over the context length; or the calibration doesn't fit.
         """
         if self._embedded is None:
             self._embedded = self._calibrated(report)
@@ -174,10 +174,10 @@ class Classifier:
         return calibration.apply(self._embed_labels(report))
 
     def basis(self) -> Basis:
-        """Return what the scores are made from, which a calibration must be for.
+        """Return what the scores depend on, which a calibration must match.
 
         Raises:
-            ModelError: the model can't be had.
+            ModelError: the model can't be loaded.
         """
         names = tuple(label.name for label in self.labels)
         return Basis(
@@ -194,7 +194,7 @@ class Classifier:
         )
 
     def _background(self, facts: ModelFacts) -> str | None:
-        """What the labels are compared with; None where they aren't."""
+        """Return the prompt that the labels are compared with; None where they aren't."""
         if not self.scoring.score_kind.has_background or facts.logit_bias is not None:
             return None
         return DEFAULT_BACKGROUND if self.background is None else self.background
@@ -253,7 +253,7 @@ class Classifier:
 
 
 def _labels(labels: Iterable[str | Label]) -> tuple[Label, ...]:
-    # text would be taken letter by letter, a mapping would lose its values, a set has no order
+    # text would be read letter by letter, a mapping would lose its values, a set has no order
     if isinstance(labels, str | bytes | Mapping | Set) or not isinstance(labels, Iterable):
         raise UsageError(f"labels: expected a list of names or Label records, got {labels!r}.")
     made = []
@@ -275,7 +275,7 @@ def _prompt_set(prompts: str | os.PathLike[str] | Sequence[str] | PromptSet) -> 
 
 
 def _rendered(labels: Sequence[Label], prompts: PromptSet) -> list[tuple[str, ...]]:
-    """The prompts of every label; equal ones would split the score between their labels."""
+    """Return the prompts of every label, and refuse equal ones, which would split the score between their labels."""
     owners: dict[tuple[str, ...], str] = {}
     for label in labels:
         rendered = render(label, prompts)

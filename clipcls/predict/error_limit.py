@@ -1,4 +1,4 @@
-"""How many pictures of a run may fail."""
+"""The limit on how many pictures of a run may fail."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from clipcls.errors import UsageError
 from clipcls.records import OnError
 
-# before so many are done, a share of failures says little
+# with fewer images done, a share of failures says little
 _FEWEST_FOR_SHARE = 100
 
 
@@ -15,8 +15,8 @@ class ErrorLimit:
     """How many images may fail.
 
     Attributes:
-        count: None for any number.
-        share: of the images that are done, in percent; judged from the hundredth image on. None for any.
+        count: the number that may fail; None for any number.
+        share: the percentage of the images done that may fail, judged from the hundredth image on; None for any.
     """
 
     count: int | None = None
@@ -24,10 +24,10 @@ class ErrorLimit:
 
     @classmethod
     def parse(cls, text: str | None, on_error: OnError) -> "ErrorLimit":
-        """What `--max-errors` says: `N` or `P%`.
+        """Return the limit that `--max-errors` gives as `N` or `P%`.
 
         Raises:
-            UsageError: it says neither.
+            UsageError: the text is neither, or is given together with `--on-error stop`.
         """
         if on_error == "stop":
             if text is not None:
@@ -42,7 +42,7 @@ class ErrorLimit:
         raise UsageError(f"--max-errors {text!r}: use a number of images such as 100, or a share such as 5%.")
 
     def is_exceeded(self, failed: int, done: int) -> bool:
-        """Whether so many failures are too many."""
+        """Tell whether `failed` of the `done` images are too many."""
         too_many = self.count is not None and failed > self.count
         return too_many or (self.share is not None and done >= _FEWEST_FOR_SHARE and 100 * failed > self.share * done)
 

@@ -1,4 +1,4 @@
-"""Which prompts spoke for an answer, and which for the next best."""
+"""Explain answers: how similar an image is to each prompt of its best two labels."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from clipcls.records import Explanation, PromptSimilarity
 
 
 class Explainer:
-    """Explains the answers of one run. A label's prompts are embedded one by one when it is first among the best.
+    """Explains the answers of one run. A label's prompts are embedded when it is first among the best two.
 
     Args:
         prompts: those of each label, in the labels' order.
@@ -23,7 +23,7 @@ class Explainer:
     ) -> None:
         self._names = labels.names
         self._prompts = dict(zip(labels.names, prompts, strict=True))
-        # the order of `rank`, whatever is listed or rejected
+        # ranks the best two labels, whatever the run lists or rejects
         self._best_two = replace(scoring, multi_label=False, top_k=2, threshold=None, min_margin=None)
         self._session = session
         self._features: dict[str, Array] = {}
@@ -51,7 +51,7 @@ class Explainer:
         )
 
     def _prompt_features(self, label: str) -> Array:
-        """(n_prompts, embed_dim) float32, L2-normalised."""
+        """Return the features of a label's prompts, (n_prompts, embed_dim) float32, L2-normalised."""
         if label not in self._features:
             texts = embed_texts([(prompt,) for prompt in self._prompts[label]], self._session)
             self._features[label] = np.stack([text.features for text in texts])

@@ -1,4 +1,4 @@
-"""From features to ranked labels: cosine similarities, scores, thresholds. NumPy only, float32 throughout."""
+"""Rank labels by features: cosine similarities, scores, thresholds. NumPy only, float32 throughout."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Scoring:
     """How similarities become an answer.
 
     Attributes:
-        kind: what `score` is, by its name among `SCORE_KINDS`; None for softmax, or sigmoid with `multi_label`.
+        kind: the kind of score, a name in `SCORE_KINDS`; None for softmax, or sigmoid with `multi_label`.
         multi_label: every label whose score reaches the threshold is an answer, not only the best one.
         top_k: how many labels an answer lists; None for 1, or with `multi_label` for all that reach the threshold.
         threshold: an image whose best score is lower is unknown; None for none, or 0.5 with `multi_label`.
@@ -33,7 +33,11 @@ class Scoring:
     min_margin: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError for settings that contradict one another."""
+        """Fill in the default kind, and check the settings.
+
+        Raises:
+            UsageError: settings are out of range, or contradict one another.
+        """
         if self.kind is None:
             object.__setattr__(self, "kind", (LABEL_KIND if self.multi_label else DEFAULT_KIND).name)
         if self.kind not in SCORE_KINDS:
@@ -57,13 +61,13 @@ class Scoring:
 
     @property
     def score_kind(self) -> ScoreKind:
-        """What turns similarities into scores."""
+        """The kind of score, which turns similarities into scores."""
         assert self.kind is not None
         return SCORE_KINDS[self.kind]
 
     @property
     def lowest_score(self) -> float | None:
-        """The score that an answer has to reach; None for any."""
+        """The lowest score that is an answer; None if any score is."""
         return self.score_kind.threshold if self.multi_label and self.threshold is None else self.threshold
 
     def reached(self, label_scores: Array, thresholds: Array | None = None) -> Flags:
@@ -71,22 +75,22 @@ class Scoring:
 
         Args:
             label_scores: (n_labels,) or (n_images, n_labels) float32.
-            thresholds: (n_labels,) float32, which take the place of the one for all.
+            thresholds: (n_labels,) float32, each label's own, instead of the one for all.
         """
         return reaches(label_scores, self.lowest_score if thresholds is None else thresholds)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelFeatures:
-    """The text side of a run.
+    """The embedded labels of a run.
 
     Attributes:
         names: of the labels, in their order.
         features: (n_labels, embed_dim) float32, L2-normalised.
         logit_scale: in log space, as the model stores it.
         logit_bias: of a model trained with the sigmoid loss, else None.
-        background: (embed_dim,) float32, L2-normalised: what a label is compared with where a sigmoid score is
-            wanted of a model without a bias.
+        background: (embed_dim,) float32, L2-normalised: the embedding that labels are compared with for sigmoid
+            scores of a model without a bias.
         thresholds: (n_labels,) float32, each label's own; None for the same one for all.
     """
 
@@ -99,7 +103,7 @@ class LabelFeatures:
 
 
 def similarities(image_features: Array, text_features: Array) -> Array:
-    """Cosine similarities.
+    """Return the cosine similarity of every image and label.
 
     Args:
         image_features: (n_images, embed_dim) float32, L2-normalised.
@@ -108,7 +112,7 @@ def similarities(image_features: Array, text_features: Array) -> Array:
     Returns:
         (n_images, n_labels) float32.
     """
-    # in float32 the sums' last digits would depend on how many images happen to be in the batch
+    # in float32 the last digits would depend on the size of the batch
     cosines = image_features.astype(np.float64) @ text_features.T.astype(np.float64)
     return cosines.astype(np.float32)
 
@@ -127,7 +131,7 @@ def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> tup
 
 
 def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> Array:
-    """Return what scores are made of: the cosines or, with a background, how far they are above its cosine.
+    """Return what scores are computed from: the cosines, minus the background's cosine where there is one.
 
     Args:
         cosines: (n_images, n_labels) float32, of the labels.
@@ -158,7 +162,7 @@ def rank(
     Args:
         cosines: (n_labels,) float32.
         label_scores: (n_labels,) float32.
-        thresholds: (n_labels,) float32, which take the place of the one in `scoring`.
+        thresholds: (n_labels,) float32, each label's own, instead of the one in `scoring`.
     """
     order = label_order(cosines, label_scores)
     reached = scoring.reached(label_scores, thresholds)
@@ -186,9 +190,8 @@ def reaches(label_scores: Array, threshold: float | Array | None) -> Flags:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The order of labels: by score; of equal scores the nearer label, since scores that float32 rounds to the same 0 or 1
-# are told apart by what they were made of; of equally near labels the first. Whole arrays needn't be sorted to know
-# the best label, or the place of one.
+# Labels are ordered by score, then by cosine, since float32 rounds different scores to the same 0 or 1, then by index.
+# The best label, and the place of one, are found without sorting whole arrays.
 
 
 def label_order(cosines: Array, label_scores: Array) -> Indices:
@@ -201,12 +204,12 @@ def label_order(cosines: Array, label_scores: Array) -> Indices:
     Returns:
         (n_labels,) int64.
     """
-    # it is stable
+    # lexsort is stable, so that ties keep the order of the labels
     return np.lexsort((-cosines, -label_scores))
 
 
 def best_labels(cosines: Array, label_scores: Array) -> Indices:
-    """Return the first of each image's labels in their order.
+    """Return the index of each image's best label.
 
     Args:
         cosines: (n_images, n_labels) float32.
@@ -226,7 +229,7 @@ def label_places(cosines: Array, label_scores: Array, labels: Indices) -> Indice
     Args:
         cosines: (n_images, n_labels) float32.
         label_scores: (n_images, n_labels) float32.
-        labels: (n_images,) int64; from n_labels on it is none of them, and all come before it.
+        labels: (n_images,) int64; an index from n_labels on is no label, and all labels come before it.
 
     Returns:
         (n_images,) int64.

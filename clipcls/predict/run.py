@@ -1,4 +1,4 @@
-"""A run: the pictures of some sources classified, and their predictions written as they come."""
+"""Classify the pictures of some sources, and write the predictions as they come."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from clipcls.records import ImageRef
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        done: images that the output holds an answer or an error for, earlier runs' included.
+        done: the number of images in the output, with an answer or an error, earlier runs' included.
         failed: how many of them have an error.
-        can_resume: whether a run that was stopped can be gone on with.
+        can_resume: whether a stopped run can be resumed.
     """
 
     done: int
@@ -31,19 +31,19 @@ class RunReport:
 
     @property
     def go_on(self) -> str:
-        """What is said of how to go on."""
+        """The end of a message that says how to resume the run; empty if it can't be resumed."""
         return "; the same command with --resume goes on" if self.can_resume else ""
 
 
 class Tally:
-    """Counts the images of a run, and tells the watch of them.
+    """Counts the images of a run, and reports the counts to the watch.
 
     Args:
-        before: images that earlier runs have done, and how many of them have an error.
-        can_resume: whether a run that is stopped can be gone on with.
+        before: the number of images that earlier runs have done, and how many of them have an error.
+        can_resume: whether a stopped run can be resumed.
 
     Attributes:
-        exceeded: whether more images failed than may, so that the run is to be stopped.
+        exceeded: whether too many images failed, so that the run must stop.
     """
 
     def __init__(self, limit: ErrorLimit, watch: Watch, before: tuple[int, int], can_resume: bool) -> None:
@@ -55,7 +55,7 @@ class Tally:
         self._done = self._failed = 0
 
     def add(self, count: int, failed: Sequence[tuple[str, str]] = ()) -> None:
-        """Count images in, with path and error of each that couldn't be read."""
+        """Count more images; `failed` holds path and error of each that couldn't be read."""
         self._done += count
         self._failed += len(failed)
         for path, error in failed:
@@ -65,10 +65,10 @@ class Tally:
             self._watch.images(self._before[0] + self._done, self._before[1] + self._failed)
 
     def report(self, sources: Sources, stopped: bool) -> RunReport:
-        """Return what came of the run, once its output is closed.
+        """Return the result of the run, once its output is closed.
 
         Args:
-            stopped: whether it was ended before its last image.
+            stopped: whether the run was stopped before its last image.
 
         Raises:
             StoppedError: too many images failed.
@@ -92,18 +92,18 @@ def run(
 ) -> RunReport:
     """Classify pictures and write the predictions, in input order.
 
-    All that can go wrong with model, labels and sources does so before the output is touched. A destination that is
-    to be resumed keeps what it holds, and only what it lacks is classified.
+    Errors of model, labels and sources are raised before the output is touched. A destination that is resumed keeps
+    what it holds, and only the images that it lacks are classified.
 
     Args:
         limit: how many images may fail; any number by default.
-        stop: asked after every batch; once it says yes, the run ends with the images that the model is at.
+        stop: called after every batch; once it returns True, the run ends with the images that the model has begun.
         watch: told how far the run is.
 
     Raises:
-        ModelError: the model can't be had.
+        ModelError: the model can't be loaded.
         StoppedError: the output can't be written, or too many images failed.
-        UsageError: there are no images, or the output can't be gone on with.
+        UsageError: there are no images, or the output can't be resumed.
     """
     watch = watch or Watch()
     classifier.embed_labels(watch.labels)
@@ -127,7 +127,7 @@ def count(sources: Sources) -> int:
 
 
 def _some(sources: Sources) -> Iterator[ImageRef]:
-    """The images that there are; that there are none is no reason to empty an output."""
+    """Return the images, or raise UsageError if there are none, before an output is emptied for them."""
     images = discover(sources)
     first = next(images, None)
     if first is None:

@@ -1,6 +1,6 @@
-"""The kinds of score: what becomes of similarities, and what can be done with it.
+"""The kinds of score: how similarities become scores, and what the scores can be used for.
 
-A new one is a class here, and an entry in `SCORE_KINDS`.
+To add a kind, write a class here and list it in `SCORE_KINDS`.
 """
 
 from abc import ABC, abstractmethod
@@ -13,19 +13,18 @@ if TYPE_CHECKING:
 
 
 class ScoreKind(ABC):
-    """A kind of score; the highest one there can be is 1.
+    """A kind of score; no score is above 1.
 
     Attributes:
-        name: what `--score` and files call it.
-        plural: what messages call such scores.
-        lowest: the lowest score there can be.
-        is_probability: scores say how often such an answer is right, so that a calibration error can be told of them.
-        adds_up: an image's scores add up to 1, so that a Brier score can be told of them; no label is scored by itself.
+        name: its name in `--score` and in files.
+        plural: its name in messages.
+        lowest: the lowest possible score.
+        is_probability: scores say how often such an answer is right, so that they have a calibration error.
+        adds_up: an image's scores add up to 1, so that they have a Brier score; no label is scored by itself.
         has_background: labels are compared with a background where the model has no bias.
-        threshold: what scores have to reach where an image may have several labels and nothing else is asked for; None
-            if it has to be asked for.
-        fits_scale: a calibration fits the logit_scale, so that the right labels' softmax is as likely as can be.
-        fits_bias: it fits the logit_bias too, and each label's sigmoid.
+        threshold: the default threshold where an image may have several labels; None if the user must give one.
+        fits_scale: a calibration fits the logit_scale, to the softmax unless `fits_bias`.
+        fits_bias: a calibration fits logit_scale and logit_bias to each label's sigmoid.
     """
 
     name: ClassVar[str]
@@ -43,7 +42,7 @@ class ScoreKind(ABC):
         """Return the scores of every image and label.
 
         Args:
-            contrasts: (n_images, n_labels) float32, as `clipcls.predict.ranking.contrasts` gives them.
+            contrasts: (n_images, n_labels) float32, from `clipcls.predict.ranking.contrasts`.
             logit_scale: in log space.
             logit_bias: None for a model that has none.
 
@@ -53,7 +52,7 @@ class ScoreKind(ABC):
 
 
 class Softmax(ScoreKind):
-    """The share of a label among all: softmax of exp(logit_scale)·cos + logit_bias.
+    """A label's share among all labels: the softmax of exp(logit_scale)·cos + logit_bias.
 
     Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020
     """
@@ -66,7 +65,7 @@ class Softmax(ScoreKind):
     def scores(self, contrasts: "Array", logit_scale: float, logit_bias: float | None) -> "Array":
         import numpy as np
 
-        # the bias is the same for all labels, so that it falls out of the softmax
+        # the bias is the same for all labels, so it cancels out
         logits = np.float32(np.exp(logit_scale)) * (contrasts - contrasts.max(axis=1, keepdims=True))
         exponentials = np.exp(logits)
         shares: Array = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -74,8 +73,8 @@ class Softmax(ScoreKind):
 
 
 class Sigmoid(ScoreKind):
-    """Each label by itself: sigmoid of exp(logit_scale)·cos + logit_bias or, for a model without a bias, of
-    exp(logit_scale)·(cos(label) - cos(background)).
+    """The score of a label by itself: the sigmoid of exp(logit_scale)·cos + logit_bias or, for a model without a bias,
+    of exp(logit_scale)·(cos(label) - cos(background)).
 
     Source: Zhai et al. 2023, https://arxiv.org/abs/2303.15343
     """
@@ -98,7 +97,7 @@ class Sigmoid(ScoreKind):
 
 
 class Cosine(ScoreKind):
-    """The similarity as it is."""
+    """The cosine similarity itself."""
 
     name = "cosine"
     plural = "cosines"
@@ -109,12 +108,12 @@ class Cosine(ScoreKind):
         return contrasts
 
 
-#: What is scored by where nothing else is asked for; with several labels an image the second.
+#: The default kinds: with one label an image, and with several.
 DEFAULT_KIND, LABEL_KIND = Softmax(), Sigmoid()
 #: All kinds by their names, in the order in which messages list them.
 SCORE_KINDS: dict[str, ScoreKind] = {kind.name: kind for kind in (DEFAULT_KIND, LABEL_KIND, Cosine())}
 
 
 def kind_names(condition: Callable[[ScoreKind], bool]) -> str:
-    """Name the kinds that a condition holds for, as `sigmoid or cosine`."""
+    """Return the names of the kinds that meet a condition, such as `sigmoid or cosine`."""
     return " or ".join(name for name, kind in SCORE_KINDS.items() if condition(kind))

@@ -1,4 +1,4 @@
-"""The cache's file: its table, how it is opened, how it stays small, and what becomes of one that is damaged."""
+"""The cache's file: its table, how it is opened, how it is kept small, and what happens when it is damaged."""
 
 import logging
 import os
@@ -28,17 +28,17 @@ _PRAGMAS = (
     "synchronous = NORMAL",
     "cell_size_check = ON",
 )
-# nothing of the cache is as large: a damaged length is an error instead of a large allocation
+# no value of the cache is as large, so that a damaged length is an error instead of a large allocation
 _LARGEST_VALUE = 2**26
 _BUSY_SECONDS = 10.0
-# rows that are dropped in one transaction; the more there are, the fewer pages of the index are written several times
+# rows dropped in one transaction; with more of them, fewer pages of the index are written several times
 _FEWEST_DROPPED, _MOST_DROPPED = 64, 10_000
-# a row of 512 features with its path takes less, so that no more are dropped than have to go
+# more than a row of 512 features with its path takes, so that no more rows are dropped than have to be
 _BYTES_A_ROW = 4096
 
 # `crc` is the CRC-32 of kind, key and value, since SQLite has no checksums; `used` is when the row was last read, in
 # Unix seconds, to a day. A row moves to the end of the table, by a new id, when its `used` changes: the lowest ids are
-# those to go first, and pages hold rows of one age, since only whole pages make room.
+# dropped first, and pages hold rows of one age, since only whole pages make room.
 _SCHEMA = """CREATE TABLE entry (
     id INTEGER PRIMARY KEY,
     kind INTEGER NOT NULL,
@@ -49,7 +49,7 @@ _SCHEMA = """CREATE TABLE entry (
     UNIQUE (kind, key)
 )"""
 
-# a message that quotes damaged text can't be decoded, which isn't SQLite's error any more
+# a message that quotes damaged text can't be decoded, and that error isn't SQLite's
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
 # ERROR, CONSTRAINT, MISMATCH and TOOBIG come from a schema or a row that nobody here wrote
@@ -62,7 +62,7 @@ _DAMAGE_CODES = {
     sqlite3.SQLITE_TOOBIG,
 }
 _MOUNTS = Path("/proc/mounts")
-# of file systems that several machines may write to, or where the system can't tell
+# types of file systems that several machines may write to, or that may hide such a one
 _NETWORK = {
     "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2",
     "smb3", "smbfs", "vboxsf", "virtiofs", "wekafs",
@@ -70,7 +70,7 @@ _NETWORK = {
 
 
 class Kind(IntEnum):
-    """What a row is of; each has keys of its own, see `clipcls.embed.cache.store`."""
+    """What a row describes; each kind has its own keys, see `clipcls.embed.cache.store`."""
 
     TEXT = 1
     IMAGE = 2
@@ -91,7 +91,7 @@ def default_folder() -> Path:
 
 
 def checksum(kind: int, key: bytes, value: bytes) -> int:
-    """Return the CRC-32 of what a row says."""
+    """Return the CRC-32 of a row's kind, key and value."""
     return zlib.crc32(value, zlib.crc32(key, kind))
 
 
@@ -100,10 +100,10 @@ def checksum(kind: int, key: bytes, value: bytes) -> int:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open a cache of this version, created, emptied where an earlier one wrote it, or begun anew where it is damaged.
+    """Open a cache; create it if it is missing, empty one of an earlier version, and replace a damaged one.
 
-    Its transactions are SQLite's immediate ones: the lock is waited for at the start, since a later one may fail at
-    once. To be used in a `with` statement, all or nothing.
+    Transactions, which are made by `with`, are SQLite's immediate ones: they wait for the lock at the start, since
+    waiting for it later may fail at once.
 
     Raises:
         sqlite3.Error: it can't be opened, or a newer clipcls wrote it.
@@ -119,7 +119,7 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def read_version(database: sqlite3.Connection) -> int:
-    """Return the schema's version; 0 is a file without one.
+    """Return the schema's version; 0 for a new file.
 
     Raises:
         sqlite3.OperationalError: a newer clipcls wrote it.
@@ -157,17 +157,17 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _set_journal(database: sqlite3.Connection, path: Path) -> None:
-    """Let several processes read while one writes, by memory that they share, which only a local disk can."""
+    """Let several processes read while one writes, if the disk is local: they share memory for that."""
     try:
         database.execute(f"PRAGMA journal_mode = {'DELETE' if is_on_network(path.parent) else 'WAL'}")
     except sqlite3.OperationalError as exc:
-        # SQLite doesn't wait for a lock here; whoever holds it is about to switch the mode, which lasts
+        # SQLite doesn't wait for a lock here; whoever holds it is about to switch the mode for good
         if not is_locked(exc):
             raise
 
 
 def is_on_network(folder: Path, mounts: Path = _MOUNTS) -> bool:
-    """Return whether other machines may write to a folder; False where only Linux would know.
+    """Tell whether other machines may write to a folder; always False on systems other than Linux.
 
     Args:
         mounts: the kernel's list of mounts, a line each: device, place, type and more.
@@ -179,10 +179,10 @@ def is_on_network(folder: Path, mounts: Path = _MOUNTS) -> bool:
     folder, depth, kind = folder.resolve(), 0, ""
     for place, found in (line.split(" ")[1:3] for line in lines):
         mount = Path(place.replace("\\040", " "))
-        # what is mounted later lies over what is mounted at the same place
+        # of two mounts at the same place, the later one is seen
         if len(mount.parts) >= depth and folder.is_relative_to(mount):
             depth, kind = len(mount.parts), found
-    # fuseblk, of local disks, isn't among them
+    # but not fuseblk, which is for local disks
     return kind in _NETWORK or kind.startswith("fuse.")
 
 
@@ -204,24 +204,24 @@ def _create(database: sqlite3.Connection) -> None:
 
 
 def is_damage(exc: BaseException, path: Path | None = None) -> bool:
-    """Return whether an error speaks against the file's content; locked, read-only or a full disk doesn't.
+    """Tell whether an error means that the file's content is damaged, not locked, read-only or on a full disk.
 
     Args:
-        path: of a file that was opened to be written.
+        path: of a file that was opened for writing.
     """
     if isinstance(exc, UnicodeDecodeError) or _code(exc) in _DAMAGE_CODES:
         return True
-    # the header says that the file is read-only too, by a byte; so is one that another process has set aside
+    # a damaged byte of the header can make a file read-only; so is one that another process has set aside
     return path is not None and _code(exc) == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)
 
 
 def is_locked(exc: BaseException) -> bool:
-    """Return whether an error says no more than that somebody else was at it for longer than is waited for."""
+    """Tell whether an error means only that another process held the lock for too long."""
     return _code(exc) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def inode_of(path: Path) -> int | None:
-    """Return what tells a file from another that takes its name."""
+    """Return a number that tells a file from another that takes its name; None where there is no file."""
     stamp = FileStamp.at(path)
     return stamp.inode if stamp else None
 
@@ -230,20 +230,20 @@ def set_aside(path: Path, inode: int | None, exc: BaseException) -> None:
     """Rename a damaged cache with its journals, so that the next one starts anew.
 
     Args:
-        inode: of the file when it was opened; another process may have set it aside, and be writing a sound one by now.
-        exc: how the damage showed.
+        inode: of the file when it was opened; nothing is renamed if another process has replaced that file since.
+        exc: the error that showed the damage.
     """
     if inode is None or inode_of(path) != inode:
         return
     aside = f"{path.name}.damaged-{time.time_ns()}-{os.getpid()}"
     logger.warning("the cache was damaged (%s); it starts anew, the old file is %s", exc, path.with_name(aside))
-    # a process that has it open goes on with the renamed ones
+    # a process that has it open goes on with the renamed files
     for file in sizes_of(path):
         file.rename(file.with_name(file.name.replace(path.name, aside, 1)))
 
 
 def _code(exc: BaseException) -> int:
-    """Return SQLite's primary code of an error."""
+    """Return SQLite's primary code of an error; 0 for other errors."""
     return int(getattr(exc, "sqlite_errorcode", 0)) & 0xFF
 
 
@@ -252,13 +252,13 @@ def _code(exc: BaseException) -> int:
 
 
 def sizes_of(path: Path) -> dict[Path, int]:
-    """Return those of a database's files that exist, the main one last, and their sizes in bytes."""
+    """Return the existing files of a database, the main one last, with their sizes in bytes."""
     files = (path.with_name(f"{path.name}{suffix}") for suffix in ("-journal", "-shm", "-wal", ""))
     return {file: stamp.size for file in files if (stamp := FileStamp.at(file))}
 
 
 def used_bytes(database: sqlite3.Connection) -> int:
-    """Return the bytes of the pages that hold something; the file may be larger, its free pages are filled first."""
+    """Return the bytes of the pages in use; the file may be larger by free pages, which are filled first."""
     (used,) = database.execute(
         "SELECT (page_count - freelist_count) * page_size"
         " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
@@ -269,7 +269,7 @@ def used_bytes(database: sqlite3.Connection) -> int:
 def drop_rows(
     database: sqlite3.Connection, condition: str = "TRUE", values: tuple[Any, ...] = (), most: int = _MOST_DROPPED
 ) -> Counter[int]:
-    """Drop the least recently used rows for which a condition holds, no more than `most`, and count them by kind."""
+    """Drop the least recently used rows that meet a condition, at most `most`, and count them by kind."""
     query = f"SELECT id, kind FROM entry WHERE {condition} ORDER BY id LIMIT ?"
     rows = database.execute(query, (*values, most)).fetchall()
     with database:
@@ -278,7 +278,7 @@ def drop_rows(
 
 
 def make_some_room(database: sqlite3.Connection, limit: int) -> Counter[int]:
-    """Drop some of the least recently used rows where there is more than `limit` bytes, and count them by kind."""
+    """Drop some of the least recently used rows if all take more than `limit` bytes, and count them by kind."""
     excess = used_bytes(database) - limit
     if excess <= 0:
         return Counter()

@@ -1,4 +1,4 @@
-"""What is cached, under which keys."""
+"""The cache's entries: their keys, and how their values are packed."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipcls.records import FileStamp
 
-# enough of two hashes to find a row, in an index half as large
+# bytes of two hashes that suffice to find a row, in an index half as large
 _CONTENT_BYTES = 16
 _SPACE_BYTES = 8
 _LENGTH_BYTES = 4
@@ -22,7 +22,7 @@ class CachedText:
 
     Attributes:
         features: (embed_dim,) float32, L2-normalised.
-        truncated: those of its prompts that the model saw only the beginning of.
+        truncated: the prompts of which the model saw only the beginning.
     """
 
     features: NDArray[np.float32]
@@ -34,12 +34,11 @@ class CachedImage:
     """The embedding of one image file.
 
     Attributes:
-        path: as given; it is known by its absolute form. Surrogates stand for bytes that aren't UTF-8.
-        stamp: of the file before it was read. None: the path isn't remembered, only the content.
+        path: as given; its absolute form is the key. Surrogates stand for bytes that aren't UTF-8.
+        stamp: of the file before it was read; None to remember only the content, not the path.
         content: SHA-256 of the file's bytes.
-        features: (embed_dim,) float32, L2-normalised. None: those of its content are kept already, only the path is
-            remembered.
-        seen: when `stamp` was taken, in Unix seconds; None: now.
+        features: (embed_dim,) float32, L2-normalised; None if they are cached already, to remember only the path.
+        seen: when `stamp` was taken, in Unix seconds; None for now.
     """
 
     path: str
@@ -50,7 +49,7 @@ class CachedImage:
 
 
 def text_key(model_fingerprint: bytes, precision: str, prompts: Sequence[str]) -> bytes:
-    """Return the SHA-256 over all that the averaged embedding of `prompts` depends on."""
+    """Return the key of the averaged embedding of `prompts`, the SHA-256 of all that it depends on."""
     digest = hashlib.sha256(model_fingerprint + precision.encode())
     for prompt in prompts:
         data = prompt.encode("utf-8", "surrogatepass")
@@ -59,7 +58,7 @@ def text_key(model_fingerprint: bytes, precision: str, prompts: Sequence[str]) -
 
 
 def path_key(path: str) -> bytes:
-    """Return the bytes of a path's absolute form; none for a path that no file can have."""
+    """Return the key of a path, the bytes of its absolute form; empty for a path that no file can have."""
     try:
         # links aren't resolved: that takes longer than the query, and the inode tells files apart
         return os.fsencode(os.path.abspath(path))  # noqa: PTH100
@@ -68,17 +67,17 @@ def path_key(path: str) -> bytes:
 
 
 def image_key(content: bytes, space: bytes) -> bytes:
-    """Return the key of features by hashes of the file's content and of what else they depend on."""
+    """Return the key of an image's features, from hashes of the file's content and of all else they depend on."""
     return content[:_CONTENT_BYTES] + space[:_SPACE_BYTES]
 
 
 def pack_place(stamp: FileStamp, content: bytes) -> bytes:
-    """Return what a path leads to."""
+    """Return the value kept for a path: the beginning of the content's hash, and the file's stamp."""
     return content[:_CONTENT_BYTES] + str(stamp).encode()
 
 
 def unpack_place(value: bytes | None, stamp: FileStamp | None) -> bytes:
-    """Return the beginning of the content of a file whose stamp is still the same; else nothing."""
+    """Return the beginning of the content's hash if the stamp is still the same, else empty bytes."""
     is_same = value is not None and stamp is not None and value[_CONTENT_BYTES:] == str(stamp).encode()
     return value[:_CONTENT_BYTES] if value is not None and is_same else b""
 
@@ -89,7 +88,7 @@ def pack_features(features: NDArray[np.float32]) -> bytes:
 
 
 def unpack_features(value: bytes) -> NDArray[np.float32]:
-    """Return an embedding, which can't be written to."""
+    """Return one embedding, a read-only array."""
     return np.frombuffer(value, dtype=np.float32)
 
 

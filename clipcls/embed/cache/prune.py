@@ -66,7 +66,7 @@ def info(folder: Path) -> CacheInfo:
         return CacheInfo(path, exists=False)
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            # what an earlier version wrote is dropped at its next use
+            # a cache of an earlier version counts as empty, since its next use empties it
             is_current = read_version(database) == SCHEMA_VERSION
             counts = dict(database.execute("SELECT kind, count(*) FROM entry GROUP BY kind") if is_current else [])
     except FAILURES as exc:
@@ -76,7 +76,7 @@ def info(folder: Path) -> CacheInfo:
 
 
 def clear(folder: Path) -> int:
-    """Remove the cache, damaged ones included, and return how many bytes that freed.
+    """Remove the cache, and damaged ones that were set aside; return how many bytes that freed.
 
     Raises:
         UsageError: a file can't be removed.
@@ -85,13 +85,13 @@ def clear(folder: Path) -> int:
 
 
 def prune(folder: Path, older_than: float | None = None, size: int = DEFAULT_LIMIT) -> Pruned:
-    """Remove what is of no use any more, and give its space back.
+    """Remove entries that are of no use any more, and give their space back to the disk.
 
-    That is, in this order: paths whose files are gone, what was unused for `older_than` days, what was least recently
-    used until the rest takes at most `size` bytes, and damaged files that were set aside.
+    In this order: paths whose files are gone, entries unused for `older_than` days, the least recently used entries
+    until the rest takes at most `size` bytes, and damaged files that were set aside.
 
     Args:
-        older_than: in days, with a precision of one day. None: all that isn't too much stays.
+        older_than: in days, with a precision of one day; None to keep entries of any age.
 
     Raises:
         UsageError: the cache can't be used, or a file can't be removed.
@@ -118,7 +118,7 @@ def _prune_database(path: Path, older_than: float | None, size: int) -> Counter[
 
 
 def _prune_rows(database: sqlite3.Connection, older_than: float | None, size: int) -> Counter[int]:
-    # flipped bytes in an index make rows that can't be found, however often they are written
+    # flipped bytes in an index hide rows, however often they are written again
     (finding,) = database.execute("PRAGMA integrity_check(1)").fetchone()
     if finding != b"ok":
         raise DamagedError(finding.decode(errors="replace"))
@@ -134,7 +134,6 @@ def _prune_rows(database: sqlite3.Connection, older_than: float | None, size: in
 
 
 def _forget_missing(database: sqlite3.Connection) -> Counter[int]:
-    """Forget the paths of files that are gone."""
     rows = database.execute("SELECT id, key FROM entry WHERE kind = ?", (Kind.PATH,))
     gone = [(row,) for row, path in rows if _is_gone(path)]
     with database:
@@ -143,7 +142,7 @@ def _forget_missing(database: sqlite3.Connection) -> Counter[int]:
 
 
 def _is_gone(path: bytes) -> bool:
-    """Return whether there is surely no such file; one that can't be looked at may be there."""
+    """Tell whether a file surely doesn't exist; one that can't be examined may exist."""
     try:
         os.stat(path)  # noqa: PTH116 - there is no Path of bytes
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -154,7 +153,7 @@ def _is_gone(path: bytes) -> bool:
 
 
 def _advice(exc: BaseException) -> str:
-    """Return what to do about a file that can't be read."""
+    """Return the end of a message, which says what to do about a file that can't be read."""
     if is_locked(exc):
         return " by another process. Try again when that is done."
     return ". `clipcls cache clear` removes it." if is_damage(exc) else ""

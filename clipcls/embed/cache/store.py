@@ -1,4 +1,4 @@
-"""The cache as a run uses it: it turns itself off, with one warning, where it can't be used."""
+"""The cache as a run uses it: it turns itself off, with one warning, if its file can't be used."""
 
 import hashlib
 import logging
@@ -45,17 +45,17 @@ logger = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
 DEFAULT_LIMIT = 2048 * MEGABYTE
-# rows written between two looks at the size
+# rows written between two checks of the size
 CHECK_ROWS = 2000
-# `used` is written no more often, so that a run that only reads writes nothing
+# `used` is updated no more often, so that most runs that only read write nothing
 _USED_SECONDS = 24 * 3600
-# keys of one query, between which other threads get their turn
+# keys in one query; between queries other threads get their turn
 _BATCH = 512
-# times that another process's lock outlasted what is waited for; each has cost that
+# the cache is given up after so many waits in vain for another process's lock, since each takes its full time
 _MOST_WAITS = 3
 
 _GET = "SELECT key, value, crc, id, used FROM entry WHERE kind = ? AND key IN ({})"
-# replaced, not updated: the new row lies at the end, and to delete the old one SQLite needs its index entries, and
+# replaced, not updated: the new row lies at the end, and SQLite deletes the old one by its index entries, and so
 # notices if they are damaged
 _PUT = "INSERT OR REPLACE INTO entry (kind, key, used, crc, value) VALUES (?, ?, ?, ?, ?)"
 _TOUCH = "UPDATE entry SET id = (SELECT max(id) FROM entry) + 1, used = ? WHERE id = ?"
@@ -64,14 +64,13 @@ _T = TypeVar("_T")
 
 
 class Cache:
-    """What is known of texts, images, models and files; it never fails a run. Threads may share one.
+    """Keeps what is known of texts, images, models and files. It never fails a run, and threads may share one.
 
-    A file that turns out to be damaged is set aside, and a new one is begun. A row that isn't as it was written
-    counts as missing.
+    A file that turns out to be damaged is set aside, and a new one is begun. A damaged row counts as missing.
 
     Args:
-        folder: holds `clipcls.sqlite3`; created when needed. None: nothing is kept.
-        limit: bytes that the file's contents may take; what was least recently used goes first.
+        folder: holds `clipcls.sqlite3`; created when needed. None to keep nothing.
+        limit: bytes that the file's contents may take; the least recently used rows are dropped first.
     """
 
     def __init__(self, folder: Path | None, limit: int = DEFAULT_LIMIT) -> None:
@@ -92,12 +91,12 @@ class Cache:
     @property
     def is_on(self) -> bool:
         """Whether anything is kept."""
-        # for a moment there is none while a new file takes the place of a damaged one
+        # without the lock, the moment would show in which a new file replaces a damaged one
         with self._lock:
             return self._database is not None
 
     def close(self) -> None:
-        """Make room if something was written and the limit is exceeded, and let go of the file."""
+        """Drop rows over the limit if any were written, and close the file."""
         with self._lock:
             if self._written:
                 self._ask(lambda database: make_room(database, self._limit), None)
@@ -108,7 +107,7 @@ class Cache:
     # ------------------------------------------------------------------------------------------- texts
 
     def get_texts(self, keys: Sequence[bytes]) -> dict[bytes, CachedText]:
-        """Return those of `keys` that are cached."""
+        """Return the cached texts among `keys`, by key."""
         return {key: unpack_text(value) for key, value in self._get(Kind.TEXT, keys).items()}
 
     def put_texts(self, texts: dict[bytes, CachedText]) -> None:
@@ -120,14 +119,14 @@ class Cache:
     def find_images(
         self, paths: Sequence[str], stamps: Sequence[FileStamp | None], space: bytes
     ) -> list[NDArray[np.float32] | None]:
-        """Return the features of files that are unchanged since they were read, None for the others.
+        """Return the cached features of files that are unchanged since they were read.
 
         Args:
-            stamps: for each path, of which None finds nothing.
-            space: what the features depend on besides the file's content.
+            stamps: of the files; one without a stamp isn't found.
+            space: hash of all that the features depend on besides the file's content.
 
         Returns:
-            For each path, (embed_dim,) float32, L2-normalised.
+            For each path, (embed_dim,) float32, L2-normalised, or None.
         """
         places = [path_key(path) if stamp else b"" for path, stamp in zip(paths, stamps, strict=True)]
         known = self._get(Kind.PATH, places)
@@ -141,16 +140,16 @@ class Cache:
 
         Args:
             content: SHA-256 of the file's bytes.
-            space: what the features depend on besides the content.
+            space: hash of all that the features depend on besides the content.
         """
         values = self._get(Kind.IMAGE, [image_key(content, space)]).values()
         return next(map(unpack_features, values), None)
 
     def put_images(self, images: Sequence[CachedImage], space: bytes) -> None:
-        """Keep embeddings, all or none of them, and the paths of those whose files hadn't just changed.
+        """Keep embeddings, all or none of them, and the paths of files that hadn't just changed when they were read.
 
         Args:
-            space: what the features depend on besides the content.
+            space: hash of all that the features depend on besides the content.
         """
         rows = []
         for image in images:
@@ -164,11 +163,11 @@ class Cache:
     # ------------------------------------------------------------------------------------------- models and files
 
     def get_model(self, key: bytes) -> str | None:
-        """Return the facts of a model that were kept under `key`."""
+        """Return the facts of a model that `put_model` kept under `key`, or None."""
         return next((value.decode() for value in self._get(Kind.MODEL, [key]).values()), None)
 
     def put_model(self, key: bytes, facts: str) -> None:
-        """Keep the facts of a model, JSON text that the caller made."""
+        """Keep the facts of a model, as JSON text."""
         self._put([(Kind.MODEL, key, facts.encode())])
 
     def file_sha256(self, path: Path) -> bytes:
@@ -186,7 +185,7 @@ class Cache:
     # ------------------------------------------------------------------------------------------- the file
 
     def _get(self, kind: Kind, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the values of those keys whose rows are there and whole, and note that they were used."""
+        """Return the values of the keys that have an undamaged row, and note that the rows were used."""
         values: dict[bytes, bytes] = {}
         stale: list[int] = []
         oldest = time.time() - _USED_SECONDS
@@ -203,14 +202,14 @@ class Cache:
         return values
 
     def _select(self, kind: Kind, keys: Sequence[bytes]) -> list[tuple[object, object, object, int, object]]:
-        # few numbers of placeholders: each is a statement that is prepared once
+        # a power of two placeholders, so that few different statements have to be prepared
         count = 1 << (len(keys) - 1).bit_length()
         query = _GET.format(",".join("?" * count))
         values = [kind, *keys, *[b""] * (count - len(keys))]
         return self._ask(lambda database: database.execute(query, values).fetchall(), [])
 
     def _put(self, entries: Iterable[tuple[Kind, bytes, bytes]]) -> None:
-        """Keep values, all or none of them; every so often, some of the oldest make room for them."""
+        """Keep values, all or none of them; after every CHECK_ROWS rows, drop some of the oldest over the limit."""
         now = int(time.time())
         rows = [(kind, key, now, checksum(kind, key, value), value) for kind, key, value in entries]
         if not rows:
@@ -221,7 +220,7 @@ class Cache:
             self._ask(lambda database: make_some_room(database, self._limit), None)
 
     def _write(self, change: Callable[[sqlite3.Connection], object]) -> None:
-        """Change the file in one transaction, if that can be done."""
+        """Change the file in one transaction, if it can be changed."""
 
         def write(database: sqlite3.Connection) -> None:
             with database:
@@ -230,7 +229,7 @@ class Cache:
         self._ask(write, None)
 
     def _ask(self, question: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
-        """Return what the file answers, or `otherwise` where it can't; asked again if a new file was begun."""
+        """Return the result of a question to the database, or `otherwise` if it fails, even with a new file."""
         with self._lock:
             while self._database is not None:
                 try:
@@ -248,7 +247,7 @@ class Cache:
         self._inode = inode_of(self._path)
 
     def _recover(self, database: sqlite3.Connection, exc: BaseException) -> None:
-        """Begin a new file in place of a damaged one, but no more than once, or turn the cache off."""
+        """Replace a damaged file by a new one, but only once; in all other cases turn the cache off."""
         database.close()
         self._database = None
         if is_damage(exc, self._path) and not self._is_replaced:
@@ -264,5 +263,4 @@ class Cache:
 
 @cache
 def _warn_once(message: str) -> None:
-    """Say it once, however often a process opens the cache."""
     logger.warning(message)
