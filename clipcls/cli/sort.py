@@ -130,7 +130,7 @@ def _standard_input() -> Iterator[BinaryIO]:
 
 
 def _show(planned: "SortPlan", quiet: bool) -> None:
-    """What would be done: `source<TAB>target`, escaped as in TSV."""
+    """Print what would be done, a `source<TAB>target` a line, escaped as in TSV."""
     with Progress(not quiet, "-") as progress:
         for path, reason in planned.left_out:
             progress.print_error(path, reason)
@@ -215,7 +215,7 @@ def _how_to_go_on(planned: "SortPlan", done: int) -> str:
 
 
 def _report(planned: "SortPlan", counts: Counter[str]) -> None:
-    """How many went where."""
+    """Say how many pictures went into each folder."""
     typer.echo(f"clipcls: {_files(counts.total())} {_VERBS[planned.run.by]} into {planned.into}/", err=True)
     width = max((len(f"{count:,}") for count in counts.values()), default=0)
     for folder in sorted(counts):
