@@ -134,7 +134,7 @@ def test_embed_images_stalled_input_flushes_what_is_there(fake_encoder: Any, pic
 
     def stalling() -> Iterator[ImageRef]:
         yield from [ImageRef(picture)] * 2
-        go_on.wait(5)
+        go_on.wait(60)
         yield ImageRef(picture)
 
     batches = embed_images(stalling(), fake_encoder, batch_size=4)
@@ -244,7 +244,7 @@ def test_embed_images_process_can_end_while_a_pipe_is_waited_for(picture: str) -
         assert process.stdin is not None and process.stderr is not None
         process.stdin.write(os.fsencode(picture) + b"\n")
         process.stdin.flush()
-        code = process.wait(20)  # the pipe is still open
+        code = process.wait(120)  # the pipe is still open
         assert (code, process.stderr.read()) == (4, b"")
 
 
