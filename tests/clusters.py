@@ -27,7 +27,7 @@ class Node:
         for pid, _ in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(120)
 
     def processes(self) -> list[tuple[int, str]]:
         """Their numbers and names."""

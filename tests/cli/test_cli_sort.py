@@ -207,7 +207,7 @@ def asked(tmp_path: Path, reply: bytes) -> tuple[int, bytes]:
             if not replied and b"[y/N]" in shown:
                 os.write(leader, reply)
                 replied = True
-    code = process.wait(30)
+    code = process.wait(120)
     os.close(leader)
     return code, shown
 

@@ -100,12 +100,12 @@ def test_two_nodes_say_what_one_process_says(start: Start, expected: list[Predic
     assert (tmp_path / "stdout").read_bytes() == b""
     # again: refused, and with --resume nothing is left to do
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
-    assert start().wait(60) == 2
+    assert start().wait(180) == 2
     assert b"Give --resume" in (tmp_path / "stderr").read_bytes()
-    assert start("--resume").wait(60) == 1
+    assert start("--resume").wait(180) == 1
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")} == files
     # and other settings are refused by name
-    assert start("--resume", "--threshold", "0.5").wait(60) == 2
+    assert start("--resume", "--threshold", "0.5").wait(180) == 2
     assert b"--threshold" in (tmp_path / "stderr").read_bytes()
 
 
@@ -115,7 +115,7 @@ def test_run_that_is_ended_goes_on_without_a_row_twice(
     process = start()
     wait_for_parts(tmp_path / "out", 1, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(120) == 143
     said = [line for line in (tmp_path / "stderr").read_text().splitlines() if "pictures/" not in line]
     assert said[0] == "clipcls: stopping the workers; a second signal ends the run at once"
     assert said[1].endswith("images done; the same command with --resume goes on")
@@ -123,7 +123,7 @@ def test_run_that_is_ended_goes_on_without_a_row_twice(
     process = start("--resume")
     wait_for_parts(tmp_path / "out", 3, process)
     process.kill()
-    process.wait(60)
+    process.wait(120)
     assert start("--resume").wait(180) == 1
     assert b"going on after" in (tmp_path / "stderr").read_bytes()
     check_whole(tmp_path / "out", expected)

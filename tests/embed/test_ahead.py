@@ -15,7 +15,7 @@ def input_threads() -> list[threading.Thread]:
 
 def ends(threads: list[threading.Thread]) -> bool:
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     return not any(thread.is_alive() for thread in threads)
 
 
@@ -40,7 +40,7 @@ def test_ahead_hands_over_what_is_there_once_the_input_stalls() -> None:
 
     def stalling() -> Iterator[int]:
         yield from (0, 1)
-        go_on.wait(10)
+        go_on.wait(60)
         yield 2
 
     with Ahead(stalling()) as chunks:
@@ -177,7 +177,7 @@ def test_ahead_hands_over_heavy_items_before_a_stall_is_over(monkeypatch: pytest
 
     def stalling() -> Iterator[int]:
         yield from (0, 1, 2)
-        go_on.wait(10)
+        go_on.wait(60)
         yield 3
 
     with Ahead(stalling(), weigh=lambda _: 60) as chunks:

@@ -134,7 +134,7 @@ def test_embed_images_stalled_input_flushes_what_is_there(fake_encoder: Any, pic
 
     def stalling() -> Iterator[ImageRef]:
         yield from [ImageRef(picture)] * 2
-        go_on.wait(5)
+        go_on.wait(60)
         yield ImageRef(picture)
 
     batches = embed_images(stalling(), fake_encoder, batch_size=4)

@@ -338,7 +338,7 @@ def test_hits_in_front_are_answered_before_a_miss_is_read(cache: Cache, paths: l
 
     def stalling() -> Iterator[ImageRef]:
         yield from references(paths[:3])
-        go_on.wait(10)
+        go_on.wait(60)
         yield ImageRef(str(paths[3]))
 
     model = Opened()
