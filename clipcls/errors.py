@@ -13,6 +13,9 @@ where the library is called. How a reason, a list of names and an odd text are s
 
 from collections.abc import Iterable
 
+# the logging level of what a user should know without asking, though nothing is wrong: between INFO and WARNING
+NOTICE = 25
+
 
 class ClipclsError(Exception):
     """Root of the tree; `exit_code` is what the command line exits with.

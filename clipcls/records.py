@@ -88,11 +88,17 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Templates with one placeholder each; the embeddings of their prompts are averaged."""
+    """Templates with one placeholder each; the embeddings of their prompts are averaged.
+
+    Attributes:
+        by_script: fill those with Chinese or Japanese signs only with labels that have some, the others only with
+            other labels, as training does.
+    """
 
     name: str
     templates: tuple[str, ...]
     description: str = ""
+    by_script: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Wording:
     labels: str | None = None
     label: tuple[str, ...] = ()
     labels_file: Path | None = None
-    prompts: str = "default"
+    prompts: str | None = None
     templates: tuple[str, ...] = ()
 
     @property
@@ -69,14 +69,20 @@ def read_label_options(wording: Wording) -> tuple[list[Label], list[Finding]]:
     return _without_duplicates(labels, findings), findings
 
 
-def read_prompt_options(wording: Wording) -> tuple[PromptSet | None, list[Finding]]:
-    """Return the templates that can be used, or None, and what is wrong with the others."""
+def read_prompt_options(wording: Wording, own: PromptSet | None) -> tuple[PromptSet | None, list[Finding]]:
+    """Return the templates that can be used, or None, and what is wrong with the others.
+
+    Args:
+        own: the templates that the model was trained with, if it states them.
+    """
     findings: list[Finding] = []
     if not wording.templates:
         with _reported("prompts", findings):
-            return load_prompt_set(wording.prompts), findings
+            if wording.prompts is None and own is not None:
+                return own, findings
+            return load_prompt_set(wording.prompts or "default"), findings
         return None, findings
-    if wording.prompts != "default":
+    if wording.prompts is not None:
         findings.append(error("prompts", UsageError("Give --prompts or --template, not both.")))
     good: list[str] = []
     for template in wording.templates:
@@ -157,6 +163,33 @@ def check_nearness(names: Sequence[str], features: Array) -> Iterator[Finding]:
     if others:
         shown = "; ".join(f"{names[pair.first]!r} and {names[pair.second]!r} {pair.cosine:.3f}" for pair in others)
         yield note("labels", f"nearest pairs, by cosine: {shown}; the median of all pairs is {_median(features):.3f}")
+
+
+def check_own_prompts(own: PromptSet, prompts: PromptSet, own_features: Array, features: Array) -> Iterator[Finding]:
+    """Compare a prompt set with the one that the model was trained with.
+
+    Args:
+        own_features: of the labels, with the model's own prompts, (n_labels, embed_dim) float32, L2-normalised.
+        features: the same with the other prompts.
+    """
+    # a label's features with the one set and with the other
+    same = float((own_features * features).sum(axis=1).mean())
+    yield warning(
+        "prompts",
+        f"the model was trained with {quoted(own.templates)}, not with {prompts.name!r}: the mean cosine of a label's "
+        f"features by the one and by the other is {same:.2f}; of different labels' it is "
+        f"{_mean_cosine(own_features):.2f} by its own, {_mean_cosine(features):.2f} by these",
+        "Leave --prompts and --template out to use its own, or compare both on labelled pictures with clipcls eval.",
+    )
+
+
+def _mean_cosine(features: Array) -> float:
+    """Return the mean cosine of two different labels; 1 for a single one."""
+    count = len(features)
+    if count == 1:
+        return 1.0
+    total = features.sum(axis=0, dtype=np.float64)
+    return float((total @ total - count) / (count * (count - 1)))
 
 
 def check_effects(templates: Sequence[str], cosines: Sequence[float]) -> Iterator[Finding]:

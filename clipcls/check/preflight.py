@@ -15,6 +15,7 @@ from clipcls.check.labels import (
     check_effects,
     check_labels,
     check_nearness,
+    check_own_prompts,
     check_templates,
     is_bare,
     read_label_options,
@@ -28,8 +29,10 @@ from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
 from clipcls.errors import ClipclsError, UsageError, quoted
 from clipcls.labels import vocabulary
-from clipcls.labels.prompts import render
+from clipcls.labels.prompts import read_model_prompts, render
+from clipcls.models.catalog import model_folder
 from clipcls.models.tokenizer import context_length_of, truncated
+from clipcls.predict.ranking import Array
 from clipcls.records import Label, ModelSpec, PromptSet
 
 # number of labels that each template is tried on
@@ -54,14 +57,26 @@ def preflight(
     """
     with contextlib.closing(execution.open_cache()) as cache:
         model = yield from check_model(spec, cache)
-        texts = yield from _check_wording(wording, model, execution.strict_prompts)
+        own, own_findings = _own_prompts(spec)
+        yield from own_findings
+        texts = yield from _check_wording(wording, own, model, execution.strict_prompts)
         if texts is not None and model is not None and model.encoder is not None:
-            yield from _check_features(*texts, Session(model.encoder, execution, cache), report)
+            yield from _check_features(*texts, own, Session(model.encoder, execution, cache), report)
 
 
-def _check_wording(wording: Wording, model: SoundModel | None, strict: bool) -> Generator[Finding, None, Texts | None]:
+def _own_prompts(spec: ModelSpec) -> tuple[PromptSet | None, list[Finding]]:
+    """Return the templates that the model was trained with, if its folder states them, and what is wrong with them."""
+    try:
+        return read_model_prompts(model_folder(spec.name)), []
+    except UsageError as exc:
+        return None, [error("prompts", exc)]
+
+
+def _check_wording(
+    wording: Wording, own: PromptSet | None, model: SoundModel | None, strict: bool
+) -> Generator[Finding, None, Texts | None]:
     """Check labels and templates; returns those that can be used."""
-    prompts, findings = read_prompt_options(wording)
+    prompts, findings = read_prompt_options(wording, own)
     if not wording.has_labels:
         yield from findings
         yield note("labels", "none were given, so that only the model was checked", "Give --labels as to predict.")
@@ -121,11 +136,17 @@ def _check_lengths(labels: Sequence[Label], prompts: PromptSet, model: SoundMode
 
 
 def _check_features(
-    labels: Sequence[Label], prompts: PromptSet, session: Session, report: Report | None
+    labels: Sequence[Label], prompts: PromptSet, own: PromptSet | None, session: Session, report: Report | None
 ) -> Iterator[Finding]:
+    def embed(templates: PromptSet) -> Array:
+        texts = embed_texts([render(label, templates) for label in labels], session, report=report)
+        return np.stack([text.features for text in texts])
+
     try:
-        texts = embed_texts([render(label, prompts) for label in labels], session, report=report)
-        yield from check_nearness([label.name for label in labels], np.stack([text.features for text in texts]))
+        features = embed(prompts)
+        yield from check_nearness([label.name for label in labels], features)
+        if own is not None and set(own.templates) != set(prompts.templates):
+            yield from check_own_prompts(own, prompts, embed(own), features)
         yield from _check_effects(labels, prompts, session)
     except ClipclsError as exc:
         yield error("prompts", exc)

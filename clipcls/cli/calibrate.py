@@ -108,7 +108,7 @@ def calibrate_command(
     plan = EvalPlan(
         labels=names or tuple(map(make_label, truth.classnames)),
         models=(asked.spec(),),
-        prompts=(options.prompt_set(prompts, template, truth.templates_file or "default"),),
+        prompts=(options.prompt_set(prompts or (None if template else truth.templates_file), template),),
         scoring=Scoring(score, truth.multi_label),
         background=background,
         execution=how.execution(limits, strict_prompts, Web() if allow_urls else None),

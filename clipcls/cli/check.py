@@ -19,7 +19,7 @@ ReportFormat = Literal["table", "tsv", "json"]
 def check(
     *,
     wanted: options.LabelOptions,
-    prompts: options.PromptsOption = "default",
+    prompts: options.PromptsOption = None,
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
     asked: options.ModelOptions,

@@ -36,7 +36,8 @@ def eval_command(
         typer.Option(
             "--prompts",
             metavar="PROMPTS",
-            help="Prompt set, by name or file; repeatable, to compare. [default: the data's own, else default]",
+            help="Prompt set, by name or file; repeatable, to compare. [default: the data's own, else the model's, "
+            "else default]",
         ),
     ] = None,
     template: Annotated[
@@ -153,17 +154,18 @@ def _models(models: Sequence[str] | None, stated: Sequence[str | None]) -> list[
 
 def _prompt_sets(
     prompts: Sequence[str], templates: Sequence[str], truth: "Truth"
-) -> "list[tuple[list[str], PromptSet]]":
-    """The prompt sets, each with the options that stand for it."""
+) -> "list[tuple[list[str], PromptSet | None]]":
+    """The prompt sets, each with the options that stand for it; None, without options, for each model's own."""
     from clipcls.labels.prompts import load_prompt_set, templates_set
 
+    sets: list[tuple[list[str], PromptSet | None]]
     sets = [(["--prompts", name], load_prompt_set(name)) for name in dict.fromkeys(prompts)]
     if templates:
         options = [part for template in templates for part in ("--template", template)]
         sets.append((options, templates_set(templates)))
     if not sets and truth.templates_file is not None:
         sets.append((["--prompts", truth.templates_file], load_prompt_set(truth.templates_file)))
-    return sets or [(["--prompts", "default"], load_prompt_set("default"))]
+    return sets or [([], None)]
 
 
 def _label_arguments(wanted: options.DataLabelOptions, truth: "Truth") -> list[str]:

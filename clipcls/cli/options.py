@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from clipcls.errors import NOTICE
 from clipcls.models.catalog import DEFAULT_MODEL
 from clipcls.outputs.formats import OUTPUT_FORMATS
 from clipcls.predict.scores import SCORE_KINDS
@@ -46,7 +47,11 @@ LabelsFileOption = Annotated[
     Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .json or .yaml file.")
 ]
 PromptsOption = Annotated[
-    str, typer.Option("--prompts", help="Prompt set: a name from `clipcls prompts list`, or a file.")
+    str | None,
+    typer.Option(
+        "--prompts",
+        help="Prompt set: a name from `clipcls prompts list`, or a file. [default: the model's own, else default]",
+    ),
 ]
 TemplateOption = Annotated[
     list[str] | None,
@@ -64,7 +69,9 @@ ModelOption = Annotated[
         help="Alias, NAME:TAG, hf-hub:ORG/REPO, a model folder, or a weights file.",
     ),
 ]
-ArchOption = Annotated[str | None, typer.Option("--arch", help="open_clip architecture; for a bare weights file only.")]
+ArchOption = Annotated[
+    str | None, typer.Option("--arch", help="open_clip architecture, or FILE.json; for a bare weights file only.")
+]
 PreprocessOption = Annotated[
     str | None,
     typer.Option("--preprocess", help="openai, imagenet, siglip or FILE.json; for weights that don't state their own."),
@@ -273,12 +280,8 @@ def cache_folder(cache_dir: Path | None, no_cache: bool) -> Path | None:
     return None if no_cache else cache_dir or default_folder()
 
 
-def prompt_set(prompts: str | None, templates: Sequence[str] | None, default: str = "default") -> "PromptSet":
-    """Return the prompt set that --prompts or --template give.
-
-    Args:
-        prompts: the value of --prompts; None if it isn't given.
-        default: the set to use if neither is given.
+def prompt_set(prompts: str | None, templates: Sequence[str] | None) -> "PromptSet | None":
+    """Return the prompt set that --prompts or --template give; None for the model's own.
 
     Raises:
         UsageError: both are given, or the set can't be used.
@@ -287,7 +290,7 @@ def prompt_set(prompts: str | None, templates: Sequence[str] | None, default: st
     from clipcls.labels.prompts import load_prompt_set, templates_set
 
     if not templates:
-        return load_prompt_set(prompts or default)
+        return None if prompts is None else load_prompt_set(prompts)
     if prompts is not None:
         raise UsageError("Give --prompts or --template, not both; a file of prompts can hold all templates.")
     return templates_set(templates)
@@ -318,7 +321,7 @@ def set_up_logging(verbose: bool, quiet: bool) -> None:
     logger = logging.getLogger("clipcls")
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+    logger.setLevel(logging.ERROR if quiet else logging.INFO if verbose else NOTICE)
     logging.captureWarnings(True)
     others = logging.getLogger()
     others.handlers = [handler]

@@ -34,7 +34,7 @@ def predict(
     ] = None,
     # what to look for
     wanted: options.LabelOptions,
-    prompts: options.PromptsOption = "default",
+    prompts: options.PromptsOption = None,
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
     # with which model
@@ -161,7 +161,7 @@ def predict(
         classifier = Classifier(
             session,
             labels,
-            options.prompt_set(None if prompts == "default" else prompts, template),
+            options.prompt_set(prompts, template),
             Scoring(score, multi_label, top_k, threshold, min_margin),
             background=background,
             calibration=None if calibration is None else read_calibration(calibration),

@@ -1,5 +1,6 @@
 """`clipcls train`: train a dual encoder on pictures and captions."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +14,9 @@ from clipcls.cli.signals import StopSignals, is_first_process
 from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
+    from clipcls.train.loop import TrainWatch
     from clipcls.train.trainer import StepFigures
+    from clipcls.train.validation import Validated
 
 SECONDS_BETWEEN_LINES = 15
 PROBLEMS_SHOWN = 10
@@ -114,8 +117,8 @@ def train_command(
     except UsageError as exc:
         exc.told = not is_first_process()
         raise
-    with progress_report(quiet) as report, StopSignals("saving after this step") as signals:
-        result = train(settings, report, resume=resume is not None, asked_to_stop=signals.received)
+    with progress_report(quiet) as watch, StopSignals("saving after this step") as signals:
+        result = train(settings, watch, resume=resume is not None, asked_to_stop=signals.received)
     if not is_first_process():
         raise typer.Exit(signals.exit_code)
     for problem in () if quiet else result.problems[:PROBLEMS_SHOWN]:
@@ -129,22 +132,28 @@ def train_command(
         )
         raise typer.Exit(signals.exit_code)
     typer.echo(f"trained in {result.seconds / 60:.1f} min, last loss {last.loss:.3f}", err=True)
-    if result.best is not None:
-        typer.echo(f"the best model in the validations: {result.best}", err=True)
+    if result.best_validation is not None:
+        best = result.best_validation
+        typer.echo(f"the best model in the validations: {result.best} ({best} after step {best.step})", err=True)
+    if not quiet:
+        model = shlex.quote(str(result.best or result.model))
+        typer.echo(f"use it: clipcls predict IMAGES --labels LABELS --model {model}", err=True)
     typer.echo(result.model)
 
 
 @contextmanager
-def progress_report(quiet: bool) -> Iterator[Callable[["StepFigures"], None]]:
-    """Show progress on stderr: a bar on a terminal, else a line now and then."""
+def progress_report(quiet: bool) -> "Iterator[TrainWatch]":
+    """Show progress on stderr: a bar on a terminal, else a line now and then; and a line for each validation."""
+    from clipcls.train.loop import TrainWatch
+
     if quiet:
-        yield lambda figures: None
+        yield TrainWatch()
         return
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield line_report()
+        yield TrainWatch(step_lines(), lambda validated, is_best: typer.echo(summary(validated, is_best), err=True))
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -152,25 +161,33 @@ def progress_report(quiet: bool) -> Iterator[Callable[["StepFigures"], None]]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=None)
 
-        def report(figures: "StepFigures") -> None:
+        def show_step(figures: "StepFigures") -> None:
             bar.update(task, total=figures.steps, completed=figures.step, description=describe(figures))
 
-        yield report
+        def show_validation(validated: "Validated", is_best: bool) -> None:
+            bar.console.print(summary(validated, is_best), highlight=False, markup=False, soft_wrap=True)
+
+        yield TrainWatch(show_step, show_validation)
 
 
-def line_report() -> Callable[["StepFigures"], None]:
+def step_lines() -> Callable[["StepFigures"], None]:
     """Return what writes a line every few seconds, and for the last step."""
     import time
 
     next_line = 0.0
 
-    def report(figures: "StepFigures") -> None:
+    def show_step(figures: "StepFigures") -> None:
         nonlocal next_line
         if time.monotonic() >= next_line or figures.step == figures.steps:
             next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             typer.echo(f"step {figures.step}/{figures.steps}  {describe(figures)}", err=True)
 
-    return report
+    return show_step
+
+
+def summary(validated: "Validated", is_best: bool) -> str:
+    """Return the line for a validation."""
+    return f"validation after step {validated.step}: {validated}{', the best so far' if is_best else ''}"
 
 
 def describe(figures: "StepFigures") -> str:

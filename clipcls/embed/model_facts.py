@@ -69,7 +69,7 @@ def remember(cache: Cache, spec: ModelSpec, facts: ModelFacts, seen: dict[str, F
 def absolute(spec: ModelSpec) -> ModelSpec:
     """Return the spec with absolute paths, so that it doesn't depend on the working directory."""
     name = spec.name if catalog.find(spec.name) else _absolute(spec.name) or ""
-    return replace(spec, name=name, preprocess=_absolute(spec.preprocess))
+    return replace(spec, name=name, arch=_absolute(spec.arch), preprocess=_absolute(spec.preprocess))
 
 
 def _key(spec: ModelSpec) -> bytes:

@@ -62,13 +62,14 @@ class EvalPlan:
     """What is evaluated: each model with each prompt set.
 
     Attributes:
+        prompts: None stands for each model's own, see `Classifier`.
         scoring: used are its `kind` and `multi_label`, and where an image may have several labels its `threshold`.
         confused: the number of most confused pairs to report.
     """
 
     labels: tuple[Label, ...]
     models: "tuple[ModelSpec | Encoder | Callable[[], Encoder], ...]"
-    prompts: tuple[PromptSet, ...]
+    prompts: tuple[PromptSet | None, ...] = (None,)
     scoring: Scoring = field(default_factory=Scoring)
     background: str | None = None
     execution: Execution = field(default_factory=lambda: Execution(cache_dir=default_folder()))
@@ -93,11 +94,12 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
     with Session(plan.models[0], plan.execution) as first:
         sessions = [first, *(first.beside(model) for model in plan.models[1:])]
         # before the first picture, so that errors of models and prompts come early
-        sides = [[_embed_labels(session, plan, prompts, watch) for prompts in plan.prompts] for session in sessions]
+        classifiers = [[_classifier(session, plan, prompts) for prompts in plan.prompts] for session in sessions]
+        sides = [[classifier.embed_labels(watch.labels) for classifier in own] for own in classifiers]
         watch.begin(lambda: len(sessions) * len(truth.examples), 0)
         tally = partial(_tally, truth, classes, plan.scoring)
         answers = [_answer(pictures, session, own, tally) for session, own in zip(sessions, sides, strict=True)]
-        names = [(session.name, prompts.name) for session in sessions for prompts in plan.prompts]
+        names = [(classifier.session.name, classifier.prompts.name) for classifier in chain(*classifiers)]
     good = pictures.good()
     results = _results(list(chain(*answers)), good, plan, classes, truth)
     named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, names, strict=True)]
@@ -142,10 +144,8 @@ def _judged(
 # Answers of models
 
 
-def _embed_labels(session: Session, plan: EvalPlan, prompts: PromptSet, watch: Watch) -> LabelFeatures:
-    return Classifier(session, plan.labels, prompts, plan.scoring, background=plan.background).embed_labels(
-        watch.labels
-    )
+def _classifier(session: Session, plan: EvalPlan, prompts: PromptSet | None) -> Classifier:
+    return Classifier(session, plan.labels, prompts, plan.scoring, background=plan.background)
 
 
 def _answer(

@@ -1,8 +1,10 @@
-"""Load prompt templates by name or from a file, and render a label's prompts."""
+"""Load prompt templates by name, from a file or from a model's folder, and render a label's prompts."""
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from string import Formatter
@@ -14,6 +16,11 @@ from clipcls.errors import UsageError
 from clipcls.records import Label, PromptSet
 
 PLACEHOLDERS = ("", "c", "label")
+# in a model folder: the templates that the model was trained with
+MODEL_PROMPTS = "prompts.yaml"
+# the name of that set
+OWN = "own"
+_CJK = re.compile("[\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 _OPEN_CLIP_SETS = {
     "openai-imagenet-80": (
         "OPENAI_IMAGENET_TEMPLATES",
@@ -66,7 +73,48 @@ def render(label: Label, prompt_set: PromptSet) -> tuple[str, ...]:
     """Return a label's own prompts; without any, every template filled with its name and each synonym."""
     if label.prompts:
         return label.prompts
-    return tuple(_fill(template, text) for text in label.texts for template in prompt_set.templates)
+    choose = ByScript(prompt_set.templates).fitting if prompt_set.by_script else lambda text: prompt_set.templates
+    return tuple(_fill(template, text) for text in label.texts for template in choose(text))
+
+
+class ByScript:
+    """Templates by the script that they are for: those with Chinese or Japanese signs, and all others."""
+
+    def __init__(self, templates: Sequence[str]) -> None:
+        bare = [template for template in templates if template == "{}"]
+        self._chinese = [template for template in templates if _CJK.search(template)] + bare or ["{}"]
+        self._other = [template for template in templates if not _CJK.search(template)] or ["{}"]
+
+    def fitting(self, text: str) -> Sequence[str]:
+        """Return the templates for a text; `{}` is for both scripts."""
+        return self._chinese if _CJK.search(text) else self._other
+
+
+def template_of_caption(phrasing: str) -> str:
+    """Return the template that gives what `phrasing.replace("{}", label)` gives: other braces are text there."""
+    return "{}".join(part.replace("{", "{{").replace("}", "}}") for part in phrasing.split("{}"))
+
+
+def write_model_prompts(folder: Path, templates: Sequence[str]) -> None:
+    """Write the templates that a model was trained with into its folder."""
+    text = yaml.safe_dump({"templates": list(templates)}, allow_unicode=True, width=1000)
+    (folder / MODEL_PROMPTS).write_text(text, encoding="utf-8")
+
+
+def read_model_prompts(folder: Path | None) -> PromptSet | None:
+    """Read the templates that a model was trained with.
+
+    Args:
+        folder: the model's; None for a model without one.
+
+    Returns:
+        None if the model doesn't state them.
+
+    Raises:
+        UsageError: the file can't be used.
+    """
+    path = None if folder is None else folder / MODEL_PROMPTS
+    return None if path is None or not path.is_file() else replace(_from_file(path), name=OWN, by_script=True)
 
 
 def _fill(template: str, text: str) -> str:

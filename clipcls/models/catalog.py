@@ -94,6 +94,19 @@ def find(alias: str) -> CatalogEntry | None:
     return next((entry for entry in CATALOG if entry.alias == alias), None)
 
 
+def full_name(name: str) -> str:
+    """Return what an alias stands for; any other name unchanged."""
+    entry = find(name)
+    return entry.model if entry else name
+
+
+def model_folder(name: str) -> Path | None:
+    """Return the folder that a model's name stands for, which may not exist if the name says that it is one."""
+    name = full_name(name)
+    folder = Path(name.removeprefix("local-dir:"))
+    return folder if name and (folder.is_dir() or name.startswith("local-dir:")) else None
+
+
 def suggestions(name: str, known: list[str]) -> list[str]:
     """Return up to three known names that resemble `name`."""
     return get_close_matches(name, known, n=3, cutoff=0.5)

@@ -97,9 +97,9 @@ def locate(spec: ModelSpec, *, refresh: bool = False) -> ModelFiles:
         return _from_file(spec, weights)
     if spec.arch is not None:
         raise UsageError(f"--arch belongs to a bare weights file; {spec.name!r} says its architecture itself.")
-    if (folder := _folder(spec)) is not None:
+    if (folder := catalog.model_folder(spec.name)) is not None:
         return _from_folder(spec, folder)
-    name = _full_name(spec)
+    name = catalog.full_name(spec.name)
     if name.startswith("hf-hub:"):
         return _from_hub(spec, name.removeprefix("hf-hub:"), refresh)
     return _from_tag(spec, name, refresh)
@@ -127,7 +127,7 @@ def locate_despite(spec: ModelSpec) -> tuple[ModelFiles | None, list[ClipclsErro
 
 def bare_weights(spec: ModelSpec) -> Path | None:
     """Return the file that `spec` names, if that is a bare weights file; it may not exist."""
-    name = _full_name(spec)
+    name = catalog.full_name(spec.name)
     path = Path(name.removeprefix("local-dir:"))
     return path if path.is_file() or (path.suffix in WEIGHT_SUFFIXES and ":" not in name) else None
 
@@ -137,7 +137,7 @@ def _attempts(spec: ModelSpec) -> Iterator[Callable[[], object]]:
     yield partial(locate, spec)
     if bare_weights(spec) is not None:
         if spec.arch is not None:
-            yield partial(_architecture, spec.arch)
+            yield partial(architecture, spec.arch)
         if spec.preprocess is not None:
             yield partial(preprocess_settings, spec.preprocess)
         return
@@ -145,21 +145,10 @@ def _attempts(spec: ModelSpec) -> Iterator[Callable[[], object]]:
     for fewer in dict.fromkeys(options):
         if fewer != spec:
             yield partial(locate, fewer)
-    if (folder := _folder(spec)) is not None and folder.is_dir():
+    if (folder := catalog.model_folder(spec.name)) is not None and folder.is_dir():
         yield partial(_weights_in, folder)
         for fewer in dict.fromkeys(options):
             yield partial(_from_folder, fewer, folder, folder / _WEIGHT_NAMES[0])
-
-
-def _full_name(spec: ModelSpec) -> str:
-    entry = catalog.find(spec.name)
-    return entry.model if entry else spec.name
-
-
-def _folder(spec: ModelSpec) -> Path | None:
-    name = _full_name(spec)
-    folder = Path(name.removeprefix("local-dir:"))
-    return folder if name and (folder.is_dir() or name.startswith("local-dir:")) else None
 
 
 def _from_folder(spec: ModelSpec, folder: Path, weights: Path | None = None) -> ModelFiles:
@@ -222,10 +211,10 @@ def _from_file(spec: ModelSpec, path: Path) -> ModelFiles:
     if spec.arch is None or spec.preprocess is None:
         raise UsageError(
             f"{path}: a bare weights file says neither its activation nor its preprocessing, and either guess could "
-            "be silently wrong. Give --arch NAME (such as ViT-B-32 or ViT-B-32-quickgelu) and "
+            "be silently wrong. Give --arch NAME (such as ViT-B-32 or ViT-B-32-quickgelu) or FILE.json, and "
             "--preprocess openai|imagenet|siglip|FILE.json."
         )
-    config = _architecture(spec.arch)
+    config = architecture(spec.arch)
     return ModelFiles(
         name=spec.name,
         config=config,
@@ -238,7 +227,7 @@ def _from_file(spec: ModelSpec, path: Path) -> ModelFiles:
 
 def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
     arch, _, tag = name.partition(":")
-    config = _architecture(arch, asked=name)
+    config = architecture(arch, asked=name)
     if spec.preprocess is not None:
         raise UsageError(f"--preprocess: open_clip states the preprocessing of {name!r}.")
     tags = open_clip.list_pretrained_tags_by_model(arch)
@@ -263,13 +252,24 @@ def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
 
 
 def _settings_files(spec: ModelSpec, config: dict[str, Any]) -> tuple[Path, ...]:
-    """Return the file that --preprocess names, and the config.json of a transformers text tower."""
-    stated = [Path(spec.preprocess)] if spec.preprocess and spec.preprocess.endswith(".json") else []
+    """Return the files that --arch and --preprocess name, and the config.json of a transformers text tower."""
+    stated = [Path(name) for name in (spec.arch, spec.preprocess) if name and name.endswith(".json")]
     text_model = config["text_cfg"].get("hf_model_name")
     return (*stated, *([Path(text_model) / "config.json"] if text_model else []))
 
 
-def _architecture(arch: str, asked: str | None = None) -> dict[str, Any]:
+def architecture(arch: str, asked: str | None = None) -> dict[str, Any]:
+    """Return open_clip's `model_cfg` of an architecture, with a text tower of transformers in a local folder.
+
+    Args:
+        arch: open_clip's name for it, or a JSON file in open_clip's format.
+        asked: what the user asked for, if it is more than the architecture.
+
+    Raises:
+        UsageError: there is no such architecture, or the file doesn't hold one.
+    """
+    if arch.endswith(".json") and asked is None:
+        return _with_local_text_model(read_architecture(arch))
     config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
     if config is None:
         known = [*(entry.alias for entry in catalog.CATALOG), *open_clip.list_models()]
@@ -279,6 +279,28 @@ def _architecture(arch: str, asked: str | None = None) -> dict[str, Any]:
             f"No model, folder or file {asked or arch!r}.{hint} See `clipcls models` and `clipcls models --all`."
         )
     return _with_local_text_model(config)
+
+
+def read_architecture(path: str) -> dict[str, Any]:
+    """Return the `model_cfg` that a JSON file in open_clip's format holds, by itself or under that name.
+
+    Raises:
+        UsageError: the file can't be read, or doesn't describe two towers.
+    """
+    try:
+        content = read_json(Path(path))
+    except ModelError as exc:
+        raise UsageError(f"{exc} An architecture is a JSON file in open_clip's format.") from exc
+    model = content.get("model_cfg", content)
+    if not isinstance(model, dict):
+        raise UsageError(f"{path}: model_cfg must be a JSON object, not {model!r:.100}")
+    for name in ("embed_dim", "vision_cfg", "text_cfg"):
+        if name not in model:
+            raise UsageError(f"{path}: the architecture lacks {name!r}")
+    for name in ("vision_cfg", "text_cfg"):
+        if not isinstance(model[name], dict):
+            raise UsageError(f"{path}: {name} must be a JSON object, not {model[name]!r:.100}")
+    return model
 
 
 def _with_local_text_model(config: dict[str, Any]) -> dict[str, Any]:

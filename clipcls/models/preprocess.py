@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from open_clip import constants
 
-from clipcls.errors import ModelError, UsageError
+from clipcls.errors import ModelError, UsageError, reason
 from clipcls.records import Preprocessing
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -101,8 +101,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
-        raise ModelError(f"{path}: can't be read as JSON: {exc}") from exc
+    except OSError as exc:
+        raise ModelError(f"{path}: can't be read: {reason(exc)}.") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ModelError(f"{path}: isn't JSON: {exc}.") from exc
     if not isinstance(data, dict):
         raise ModelError(f"{path}: expected a JSON object.")
     return data

@@ -13,11 +13,12 @@ import numpy as np
 from clipcls.embed.images import ImageBatch, embed_images
 from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
-from clipcls.errors import UsageError
+from clipcls.errors import NOTICE, UsageError, quoted
 from clipcls.inputs.discover import discover
 from clipcls.labels import vocabulary
 from clipcls.labels.label_files import make_label, refuse_duplicates
-from clipcls.labels.prompts import load_prompt_set, render, templates_set
+from clipcls.labels.prompts import load_prompt_set, read_model_prompts, render, templates_set
+from clipcls.models.catalog import model_folder
 from clipcls.predict.calibration import Basis, Calibration, prompts_digest
 from clipcls.predict.explanation import Explainer
 from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
@@ -38,7 +39,8 @@ class Classifier:
     Args:
         session: the model and the cache.
         labels: names, or `Label` records.
-        prompts: the name of a set, a file, templates, or a `PromptSet`.
+        prompts: the name of a set, a file, templates, or a `PromptSet`; None for those that the model was trained
+            with, where its folder states them, else `default`.
         background: the prompt that labels are compared with, for sigmoid scores of a model without a logit_bias;
             None for "a photo".
         calibration: corrects scores, and may hold a threshold for each label.
@@ -52,7 +54,7 @@ class Classifier:
         self,
         session: Session,
         labels: Iterable[str | Label],
-        prompts: str | os.PathLike[str] | Sequence[str] | PromptSet = "default",
+        prompts: str | os.PathLike[str] | Sequence[str] | PromptSet | None = None,
         scoring: Scoring | None = None,
         *,
         background: str | None = None,
@@ -62,7 +64,7 @@ class Classifier:
         self.session: Final = session
         self.labels: Final = _labels(labels)
         refuse_duplicates(self.labels)
-        self.prompts: Final = _prompt_set(prompts)
+        self.prompts: Final = _default_prompts(session) if prompts is None else _prompt_set(prompts)
         self._prompts_of_labels: Final = _rendered(self.labels, self.prompts)
         self.scoring: Final = scoring or Scoring()
         self.background: Final = background
@@ -264,6 +266,20 @@ def _labels(labels: Iterable[str | Label]) -> tuple[Label, ...]:
     if not made:
         raise UsageError("No labels.")
     return tuple(made)
+
+
+def _default_prompts(session: Session) -> PromptSet:
+    own = None if session.spec is None else read_model_prompts(model_folder(session.spec.name))
+    default = load_prompt_set("default")
+    if own is None or own.templates == default.templates:
+        return default
+    logger.log(
+        NOTICE,
+        "prompts: %s, which model %s was trained with (others: --prompts default)",
+        quoted(own.templates),
+        session.name,
+    )
+    return own
 
 
 def _prompt_set(prompts: str | os.PathLike[str] | Sequence[str] | PromptSet) -> PromptSet:

@@ -12,7 +12,7 @@ from clipcls.errors import UsageError
 from clipcls.outputs.atomic import write_atomically
 from clipcls.train.curves import draw_curves
 from clipcls.train.trainer import StepFigures
-from clipcls.train.validation import headline
+from clipcls.train.validation import Validated
 
 METRICS_NAME = "metrics.jsonl"
 CURVES_NAME = "curves.png"
@@ -23,17 +23,18 @@ class History:
     """The metrics of a run.
 
     Attributes:
-        best: the best headline figure of a validation so far; minus infinity before the first.
+        best: the first of the best validations so far; None before any.
         validated: the step of the last validation; 0 before the first.
         last: the last step that is noted; None before the first.
     """
 
     def __init__(self, folder: Path, file: TextIO, lines: Sequence[bytes], board: "Board | None") -> None:
-        self.best, self.validated = -math.inf, 0
+        self.best: Validated | None = None
+        self.validated = 0
         self.last: StepFigures | None = None
         for record in map(json.loads, lines):
             if "validation" in record:
-                self._remember(record["step"], record["validation"])
+                self._remember(Validated(record["step"], record["validation"]))
             else:
                 self.last = StepFigures(**record)
         self._folder, self._file, self._board = folder, file, board
@@ -47,19 +48,21 @@ class History:
             names = ("loss", "learning_rate", "scale", "images_per_second")
             self._board.write(figures.step, {f"train/{name}": values[name] for name in names})
 
-    def is_best(self, figures: Mapping[str, float]) -> bool:
+    def is_best(self, validated: Validated) -> bool:
         """Return whether no validation before was as good."""
-        return headline(figures) > self.best
+        return self.best is None or validated.headline > self.best.headline
 
-    def add_validation(self, step: int, figures: Mapping[str, float]) -> None:
+    def add_validation(self, validated: Validated) -> None:
         """Note a validation."""
-        self._file.write(json.dumps({"step": step, "validation": figures}) + "\n")
+        self._file.write(json.dumps({"step": validated.step, "validation": validated.figures}) + "\n")
         if self._board is not None:
-            self._board.write(step, {f"validation/{name}": value for name, value in figures.items()})
-        self._remember(step, figures)
+            tags = {f"validation/{name}": value for name, value in validated.figures.items()}
+            self._board.write(validated.step, tags)
+        self._remember(validated)
 
-    def _remember(self, step: int, figures: Mapping[str, float]) -> None:
-        self.best, self.validated = max(self.best, headline(figures)), step
+    def _remember(self, validated: Validated) -> None:
+        self.best = validated if self.is_best(validated) else self.best
+        self.validated = validated.step
 
     def draw(self) -> None:
         """Draw the curves of what is noted so far."""

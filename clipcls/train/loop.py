@@ -23,7 +23,7 @@ from clipcls.train.processes import join_processes, own_device
 from clipcls.train.settings import SETTINGS_NAME, TrainSettings, write_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import StepFigures, Trainer
-from clipcls.train.validation import Validation
+from clipcls.train.validation import Validated, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class TrainResult:
     Attributes:
         model: the model folder.
         best: the folder of the model that was best in the validations, None without any.
+        best_validation: what that model was measured at; None without any, and in all processes but the first.
         last_step: its figures.
         problems: one message for each row and picture that couldn't be used.
         seconds: of the training itself.
@@ -46,15 +47,29 @@ class TrainResult:
 
     model: Path
     best: Path | None
+    best_validation: Validated | None
     last_step: StepFigures
     problems: tuple[str, ...]
     seconds: float
     finished: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TrainWatch:
+    """What a run calls to show how it goes on, in the first process.
+
+    Attributes:
+        step: called after every step.
+        validation: called after every validation, with whether it is the best so far.
+    """
+
+    step: Callable[[StepFigures], None] = lambda figures: None
+    validation: Callable[[Validated, bool], None] = lambda validated, is_best: None
+
+
 def train(
     settings: TrainSettings,
-    report: Callable[[StepFigures], None] = lambda figures: None,
+    watch: TrainWatch | None = None,
     resume: bool = False,
     asked_to_stop: Callable[[], bool] = lambda: False,
     hooks: Hooks | None = None,
@@ -63,7 +78,7 @@ def train(
 
     Args:
         settings: of the run.
-        report: called after every step, in the first process.
+        watch: None to show nothing.
         resume: go on with the run in the settings' `output`, from its checkpoint; its losses are then what they
             would have been without the interruption.
         asked_to_stop: whether to save and end after the current step.
@@ -89,7 +104,7 @@ def train(
             lambda: (_read(settings), Validation(settings) if processes.is_first else None, start_model(settings))
         )
         trainer = Trainer(settings, start, corpus, processes, hooks)
-        run = _Run(trainer, validation, report, asked_to_stop)
+        run = _Run(trainer, validation, watch or TrainWatch(), asked_to_stop)
         if resume:
             run.resume()
         began = time.monotonic()
@@ -103,7 +118,8 @@ def train(
             raise UsageError(f"{settings.data}: no picture can be used{first}")
         best = output / BEST if settings.validates else None
         finished = trainer.done >= trainer.feed.steps
-        return TrainResult(output / MODEL, best, last_step, tuple(problems), time.monotonic() - began, finished)
+        seconds = time.monotonic() - began
+        return TrainResult(output / MODEL, best, run.best, last_step, tuple(problems), seconds, finished)
 
 
 class _Run:
@@ -117,12 +133,13 @@ class _Run:
         self,
         trainer: Trainer,
         validation: Validation | None,
-        report: Callable[[StepFigures], None],
+        watch: TrainWatch,
         asked_to_stop: Callable[[], bool],
     ) -> None:
         self.trainer, self.validation = trainer, validation
         self.settings, self.processes, self.output = trainer.settings, trainer.processes, Path(trainer.settings.output)
-        self.report, self.asked_to_stop = report, asked_to_stop
+        self.watch, self.asked_to_stop = watch, asked_to_stop
+        self.best: Validated | None = None
         self._problems_reported = 0
 
     @property
@@ -155,6 +172,7 @@ class _Run:
             write_settings(self.settings, self.output / SETTINGS_NAME)
         with history.open_history(self.output, self.trainer.done, self.settings.tensorboard) as metrics:
             self._steps(metrics)
+            self.best = metrics.best
             return metrics.last
 
     def _steps(self, metrics: History | None) -> None:
@@ -165,7 +183,7 @@ class _Run:
         for figures in self.trainer.steps():
             if metrics is not None:
                 metrics.add_step(figures)
-                self.report(figures)
+                self.watch.step(figures)
             wishes = self.processes.gather_objects((self.asked_to_stop(), time.monotonic() - saved_at > interval))
             stop, due = any(asked for asked, _ in wishes), wishes[0][1]
             if figures.step == self.trainer.feed.steps_an_epoch:
@@ -209,10 +227,12 @@ class _Run:
         self.trainer.save(model)
         save_checkpoint(self.output, self.settings, self.digests, state)
         if self.validation is not None and self._validation_due():
-            figures = self.validation.measure(model)
-            if metrics.is_best(figures):
+            validated = Validated(self.trainer.done, self.validation.measure(model))
+            is_best = metrics.is_best(validated)
+            if is_best:
                 copy_model(model, self.output / BEST)
-            metrics.add_validation(self.trainer.done, figures)  # last, so that whatever is interrupted is done again
+            metrics.add_validation(validated)  # last, so that whatever is interrupted is done again
+            self.watch.validation(validated, is_best)
         metrics.draw()
 
     def _report_problems(self) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from clipcls.errors import StoppedError
 from clipcls.labels import vocabulary
+from clipcls.labels.prompts import write_model_prompts
 from clipcls.models.locate import CONFIG_NAME
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
@@ -58,6 +59,7 @@ class DualEncoder:
         tokenizer_files: of a Hugging Face tokenizer; none where the model uses CLIP's own.
         words: those of all captions it was trained on; empty for a new model, None for one that was trained on the
             open world, whose folder lists no words.
+        templates: what makes prompts of labels as captions were phrased; empty where they aren't known.
     """
 
     model: Any
@@ -65,6 +67,7 @@ class DualEncoder:
     config: Config
     tokenizer_files: tuple[Path, ...] = ()
     words: frozenset[str] | None = frozenset()
+    templates: tuple[str, ...] = ()
 
 
 def write_model(folder: Path, encoder: DualEncoder, half: bool) -> None:
@@ -90,6 +93,8 @@ def write_model(folder: Path, encoder: DualEncoder, half: bool) -> None:
         _write_tokenizer(draft, encoder)
         if encoder.words is not None:
             vocabulary.write_words(draft, encoder.words)
+        if encoder.templates:
+            write_model_prompts(draft, encoder.templates)
         draft.chmod(0o755)
         (draft / WEIGHTS_NAME).chmod(0o644)
         _move(draft, folder)

@@ -14,7 +14,7 @@ from pydantic import AllowInfNan, BeforeValidator, Field, Strict, StringConstrai
 
 from clipcls.embed.cores import available_cores
 from clipcls.errors import UsageError, first_line, reason
-from clipcls.labels.prompts import load_prompt_set
+from clipcls.labels.prompts import load_prompt_set, template_of_caption
 from clipcls.outputs.atomic import write_atomically
 from clipcls.train.data.shards import are_shards, is_elsewhere
 
@@ -165,6 +165,13 @@ class TrainSettings:
         return self.workers or min(available_cores(), 8)
 
     @property
+    def label_templates(self) -> tuple[str, ...]:
+        """Templates of the captions for `predict`; none where captions are whole sentences of a table's own."""
+        if self.templates == ("{}",) and not _are_class_folders(self.data):
+            return ()
+        return tuple(map(template_of_caption, self.templates))
+
+    @property
     def validates(self) -> bool:
         """Whether there is anything to validate with."""
         return bool(self.validation or self.zero_shot)
@@ -191,11 +198,15 @@ def load_settings(config: Path | None, given: dict[str, Any]) -> TrainSettings:
         values = FINE_TUNING | {"arch": ""} | values
     elif values.get("loss") == "sigmoid":
         values = {"initial_scale": SIGMOID_SCALE} | values
-    if not are_shards(values["data"]) and os.path.isdir(values["data"]):  # noqa: PTH112, Path fails for a long name
+    if _are_class_folders(values["data"]):
         values = {"templates": load_prompt_set("default").templates} | values
     settings = TrainSettings(**values)
     _check_together(settings)
     return settings
+
+
+def _are_class_folders(data: str) -> bool:
+    return not are_shards(data) and os.path.isdir(data)  # noqa: PTH112, Path fails for a long name
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The model that a run starts from: a new one of some architecture, or one that `predict` takes."""
 
 import copy
-import json
 import logging
 import math
 import re
@@ -16,10 +15,12 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from torch import nn
 
-from clipcls.errors import ModelError, UsageError, first_line, reason
+from clipcls.errors import ModelError, UsageError, first_line
+from clipcls.labels.prompts import read_model_prompts
 from clipcls.models.attention import keep_batch_first
+from clipcls.models.catalog import model_folder
 from clipcls.models.checkpoint import Checkpoint, Tower, build_tower
-from clipcls.models.locate import WEIGHT_SUFFIXES, ModelFiles, locate
+from clipcls.models.locate import WEIGHT_SUFFIXES, ModelFiles, locate, read_architecture
 from clipcls.records import ModelSpec
 from clipcls.train.model_folder import Config, DualEncoder
 from clipcls.train.settings import TrainSettings
@@ -76,12 +77,6 @@ def read_config(settings: TrainSettings) -> Config:
     """
     model = _read_arch(settings.arch)
     _refuse_caption_decoder(model, settings.arch)
-    for name in ("embed_dim", "vision_cfg", "text_cfg"):
-        if name not in model:
-            raise UsageError(f"{settings.arch}: the architecture lacks {name!r}")
-    for name in ("vision_cfg", "text_cfg"):
-        if not isinstance(model[name], dict):
-            raise UsageError(f"{settings.arch}: {name} must be a JSON object, not {model[name]!r}")
     if not _is_count(model["embed_dim"]):
         raise UsageError(f"{settings.arch}: embed_dim {model['embed_dim']!r} isn't a number of features, as in 512")
     preprocess = {
@@ -139,22 +134,12 @@ def _refuse_caption_decoder(model_config: dict[str, Any], where: str) -> None:
 
 
 def _read_arch(arch: str) -> dict[str, Any]:
-    path = Path(arch)
-    if path.suffix != ".json":
-        known = open_clip.get_model_config(arch)
-        if known is None:
-            raise UsageError(f"{arch}: neither a .json file nor an architecture of open_clip")
-        return copy.deepcopy(known)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise UsageError(f"{arch}: the architecture can't be read: {reason(exc)}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise UsageError(f"{arch}: the architecture can't be read: {exc}") from exc
-    model = content.get("model_cfg", content) if isinstance(content, dict) else content
-    if not isinstance(model, dict):
-        raise UsageError(f"{arch}: the architecture must be a JSON object")
-    return model
+    if arch.endswith(".json"):
+        return read_architecture(arch)
+    known = open_clip.get_model_config(arch)
+    if known is None:
+        raise UsageError(f"{arch}: neither a .json file nor an architecture of open_clip")
+    return copy.deepcopy(known)
 
 
 # ---- a model to go on from
@@ -189,7 +174,15 @@ def base_model(settings: TrainSettings) -> DualEncoder:
         if bias is not None:
             model.logit_bias.fill_(bias)
     _with_hub_name(model_config["text_cfg"])
-    return DualEncoder(model, tokenizer, Config(model_config, preprocess), tokenizer_files, files.words)
+    own = read_model_prompts(model_folder(settings.model))
+    return DualEncoder(
+        model,
+        tokenizer,
+        Config(model_config, preprocess),
+        tokenizer_files,
+        files.words,
+        () if own is None else own.templates,
+    )
 
 
 def _locate(name: str) -> ModelFiles:

@@ -96,7 +96,7 @@ class Trainer:
             _checkpoint_activations(model)
         biased = getattr(model, "logit_bias", None) is not None
         self.sigmoid = biased if settings.loss == "auto" else settings.loss == "sigmoid"
-        self.encoder = replace(start, model=model)
+        self.encoder = replace(start, model=model, templates=settings.label_templates or start.templates)
         self.feed = Feed(settings, self.encoder, corpus, self.processes, self.hooks.augmentation_strength)
         self.extra_loss = self.hooks.extra_loss(self)
         self.modules = [model] if self.extra_loss is None else [model, self.extra_loss.to(self.device)]

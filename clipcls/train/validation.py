@@ -32,6 +32,7 @@ Right = Sequence[Sequence[int]]
 
 RECALLS = (1, 5, 10)
 ZERO_SHOT_ACCURACY = "zero_shot_accuracy"
+RECALLS_AT_1 = ("image_to_text_recall@1", "text_to_image_recall@1")
 # cosines that are in memory at once: 64 MB
 COSINES_AT_ONCE = 2**24
 # cosines that are nearer to each other may be equal but for float32's rounding
@@ -51,6 +52,31 @@ class HeldOut:
     setting: str
     texts: tuple[tuple[str, ...], ...]
     pictures: Mapping[ImageRef, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """What a validation measured.
+
+    Attributes:
+        step: after which it was.
+        figures: shares from 0 to 1, by name; see `Validation.measure`.
+    """
+
+    step: int
+    figures: Mapping[str, float]
+
+    @property
+    def headline(self) -> float:
+        """What the best model is chosen by: `zero_shot_accuracy`, or without it the mean of both recalls at 1."""
+        if ZERO_SHOT_ACCURACY in self.figures:
+            return self.figures[ZERO_SHOT_ACCURACY]
+        return sum(self.figures[name] for name in RECALLS_AT_1) / len(RECALLS_AT_1)
+
+    def __str__(self) -> str:
+        """Say the figures that the best model is chosen by."""
+        names = [name for name in (ZERO_SHOT_ACCURACY, *RECALLS_AT_1) if name in self.figures]
+        return ", ".join(f"{name.replace('_', ' ')} {self.figures[name]:.3f}" for name in names)
 
 
 class Validation:
@@ -153,13 +179,6 @@ class Validation:
         if problems and self._settings.strict_data:
             raise StoppedError(f"strict_data: {problems[0]}")
         self._problems |= dict.fromkeys(problems)
-
-
-def headline(figures: Mapping[str, float]) -> float:
-    """Return what the best model is chosen by: `zero_shot_accuracy`, or without it the mean of both recalls at 1."""
-    if ZERO_SHOT_ACCURACY in figures:
-        return figures[ZERO_SHOT_ACCURACY]
-    return (figures["image_to_text_recall@1"] + figures["text_to_image_recall@1"]) / 2
 
 
 def wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:

@@ -23,7 +23,7 @@ from clipcls.train.checkpoint import resumed_settings
 from clipcls.train.data.pictures import PictureDecoder
 from clipcls.train.data.table import Table
 from clipcls.train.hooks import Hooks
-from clipcls.train.loop import train
+from clipcls.train.loop import TrainWatch, train
 from clipcls.train.settings import load_settings, parse_assignments
 from clipcls.train.trainer import StepFigures, Trainer
 
@@ -255,7 +255,7 @@ def main() -> None:
             if options.resume is None
             else resumed_settings(options.resume, options.config, given)
         )
-        print(train(read, report, resume=options.resume is not None, hooks=Pictogram()).model)
+        print(train(read, TrainWatch(report), resume=options.resume is not None, hooks=Pictogram()).model)
     except ClipclsError as exc:
         parser.exit(exc.exit_code, f"recipe.py: error: {exc}\n")
 

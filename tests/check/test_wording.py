@@ -59,15 +59,15 @@ def test_read_label_options_refuses_equal_synonyms(tmp_path: Path) -> None:
 
 
 def test_read_prompt_options_names_every_bad_template() -> None:
-    prompts, findings = read_prompt_options(Wording(prompts="simple", templates=("no", "a {}", "a {b}", "a {")))
+    prompts, findings = read_prompt_options(Wording(prompts="simple", templates=("no", "a {}", "a {b}", "a {")), None)
     assert prompts is not None
     assert prompts.templates == ("a {}",)
     assert said(findings) == [("error", "prompts")] + [("error", "template")] * 3
-    assert read_prompt_options(Wording(templates=("no",)))[0] is None
+    assert read_prompt_options(Wording(templates=("no",)), None)[0] is None
 
 
 def test_read_prompt_options_names_a_set_that_is_not_there() -> None:
-    prompts, findings = read_prompt_options(Wording(prompts="nothing"))
+    prompts, findings = read_prompt_options(Wording(prompts="nothing"), None)
     assert prompts is None
     assert "'nothing'" in findings[0].message
 

@@ -20,7 +20,7 @@ from clipcls.inputs.labelled.examples import Example
 from clipcls.records import ImageRef
 from clipcls.train.checkpoint import resumed_settings
 from clipcls.train.data.read import read_data
-from clipcls.train.loop import TrainResult, train
+from clipcls.train.loop import TrainResult, TrainWatch, train
 from clipcls.train.settings import load_settings
 from clipcls.train.start_model import start_model
 from clipcls.train.trainer import StepFigures, Trainer
@@ -68,7 +68,7 @@ def trainer(folder: Path, embed_dim: int = 16, vision: dict[str, Any] = VISION, 
 def short_run(folder: Path, arch: Path | dict[str, Any], **given: Any) -> tuple[TrainResult, list[StepFigures]]:
     seen: list[StepFigures] = []
     settings = load_settings(RECIPE / "config.yaml", arguments(folder, arch) | given)
-    return train(settings, seen.append, hooks=Pictogram()), seen
+    return train(settings, TrainWatch(seen.append), hooks=Pictogram()), seen
 
 
 def mean_cosine(features: torch.Tensor) -> float:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from clipcls.errors import StoppedError, UsageError
 from clipcls.train.checkpoint import CHECKPOINT_NAME, resumed_settings
 from clipcls.train.hooks import Hooks
-from clipcls.train.loop import train
+from clipcls.train.loop import TrainWatch, train
 from clipcls.train.settings import load_settings
 from clipcls.train.trainer import StepFigures
 from conftest import TINY_CONFIG, save_pictures
@@ -53,7 +53,11 @@ def begin(
     hooks: Hooks | None = RECIPE,
     **given: Any,
 ) -> None:
-    train(load_settings(folder / "config.yaml", {"output": str(folder / output), **given}), report, hooks=hooks)
+    train(
+        load_settings(folder / "config.yaml", {"output": str(folder / output), **given}),
+        TrainWatch(report),
+        hooks=hooks,
+    )
 
 
 def stop_at(step: int) -> Callable[[StepFigures], None]:

@@ -56,6 +56,10 @@ def test_validation_is_noted_each_epoch_and_at_the_end(folder: Path) -> None:
     assert last == Validation(load_settings(folder / "run" / "settings.yaml", {})).measure(result.model)
     assert "text_to_image_recall@10" in last
     assert result.best == folder / "run" / "best"
+    assert result.best_validation is not None
+    assert result.best_validation.figures == max(
+        (line["validation"] for line in noted), key=lambda figures: float(figures["zero_shot_accuracy"])
+    )
     assert (folder / "run" / "curves.png").stat().st_size > 1000
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from clipcls.errors import StoppedError, UsageError
-from clipcls.train.loop import TrainResult, train
+from clipcls.train.loop import TrainResult, TrainWatch, train
 from clipcls.train.settings import load_settings
 from clipcls.train.trainer import StepFigures
 
@@ -50,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path, output: str, **given: Any) -> tuple[TrainResult, list[StepFigures]]:
     seen: list[StepFigures] = []
     settings = load_settings(folder / "config.yaml", {"output": str(folder / output), **given})
-    return train(settings, seen.append), seen
+    return train(settings, TrainWatch(seen.append)), seen
 
 
 def test_train_writes_a_folder_that_open_clip_loads(folder: Path) -> None:
@@ -126,6 +127,17 @@ def test_train_leaves_logging_as_it_was(folder: Path) -> None:
 def test_train_refuses_fp16_without_a_gpu(folder: Path) -> None:
     with pytest.raises(UsageError, match="fp16"):
         run(folder, "run", precision="fp16")
+
+
+def test_command_shows_validations_and_how_the_best_model_is_used(folder: Path, clipcls: Callable[..., Any]) -> None:
+    options = ["--config", folder / "config.yaml", "--epochs", "2", "--validation", folder / "table.jsonl"]
+    done = clipcls("train", folder / "table.jsonl", *options, "--output", folder / "my run")
+    *_, best, use = done.stderr.decode().splitlines()
+    shown = [line for line in done.stderr.decode().splitlines() if line.startswith("validation after step")]
+    assert len(shown) == 2
+    assert re.fullmatch(r"validation after step 2: image to text recall@1 [\d.]+, .*, the best so far", shown[0])
+    assert re.match(r"the best model in the validations: .*best \(image to text recall@1 .* after step [24]\)", best)
+    assert use == f"use it: clipcls predict IMAGES --labels LABELS --model '{folder}/my run/best'"
 
 
 def test_command_prints_the_model_folder(folder: Path, clipcls: Callable[..., Any]) -> None:

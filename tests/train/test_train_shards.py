@@ -30,7 +30,7 @@ from clipcls.train.data.corpus import Share
 from clipcls.train.data.read import read_data
 from clipcls.train.data.shards import Shards, is_stream, open_shards, shuffled
 from clipcls.train.data.table import Table
-from clipcls.train.loop import train
+from clipcls.train.loop import TrainWatch, train
 from clipcls.train.settings import load_settings
 from conftest import ROOT, TINY_CONFIG, save_pictures
 from labelled import write_tar
@@ -466,7 +466,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def begin(folder: Path, output: str, report: Callable[..., None] = lambda figures: None, **given: Any) -> Any:
-    return train(load_settings(folder / "config.yaml", {"output": str(folder / output), **given}), report)
+    return train(load_settings(folder / "config.yaml", {"output": str(folder / output), **given}), TrainWatch(report))
 
 
 def losses(run: Path) -> list[float]:

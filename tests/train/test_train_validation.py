@@ -18,7 +18,7 @@ from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.models.catalog import PICTOGRAM_FOLDER
 from clipcls.train import validation
 from clipcls.train.settings import TrainSettings
-from clipcls.train.validation import Validation, headline, wrong_before_right
+from clipcls.train.validation import Validated, Validation, wrong_before_right
 from conftest import EXAMPLES, FakeEncoder, save_pictures
 
 
@@ -252,5 +252,7 @@ def test_validation_leaves_random_numbers_as_they_were(
 
 def test_headline_is_the_accuracy_or_else_the_mean_recall() -> None:
     recalls = {"image_to_text_recall@1": 0.5, "image_to_text_recall@5": 1.0, "text_to_image_recall@1": 0.25}
-    assert headline(recalls) == 0.375
-    assert headline(recalls | {"zero_shot_accuracy": 0.75}) == 0.75
+    assert Validated(1, recalls).headline == 0.375
+    both = Validated(1, recalls | {"zero_shot_accuracy": 0.75})
+    assert both.headline == 0.75
+    assert str(both) == "zero shot accuracy 0.750, image to text recall@1 0.500, text to image recall@1 0.250"
