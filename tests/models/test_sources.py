@@ -117,6 +117,19 @@ def test_locate_takes_a_bare_file_with_activation_and_preprocessing(tiny_model: 
     assert own.preprocess.resize_mode == "squash"
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_locate_takes_an_architecture_from_a_file(tiny_model: Path, tmp_path: Path, wrapped: bool) -> None:
+    config = json.loads((tiny_model / "open_clip_config.json").read_text())
+    path = tmp_path / "arch.json"
+    path.write_text(json.dumps(config if wrapped else config["model_cfg"]))
+    (tmp_path / "preprocess.json").write_text(json.dumps(config["preprocess_cfg"]))
+    weights = tiny_model / "open_clip_model.safetensors"
+    files = locate(ModelSpec(str(weights), str(path), str(tmp_path / "preprocess.json")))
+    folder = locate(ModelSpec(str(tiny_model)))
+    assert (files.config, files.preprocess) == (folder.config, folder.preprocess)
+    assert path in files.settings
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
