@@ -1,6 +1,5 @@
 """What a run trains on: rows of a picture and its captions, however they are stored."""
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,9 +44,6 @@ class Corpus(Protocol):
             share: which part.
             first: how many batches are passed over.
         """
-
-    def sample(self, count: int, rng: random.Random) -> Sequence[Example]:
-        """Up to `count` different rows."""
 
     def digest(self) -> str:
         """What tells whether the rows are still the same when a run goes on."""

@@ -51,14 +51,3 @@ def read_pairs(name: str) -> Table:
             "Add a folder for another."
         )
     return Table(truth.examples, truth.problems, Path(name) if is_folder else Path(name).parent)
-
-
-def require_table(corpus: Corpus, setting: str) -> Table:
-    """A corpus whose rows are all known.
-
-    Raises:
-        UsageError: it isn't one; the message names the setting that needs it.
-    """
-    if not isinstance(corpus, Table):
-        raise UsageError(f"{setting}: needs a table or class folders, whose captions are known beforehand")
-    return corpus

@@ -133,10 +133,6 @@ class Shards:
         rows = self._stream(seed, share, first * own)
         return (list(itertools.islice(rows, own)) for _ in itertools.count())
 
-    def sample(self, count: int, rng: random.Random) -> Sequence[Example]:
-        """Up to `count` different rows, the first ones of a shuffled pass."""
-        return list(itertools.islice(self._pass(rng.sample(self._shards, len(self._shards)), rng), count))
-
     def _stream(self, seed: int, share: Share, passed: int) -> Iterator[Example]:
         """A process's rows, epoch after epoch, but for the first `passed` of them."""
         for epoch in itertools.count():

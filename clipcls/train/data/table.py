@@ -55,10 +55,6 @@ class Table:
                 own = indices[start : start + size][share.rank :: share.count]
                 yield [self.rows[index] for index in own]
 
-    def sample(self, count: int, rng: random.Random) -> Sequence[Example]:
-        """Up to `count` different rows."""
-        return rng.sample(self.rows, min(count, len(self.rows)))
-
     def digest(self) -> str:
         """SHA-256 of the rows; pictures below the root count by their path in it, so that it may move."""
         return self._digest
