@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "clipcls"
 
 # a room may import itself and the rooms that stand before it
 ROOMS = [
-    *("records", "errors"),
+    *("records", "errors", "text_files"),
     *("outputs", "labels", "inputs"),
     *("models", "images"),
     "embed",

@@ -96,7 +96,6 @@ def calibrate_command(
     from clipcls.evaluate.calibrate import CalibrationSettings
     from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.inputs.web import Web
-    from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
 
     target = Output("table", output, None)
@@ -106,7 +105,7 @@ def calibrate_command(
     names = wanted.read()
     truth = options.labelled_pictures(data, names, multi_label, allow_urls)
     plan = EvalPlan(
-        labels=names or tuple(map(make_label, truth.classnames)),
+        labels=wanted.among(truth, names),
         models=(asked.spec(),),
         prompts=(options.prompt_set(prompts or (None if template else truth.templates_file), template),),
         scoring=Scoring(score, truth.multi_label),

@@ -95,7 +95,6 @@ def eval_command(
     verbosity.set_up_logging()
     from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.inputs.web import Web
-    from clipcls.labels.label_files import make_label
     from clipcls.predict.ranking import Scoring
     from clipcls.records import ModelSpec
 
@@ -113,7 +112,7 @@ def eval_command(
     models = _models(model, [arch, preprocess])
     sets = _prompt_sets(prompts or [], template or [], truth)
     plan = EvalPlan(
-        labels=names or tuple(map(make_label, truth.classnames)),
+        labels=wanted.among(truth, names),
         models=tuple(ModelSpec(name, arch, preprocess, device, precision) for name in models),
         prompts=tuple(prompt_set for _, prompt_set in sets),
         scoring=Scoring(score, truth.multi_label, threshold=threshold),
@@ -171,11 +170,12 @@ def _prompt_sets(
 def _label_arguments(wanted: options.DataLabelOptions, truth: "Truth") -> list[str]:
     """The options that give the labels which were used."""
     if not wanted.are_given:
-        if truth.classnames_file is not None:
+        if truth.classnames_file is not None and not truth.same:
             return ["--labels-file", truth.classnames_file]
-        if not any("," in name for name in truth.classnames):
-            return ["--labels", ",".join(truth.classnames)]
-        return [part for name in truth.classnames for part in ("--label", name)]
+        names = [name for name in truth.classnames if name not in truth.same]
+        if not any("," in name for name in names):
+            return ["--labels", ",".join(names)]
+        return [part for name in names for part in ("--label", name)]
     given = [] if wanted.labels is None else ["--labels", wanted.labels]
     given += [part for name in wanted.label or () for part in ("--label", name)]
     return given if wanted.labels_file is None else [*given, "--labels-file", str(wanted.labels_file)]

@@ -203,8 +203,25 @@ class DataLabelOptions:
         return self.labels is not None or bool(self.label) or self.labels_file is not None
 
     def read(self) -> "tuple[Label, ...] | None":
-        """Return the given labels; None for the data's classes."""
-        return LabelOptions(self.labels, self.label, self.labels_file).read() if self.are_given else None
+        """Return the given labels, of which some may be equal; None for the data's classes."""
+        from clipcls.labels.label_files import parse_labels
+
+        return parse_labels(self.labels, self.label or (), self.labels_file, True) if self.are_given else None
+
+    def among(self, truth: "Truth", given: "Sequence[Label] | None") -> "tuple[Label, ...]":
+        """Return the labels of a run: the given ones, or the data's classes.
+
+        Raises:
+            UsageError: two of the given ones are equal, and aren't classes of the data that are.
+        """
+        from clipcls.labels.label_files import refuse_duplicates
+
+        if given is None:
+            return truth.labels
+        if truth.same and [label.name for label in given] == [truth.same.get(n, n) for n in truth.classnames]:
+            return tuple(replace(label, name=name) for label, name in zip(given, truth.classnames, strict=True))
+        refuse_duplicates(given)
+        return tuple(given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,8 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
     with Session(plan.models[0], plan.execution) as first:
         sessions = [first, *(first.beside(model) for model in plan.models[1:])]
         # before the first picture, so that errors of models and prompts come early
-        classifiers = [[_classifier(session, plan, prompts) for prompts in plan.prompts] for session in sessions]
+        classify = partial(_classifier, plan, bool(truth.same))
+        classifiers = [[classify(session, prompts) for prompts in plan.prompts] for session in sessions]
         sides = [[classifier.embed_labels(watch.labels) for classifier in own] for own in classifiers]
         watch.begin(lambda: len(sessions) * len(truth.examples), 0)
         tally = partial(_tally, truth, classes, plan.scoring)
@@ -144,8 +145,8 @@ def _judged(
 # Answers of models
 
 
-def _classifier(session: Session, plan: EvalPlan, prompts: PromptSet | None) -> Classifier:
-    return Classifier(session, plan.labels, prompts, plan.scoring, background=plan.background)
+def _classifier(plan: EvalPlan, allow_equal: bool, session: Session, prompts: PromptSet | None) -> Classifier:
+    return Classifier(session, plan.labels, prompts, plan.scoring, background=plan.background, allow_equal=allow_equal)
 
 
 def _answer(
@@ -324,7 +325,7 @@ class _Listing:
             labels = [make_label(name) for name in named]
             if len(named) < 2 or self._shortest < len(named):
                 known = label_indices(truth.classnames, labels)
-                labels += [make_label(name) for name in truth.classnames if name not in known]
+                labels += [label for label in truth.labels if label.name not in known]
         self.labels = tuple(labels)
         self._places = label_indices(named, labels)
         strange = next((name for name in named if name not in self._places), None)

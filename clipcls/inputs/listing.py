@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError, reason
 from clipcls.inputs.stores import local_path, open_named
+from clipcls.text_files import UTF8_MARK, refuse_utf16
 
 _CHUNK = 1 << 16
 _LONGEST = 1 << 20  # bytes in one path of a list; a longer one means no list, or another separator
@@ -90,14 +91,17 @@ def read_list(listing: BinaryIO, null: bool) -> Iterator[str]:
 
 def _lines(listing: BinaryIO) -> Iterator[bytes]:
     """Yield lines without their ends, and without the CR and byte order mark of lists made on Windows."""
-    mark = b"\xef\xbb\xbf"
+    is_first = True
     while line := listing.readline(_LONGEST):
+        if is_first and b"\0" in line:  # names may begin with any bytes
+            refuse_utf16(line, "the list of paths")
+        is_first = False
         if len(line) == _LONGEST:
             raise UsageError("a path in the list is longer than 1 MiB; is the list NUL-separated (-0)?")
         line = line.removesuffix(b"\n")
         # unless a file is really named so
-        if (line.endswith(b"\r") or line.startswith(mark)) and (b"\0" in line or not os.path.lexists(line)):
-            line = line.removesuffix(b"\r").removeprefix(mark)
+        if (line.endswith(b"\r") or line.startswith(UTF8_MARK)) and (b"\0" in line or not os.path.lexists(line)):
+            line = line.removesuffix(b"\r").removeprefix(UTF8_MARK)
         yield line
 
 

@@ -5,7 +5,6 @@ the file's writer chose: pyarrow's puts up to 1024 pictures in one by default.
 """
 
 import contextlib
-import csv
 import io
 import itertools
 import json
@@ -20,12 +19,10 @@ from typing import Any, TextIO, cast
 from clipcls.errors import ImageError, UsageError, first_line, reason
 from clipcls.inputs.stores import open_named
 from clipcls.records import Embedded, ImageRef
+from clipcls.text_files import CsvError, csv_rows, refuse_utf16
 
 #: Extensions of tables.
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
-# byte order marks of UTF-16, which spreadsheets and PowerShell write
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_LONGEST_FIELD = 2**24  # characters in a CSV file's field; csv's own limit is 131,072
 _LONGEST_LINE = 2**26  # characters in a JSON lines file's line
 _TRIED_RECORDS = 100  # one of so many first records of a JSON lines file has to have the column
 _BATCH_BYTES = 2**22  # bytes of a Parquet column to read at once
@@ -106,7 +103,7 @@ def table_columns(table: str) -> list[str]:
         if table.lower().endswith(".jsonl"):
             records = (record for _, record in _json_records(file) if isinstance(record, dict))
             return list(dict.fromkeys(name for record in records for name in record))
-        return next(csv.reader(file, delimiter=_delimiter(table)), [])
+        return next(csv_rows(file, _delimiter(table)), (0, list[str]()))[1]
 
 
 def read_column(
@@ -216,6 +213,8 @@ def _require(column: str, columns: Iterable[str], table: str) -> None:
     listed = list(columns)
     if column not in listed:
         raise UsageError(f"{table}: no column {column}; there are: {', '.join(listed) or 'none'}")
+    if listed.count(column) > 1:
+        raise UsageError(f"{table}: several columns {column}; rename those that aren't meant.")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -225,14 +224,12 @@ def _require(column: str, columns: Iterable[str], table: str) -> None:
 @contextmanager
 def _opened(table: str) -> Iterator[TextIO]:
     """Open a table as text; bytes that aren't UTF-8 become surrogates."""
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))  # other columns may hold long texts
     try:
         with open_named(table) as raw:
-            if cast("BufferedReader", raw).peek(2)[:2] in _UTF16:
-                raise UsageError(f"{table}: it is in UTF-16; save it in UTF-8.")
+            refuse_utf16(cast("BufferedReader", raw).peek(2), table)
             with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 yield file
-    except (OSError, ValueError, csv.Error) as exc:
+    except (OSError, ValueError, CsvError) as exc:
         raise ImageError(reason(exc)) from exc
 
 
@@ -242,16 +239,20 @@ def _delimiter(table: str) -> str:
 
 def _csv_cells(table: str, column: str | None, beside: Sequence[str]) -> Generator[Cell, None, None]:
     with _opened(table) as file:
-        reader = csv.reader(file, delimiter=_delimiter(table))
-        columns = next(reader, [])
+        rows = csv_rows(file, _delimiter(table))
+        _, columns = next(rows, (0, list[str]()))
         for name in beside if column is None else (column, *beside):
             _require(name, columns, table)
         place = None if column is None else columns.index(column)
         others = [(name, number) for number, name in enumerate(columns) if name in beside]
-        for row, record in enumerate(filter(None, reader)):
+        for row, (line, record) in enumerate(rows):
+            if any(record[len(columns) :]):
+                error = f"{len(record)} cells, where the header has {len(columns)}; put a cell with commas in quotes"
+                yield Cell(row, error=error, place=f"line {line}")
+                continue
             found = {name: record[number] for name, number in others if number < len(record)}
             value = record[place] if place is not None and place < len(record) else None
-            yield Cell(row, *_checked(value, column), f"line {reader.line_num}", found)
+            yield Cell(row, *_checked(value, column), f"line {line}", found)
 
 
 def _json_cells(table: str, column: str | None, beside: Sequence[str]) -> Generator[Cell, None, None]:

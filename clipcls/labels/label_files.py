@@ -13,6 +13,7 @@ import yaml
 
 from clipcls.errors import UsageError
 from clipcls.records import Label
+from clipcls.text_files import read_text
 
 _LONGEST_CELL = 2**17  # Python's own limit
 
@@ -21,6 +22,7 @@ def parse_labels(
     comma_separated: str | None = None,
     single: Sequence[str] = (),
     file: Path | None = None,
+    allow_equal: bool = False,
 ) -> tuple[Label, ...]:
     """Collect the labels of all sources, in the order: comma-separated, single ones, file.
 
@@ -28,9 +30,10 @@ def parse_labels(
         comma_separated: `cat,dog,truck`.
         single: labels that are never split, such as `crane, bird`.
         file: .txt (one per line), .csv, .json, .yaml or .yml.
+        allow_equal: take labels that mean the same.
 
     Returns:
-        At least one label; no two mean the same.
+        At least one label.
 
     Raises:
         UsageError: no label, an empty one, two that mean the same, an unreadable file.
@@ -41,7 +44,8 @@ def parse_labels(
         labels += read_labels(file)
     if not labels:
         raise UsageError("No labels. Give --labels cat,dog,truck or --labels-file FILE.")
-    refuse_duplicates(labels)
+    if not allow_equal:
+        refuse_duplicates(labels)
     return tuple(labels)
 
 
@@ -83,7 +87,8 @@ def refuse_duplicates(labels: Iterable[Label]) -> None:
             if key in seen:
                 raise UsageError(
                     f"Labels {seen[key]!r} and {label.name!r} are the same after normalisation and would "
-                    "split the score between them. Remove one."
+                    "split the score between them. Remove one; where numbers count the lines of this list, as those of "
+                    "a data set's classnames.txt, in a copy."
                 )
         for text in label.texts:
             seen[label_key(text)] = label.name
@@ -95,10 +100,7 @@ def read_labels(file: Path) -> list[Label]:
     Raises:
         UsageError: the file can't be read, or isn't what its extension says.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{file}: can't read labels: {exc}") from exc
+    text = read_text(file)
     try:
         match file.suffix.lower():
             case ".csv":

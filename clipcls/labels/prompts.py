@@ -14,6 +14,7 @@ import yaml
 
 from clipcls.errors import UsageError
 from clipcls.records import Label, PromptSet
+from clipcls.text_files import read_text
 
 PLACEHOLDERS = ("", "c", "label")
 # in a model folder: the templates that the model was trained with
@@ -145,10 +146,10 @@ def _placeholders(template: str) -> Iterator[str]:
 
 
 def _from_file(path: Path) -> PromptSet:
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        data = text.splitlines() if path.suffix.lower() == ".txt" else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        data = text.split("\n") if path.suffix.lower() == ".txt" else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as exc:
         raise UsageError(f"{path}: can't read prompts: {exc}") from exc
     details = data if isinstance(data, dict) else {"templates": data}
     templates = details.get("templates")

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from open_clip import constants
 
-from clipcls.errors import ModelError, UsageError, reason
+from clipcls.errors import ModelError, UsageError
 from clipcls.records import Preprocessing
+from clipcls.text_files import read_text
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "openai": {
@@ -100,9 +101,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: the file can't be read, or holds no object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise ModelError(f"{path}: can't be read: {reason(exc)}.") from exc
+        data = json.loads(read_text(path))
+    except UsageError as exc:
+        raise ModelError(str(exc)) from exc
     except (ValueError, RecursionError) as exc:
         raise ModelError(f"{path}: isn't JSON: {exc}.") from exc
     if not isinstance(data, dict):

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from clipcls.errors import UsageError, quoted, reason
+from clipcls.errors import UsageError, quoted
 from clipcls.predict.ranking import LabelFeatures
 from clipcls.predict.scores import SCORE_KINDS
+from clipcls.text_files import read_text
 
 CALIBRATION_VERSION = 1
 _KEY = "clipcls_calibration"
@@ -261,10 +262,9 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         UsageError: the file can't be read, or isn't a valid calibration.
     """
+    text = read_text(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise UsageError(f"{path}: can't be read: {reason(exc)}.") from exc
+        data = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as exc:
         problem = getattr(exc, "problem", None) or "it isn't text in YAML"
         raise UsageError(f"{path}: not a calibration: {problem}. Make one with `clipcls calibrate`.") from exc

@@ -45,6 +45,7 @@ class Classifier:
             None for "a photo".
         calibration: corrects scores, and may hold a threshold for each label.
         explain: whether predictions say which prompts they rest on.
+        allow_equal: take labels with equal texts, under names of their own; every answer goes to the first of them.
 
     Raises:
         UsageError: labels, prompts or settings can't be used. Errors of the model are raised at first use.
@@ -60,12 +61,14 @@ class Classifier:
         background: str | None = None,
         calibration: Calibration | None = None,
         explain: bool = False,
+        allow_equal: bool = False,
     ) -> None:
         self.session: Final = session
         self.labels: Final = _labels(labels)
-        refuse_duplicates(self.labels)
+        if not allow_equal:
+            refuse_duplicates(self.labels)
         self.prompts: Final = _default_prompts(session) if prompts is None else _prompt_set(prompts)
-        self._prompts_of_labels: Final = _rendered(self.labels, self.prompts)
+        self._prompts_of_labels: Final = _rendered(self.labels, self.prompts, allow_equal)
         self.scoring: Final = scoring or Scoring()
         self.background: Final = background
         self.calibration: Final = calibration
@@ -290,17 +293,17 @@ def _prompt_set(prompts: str | os.PathLike[str] | Sequence[str] | PromptSet) -> 
     return templates_set(prompts)
 
 
-def _rendered(labels: Sequence[Label], prompts: PromptSet) -> list[tuple[str, ...]]:
+def _rendered(labels: Sequence[Label], prompts: PromptSet, allow_equal: bool) -> list[tuple[str, ...]]:
     """Return the prompts of every label, and refuse equal ones, which would split the score between their labels."""
     owners: dict[tuple[str, ...], str] = {}
-    for label in labels:
-        rendered = render(label, prompts)
+    found = [render(label, prompts) for label in labels]
+    for label, rendered in zip(labels, found, strict=True):
         if not rendered:
             raise UsageError(f"Label {label.name!r} has neither text nor prompts.")
-        if rendered in owners:
+        if rendered in owners and not allow_equal:
             raise UsageError(f"Labels {owners[rendered]!r} and {label.name!r} have the same prompts.")
         owners[rendered] = label.name
-    return list(owners)
+    return found
 
 
 def _references(paths: Paths) -> Iterator[ImageRef]:

@@ -13,9 +13,10 @@ import yaml
 from pydantic import AllowInfNan, BeforeValidator, Field, Strict, StringConstraints, TypeAdapter, ValidationError
 
 from clipcls.embed.cores import available_cores
-from clipcls.errors import UsageError, first_line, reason
+from clipcls.errors import UsageError, first_line
 from clipcls.labels.prompts import load_prompt_set, template_of_caption
 from clipcls.outputs.atomic import write_atomically
+from clipcls.text_files import read_text
 from clipcls.train.data.shards import are_shards, is_elsewhere
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -233,10 +234,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file can't be read, a name is unknown, or a value is missing or has the wrong type or range.
     """
+    text = read_text(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise UsageError(f"{path}: the config can't be read: {reason(exc)}") from exc
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:  # a ValueError for a date that doesn't exist
         raise UsageError(f"{path}: the config can't be read: {exc}") from exc
     if not isinstance(values, dict):

@@ -51,7 +51,7 @@ def test_eval_of_class_folders_says_all_there_is(clipcls: Run, data: Path) -> No
     assert text.startswith(f"{sum(1 for _ in data.rglob('*.*'))} images measured, 3 labels\n")
     words = ("accuracy@1", "accuracy@3", "mean per-class recall", "calibration error", "Brier score", "95 % interval")
     assert all(word in text for word in (*words, "precision", "threshold", "coverage"))
-    assert text.endswith("clipcls predict INPUT --model pictogram --prompts default --labels cat,dog,truck\n")
+    assert text.endswith("clipcls predict INPUT --model pictogram --labels cat,dog,truck\n")
 
 
 def test_eval_suggests_a_command_that_gives_the_accuracy_it_says(clipcls: Run, data: Path) -> None:

@@ -438,7 +438,7 @@ def test_file_without_a_key_is_refused_by_name(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"a: [1", b"\xff\xfe\x00", b"5", b"[" * 1500, b"- a\n- b", b"a: 1\n\tb: 2", b"!!python/name:os.x"]
+    "content", [b"", b"a: [1", b"5", b"[" * 1500, b"- a\n- b", b"a: 1\n\tb: 2", b"!!python/name:os.x"]
 )
 def test_file_that_is_no_calibration_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "cal.yaml"

@@ -242,7 +242,7 @@ def test_tables_tell_of_rows_that_they_leave_out(tmp_path: Path, kind: str) -> N
 def test_tables_in_another_encoding_are_refused(tmp_path: Path, name: str) -> None:
     record = '{"path": "1", "caption": "café", "label": "café"}\n'
     text = record if name == "a.jsonl" else "path,caption,label\n1,café,café\n"
-    for encoding, message in (("utf-16-le", "it is in UTF-16; save it in UTF-8"), ("latin-1", "not UTF-8; save the")):
+    for encoding, message in (("utf-16-le", "it is in UTF-16; save it as UTF-8"), ("latin-1", "not UTF-8; save the")):
         mark = "\ufeff" if encoding == "utf-16-le" else ""
         (tmp_path / name).write_bytes((mark + text).encode(encoding))
         for read in (lambda path: read_truth([path]), read_captioned):
@@ -481,6 +481,38 @@ def test_read_truth_tells_of_broken_and_missing_shards_and_of_pictures_without_a
     bad = {Path(example.image.path).name: example for example in truth.examples if example.image.error is not None}
     assert bad.keys() == {"1.tar", "2.tar"}
     assert all(not example.labels for example in bad.values())
+
+
+@pytest.mark.parametrize(
+    ("members", "found"),
+    [
+        # names with dots, which webdataset cuts at the first: webdataset#237
+        (["a.1.jpg", "a.1.cls=0", "a.2.jpg", "a.2.cls=1"], {"a.1.jpg": "cat", "a.2.jpg": "hot dog"}),
+        # masks, webdataset#288
+        (["a.mask.png", "a.jpg", "a.cls=1", "b.jpg", "b.seg.png", "b.cls=0"], {"a.jpg": "hot dog", "b.jpg": "cat"}),
+        (["a.left.jpg", "a.cls=1"], {"a.left.jpg": "hot dog"}),
+        (["a.jpg", "a.webp", "a.cls=1"], {"a.webp": "hot dog"}),
+        (["a.1.jpg", "a.2.jpg", "a.cls=1", "b.jpg", "b.cls=0"], {"b.jpg": "cat"}),
+        (["a.1.jpg", "a.2.jpg", "a.2.cls=1"], {"a.2.jpg": "hot dog"}),
+    ],
+)
+def test_a_class_belongs_to_the_picture_of_its_name(tmp_path: Path, members: list[str], found: dict[str, str]) -> None:
+    pairs = (member.partition("=")[::2] for member in members)
+    write_tar(tmp_path / "0.tar", {name: data.encode() if data else PICTURE for name, data in pairs})
+    truth = read_truth([str(tmp_path / "0.tar")], NAMES)
+    assert {Path(example.image.path).name: example.labels[0] for example in truth.examples} == found
+    pictures = sum("=" not in member for member in members)
+    assert (len(found) < pictures) == bool(truth.problems)
+
+
+def test_equal_class_names_keep_their_numbers(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path)
+    (folder / "classnames.txt").write_text("missile\nMissile\ntruck\n")
+    truth = read_truth([str(folder)])
+    assert truth.classnames == ("missile", "Missile [1]", "truck")
+    assert [label.texts for label in truth.labels] == [("missile",), ("Missile",), ("truck",)]
+    assert [example.labels for example in truth.examples[:3]] == [("missile",), ("Missile [1]",), ("truck",)]
+    assert "every answer goes to the first of them, never to 'Missile [1]'" in truth.problems[0]
 
 
 @pytest.mark.parametrize(

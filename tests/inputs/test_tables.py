@@ -67,14 +67,44 @@ def test_read_column_bears_long_fields_beside_it(tmp_path: Path) -> None:
     assert values(write(tmp_path / "a.csv", f"text,image\n{'x' * 2 * limit},a.jpg\n")) == ["a.jpg"]
 
 
-def test_read_column_stops_at_a_quote_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = 131_072
-    csv.field_size_limit(limit)
-    monkeypatch.setattr("clipcls.inputs.tables._LONGEST_FIELD", limit)
-    found = read_column(str(write(tmp_path / "a.csv", 'image\na.jpg\n"b.jpg\n' + "x" * (limit + 1))), "image")
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('"b.jpg\nc.jpg\n', 'line 3: a quote \\("\\) opens in this row and never closes'),
+        ('"b.jpg\nc.jpg\n"d.jpg"\n', r"line 3: text follows a cell in quotes .*, which ends in line 5"),
+        ('"b.jpg"x\n', "line 3: text follows a cell in quotes"),
+        ('"b.jpg\n' + "x" * 200 + "\n", "line 3: a cell has more than 131,072 characters; is a quote"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_read_column_stops_at_a_quote_that_never_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str, message: str, ending: str
+) -> None:
+    csv.field_size_limit(131_072)
+    monkeypatch.setattr("clipcls.text_files.LONGEST_CELL", 131_072)
+    rows = rows.replace("x" * 200, "x" * 131_073)
+    found = read_column(str(write(tmp_path / f"a.{ending}", f"image\na.jpg\n{rows}")), "image")
     assert next(found).value == "a.jpg"
-    with pytest.raises(ImageError, match="field larger than field limit"):
+    with pytest.raises(ImageError, match=message):
         next(found)
+
+
+def test_a_row_longer_than_the_header_is_an_error(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.csv", "image,label\na,b.jpg,cat\nc.jpg,dog,\nd.jpg\n")
+    first, *rest = read_column(str(table), "image")
+    assert (first.value, first.place) == (None, "line 2")
+    assert first.error == "3 cells, where the header has 2; put a cell with commas in quotes"
+    assert [cell.value for cell in rest] == ["c.jpg", "d.jpg"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    for name, text in (("a.csv", "image,image\na,b\n"), ("a.tsv", "image\timage\na\tb\n")):
+        with pytest.raises(UsageError, match="several columns image; rename"):
+            next(read_column(str(write(tmp_path / name, text)), "image"))
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["image", "image"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match="several columns image; rename"):
+        next(read_column(str(tmp_path / "a.parquet"), "image"))
 
 
 def test_read_column_takes_text_from_json_lines(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_load_settings_bears_names_longer_than_a_path(tmp_path: Path) -> None:
 
 
 def test_read_config_file_says_shortly_that_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gone\.yaml: the config can't be read: no such file or directory$"):
+    with pytest.raises(UsageError, match=r"gone\.yaml: can't be read: no such file or directory\.$"):
         read_config_file(tmp_path / "gone.yaml")
 
 

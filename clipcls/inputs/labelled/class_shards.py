@@ -13,16 +13,19 @@ Source: clip_benchmark.webdataset_builder, https://github.com/LAION-AI/CLIP_benc
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from clipcls.errors import UsageError, first_line
+from clipcls.errors import UsageError, first_line, listed
 from clipcls.inputs.discover import EXTENSIONS
 from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.shards import DAMAGE, expand_braces, is_shard, members, read_pictures
 from clipcls.inputs.stores import in_store
+from clipcls.labels.label_files import label_key
 from clipcls.records import ImageRef
+from clipcls.text_files import read_text
 
 _CLASSNAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
@@ -30,6 +33,8 @@ _TYPE = "dataset_type.txt"
 _COUNT = "nshards.txt"
 _SPLIT = "test"
 _CLASS, _FLAGS = ".cls", ".npy"
+# the picture that CLIP_benchmark takes of a sample with several
+_PREFERRED = {extension: place for place, extension in enumerate((".webp", ".png", ".jpg", ".jpeg"))}
 _LONGEST_CLASS = 2**20  # bytes of a member with a class
 
 
@@ -48,10 +53,10 @@ def read_shards_of_folder(folder: Path, labels: Sequence[str] | None) -> Truth:
     split = folder / _SPLIT
     place = split if (split / _COUNT).is_file() or _first_shard(split) else folder
     try:
-        count = int((place / _COUNT).read_text(encoding="ascii"))
-    except FileNotFoundError:
-        found = sorted((path for path in place.iterdir() if is_shard(path.name)), key=_numerically)
-        return read_shards([str(path) for path in found], labels)
+        if not (place / _COUNT).exists():
+            found = sorted((path for path in place.iterdir() if is_shard(path.name)), key=_numerically)
+            return read_shards([str(path) for path in found], labels)
+        count = int(read_text(place / _COUNT))
     except (OSError, ValueError) as exc:
         raise UsageError(f"{place / _COUNT}: no number of shards can be read: {first_line(exc)}") from exc
     return read_shards([str(place / f"{number}.tar") for number in range(count)], labels)
@@ -69,20 +74,30 @@ def read_shards(data: Sequence[str], labels: Sequence[str] | None) -> Truth:
     """
     shards = [shard for name in data for shard in _named(name)]
     beside = _Beside(Path(shards[0]).parent) if shards else _Beside(Path())
-    names = beside.lines(_CLASSNAMES) or list(labels or ())
+    written = beside.lines(_CLASSNAMES) or list(labels or ())
+    names = _distinct(written)
     if not names:
         raise UsageError(
             f"{beside.folder}: no {_CLASSNAMES} tells what the shards' numbers stand for. Give --labels in their order."
         )
+    same = {name: text for name, text in zip(names, written, strict=True) if name != text}
+    problems: list[str] = []
+    if same:
+        problems.append(
+            f"{beside.path_of(_CLASSNAMES) or '--labels'}: equal names stay classes of their own, as for "
+            f"CLIP_benchmark, but every answer goes to the first of them, never to {listed(map(repr, same))}"
+        )
     is_several = beside.lines(_TYPE)[:1] == ["multilabel"]
     examples: list[Example] = []
-    problems: list[str] = []
+    further: list[str] = []
     for shard in shards:
-        for image, found in _classes(shard, names, _FLAGS if is_several else _CLASS):
+        for image, found in _classes(shard, names, _FLAGS if is_several else _CLASS, further):
             if found is None and image.error is None:
                 problems.append(f"{image.path}: no class")
             else:
                 examples.append(Example(image, found or ()))
+    if further:
+        problems.append(f"{len(further):,} further pictures beside those with a class: {listed(further, 3)}")
     if not any(example.labels for example in examples):
         first = next((example.image for example in examples), None)
         reason = "" if first is None else f" The first: {first.path}: {first.error}."
@@ -96,7 +111,23 @@ def read_shards(data: Sequence[str], labels: Sequence[str] | None) -> Truth:
         tuple(problems),
         beside.path_of(_CLASSNAMES),
         beside.path_of(_TEMPLATES),
+        same,
     )
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return names of which no two are the same: an equal one has its class's number behind it.
+
+    They stay classes of their own, as for CLIP_benchmark: ImageNet's list holds some names twice.
+    """
+    keys = Counter(map(label_key, names))
+    seen: set[str] = set()
+    found = []
+    for number, name in enumerate(names):
+        key = label_key(name)
+        found.append(f"{name} [{number}]" if keys[key] > 1 and key in seen else name)
+        seen.add(key)
+    return found
 
 
 class _Beside:
@@ -116,10 +147,7 @@ class _Beside:
         path = self.path_of(name)
         if path is None:
             return []
-        try:
-            return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except (OSError, ValueError) as exc:
-            raise UsageError(f"{path}: can't be read: {first_line(exc)}") from exc
+        return [line.strip() for line in read_text(Path(path)).split("\n") if line.strip()]
 
 
 def _first_shard(folder: Path) -> bool:
@@ -150,27 +178,67 @@ def _matching(pattern: str) -> list[str]:
     return [str(path) for path in found]
 
 
-def _classes(shard: str, names: Sequence[str], ending: str) -> Iterator[tuple[ImageRef, tuple[str, ...] | None]]:
-    """Yield a shard's pictures, each with its classes, or None if no member gives them."""
+def _classes(
+    shard: str, names: Sequence[str], ending: str, further: list[str]
+) -> Iterator[tuple[ImageRef, tuple[str, ...] | None]]:
+    """Yield a shard's pictures, one a sample, each with its classes, or None if no member gives them.
+
+    Args:
+        further: receives the paths of other pictures of the samples.
+    """
     if in_store(shard):
         raise UsageError(f"{shard}: in a store; copy it here first, for its pictures are read more than once.")
     images = list(read_pictures(shard, EXTENSIONS))
     if any(isinstance(image.content, bytes) for image in images):
         raise UsageError(f"{shard}: compressed; decompress it first, for its pictures are read more than once.")
-    found = dict(_members(shard, ending))
+    classes: dict[str, dict[str, bytes]] = {}
+    for path, data in _members(shard, ending):
+        classes.setdefault(_key(path), {})[path.removesuffix(ending)] = data
+    pictures: dict[str, list[ImageRef]] = {}
     for image in images:
-        data = found.get(_key(image.path))
-        yield image, None if data is None else _decoded(data, names, ending, image.path)
+        pictures.setdefault(_key(image.path), []).append(image)
+    samples = {key: _sample(of_key, classes.get(key, {})) for key, of_key in pictures.items()}
+    for image in images:
+        found = samples[_key(image.path)]
+        if image in found:
+            given = found[image]
+            yield image, None if given is None else _decoded(given, names, ending, image.path)
+        else:
+            further.append(image.path)
+
+
+def _sample(images: Sequence[ImageRef], classes: Mapping[str, bytes]) -> dict[ImageRef, bytes | None]:
+    """Return the pictures that have a class, or lack one, of those that share a key.
+
+    A class belongs to the picture of its own name; where that has several kinds, to the one that CLIP_benchmark takes.
+    The class of a key with one picture is that picture's. Others, such as masks, aren't what is to be classified.
+
+    Args:
+        classes: the content of each member with a class, by its path without its ending.
+    """
+    own: dict[str, ImageRef] = {}
+    for image in sorted(images, key=lambda image: _PREFERRED.get(_extension(image), len(_PREFERRED))):
+        own.setdefault(os.path.splitext(image.path)[0], image)  # noqa: PTH122, the name stays as given
+    found: dict[ImageRef, bytes | None] = {own[stem]: data for stem, data in classes.items() if stem in own}
+    if not found and len(images) == len(classes) == 1:
+        return {images[0]: next(iter(classes.values()))}
+    if len(found) == len(classes) == 1:
+        return found
+    return dict.fromkeys(own.values()) | found
+
+
+def _extension(image: ImageRef) -> str:
+    return os.path.splitext(image.path)[1].lower()  # noqa: PTH122
 
 
 def _members(shard: str, ending: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the members with classes: their sample's key, and their content."""
+    """Yield the paths of members with classes, and their content."""
     # read_pictures has reported damage already
     with suppress(*DAMAGE), open(shard, "rb") as file:  # noqa: PTH123, the name stays as given
         for member in members(file):
             header = member.header
             if header.isreg() and header.name.endswith(ending) and header.size <= _LONGEST_CLASS:
-                yield _key(f"{shard}/{header.name}"), member.read()
+                yield f"{shard}/{header.name}", member.read()
 
 
 def _key(path: str) -> str:

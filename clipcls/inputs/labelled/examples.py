@@ -1,9 +1,10 @@
 """Labelled pictures as the readers of this package return them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
-from clipcls.records import ImageRef
+from clipcls.labels.label_files import make_label
+from clipcls.records import ImageRef, Label
 
 #: Called with the place of something unusable, and what is wrong with it.
 ProblemReport = Callable[[str, str], None]
@@ -38,6 +39,7 @@ class Truth:
         problems: a message for each thing in the data that is left out or looks like a mistake.
         classnames_file: the file that holds the names, one a line, if any.
         templates_file: the file of prompts that comes with the data, if any.
+        same: the texts of classes whose name has a number behind it, since the text is another class's, too.
     """
 
     examples: tuple[Example, ...]
@@ -46,3 +48,9 @@ class Truth:
     problems: tuple[str, ...] = ()
     classnames_file: str | None = None
     templates_file: str | None = None
+    same: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """A label for each class."""
+        return tuple(replace(make_label(self.same.get(name, name)), name=name) for name in self.classnames)

@@ -161,7 +161,7 @@ def _require_utf8(table: str, cell: Cell) -> None:
     """Refuse a text table that isn't UTF-8: every row with a special sign would be left out."""
     texts = [value for value in cell.beside.values() if isinstance(value, str)]
     if not is_parquet(table) and any(map(_ESCAPED_BYTE.search, texts)):
-        raise UsageError(f"{table}, {cell.place}: not UTF-8; save the table in UTF-8.")
+        raise UsageError(f"{table}, {cell.place}: not UTF-8; save the table as UTF-8.")
 
 
 def _image(table: str, name: str, allow_urls: bool) -> ImageRef:

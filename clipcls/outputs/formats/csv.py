@@ -10,6 +10,7 @@ from clipcls.errors import UsageError
 from clipcls.outputs.formats.text import TextFormat, WholeLines
 from clipcls.outputs.rows import prediction_of, row_fields
 from clipcls.records import Prediction
+from clipcls.text_files import CsvError, csv_rows
 
 COLUMNS = ("path", "label", "score", "similarity", "top", "error", "path_b64")
 
@@ -34,16 +35,30 @@ class CsvFormat(TextFormat):
 
     def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
         csv.field_size_limit(_LONGEST_CELL)
-        # strict, so that a file that ends within quotes is an error
-        reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
+        rows = csv_rows(line.decode("utf-8", "surrogateescape") for line in lines)
         try:
-            if tuple(next(reader, COLUMNS)) != COLUMNS:
-                raise UsageError(f"{lines.name}: its first line isn't the header that `clipcls predict` writes.")
-            for cells in reader:
+            header = next(rows, (0, COLUMNS))[1]
+            if tuple(header) != COLUMNS:
+                semicolons = " Save it with commas between the cells." if header == [";".join(COLUMNS)] else ""
+                raise UsageError(
+                    f"{lines.name}: its first line isn't the header that `clipcls predict` writes.{semicolons}"
+                )
+            for _, cells in rows:
                 yield _prediction(cells), lines.end
-        except csv.Error as exc:
-            if "unexpected end" not in str(exc):
-                raise UsageError(f"{lines.name}, line {lines.number}: not CSV: {exc}.") from exc
+        except CsvError as exc:
+            # the last row may have been cut off, and only it
+            if not exc.is_unclosed or (lines.number > exc.first and _is_row(lines.last)):
+                raise UsageError(f"{lines.name}, {exc}.") from exc
+
+
+def _is_row(line: bytes) -> bool:
+    """Tell whether a line is a whole row by itself."""
+    try:
+        ((_, cells),) = csv_rows([line.decode("utf-8", "surrogateescape")])
+        _prediction(cells)
+    except (CsvError, ValueError, TypeError, KeyError):
+        return False
+    return True
 
 
 def _prediction(cells: list[str]) -> Prediction:

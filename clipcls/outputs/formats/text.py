@@ -10,31 +10,43 @@ from clipcls.errors import UsageError
 from clipcls.outputs.atomic import can_write
 from clipcls.outputs.formats.output_format import OutputFormat, Sink
 from clipcls.records import Prediction
+from clipcls.text_files import UTF8_MARK, refuse_utf16
+
+_CUT_SHORT = "{}: ends within a row; the run that wrote it was cut short. `--resume` completes it."
 
 
 class WholeLines:
-    """The lines of a file, without a partly written last one.
+    """The lines of a file, without the byte order mark that editors write, and without a partly written last line.
+
+    Args:
+        is_whole: whether a last line without its end counts, as editors leave it.
 
     Attributes:
         name: the file's name, for messages.
         number: number of the current line, from 1.
         end: end of the current line, in bytes from the beginning.
-        is_torn: whether a last line was left out.
+        last: the current line.
+        lacks_end: whether the last line has no end.
     """
 
-    def __init__(self, file: Iterable[bytes], name: str) -> None:
+    def __init__(self, file: Iterable[bytes], name: str, *, is_whole: bool = False) -> None:
         self._file = file
+        self._is_whole = is_whole
         self.name = name
         self.number = self.end = 0
-        self.is_torn = False
+        self.lacks_end = False
+        self.last = b""
 
     def __iter__(self) -> Iterator[bytes]:
         for line in self._file:
-            self.is_torn = not line.endswith(b"\n")
-            if not self.is_torn:
+            if not self.number:
+                refuse_utf16(line, self.name)
+            self.lacks_end = not line.endswith(b"\n")
+            if not self.lacks_end or self._is_whole:
                 self.number += 1
                 self.end += len(line)
-                yield line
+                self.last = line if self.number > 1 else line.removeprefix(UTF8_MARK)
+                yield self.last
 
 
 class TextFormat(OutputFormat):
@@ -73,14 +85,17 @@ class TextFormat(OutputFormat):
             raise UsageError(f"{lines.name}, line {lines.number}: not a row that `clipcls predict` writes.") from exc
 
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
-        lines = WholeLines(file, name)
+        lines = WholeLines(file, name, is_whole=not torn)
         end = 0
-        for prediction, end in self.read_rows(lines):  # noqa: B007
-            yield prediction
-        if not torn and (lines.is_torn or lines.end > end > 0):
-            raise UsageError(
-                f"{name}: ends within a row; the run that wrote it was cut short. `--resume` completes it."
-            )
+        try:
+            for prediction, end in self.read_rows(lines):  # noqa: B007
+                yield prediction
+        except UsageError as exc:
+            if lines.lacks_end:
+                raise UsageError(_CUT_SHORT.format(name)) from exc
+            raise
+        if not torn and lines.end > end > 0:
+            raise UsageError(_CUT_SHORT.format(name))
 
     @contextlib.contextmanager
     def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:

@@ -9,6 +9,8 @@ from clipcls.records import Prediction, ScoredLabel
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _ESCAPED = re.compile(r"\\([tnr\\])")
+# the end of a line whose score has all its digits
+_WHOLE = re.compile(rb"\.[0-9]{6}$")
 _SIGNS = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
 
 
@@ -32,6 +34,8 @@ class TsvFormat(TextFormat):
         found: dict[str, ScoredLabel] = {}
         end = 0
         for line in lines:
+            if not line.endswith(b"\n") and not _WHOLE.search(line):
+                raise ValueError("a score that may be cut off")
             cells = line.decode("utf-8", "surrogateescape").removesuffix("\n").split("\t")
             place, label, score = map(_unescaped, cells)
             answer = ScoredLabel(label, float(score), math.nan)
