@@ -263,7 +263,7 @@ class RunOptions:
         from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
         from clipcls.embed.execution import Execution
         from clipcls.images.limits import MAX_PIXELS
-        from clipcls.inputs.contents import MAX_BYTES
+        from clipcls.inputs.open_file import MAX_BYTES
 
         return Execution(
             decode=self.decode,

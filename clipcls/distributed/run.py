@@ -18,13 +18,14 @@ from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.inputs.discover import discover
+from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.outputs.destination import Destination
 from clipcls.outputs.formats import PARTS_FORMAT, format_names
 from clipcls.outputs.resume import claim_folder
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.error_limit import ErrorLimit
-from clipcls.predict.run import RunReport, Tally
+from clipcls.predict.run import RunReport, Tally, look_for_one, none_exists
 from clipcls.records import ModelFacts, ModelSpec
 
 #: The name of the plan's file in the output folder.
@@ -131,6 +132,11 @@ def _opened(
     check_spread(destination, session.spec, spread)
     folder = destination.folder
     assert folder is not None
+    if not sources.read_standard_input and not destination.resume:
+        left_out = LeftOut()
+        images, exist = look_for_one(discover(sources, unread=True, left_out=left_out), sources, left_out)
+        if not exist:
+            raise none_exists(next(images))
     with _joined(spread) as cluster:
         gpus = 0.0 if session.spec.device == "cpu" else spread.gpus_per_worker
         pool = divide(cluster.nodes, spread.workers, gpus, spread.threads)
@@ -145,7 +151,10 @@ def _opened(
             plan = Plan(folder / PLAN_NAME, bool(files), destination.retry_errors)
             output = PartFiles(folder, destination.format, files, destination.retry_errors)
             again = output.count(plan.parts)
-            plan.extend(discover(sources, unread=True), pool.workers, sources.column, files.keys(), output.mended)
+            left_out = LeftOut()
+            images = discover(sources, unread=True, left_out=left_out)
+            plan.extend(images, pool.workers, sources.column, files.keys(), output.mended)
+            left_out.report(sources.names)
             plan.write()
             job = Job(
                 classifier=classifier,

@@ -8,7 +8,7 @@ from clipcls.embed.cache.store import DEFAULT_LIMIT, Cache
 from clipcls.embed.cores import available_cores
 from clipcls.errors import UsageError
 from clipcls.images.limits import MAX_PIXELS
-from clipcls.inputs.contents import MAX_BYTES
+from clipcls.inputs.open_file import MAX_BYTES
 from clipcls.inputs.web import Web
 from clipcls.records import Decode
 

@@ -6,13 +6,14 @@ from PIL import Image
 
 from clipcls.errors import ImageError
 from clipcls.images.colour import fit_transparent_colour, to_eight_bits
-from clipcls.images.formats import HEAD_BYTES, kind_of, open_header
+from clipcls.images.formats import open_header
 from clipcls.images.geometry import Picture, as_image
 from clipcls.images.jpeg import decode_jpeg
 from clipcls.images.limits import MAX_PIXELS, raise_pillows_limit, require_few_scans, require_fitting
 from clipcls.images.orientation import orientation_of, turn_upright
 from clipcls.images.pillow_errors import pillow_errors, silence_pillow
 from clipcls.images.sources import Source, open_source
+from clipcls.inputs.signatures import HEAD_BYTES, kind_of
 from clipcls.records import Decode, Preprocessing
 
 #: Part of the cache key of features; raise it whenever some file's pixels come out differently.

@@ -10,13 +10,10 @@ from typing import BinaryIO
 
 from clipcls.errors import ImageError
 from clipcls.inputs import stores
-from clipcls.inputs.open_file import open_file, reading
+from clipcls.inputs.open_file import MAX_BYTES, open_file, reading
 from clipcls.inputs.tables import read_embedded
 from clipcls.inputs.web import Web
 from clipcls.records import Address, Container, Embedded, FileStamp, ImageRef, Span, Stored
-
-#: Default limit for the size of one input.
-MAX_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 Only the names in the current folder are read ahead, so a list may be endless and a tree, shard or table of any size.
 """
 
+import contextlib
+import io
 import itertools
 import os
 import re
@@ -14,10 +16,22 @@ from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.folders import has_magic, is_pattern, matches, walk, why_unopened
+from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources, read_list
+from clipcls.inputs.open_file import MAX_BYTES
 from clipcls.inputs.shards import expand_braces, is_shard, read_pictures
+from clipcls.inputs.signatures import HEAD_BYTES, kind_of, looks_like_picture
 from clipcls.inputs.stores import beside, in_store, is_address, local_path, look, require_readable
-from clipcls.inputs.tables import Cell, check_column, is_parquet, is_table, read_column
+from clipcls.inputs.tables import (
+    PICTURE_COLUMNS,
+    Cell,
+    check_column,
+    find_picture_column,
+    is_parquet,
+    is_table,
+    read_column,
+    table_columns,
+)
 from clipcls.records import Address, Container, ImageRef, Stored
 
 #: Extensions of pictures in folders and shards; a file that is named itself is tried whatever its extension.
@@ -27,7 +41,7 @@ EXTENSIONS = frozenset(
     ".sgi .rgb .rgba .bw .ras .xbm .xpm .fit .fits .tga .icb .vda .vst".split()
 )
 
-_NO_COLUMN = "a table; --column says which of its columns holds the pictures"
+_NO_COLUMN = f"a table without a column {', '.join(PICTURE_COLUMNS)}; --column says which one holds the pictures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +52,34 @@ class _Place:
         unread: whether shards and Parquet tables are left unopened.
         in_list: whether the name was in a list or a table.
         in_table: whether the name was in a table.
+        left_out: what is left out of folders.
     """
 
     sources: Sources
+    left_out: LeftOut
     unread: bool = False
     in_list: bool = False
     in_table: bool = False
 
 
-def discover(sources: Sources | str | Sequence[str | os.PathLike[str]], *, unread: bool = False) -> Iterator[ImageRef]:
+def discover(
+    sources: Sources | str | Sequence[str | os.PathLike[str]],
+    *,
+    unread: bool = False,
+    left_out: LeftOut | None = None,
+) -> Iterator[ImageRef]:
     """List the pictures that the inputs name, lazily and in order.
 
     - A file is taken whatever its extension.
-    - A folder gives the pictures in it and below it, chosen by extension, sorted by name, no hidden files
-      or folders. Links to folders are followed; one that leads back to a folder above it is left out.
+    - A folder gives the pictures in it and below it, sorted by name: chosen by extension, those without one, or with
+      a number for one, by their first bytes. Hidden files and folders are left out, and folders that programs keep
+      there, such as `@eaDir`. Links to folders are followed; one that leads back to a folder above it is left out.
     - A tar shard (`.tar`, `.tar.gz`, `.tgz`, `.tar.bz2`, `.tar.xz`, `.tar.zst`) gives the pictures in it as
       `shard.tar/name`, chosen by extension, in the shard's order. Folders aren't searched for shards.
     - A table (`.parquet`, `.csv`, `.tsv`, `.jsonl`) gives the pictures in one of its columns. Relative paths start at
-      the table's folder, as in the tables that `clipcls train` reads. Pictures embedded in a Parquet file are called
-      `table.parquet/ROW`, counted from 0. Folders aren't searched for tables.
+      the table's folder, as in the tables that `clipcls train` reads. Pictures embedded in a table, in base64 where it
+      is text, are called `table.parquet/ROW`, counted from 0. Of a folder, Parquet files are read if its name ends in
+      `.parquet` or `column` is given.
     - A pattern (`*`, `?`, `[…]`, `**` for any number of folders) that isn't itself a file's name gives what it gives in
       a shell: all matches, sorted, hidden ones only for a part that begins with a dot. Folders among them are walked,
       unless the pattern holds a `**`, which matches what is in them already.
@@ -64,13 +87,15 @@ def discover(sources: Sources | str | Sequence[str | os.PathLike[str]], *, unrea
     - `http://…` and `https://…` are addresses of single pictures.
     - Other addresses (`s3://bucket/…`, see `inputs.stores`) name any of these in a store. One that ends in `/` is a
       folder, one with a picture's extension a picture; pictures in a shard come with content. `file:///…` is a path.
-    - `-` and `files_from` are lists of paths and addresses, in which patterns, braces and `-` mean themselves.
+    - `-` and `files_from` are lists of paths and addresses, in which patterns, braces and `-` mean themselves; or `-`
+      is one picture.
 
     A path that leads nowhere, a broken shard or table is an `ImageRef` with an error, not an exception.
 
     Args:
         sources: the inputs, or a `Sources` with more options.
         unread: yield each shard and Parquet table unopened, as an `ImageRef` with a `Container` for `expand`.
+        left_out: receives what is left out of folders.
 
     Returns:
         An iterator; before its first element, only `files_from` and the tables among `inputs` are opened.
@@ -82,7 +107,7 @@ def discover(sources: Sources | str | Sequence[str | os.PathLike[str]], *, unrea
     sources = sources if isinstance(sources, Sources) else Sources(sources)
     for name in sources.names:
         _check_table(name, sources.column)
-    return _discover(_Place(sources, unread), sources.open_list())
+    return _discover(_Place(sources, left_out or LeftOut(), unread), sources.open_list())
 
 
 def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = None) -> Iterator[ImageRef]:
@@ -100,7 +125,7 @@ def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = Non
     elif image.content.kind == "shard":
         yield from itertools.islice(read_pictures(image.path, EXTENSIONS), *(part or (None,)))
     else:
-        yield from _from_table(image.path, _Place(sources), part and range(*part))
+        yield from _from_table(image.path, _Place(sources, LeftOut()), part and range(*part))
 
 
 def hint(sources: Sources) -> str | None:
@@ -134,12 +159,30 @@ def _first_shard(folder: str) -> str | None:
 def _check_table(name: str, column: str | None) -> None:
     """Refuse an unusable table among the inputs before anything is done."""
     path = local_path(name)
+    if is_parquet(path) and os.path.isdir(path):  # noqa: PTH112
+        path = next((ref.path for ref, is_folder in walk(path) if not is_folder and _is_part(ref.path)), path)
     if not is_table(path) or not (os.path.isfile(path) or in_store(path)):  # noqa: PTH113
         return
-    if column is None:
-        raise UsageError(f"{name}: {_NO_COLUMN}")
     if not has_magic(name) or not in_store(path):
-        check_column(path, column)
+        with contextlib.suppress(ImageError):  # shows when it is read
+            check_column(path, _column(path, column))
+
+
+def _column(table: str, column: str | None) -> str:
+    """Return the column of a table's pictures: the one that is asked for, or one whose name says it.
+
+    Raises:
+        UsageError: no name does.
+    """
+    found = column or find_picture_column(table, table_columns(table))
+    if found is None:
+        raise UsageError(f"{table}: {_NO_COLUMN}")
+    return found
+
+
+def _is_part(path: str) -> bool:
+    """Tell whether a file in a folder is a part of a Parquet data set, whose other files begin with `_`."""
+    return is_parquet(path) and not os.path.basename(path).startswith("_")  # noqa: PTH119
 
 
 def _discover(place: _Place, listing: BinaryIO | None) -> Iterator[ImageRef]:
@@ -147,15 +190,40 @@ def _discover(place: _Place, listing: BinaryIO | None) -> Iterator[ImageRef]:
     try:
         for entry in sources.names:
             if entry == "-":
-                yield from _from_list(sources.standard_input(), place)
+                yield from _from_standard_input(sources.standard_input(), place)
             else:
                 yield from _from_argument(entry, place)
-        if listing is not None:
+        if listing is not None and sources.files_from == "-":
+            yield from _from_standard_input(listing, place)
+        elif listing is not None:
             yield from _from_list(listing, place)
     finally:
         own = listing is not sources.stdin and listing is not getattr(sys.stdin, "buffer", None)
         if listing is not None and own:
             listing.close()
+
+
+def _from_standard_input(listing: BinaryIO, place: _Place) -> Iterator[ImageRef]:
+    """Yield the picture on standard input, or those of the list there."""
+    if _begins_a_picture(listing):
+        yield ImageRef("-", content=listing.read(MAX_BYTES + 1))
+    else:
+        yield from _from_list(listing, place)
+
+
+def _begins_a_picture(file: BinaryIO) -> bool:
+    """Look at a file's first bytes without taking them."""
+    try:
+        if isinstance(file, io.BufferedReader):
+            return kind_of(file.peek(HEAD_BYTES)) is not None
+        if not file.seekable():
+            return False
+        place = file.tell()
+        head = file.read(HEAD_BYTES)
+        file.seek(place)
+        return kind_of(head) is not None
+    except (OSError, ValueError):
+        return False  # the list's reader says what is wrong
 
 
 def _from_list(listing: BinaryIO, place: _Place) -> Iterator[ImageRef]:
@@ -196,7 +264,7 @@ def _from_path(path: str, place: _Place) -> Iterator[ImageRef]:
             yield ImageRef(path, why_unopened(path, exc))
         return
     if stat.S_ISDIR(mode):
-        yield from _from_folder(path)
+        yield from _from_folder(path, place)
     elif stat.S_ISREG(mode) and (is_shard(path) or is_table(path)):
         yield from _from_container(path, place)
     else:
@@ -245,7 +313,7 @@ def _from_store(address: str, place: _Place) -> Iterator[ImageRef]:
 
 def _from_stored(image: ImageRef, place: _Place) -> Iterator[ImageRef]:
     if image.path.endswith("/"):
-        yield from _from_folder(image.path)
+        yield from _from_folder(image.path, place)
     elif is_shard(image.path) or is_table(image.path):
         yield from _from_container(image.path, place)
     elif image.content is not None:
@@ -261,14 +329,14 @@ def _from_stored(image: ImageRef, place: _Place) -> Iterator[ImageRef]:
 
 
 def _from_table(table: str, place: _Place, rows: range | None = None) -> Iterator[ImageRef]:
-    if place.in_table or place.sources.column is None:
-        yield ImageRef(table, "a table in a table" if place.in_table else _NO_COLUMN)
+    if place.in_table:
+        yield ImageRef(table, "a table in a table")
         return
     if place.unread and is_parquet(table):
         yield _unread(table)
         return
     try:
-        for cell in read_column(table, place.sources.column, rows):
+        for cell in read_column(table, _column(table, place.sources.column), rows):
             yield from _from_cell(table, cell, replace(place, in_list=True, in_table=True))
     except UsageError as exc:
         yield ImageRef(table, str(exc).removeprefix(f"{table}: "))
@@ -302,10 +370,20 @@ def _from_name(table: str, name: str, place: _Place) -> Iterator[ImageRef]:
 # Folders
 
 
-def _from_folder(folder: str) -> Iterator[ImageRef]:
-    for image, is_folder in walk(folder):
-        if image.error is not None or (not is_folder and _extension(image.path) in EXTENSIONS):
+def _from_folder(folder: str, place: _Place) -> Iterator[ImageRef]:
+    has_tables = place.sources.column is not None or is_parquet(folder.rstrip("/"))
+    for image, is_folder in walk(folder, place.left_out):
+        extension = _extension(image.path)
+        if image.error is not None or (not is_folder and extension in EXTENSIONS):
             yield image
+        elif is_folder:
+            continue
+        elif has_tables and _is_part(image.path):
+            yield from _from_container(image.path, place)
+        elif not extension.strip(".0123456789") and not in_store(image.path) and looks_like_picture(image.path):
+            yield image
+        else:
+            place.left_out.add_file(image.path)
 
 
 def _extension(path: str) -> str:

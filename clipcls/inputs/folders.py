@@ -8,11 +8,15 @@ from fnmatch import translate
 
 from clipcls.errors import ImageError, reason
 from clipcls.inputs import stores
+from clipcls.inputs.left_out import SIDE_FOLDERS, LeftOut
 from clipcls.records import ImageRef
 
 
-def walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
+def walk(folder: str, left_out: LeftOut | None = None) -> Iterator[tuple[ImageRef, bool]]:
     """Walk everything below a folder that isn't hidden: sorted by name, each folder before its contents.
+
+    Args:
+        left_out: receives the folders that programs keep beside pictures, which aren't walked.
 
     Yields:
         Each entry, and whether it is a folder; a folder that can't be read has an error.
@@ -22,7 +26,10 @@ def walk(folder: str) -> Iterator[tuple[ImageRef, bool]]:
     ] = []  # the folders that the walk is inside of; not recursion, which has a depth limit
     image, is_folder = ImageRef(folder), True
     while True:
-        if not is_folder:
+        if is_folder and trail and _name(image) in SIDE_FOLDERS:
+            if left_out is not None:
+                left_out.add_folder(image.path)
+        elif not is_folder:
             yield image, False
         else:
             try:

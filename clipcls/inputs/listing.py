@@ -42,6 +42,11 @@ class Sources:
         # a string is a sequence, too: its letters would be taken for paths, and a `/` for the whole disk
         return [self.inputs] if isinstance(self.inputs, str) else [os.fspath(path) for path in self.inputs]
 
+    @property
+    def read_standard_input(self) -> bool:
+        """Whether standard input is read."""
+        return self.files_from == "-" or "-" in self.names
+
     def open_list(self) -> BinaryIO | None:
         """Open the list that `files_from` names.
 

@@ -16,6 +16,9 @@ _KINDS = (
     (stat.S_ISBLK, "device"),
 )
 
+#: Default limit for the size of one input, in bytes.
+MAX_BYTES = 2**30
+
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading; a FIFO or a device is refused unopened, since opening it may hang.

@@ -4,11 +4,13 @@
 the file's writer chose: pyarrow's puts up to 1024 pictures in one by default.
 """
 
+import base64
 import contextlib
 import io
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,12 @@ from clipcls.text_files import CsvError, csv_rows, refuse_utf16
 
 #: Extensions of tables.
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
+# columns of pictures, by the names that other programs give them too
+PICTURE_COLUMNS = ("path", "image", "filepath", "file_name", "filename", "url")
+# how a picture's file begins in base64: JPEG, PNG, GIF, WebP, TIFF
+_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
+_SHORTEST_BASE64 = 64  # characters; a shorter text may be a path
 _LONGEST_LINE = 2**26  # characters in a JSON lines file's line
 _TRIED_RECORDS = 100  # one of so many first records of a JSON lines file has to have the column
 _BATCH_BYTES = 2**22  # bytes of a Parquet column to read at once
@@ -58,6 +66,17 @@ def is_table(name: str) -> bool:
 def is_parquet(name: str) -> bool:
     """Tell whether a file name is a Parquet file's."""
     return name.lower().endswith(".parquet")
+
+
+def find_picture_column(table: str, columns: Sequence[str]) -> str | None:
+    """Return the column of pictures by its name; None if no name is known.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if {"path", "image"} <= set(columns):
+        raise UsageError(f"{table}: path and image may both be the column of the pictures; rename one.")
+    return next((name for name in PICTURE_COLUMNS if name in columns), None)
 
 
 def check_column(table: str, column: str) -> None:
@@ -194,19 +213,27 @@ def _with_content(image: ImageRef, cells: Iterator[Cell], row: int) -> ImageRef:
     return ImageRef(image.path, cell.error or "a path, where other rows hold pictures")
 
 
-def _checked(value: object, column: str | None) -> tuple[str | None, str | None]:
-    """Return a cell's path or address, stripped, or None and what is wrong with it."""
+def _checked(value: object, column: str | None) -> tuple[str | bytes | None, str | None]:
+    """Return a cell's path or address, stripped, or the picture that it holds; or None and what is wrong with it."""
     if column is None:
         return None, None
     if value is None or (isinstance(value, str) and not value.strip()):
         return None, f"nothing in the column {column}"
     if not isinstance(value, str):
         return None, f"no text in the column {column}"
+    text = value.strip()
+    uri = _DATA_URI.match(text)
+    if uri or (len(text) >= _SHORTEST_BASE64 and text.startswith(_BASE64)):
+        try:
+            return base64.b64decode(text[uri.end() if uri else 0 :], validate=True), None
+        except ValueError:  # a path may begin so; an address can't
+            if uri:
+                return None, f"a data URI in the column {column} that isn't base64"
     try:
         os.fsencode(value)
     except UnicodeEncodeError:  # JSON can hold lone surrogates
         return None, f"no possible file name in the column {column}"
-    return value.strip(), None
+    return text, None
 
 
 def _require(column: str, columns: Iterable[str], table: str) -> None:

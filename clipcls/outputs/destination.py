@@ -37,6 +37,11 @@ class Destination:
         return self.output if self.folder is None else str(self.folder)
 
     @property
+    def is_standard_output(self) -> bool:
+        """Whether results go to standard output."""
+        return self.folder is None and self.output == "-"
+
+    @property
     def format(self) -> OutputFormat:
         """The format that was given, or else the one that fits the output.
 

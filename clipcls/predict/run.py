@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from itertools import chain
 
 from clipcls.embed.watch import Watch
-from clipcls.errors import StoppedError, UsageError
+from clipcls.errors import StoppedError, UsageError, printable
 from clipcls.inputs.discover import are_countable, discover, hint
+from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.outputs.destination import Destination
 from clipcls.outputs.resume import open_output
+from clipcls.outputs.sinks import open_sink
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.error_limit import ErrorLimit
-from clipcls.records import ImageRef
+from clipcls.records import ImageRef, Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ def run(
 ) -> RunReport:
     """Classify pictures and write the predictions, in input order.
 
-    Errors of model, labels and sources are raised before the output is touched. A destination that is resumed keeps
+    Errors of model, labels and sources are raised before the output is touched, and sources are looked at before the
+    model is: where no picture exists, none is loaded and no file is written. A destination that is resumed keeps
     what it holds, and only the images that it lacks are classified.
 
     Args:
@@ -106,8 +109,15 @@ def run(
         UsageError: there are no images, or the output can't be resumed.
     """
     watch = watch or Watch()
+    left_out = LeftOut()
+    images = discover(sources, left_out=left_out)
+    if sources.read_standard_input:  # which may be slow to come
+        classifier.embed_labels(watch.labels)
+    if not destination.resume:
+        images, exist = look_for_one(images, sources, left_out)
+        if not exist:
+            return _fail_all(images, destination, limit or ErrorLimit(), sources, watch)
     classifier.embed_labels(watch.labels)
-    images = discover(sources) if destination.resume else _some(sources)
     labels = tuple(label.name for label in classifier.labels)
     with open_output(destination, labels, classifier.settings) as output:
         before = output.done
@@ -118,7 +128,26 @@ def run(
             tally.add(1, [] if prediction.error is None else [(prediction.path, prediction.error)])
             if tally.exceeded:
                 break
-    return tally.report(sources, stop())
+    stopped = stop()
+    if not stopped:
+        left_out.report(sources.names)
+    return tally.report(sources, stopped)
+
+
+def _fail_all(
+    images: Iterator[ImageRef], destination: Destination, limit: ErrorLimit, sources: Sources, watch: Watch
+) -> RunReport:
+    """Write the errors of images none of which exists; in a file they would replace what an earlier run found."""
+    if not destination.is_standard_output:
+        raise none_exists(next(images))
+    tally = Tally(limit, watch, (0, 0), False)
+    with open_sink(destination, ()) as sink:
+        for image in images:
+            sink.write(Prediction(image.path, None, None, None, error=image.error))
+            tally.add(1, [(image.path, str(image.error))])
+            if tally.exceeded:
+                break
+    return tally.report(sources, False)
 
 
 def count(sources: Sources) -> int:
@@ -126,13 +155,28 @@ def count(sources: Sources) -> int:
     return sum(1 for _ in discover(sources))
 
 
-def _some(sources: Sources) -> Iterator[ImageRef]:
-    """Return the images, or raise UsageError if there are none, before an output is emptied for them."""
-    images = discover(sources)
-    first = next(images, None)
-    if first is None:
+def look_for_one(images: Iterator[ImageRef], sources: Sources, left_out: LeftOut) -> tuple[Iterator[ImageRef], bool]:
+    """Return all images again, and whether any exists.
+
+    Raises:
+        UsageError: there are none.
+    """
+    missing: list[ImageRef] = []
+    for image in images:
+        if image.error is None:
+            return chain(missing, [image], images), True
+        missing.append(image)
+    if not missing:
+        left_out.report(sources.names)
         raise none_found(sources)
-    return chain([first], images)
+    return iter(missing), False
+
+
+def none_exists(first: ImageRef) -> UsageError:
+    """Return the error of sources that name only what isn't there."""
+    return UsageError(
+        f"No image that was named exists, so nothing is written. The first: {printable(first.path)}: {first.error}."
+    )
 
 
 def none_found(sources: Sources) -> UsageError:

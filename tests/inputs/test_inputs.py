@@ -1,12 +1,16 @@
 """What inputs name, in which order, and what becomes of those that lead nowhere."""
 
+import base64
 import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,6 +19,7 @@ import pictures
 from clipcls.errors import UsageError
 from clipcls.images.formats import FORMATS
 from clipcls.inputs.discover import EXTENSIONS, are_countable, discover, expand, hint
+from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.shards import is_shard
 from clipcls.records import Address, Container, ImageRef, Span
@@ -450,20 +455,95 @@ def test_discover_ends_tables_in_tables() -> None:
 
 
 def test_discover_refuses_a_table_at_once() -> None:
-    write_table("t.csv", "images/b.jpg,x")
-    with pytest.raises(UsageError, match=r"^t\.csv: a table; --column says which"):
+    Path("t.csv").write_text("photo,text\nimages/b.jpg,x\n")
+    with pytest.raises(UsageError, match=r"^t\.csv: a table without a column path, image, .*; --column says which"):
         discover(["images", "t.csv"])
-    with pytest.raises(UsageError, match=r"^t\.csv: no column picture; there are: image, text$"):
+    with pytest.raises(UsageError, match=r"^t\.csv: no column picture; there are: photo, text$"):
         discover(Sources(["images", "t.csv"], column="picture"))
+    Path("t.csv").write_text("image,path\nimages/b.jpg,x\n")
+    with pytest.raises(UsageError, match=r"^t\.csv: path and image may both be the column"):
+        discover(["t.csv"])
+
+
+@pytest.mark.parametrize("name", ["path", "image", "file_name", "url"])
+def test_discover_finds_the_column_by_its_name(name: str) -> None:
+    Path("t.csv").write_text(f"text,{name}\nx,images/b.jpg\n")
+    assert found(["t.csv"]) == ["images/b.jpg"]
 
 
 def test_discover_goes_on_after_a_table_of_a_list_or_a_pattern() -> None:
-    write_table("t.csv", "images/b.jpg,x")
-    no_column = "t.csv: a table; --column says which of its columns holds the pictures"
-    other = "t.csv: no column picture; there are: image, text"
+    Path("t.csv").write_text("photo,text\nimages/b.jpg,x\n")
+    names = "path, image, filepath, file_name, filename, url"
+    no_column = f"t.csv: a table without a column {names}; --column says which one holds the pictures"
+    other = "t.csv: no column picture; there are: photo, text"
     for column, expected in ((None, no_column), ("picture", other)):
         listing = io.BytesIO(b"t.csv\nimages/b.jpg\n")
         assert found(["*.csv", "-"], stdin=listing, column=column) == [expected, expected, "images/b.jpg"]
+
+
+@pytest.mark.parametrize("text", ["{}", "data:image/png;base64,{}"])
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_discover_reads_pictures_in_base64(name: str, text: str) -> None:
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(60)
+    text = text.format(base64.b64encode(picture).decode())
+    rows = [text, "images/b.jpg", "iVBORw0KGgo" * 9 + "~", "data:image/png;base64,~"]
+    if name == "t.csv":
+        Path(name).write_text("image\n" + "".join(f'"{row}"\n' for row in rows))
+    elif name == "t.jsonl":
+        Path(name).write_text("".join(json.dumps({"image": row}) + "\n" for row in rows))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"image": rows}), name)
+    first, second, third, fourth = discover([name])
+    assert first == ImageRef(f"{name}/0", content=picture)
+    assert second.path == "images/b.jpg"
+    assert third.error is not None
+    assert fourth.error == "a data URI in the column image that isn't base64"
+
+
+@pytest.mark.parametrize("folder", ["set.parquet", "set"])
+def test_discover_reads_folders_of_parquet_files(folder: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    Path(folder).mkdir()
+    for name in ("part-1", "part-0", "_part"):
+        parquet.write_table(pyarrow.table({"image": [name.encode()]}), f"{folder}/{name}.parquet")
+    parts = [f"{folder}/part-0.parquet/0", f"{folder}/part-1.parquet/0"]
+    assert found([folder], column="image") == parts
+    assert found([folder]) == (parts if folder == "set.parquet" else [])
+    if folder == "set.parquet":
+        with pytest.raises(UsageError, match="no column picture"):
+            discover(Sources([folder], column="picture"))
+
+
+def test_folders_say_what_they_leave_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "clipcls")
+    Path("mixed/@eaDir/b.jpg").mkdir(parents=True)
+    Path("mixed/@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg").write_bytes(b"\xff\xd8\xff")
+    for name in ("a.jpg", "b.jxl", "c.JXL", "d.dng", "e.txt", "IMG_1", "photo.jpg.1", "notes", ".hidden.jxl"):
+        Path("mixed", name).write_bytes(b"\xff\xd8\xff" if name in ("IMG_1", "photo.jpg.1") else b"text")
+    left_out = LeftOut()
+    assert [image.path for image in discover(["mixed"], left_out=left_out)] == [
+        "mixed/IMG_1",
+        "mixed/a.jpg",
+        "mixed/photo.jpg.1",
+    ]
+    left_out.report(["mixed"])
+    said = "left out of mixed: 2 .jxl, 1 folder @eaDir, 1 .dng, 1 without an extension (-v lists them)"
+    assert caplog.messages[-1] == said
+    assert "left out: mixed/c.JXL" in caplog.messages
+    assert found(["mixed/@eaDir/b.jpg"]) == ["mixed/@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg"]
+
+
+@pytest.mark.parametrize("sources", [{"inputs": ["-"]}, {"files_from": "-"}])
+def test_a_picture_on_standard_input_is_one(sources: dict[str, Any]) -> None:
+    data = b"\x89PNG\r\n\x1a\n" + bytes(300_000)
+    expected = [ImageRef("-", content=data)]
+    assert list(discover(Sources(stdin=io.BytesIO(data), **sources))) == expected
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        assert list(discover(Sources(stdin=file, **sources))) == expected
 
 
 def test_discover_reports_a_broken_table() -> None:
@@ -514,7 +594,6 @@ def test_discover_leaves_shards_and_parquet_unread(monkeypatch: pytest.MonkeyPat
     ]
     with pytest.raises(UsageError, match="no column picture"):
         discover(Sources(["images/t.parquet"], column="picture"), unread=True)
-    assert list(discover(["images/*.parquet"], unread=True)) == list(discover(["images/*.parquet"]))
     monkeypatch.setattr("clipcls.inputs.discover.read_pictures", None)
     monkeypatch.setattr("clipcls.inputs.discover.read_column", None)
     assert list(discover(Sources(names, column="image"), unread=True))

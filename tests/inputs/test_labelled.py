@@ -250,13 +250,13 @@ def test_tables_in_another_encoding_are_refused(tmp_path: Path, name: str) -> No
                 read(str(tmp_path / name))
 
 
-NO_LABELS = r"no column of labels \(labels, label, class\)"
+NO_LABELS = r"no column of labels \(labels, label, class, caption\)"
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "image,caption\n1,cat\n", NO_LABELS + r"; there are: image, caption\."),
+        ("a.csv", "image,text\n1,cat\n", NO_LABELS + r"; there are: image, text\."),
         ("a.csv", "file,more\n1,2\n", r"no column of pictures \(path, image, .* and no of labels"),
         ("a.csv", "path;label\n1;cat\n", r"there are: path;label\. Columns end in a comma in \.csv"),
         ("a.csv", "path\tlabel\n1\tcat\n", r"Columns end in a comma in \.csv"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.discover import EXTENSIONS, discover
 from clipcls.inputs.labelled.examples import Example, Truth
+from clipcls.inputs.left_out import SIDE_FOLDERS, LeftOut
 from clipcls.inputs.shards import is_shard
 from clipcls.inputs.stores import entries, in_store
 from clipcls.inputs.tables import TABLES
@@ -29,11 +30,13 @@ def read_class_folders(folder: str) -> Truth:
         UsageError: there are no class folders, none has a picture, or they are the parts of a data set.
     """
     held = _held(folder)
-    classes = {_name(path): list(discover([path])) for path, is_folder in held if is_folder}
+    left_out = LeftOut()
+    classes = {_name(path): list(discover([path], left_out=left_out)) for path, is_folder in held if is_folder}
     _require_classes(folder, classes)
     beside = [path for path, is_folder in held if not is_folder and _holds_pictures(path)]
     problems = [f"{path}: lies beside the class folders, so it is in no class" for path in beside]
     problems += [f"{_join(folder, name)}: a class without pictures" for name, images in classes.items() if not images]
+    left_out.report([folder])
     examples = tuple(Example(image, (name,)) for name, images in classes.items() for image in images)
     return Truth(examples, tuple(classes), problems=tuple(problems))
 
@@ -54,7 +57,11 @@ def _held(folder: str) -> list[tuple[str, bool]]:
     except (OSError, ImageError) as exc:
         reason = (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else str(exc)
         raise UsageError(f"{folder}: the folder can't be read: {reason}") from exc
-    return [(path, is_folder) for path, is_folder in held if not _name(path).startswith(".")]
+    return [
+        (path, is_folder)
+        for path, is_folder in held
+        if not _name(path).startswith(".") and not (is_folder and _name(path) in SIDE_FOLDERS)
+    ]
 
 
 def _name(path: str) -> str:

@@ -1,7 +1,7 @@
 """Read tables of pictures with labels or captions, for `eval`, `calibrate` and `train`, from these columns:
 
 pictures    path, image, filepath, file_name, filename or url: the first of these names that the table has
-labels      labels (any number), label or class
+labels      labels (any number), label or class; or else caption
 captions    caption, caption2, … and the list captions; or else text, or else title
 """
 
@@ -17,13 +17,21 @@ from clipcls.inputs.discover import image_on_web, is_web
 from clipcls.inputs.labelled.captions import CAPTION, LIST, captioned, is_unicode, listed_captions
 from clipcls.inputs.labelled.examples import Example, ProblemReport, Truth
 from clipcls.inputs.stores import beside, in_store, local_path, require_readable
-from clipcls.inputs.tables import Cell, class_names, holds_pictures, is_parquet, read_column, table_columns
+from clipcls.inputs.tables import (
+    PICTURE_COLUMNS,
+    Cell,
+    class_names,
+    find_picture_column,
+    holds_pictures,
+    is_parquet,
+    read_column,
+    table_columns,
+)
 from clipcls.records import Embedded, ImageRef, Stored
 
 #: What to read beside each picture; in a table without captions, labels serve as captions.
 Wanted = Literal["labels", "captions"]
 
-_PICTURES = ("path", "image", "filepath", "file_name", "filename", "url")
 _SEVERAL = "labels"
 _LABELS = (_SEVERAL, "label", "class")
 _CAPTIONS = ("text", "title")
@@ -119,6 +127,8 @@ def _examples(
             image = ImageRef(f"{table}/{cell.row}", content=Embedded(table, str(picture), cell.row))
         elif holds:  # a missing one becomes an empty file, so that there are as many rows as when pictures aren't read
             image = ImageRef(f"{table}/{cell.row}", content=cell.value if isinstance(cell.value, bytes) else b"")
+        elif isinstance(cell.value, bytes):  # in base64
+            image = ImageRef(f"{table}/{cell.row}", content=Embedded(table, str(picture), cell.row))
         else:
             image = _image(table, str(cell.value), allow_urls)
         yield place, Example(image, answer) if columns.are_labels else Example(image, captions=answer)
@@ -126,15 +136,17 @@ def _examples(
 
 def _find_columns(table: str, wanted: Wanted) -> _Columns:
     columns = [name for name in table_columns(table) if name]
-    if {"path", "image"} <= set(columns):
-        raise UsageError(f"{table}: path and image may both be the column of the pictures; rename one.")
-    picture = next((name for name in _PICTURES if name in columns), None)
+    picture = find_picture_column(table, columns)
     label = next((name for name in _LABELS if name in columns), None)
-    captions = _find_captions(table, columns) if wanted == "captions" else ()
+    # a caption that says no more than a class is a label
+    wants_captions = wanted == "captions" or (label is None and "caption" in columns)
+    captions = _find_captions(table, columns) if wants_captions else ()
+    if wanted == "labels" and captions:
+        captions, label = (), "caption"
     answers = captions or (() if label is None else (label,))
-    missing = [] if picture else [f"of pictures ({', '.join(_PICTURES)})"]
+    missing = [] if picture else [f"of pictures ({', '.join(PICTURE_COLUMNS)})"]
     if not answers:
-        listed = f"of labels ({', '.join(_LABELS)})"
+        listed = f"of labels ({', '.join(_LABELS)}, caption)"
         missing.append(f"of captions (caption, {', '.join(_CAPTIONS)}) or {listed}" if wanted == "captions" else listed)
     if columns and missing:
         is_split = len(columns) > 1 or not any(sign in name for name in columns for sign in ",;\t")
