@@ -74,7 +74,12 @@ def listed(names: Iterable[str], most: int = 5, separator: str = ", ") -> str:
 
 def quoted(names: Iterable[str]) -> str:
     """Return the first three of some names in quotation marks, and how many more there are."""
-    return listed(map(repr, names), 3)
+    return listed((repr(shortened(name)) for name in names), 3)
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return a text without what is beyond so many characters."""
+    return text if len(text) <= most else f"{text[: most - 20]}… ({len(text):,} characters)"
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipcls.check.findings import Finding, error, note, ok, warning
 from clipcls.errors import UsageError, quoted
-from clipcls.labels.label_files import label_key, make_label, read_labels, refuse_duplicates, spelling_key
+from clipcls.labels.label_files import label_key, make_label, read_labels, refuse_duplicates, spelling_key, split_labels
 from clipcls.labels.prompts import load_prompt_set, render, templates_set
 from clipcls.predict.ranking import Array
 from clipcls.records import Label, PromptSet
@@ -59,8 +59,11 @@ def read_label_options(wording: Wording) -> tuple[list[Label], list[Finding]]:
     """Return the labels that can be used, without duplicates, and what is wrong with the others."""
     labels: list[Label] = []
     findings: list[Finding] = []
-    names = wording.labels.split(",") if wording.labels is not None else []
-    for name in [*(name.strip() for name in names), *wording.label]:
+    text = wording.labels or ""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    with _reported("labels", findings):
+        names = split_labels([] if wording.labels is None else [text])
+    for name in [*names, *wording.label]:
         with _reported("labels", findings):
             labels.append(make_label(name))
     if wording.labels_file is not None:

@@ -46,7 +46,8 @@ def check(
     from clipcls.embed.execution import Execution
 
     execution = Execution(cache_dir=options.cache_folder(cache_dir, no_cache), strict_prompts=strict_prompts)
-    wording = Wording(wanted.labels, tuple(wanted.label or ()), wanted.labels_file, prompts, tuple(template or ()))
+    labels = ",".join(wanted.labels) if wanted.labels else None
+    wording = Wording(labels, tuple(wanted.label or ()), wanted.labels_file, prompts, tuple(template or ()))
     with Progress(not quiet, "-") as progress:
         code = exit_code(_shown(preflight(asked.spec(), wording, execution, progress.update_labels), format, quiet))
     if code:

@@ -36,15 +36,20 @@ else:
     FormatName = Literal[tuple(OUTPUT_FORMATS)]
 
 # labels and prompts
-LabelsOption = Annotated[str | None, typer.Option("--labels", help="Labels, separated by commas.")]
+LabelsOption = Annotated[
+    list[str] | None, typer.Option("--labels", metavar="LABELS", help="Labels, separated by commas; repeatable.")
+]
 DataLabelsOption = Annotated[
-    str | None, typer.Option("--labels", help="Labels, separated by commas. [default: the data's classes]")
+    list[str] | None,
+    typer.Option(
+        "--labels", metavar="LABELS", help="Labels, separated by commas; repeatable. [default: the data's classes]"
+    ),
 ]
 LabelOption = Annotated[
     list[str] | None, typer.Option("--label", metavar="LABEL", help="One label, never split; repeatable.")
 ]
 LabelsFileOption = Annotated[
-    Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .json or .yaml file.")
+    Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .tsv, .json, .jsonl or .yaml file.")
 ]
 PromptsOption = Annotated[
     str | None,
@@ -186,7 +191,7 @@ class LabelOptions:
         """
         from clipcls.labels.label_files import parse_labels
 
-        return parse_labels(self.labels, self.label or (), self.labels_file)
+        return parse_labels(self.labels or (), self.label or (), self.labels_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +211,7 @@ class DataLabelOptions:
         """Return the given labels, of which some may be equal; None for the data's classes."""
         from clipcls.labels.label_files import parse_labels
 
-        return parse_labels(self.labels, self.label or (), self.labels_file, True) if self.are_given else None
+        return parse_labels(self.labels or (), self.label or (), self.labels_file, True) if self.are_given else None
 
     def among(self, truth: "Truth", given: "Sequence[Label] | None") -> "tuple[Label, ...]":
         """Return the labels of a run: the given ones, or the data's classes.

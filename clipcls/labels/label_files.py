@@ -1,8 +1,9 @@
 """Read labels from options and from text, CSV, JSON and YAML files."""
 
-import csv
 import io
 import json
+import logging
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -11,15 +12,22 @@ from typing import Any
 
 import yaml
 
-from clipcls.errors import UsageError
+from clipcls.errors import NOTICE, UsageError, shortened
+from clipcls.labels.foreign_labels import lines_of, list_within, name_column, refuse_other_separators
 from clipcls.records import Label
-from clipcls.text_files import read_text
+from clipcls.text_files import CsvError, csv_rows, read_text
 
-_LONGEST_CELL = 2**17  # Python's own limit
+logger = logging.getLogger(__name__)
+
+# what separates a list in other scripts and programs
+_OTHER_COMMAS = ";\uff0c\u3001\u060c\uff1b\u061b\uff64\ufe50\ufe51"
+_EXTENSIONS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".names")
+# zero-width spaces, byte order marks and soft hyphens anywhere; joiners and marks of direction at the ends
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]|^[\u200c-\u200f]+|[\u200c-\u200f]+$")
 
 
 def parse_labels(
-    comma_separated: str | None = None,
+    comma_separated: str | Sequence[str] = (),
     single: Sequence[str] = (),
     file: Path | None = None,
     allow_equal: bool = False,
@@ -27,7 +35,7 @@ def parse_labels(
     """Collect the labels of all sources, in the order: comma-separated, single ones, file.
 
     Args:
-        comma_separated: `cat,dog,truck`.
+        comma_separated: `cat,dog,truck`, or several such texts.
         single: labels that are never split, such as `crane, bird`.
         file: .txt (one per line), .csv, .json, .yaml or .yml.
         allow_equal: take labels that mean the same.
@@ -38,8 +46,8 @@ def parse_labels(
     Raises:
         UsageError: no label, an empty one, two that mean the same, an unreadable file.
     """
-    names = [part.strip() for part in comma_separated.split(",")] if comma_separated is not None else []
-    labels = [make_label(name) for name in [*names, *single]]
+    lists = [comma_separated] if isinstance(comma_separated, str) else comma_separated
+    labels = [make_label(name) for name in [*split_labels(lists), *single]]
     if file is not None:
         labels += read_labels(file)
     if not labels:
@@ -47,6 +55,28 @@ def parse_labels(
     if not allow_equal:
         refuse_duplicates(labels)
     return tuple(labels)
+
+
+def split_labels(comma_separated: Sequence[str]) -> list[str]:
+    """Split texts such as `cat,dog,truck` at their commas.
+
+    Raises:
+        UsageError: one has an empty part, other separators, or is a file's name.
+    """
+    for text in comma_separated:
+        names = [name.strip() for name in text.split(",")]
+        if not all(names):
+            raise UsageError(f"--labels {shortened(text)}: an empty label; look for a doubled or trailing comma.")
+        sign = next((sign for sign in _OTHER_COMMAS if sign in text), None)
+        if sign is not None:
+            meant = ",".join(filter(None, (part.strip() for part in re.split(f"[,{_OTHER_COMMAS}]", text))))
+            raise UsageError(
+                f"--labels are separated by commas (,), not by {sign}. Did you mean --labels {meant!r}? A label with "
+                "that sign is given by --label."
+            )
+        if len(names) == 1 and Path(text).suffix.lower() in _EXTENSIONS and os.path.isfile(text):  # noqa: PTH113
+            raise UsageError(f"--labels {text}: a file. Did you mean --labels-file {text}?")
+    return [name.strip() for text in comma_separated for name in text.split(",")]
 
 
 def make_label(name: str, synonyms: Sequence[str] = (), prompts: Sequence[str] = ()) -> Label:
@@ -59,9 +89,11 @@ def make_label(name: str, synonyms: Sequence[str] = (), prompts: Sequence[str] =
         if any("\ud800" <= sign <= "\udfff" for sign in text):
             raise UsageError(f"Label {text!r} isn't valid UTF-8.")
     texts = tuple(dict.fromkeys(_plain(text) for text in (name, *synonyms)))
+    if not texts[0]:
+        raise UsageError(f"Empty label: {name!r} has nothing but spaces and underscores.")
     if not all(texts) or not all(prompt.strip() for prompt in prompts):
-        raise UsageError(f"Empty label or prompt near {name!r}. Look for a doubled or trailing comma.")
-    return Label(name=name.strip(), texts=texts, prompts=tuple(prompts))
+        raise UsageError(f"Label {name!r} has an empty synonym or prompt.")
+    return Label(name=_visible(name).strip(), texts=texts, prompts=tuple(prompts))
 
 
 def label_key(text: str) -> str:
@@ -102,22 +134,37 @@ def read_labels(file: Path) -> list[Label]:
     """
     text = read_text(file)
     try:
-        match file.suffix.lower():
-            case ".csv":
-                labels = _from_csv(text)
-            case ".json":
-                labels = _from_data(json.loads(text, object_pairs_hook=_unique, parse_int=str, parse_float=str))
-            case ".yaml" | ".yml":
-                labels = _from_data(yaml.load(text, Loader=_Loader))
-            case _:
-                labels = [make_label(line) for line in text.splitlines() if line.strip()]
-    except (json.JSONDecodeError, yaml.YAMLError, csv.Error, RecursionError) as exc:
+        labels = _read(text, file.suffix.lower())
+    except (json.JSONDecodeError, yaml.YAMLError, RecursionError) as exc:
         raise UsageError(f"{file}: not valid {file.suffix[1:].upper()}: {exc}") from exc
+    except CsvError as exc:
+        raise UsageError(f"{file}, {exc}.") from exc
     except UsageError as exc:
         raise UsageError(f"{file}: {exc}") from exc
     if not labels:
         raise UsageError(f"{file}: holds no labels.")
     return labels
+
+
+def _read(text: str, extension: str) -> list[Label]:
+    match extension:
+        case ".csv" | ".tsv":
+            return _from_csv(text, "\t" if extension == ".tsv" else ",")
+        case ".json":
+            return _from_data(_json(text))
+        case ".jsonl" | ".ndjson":
+            return _from_data([_json(line) for line in text.split("\n") if line.strip()])
+        case ".yaml" | ".yml":
+            return _from_data(yaml.load(text, Loader=_Loader))
+        case "" | ".txt" | ".names" | ".list" | ".lst":
+            return [make_label(line) for line in lines_of(text)]
+        case _:
+            raise UsageError(f"labels come from .txt, .csv, .tsv, .json, .jsonl or .yaml files, not from {extension}.")
+
+
+def _json(text: str) -> Any:
+    # numbers as they are written
+    return json.loads(text, object_pairs_hook=_unique, parse_int=str, parse_float=str)
 
 
 class _Loader(yaml.SafeLoader):
@@ -151,29 +198,55 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[\s_]+", " ", text).strip()
+    return re.sub(r"[\s_]+", " ", _visible(text)).strip()
 
 
-def _from_csv(text: str) -> list[Label]:
+def _visible(text: str) -> str:
+    """Return a text without the signs that nothing shows; joiners, which shape letters and emoji, stay inside it."""
+    return _INVISIBLE.sub("", text)
+
+
+def _from_csv(text: str, delimiter: str) -> list[Label]:
     """Read the column `label` (`synonyms` and `prompts` are split at `|`), or the only column if there is no header."""
-    csv.field_size_limit(_LONGEST_CELL)  # the process's, which readers of other files may have raised
-    rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
-    header = [cell.strip().casefold() for cell in rows[0]] if rows else []
-    if "label" not in header and any(len(row) > 1 for row in rows):
+    rows = _rows(text, delimiter)
+    first = rows[0] if rows else []
+    if delimiter == "," and len(first) == 1 and ";" in first[0] and name_column(_folded(first[0].split(";"))):
+        delimiter = ";"  # as spreadsheets write it where the comma is the decimal sign
+        rows = _rows(text, delimiter)
+    refuse_other_separators(rows, delimiter, {";": "semicolon", "\t": "tab"})
+    header = _folded(rows[0]) if rows else []
+    column = name_column(header)
+    if column is None and any(len(row) > 1 for row in rows):
         raise UsageError("several columns and none is named `label`. Name one so in the first line.")
-    if "label" not in header:
+    if column is None:
         return [make_label(row[0]) for row in rows]
+    if column != "label" or delimiter == ";":
+        logger.log(NOTICE, "labels: %d names from the column %r", len(rows) - 1, column)
 
-    def cells(row: list[str], column: str) -> list[str]:
-        if column not in header or header.index(column) >= len(row):
+    def cells(row: list[str], name: str) -> list[str]:
+        if name not in header or header.index(name) >= len(row):
             return []
-        return [part for part in row[header.index(column)].split("|") if part.strip()]
+        return [part for part in row[header.index(name)].split("|") if part.strip()]
 
-    where = header.index("label")
+    where = header.index(column)
+    too_long = next((row for row in rows if any(row[len(header) :])), None)
+    if too_long is not None:
+        raise UsageError(
+            f"{too_long[0]!r}: a row with more cells than the first line; put a cell with commas in quotes."
+        )
     return [
         make_label(row[where] if where < len(row) else "", cells(row, "synonyms"), cells(row, "prompts"))
         for row in rows[1:]
     ]
+
+
+def _rows(text: str, delimiter: str) -> list[list[str]]:
+    lines = io.StringIO(text, newline="")
+    return [row for _, row in csv_rows(lines, delimiter) if any(cell.strip() for cell in row)]
+
+
+def _folded(names: Iterable[str]) -> list[str]:
+    return [name.strip().casefold() for name in names]
 
 
 def _from_data(data: Any) -> list[Label]:
@@ -181,12 +254,20 @@ def _from_data(data: Any) -> list[Label]:
     match data:
         case {"labels": list() | dict() as inner} if len(data) == 1:
             return _from_data(inner)
+        case list() if all(isinstance(item, str) or (isinstance(item, dict) and "label" in item) for item in data):
+            return [_from_item(item) for item in data]
+        case _:
+            data = list_within(data)
+    match data:
         case dict():
             return [_from_entry(name, details) for name, details in data.items()]
         case list():
             return [_from_item(item) for item in data]
         case _:
-            raise UsageError("expected a list of labels, or a mapping from label to synonyms.")
+            raise UsageError(
+                'expected a list of labels, as in ["cat", "dog"], or a mapping from label to synonyms, as in '
+                '{"cat": ["kitty"], "dog": []}.'
+            )
 
 
 def _from_item(item: Any) -> Label:

@@ -231,7 +231,7 @@ def test_preflight_collects_what_is_wrong_with_a_folder(trained: Path) -> None:
         "no weights",
         "states the preprocessing itself",
         "--device toaster",
-        "Empty",
+        "empty label",
         "are the same",
     )
     assert len(errors) == len(parts)

@@ -38,7 +38,7 @@ def test_read_label_options_keeps_the_good_ones_and_names_all_others(tmp_path: P
     assert [label.name for label in found] == ["cat", "dog", "truck", "hot_dog"]
     assert said(findings) == [("error", "labels")] * 4
     for finding, part in zip(
-        findings, ("Empty", "'dog' and 'dog'", "'cat' and 'CAT'", "'hot_dog' and 'hot dog'"), strict=True
+        findings, ("empty label", "'dog' and 'dog'", "'cat' and 'CAT'", "'hot_dog' and 'hot dog'"), strict=True
     ):
         assert part in finding.message
         assert finding.exit_code == 2

@@ -1,5 +1,6 @@
 """Labels from options and files: what is shown, what is prompted, what is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_labels_synonyms_are_further_texts_without_repeats() -> None:
 
 @pytest.mark.parametrize("text", ["", "cat,", ",cat", "cat,,dog", "cat, ,dog", "cat,_"])
 def test_labels_empty_one_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="Empty label"):
+    with pytest.raises(UsageError, match="mpty label"):
         parse_labels(text)
 
 
@@ -61,6 +62,32 @@ def test_labels_none_at_all_is_refused() -> None:
 def test_labels_invalid_unicode_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="UTF-8"):
         make_label(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("cat;dog", "cat,dog"), ("猫，狗、卡车", "猫,狗,卡车"), ("قط، كلب", "قط,كلب"), ("cat,dog;truck", "cat,dog,truck")],
+)
+def test_labels_other_separators_are_named(text: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"Did you mean --labels '{meant}'?")):
+        parse_labels(text)
+    assert names(parse_labels(single=[text])) == [text]
+
+
+def test_labels_a_file_given_as_labels_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path, "labels.txt", "cat\ndog\n")
+    with pytest.raises(UsageError, match=r"a file\. Did you mean --labels-file "):
+        parse_labels(str(file))
+
+
+def test_labels_of_several_lists_add_up() -> None:
+    assert names(parse_labels(["cat,dog", "truck, bus"])) == ["cat", "dog", "truck", "bus"]
+
+
+@pytest.mark.parametrize("text", ["ca\u200bt", "\ufeffcat", "cat\u2060", "\u200ecat\u200f", "cat\u200d"])
+def test_labels_without_signs_that_nothing_shows(text: str) -> None:
+    assert make_label(text) == make_label("cat")
+    assert make_label("\U0001f469\u200d\U0001f680").texts == ("\U0001f469\u200d\U0001f680",)
 
 
 # ------------------------------------------------------------------------------------------- duplicates
@@ -137,6 +164,68 @@ def test_labels_file_of_names_alone(tmp_path: Path, name: str, content: str, mar
     assert names(read_labels(write(tmp_path, name, mark + content.encode()))) == ["cat", "hot_dog", "crane, bird"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "source"),
+    [
+        ("data.yaml", "path: ../pets\ntrain: images\nnc: 3\nnames: [cat, dog, truck]\n", "the key 'names'"),
+        ("data.yaml", "names:\n  0: cat\n  2: truck\n  1: dog\n", "the key 'names'"),
+        ("classes.json", '{"classes": ["cat", "dog", "truck"]}', "the key 'classes'"),
+        ("config.json", '{"id2label": {"0": "cat", "1": "dog", "2": "truck"}, "a": "vit"}', "the key 'id2label'"),
+        ("config.json", '{"label2id": {"dog": 1, "cat": 0, "truck": 2}, "a": 1}', "the key 'label2id'"),
+        ("id2label.json", '{"0": "cat", "1": "dog", "10": "truck"}', "a list of numbers and names"),
+        ("label2id.json", '{"truck": 2, "cat": 0, "dog": 1}', "a list of numbers and names"),
+        ("index.json", '{"0": ["n1", "x"], "1": ["n2", "y"]}', None),
+        ("i.json", '{"0": ["n02123045", "cat"], "1": ["n02084071", "dog"], "2": ["n04490091", "truck"]}', "a list of"),
+        ("coco.json", '{"images": [], "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, '
+         '{"id": 3, "name": "truck"}]}', "the key 'categories'"),
+        ("names.json", '[{"name": "cat"}, {"name": "dog"}, {"name": "truck"}]', "a list of numbers and names"),
+        ("l.jsonl", '{"label": "cat"}\n{"label": "dog"}\n"truck"\n', ""),
+        ("l.tsv", "label\tsynonyms\ncat\t\ndog\t\ntruck\t\n", ""),
+        ("l.csv", "label;synonyms\ncat;\ndog;\ntruck;\n", "the column 'label'"),
+        ("l.csv", "name\ncat\ndog\ntruck\n", "the column 'name'"),
+        ("l.csv", "id,class_name\n0,cat\n1,dog\n2,truck\n", "the column 'class_name'"),
+        ("l.txt", '"cat",\n"dog",\n"truck"\n', "lines in quotes"),
+        ("l.txt", "cat,\ndog,\ntruck\n", "lines that end in a comma"),
+        ("l.txt", "# animals\ncat\ndog\n\n# vehicles\ntruck\n", "the lines that don't begin with #, 2 do"),
+        ("l.txt", "0 cat\n1 dog\n2 truck\n", "numbered lines"),
+        ("coco.names", "1: cat\n2: dog\n3: truck\n", "numbered lines"),
+    ],
+)  # fmt: skip
+def test_labels_of_other_programs_are_read_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: str, source: str | None
+) -> None:
+    caplog.set_level("INFO", "clipcls")
+    found = read_labels(write(tmp_path, name, content))
+    if source is None:
+        assert [label.texts for label in found] == [("n1", "x"), ("n2", "y")]
+        return
+    assert [label.texts for label in found] == [("cat",), ("dog",), ("truck",)]
+    assert [f"labels: 3 names from {source}" in line for line in caplog.messages] == [True] * bool(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.txt", "cat, dog, truck\n", "one line with commas; write one label a line"),
+        ("l.csv", "cat;kitty\ndog;puppy\n", "every line holds a semicolon; columns end in commas"),
+        ("l.csv", "cat\tkitty\ndog\tpuppy\n", "every line holds a tab"),
+        ("l.csv", 'label,note\ncat,"furry\ndog,x\n', 'line 2: a quote \\("\\) opens in this row and never closes'),
+        ("l.csv", "label\ncat\ndog,puppy\n", "'dog': a row with more cells"),
+        ("l.xlsx", "PK", "labels come from .txt, .csv, .tsv, .json, .jsonl or .yaml files, not from .xlsx"),
+    ],
+)  # fmt: skip
+def test_labels_in_no_form_that_is_known_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    file = write(tmp_path, name, content)
+    with pytest.raises(UsageError, match=message):
+        read_labels(file)
+
+
+def test_labels_that_count_are_kept_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counted = ["0 people", "1 person", "2 people"]
+    assert names(read_labels(write(tmp_path, "l.txt", "\n".join(counted)))) == counted
+    assert "begin with numbers, which are part of them" in caplog.text
+
+
 @pytest.mark.parametrize("content", ["cat,dog,truck\n", "cat,1\ndog,2\n"])
 def test_labels_csv_of_several_columns_needs_to_say_which(tmp_path: Path, content: str) -> None:
     with pytest.raises(UsageError, match="several columns"):
@@ -174,7 +263,6 @@ def test_labels_repeated_key_is_refused(tmp_path: Path, name: str, content: str)
         ("l.csv", ""),
         ("l.csv", "label\n"),
         ("l.csv", "label,synonyms\n,x\n"),
-        ("l.csv", '"' + "x" * 200_000 + '"\n'),
         ("l.json", ""),
         ("l.json", "[]"),
         ("l.json", "{"),
@@ -191,7 +279,6 @@ def test_labels_repeated_key_is_refused(tmp_path: Path, name: str, content: str)
         ("l.yaml", "\0"),
         ("l.yaml", "cat: [no]"),
         ("l.yaml", "cat: {synonym: kitty}"),
-        ("l.yaml", "- {name: cat}"),
         ("l.yaml", "- cat: [kitty]"),
         ("l.yaml", "- !!python/object/apply:os.getcwd []"),
         ("l.txt", b"caf\xe9\n"),
