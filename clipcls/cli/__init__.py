@@ -16,6 +16,7 @@ import typer
 from clipcls.cli import cache, check, models, predict, prompts, sort, train
 from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.eval import eval_command
+from clipcls.cli.mistakes import OnceCommand, explain
 from clipcls.cli.stderr import open_stderr
 from clipcls.errors import ClipclsError
 
@@ -30,12 +31,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(predict.predict)
-app.command()(sort.sort)
-app.command("train")(train.train_command)
-app.command()(check.check)
-app.command("eval")(eval_command)
-app.command("calibrate")(calibrate_command)
+app.command(cls=OnceCommand)(predict.predict)
+app.command(cls=OnceCommand, short_help="Put pictures into one folder for each label.")(sort.sort)
+app.command("train", cls=OnceCommand, short_help="Train a model on pictures with captions.")(train.train_command)
+app.command(cls=OnceCommand, short_help="Look for what is wrong with a model, labels and prompts.")(check.check)
+app.command("eval", cls=OnceCommand, short_help="Measure models and prompts on labelled pictures.")(eval_command)
+app.command("calibrate", cls=OnceCommand, short_help="Correct scores, and find each label's threshold.")(
+    calibrate_command
+)
 app.add_typer(models.models_app, name="models")
 app.add_typer(prompts.prompts_app, name="prompts")
 app.add_typer(cache.cache_app, name="cache")
@@ -80,6 +83,7 @@ def main() -> None:
         sys.exit(exc.exit_code)
     except typer.TyperException as exc:
         # what gets here is a ClickException, a class that typer keeps to itself
+        explain(exc, sys.argv[1:])
         exc.show()  # type: ignore[attr-defined]
         sys.exit(2)
     except SystemExit as exc:

@@ -72,7 +72,11 @@ def calibrate_command(
     wanted: options.DataLabelOptions,
     prompts: Annotated[
         str | None,
-        typer.Option("--prompts", help="Prompt set, by name or file. [default: the data's own, else default]"),
+        typer.Option(
+            "--prompts",
+            help="Prompt set, by name or file. [default: the data's own, else the model's, else default]",
+            autocompletion=options.complete_prompts,
+        ),
     ] = None,
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,

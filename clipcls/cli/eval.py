@@ -38,6 +38,7 @@ def eval_command(
             metavar="PROMPTS",
             help="Prompt set, by name or file; repeatable, to compare. [default: the data's own, else the model's, "
             "else default]",
+            autocompletion=options.complete_prompts,
         ),
     ] = None,
     template: Annotated[
@@ -52,6 +53,7 @@ def eval_command(
             "--model",
             metavar="MODEL",
             help="As for predict; repeatable, to compare. [env var: CLIPCLS_MODEL; default: photo]",
+            autocompletion=options.complete_model,
         ),
     ] = None,
     arch: options.ArchOption = None,

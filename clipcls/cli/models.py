@@ -39,7 +39,9 @@ def models(
 
 @models_app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="Alias, NAME:TAG or hf-hub:ORG/REPO.")],
+    name: Annotated[
+        str, typer.Argument(help="Alias, NAME:TAG or hf-hub:ORG/REPO.", autocompletion=options.complete_model)
+    ],
     verbose: options.VerboseOption = False,
     quiet: options.QuietOption = False,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from clipcls.errors import NOTICE
-from clipcls.models.catalog import DEFAULT_MODEL
+from clipcls.models.catalog import CATALOG, DEFAULT_MODEL
 from clipcls.outputs.formats import OUTPUT_FORMATS
 from clipcls.predict.scores import SCORE_KINDS
 from clipcls.records import Decode, ModelSpec
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.inputs.web import Web
     from clipcls.records import Label, PromptSet
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the aliases that begin so; files are the shell's to offer."""
+    return [entry.alias for entry in CATALOG if entry.alias.startswith(incomplete)]
+
+
+def complete_prompts(incomplete: str) -> list[str]:
+    """Return the prompt sets that begin so; files are the shell's to offer."""
+    from clipcls.labels.prompts import builtin_names
+
+    return [name for name in builtin_names() if name.startswith(incomplete)]
+
 
 # the choices of --score
 if TYPE_CHECKING:
@@ -56,6 +69,7 @@ PromptsOption = Annotated[
     typer.Option(
         "--prompts",
         help="Prompt set: a name from `clipcls prompts list`, or a file. [default: the model's own, else default]",
+        autocompletion=complete_prompts,
     ),
 ]
 TemplateOption = Annotated[
@@ -72,6 +86,7 @@ ModelOption = Annotated[
         "--model",
         envvar="CLIPCLS_MODEL",
         help="Alias, NAME:TAG, hf-hub:ORG/REPO, a model folder, or a weights file.",
+        autocompletion=complete_model,
     ),
 ]
 ArchOption = Annotated[

@@ -1,6 +1,7 @@
 """`clipcls predict`."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipcls.cli import options
+from clipcls.cli.mistakes import refuse_split_labels
 from clipcls.cli.progress import Progress
 from clipcls.cli.signals import StopSignals
 from clipcls.cli.stderr import silence_libraries
@@ -136,6 +138,7 @@ def predict(
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.ranking import Scoring
 
+    refuse_split_labels(inputs or (), wanted.labels or ())
     if not inputs and files_from is None:
         raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
     # opened by its name, what it was redirected to would be emptied
@@ -198,9 +201,11 @@ def _run(
     if signals.exit_code:
         typer.echo(f"clipcls: {report.done:,} images done{report.go_on}", err=True)
         raise typer.Exit(signals.exit_code)
+    if report.failed and not quiet:
+        typer.echo(f"clipcls: {report.failed:,} of {report.done:,} images could not be read", err=True)
+    if not quiet and not destination.is_standard_output and sys.stderr.isatty():
+        typer.echo(f"clipcls: {report.done:,} images in {destination.name}", err=True)
     if report.failed:
-        if not quiet:
-            typer.echo(f"clipcls: {report.failed:,} of {report.done:,} images could not be read", err=True)
         raise typer.Exit(1)
 
 

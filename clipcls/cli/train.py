@@ -37,7 +37,10 @@ def train_command(
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; options override it.")] = None,
     arch: Annotated[str | None, typer.Option(help="New model: open_clip's name for one, or a JSON file.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Start from this model: what predict takes; instead of --arch.")
+        str | None,
+        typer.Option(
+            help="Start from this model: what predict takes; instead of --arch.", autocompletion=options.complete_model
+        ),
     ] = None,
     lock_image: Annotated[
         bool | None, typer.Option("--lock-image", help="Leave the image tower of --model as it is.", show_default=False)
