@@ -160,21 +160,25 @@ def _transparent_colours() -> dict[str, Picture]:
     }
 
 
-def _bad_pngs() -> dict[str, tuple[bytes, str]]:
+def _pngs_with_texts() -> dict[str, Picture]:
+    """PNGs with a text or a profile that is large when unpacked, which no pixel depends on; Pillow#8363."""
     rgb = unfiltered(scene())
     inflating = zlib.compress(bytes(3_000_000))
-    bombs = {
-        "itxt": chunk(b"iTXt", b"Comment\0\1\0\0\0" + inflating),
-        "iccp": chunk(b"iCCP", b"profile\0\0" + inflating),
-        "ztxt": chunk(b"zTXt", b"Comment\0\0" + inflating),
+    texts = {
+        "png_itxt_bomb": chunk(b"iTXt", b"Comment\0\1\0\0\0" + inflating),
+        "png_iccp_bomb": chunk(b"iCCP", b"profile\0\0" + inflating),
+        "png_ztxt_bomb": chunk(b"zTXt", b"Comment\0\0" + inflating),
     }
+    found = {name: Picture(png_file(rgb, 2, 8, text), scene()) for name, text in texts.items()}
+    found["png_ztxt_bomb_at_the_end"] = Picture(png_file(rgb, 2, 8, after=texts["png_ztxt_bomb"]), scene())
+    return found
+
+
+def _bad_pngs() -> dict[str, tuple[bytes, str]]:
+    rgb = unfiltered(scene())
     wrong = bytearray(png_file(rgb, 2, 8))
     wrong[20] ^= 1  # the height, but not its checksum
-    too_large = "^damaged PNG: a text or a colour profile in it is too large when unpacked$"
     return {
-        "png_itxt_bomb": (png_file(rgb, 2, 8, bombs["itxt"]), too_large),
-        "png_iccp_bomb": (png_file(rgb, 2, 8, bombs["iccp"]), too_large),
-        "png_ztxt_bomb_at_the_end": (png_file(rgb, 2, 8, after=bombs["ztxt"]), too_large),
         "png_wrong_header_checksum": (bytes(wrong), "^damaged PNG"),
         "png_without_pixels": (PNG_SIGNATURE + chunk(b"IEND", b""), "^damaged PNG"),
         "png_of_no_size": (png_file(rgb, 2, 8, size=(0, 0)), "^damaged PNG"),
@@ -282,8 +286,8 @@ def _bad_jpegs() -> dict[str, tuple[bytes, str]]:
         "jpeg_only_a_thumbnail": (b"\xff\xd8" + exif_segment([], plain) + b"\xff\xd9", "^damaged JPEG"),
         "jpeg_two_starts": (plain[:2] + plain, "^damaged JPEG"),
         "jpeg_bomb": (with_frame(plain, width=65_500, height=65_500), "^4,290,250,000 pixels, more than the limit"),
-        "jpeg_bomb_of_scans": (scan_bomb(50), "^60 scans of 10,000 × 10,000 pixels, more than any picture needs$"),
-        "jpeg_bomb_of_plain_scans": (_scans_of_one_colour(40), "^40 scans of 10,000 × 10,000 pixels, more than any"),
+        "jpeg_bomb_of_scans": (scan_bomb(50), "^more than 21 scans of 10,000 × 10,000 pixels, which no picture needs$"),
+        "jpeg_bomb_of_plain_scans": (_scans_of_one_colour(40), "^more than 21 scans of 10,000 × 10,000 pixels"),
         "jpeg_segment_longer_than_file": (plain[:2] + b"\xff\xe1\xff\xff" + plain[2:300], "^(truncated|damaged) JPEG"),
         "jpeg_no_tables": (plain[:2] + plain[frame_of(plain) :], "^damaged JPEG"),
     }
@@ -378,6 +382,8 @@ def _tiffs() -> dict[str, Picture]:
     darkened = grey_scene().copy()
     darkened[0, 0] = 0
     return lossless | {
+        # its white is 4294967295, which Pillow gives as -1
+        "tiff_unsigned_32": Picture(_grey_tiff("<u4", 1, 0x01010101), as_rgb(grey_scene())),
         "tiff_signalling_nan": Picture(tiff_file(floats, values), as_rgb(darkened)),
         "tiff_jpeg": Picture(encoded(rgb, "TIFF", compression="jpeg", quality=98), scene(), 6),
         "tiff_fax": Picture(
@@ -405,7 +411,20 @@ def _bad_tiffs() -> dict[str, tuple[bytes, str]]:
         "tiff_bomb": (tiff_file(whole | {256: 30_000, 257: 30_000}, pixels), "^900,000,000 pixels, more than the"),
         "tiff_unknown_compression": (tiff_file(whole | {259: 9999}, pixels), "^damaged TIFF"),
         "tiff_deflate_cut": (tiff_file(cut, short), "^damaged TIFF"),
+        "tiff_float_16": (_grey_tiff("<f2", 3), "^a TIFF of 1 channel of 16-bit floats, which Pillow doesn't read$"),
+        "tiff_float_64": (_grey_tiff("<f8", 3), "^a TIFF of 1 channel of 64-bit floats, which Pillow doesn't read$"),
+        "tiff_5_channels": (
+            tiff_file(whole | {258: (8,) * 5, 277: 5, 279: len(pixels)}, pixels),
+            "^a TIFF of 5 channels of 8-bit integers, which Pillow doesn't read$",
+        ),
     }
+
+
+def _grey_tiff(kind: str, sample: int, scale: float = 1 / 255) -> bytes:
+    """A grey TIFF of other numbers than bytes; Pillow#1108, #3011."""
+    data = (grey_scene().astype(np.float64) * scale).astype(kind).tobytes()
+    tags = {256: WIDTH, 257: HEIGHT, 258: 8 * np.dtype(kind).itemsize, 259: 1, 262: 1, 273: _BODY, 277: 1}
+    return tiff_file(tags | {278: HEIGHT, 279: len(data), 339: sample}, data)
 
 
 # ------------------------------------------------------------------------------------------- GIF, BMP, ICO
@@ -664,7 +683,8 @@ def _other_bad_files() -> dict[str, tuple[bytes, str]]:
 @cache
 def good_pictures() -> dict[str, Picture]:
     """By name: more pictures that can be read; see `pictures.good_pictures` for the usual ones."""
-    return _pngs() | _transparent_colours() | _jpegs() | _tiffs() | _bitmaps() | _icons() | _rare() | avifs()
+    found = _pngs() | _pngs_with_texts() | _transparent_colours() | _jpegs() | _tiffs() | _bitmaps() | _icons()
+    return found | _rare() | avifs()
 
 
 @cache

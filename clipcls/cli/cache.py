@@ -1,5 +1,6 @@
 """`clipcls cache info|clear|prune`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,11 +13,10 @@ cache_app = typer.Typer(no_args_is_help=True, help="Show the cache, clear it, an
 @cache_app.command("info")
 def info_command(cache_dir: options.CacheDirOption = None, cache_size: options.CacheSizeOption = None) -> None:
     """Show where the cache is and what it holds."""
-    from clipcls.embed.cache.database import default_folder
     from clipcls.embed.cache.prune import info
     from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
 
-    facts = info(cache_dir or default_folder())
+    facts = info(_folder(cache_dir))
     _show("path", facts.path)
     _show("size", _megabytes(facts.size) if facts.exists else "empty")
     _show("limit", _megabytes(cache_size * MEGABYTE if cache_size else DEFAULT_LIMIT))
@@ -29,10 +29,9 @@ def info_command(cache_dir: options.CacheDirOption = None, cache_size: options.C
 @cache_app.command("clear")
 def clear_command(cache_dir: options.CacheDirOption = None) -> None:
     """Remove the cache."""
-    from clipcls.embed.cache.database import default_folder
     from clipcls.embed.cache.prune import clear
 
-    _show("freed", _megabytes(clear(cache_dir or default_folder())))
+    _show("freed", _megabytes(clear(_folder(cache_dir))))
 
 
 @cache_app.command("prune")
@@ -59,17 +58,27 @@ def prune_command(
     ] = None,
 ) -> None:
     """Remove what is of no use any more from the cache."""
-    from clipcls.embed.cache.database import default_folder
     from clipcls.embed.cache.prune import prune
     from clipcls.embed.cache.store import DEFAULT_LIMIT, MEGABYTE
 
     limit = DEFAULT_LIMIT if size is None else size * MEGABYTE
-    removed = prune(cache_dir or default_folder(), older_than, limit)
+    removed = prune(_folder(cache_dir), older_than, limit)
     _show("label embeddings", removed.texts)
     _show("image embeddings", removed.images)
     _show("paths", removed.paths)
     _show("damaged files", removed.damaged)
     _show("freed", _megabytes(removed.freed))
+
+
+def _folder(cache_dir: Path | None) -> Path:
+    from clipcls.embed.cache.database import default_folder
+    from clipcls.errors import UsageError
+
+    options.set_up_logging(verbose=False, quiet=True)
+    folder = cache_dir or default_folder()
+    if folder is None:
+        raise UsageError("there is no cache: no home directory is known. Set HOME or XDG_CACHE_HOME, or --cache-dir.")
+    return folder
 
 
 def _show(name: str, value: object) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _FEW = 100
 # rows of the table of labels
 _MOST_LABELS = 40
+_LONGEST_LABEL = 24
 
 
 @options.grouped
@@ -194,7 +195,7 @@ def _figures(measures: "Measures") -> str:
     from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows = [
-        (name, *_cells(before), *_cells(measures.after[name]), "less is better" if name in LESS_IS_BETTER else "")
+        (name, *_cells(before), *_cells(measures.after[name]), "\u2193" if name in LESS_IS_BETTER else "")
         for name, before in measures.before.items()
     ]
     return table(("figure", "before", "95 % interval", "after", "95 % interval", ""), rows, left=1)
@@ -205,17 +206,24 @@ def _thresholds(report: "CalibrationReport") -> str:
 
     made, held = report.calibration, report.held_out
     rows: list[tuple[str, ...]] = []
-    for number, (name, found) in enumerate(zip(made.basis.labels, made.thresholds, strict=True)):
+    for name, found in zip(made.basis.labels, made.thresholds, strict=True):
         shown = "never" if found.threshold is None else f"{found.threshold:.6f}"
-        row: tuple[str, ...] = (name, shown, f"{found.images:,}", f"{found.answers:,}", *_precision(found))
-        if held is not None:
-            row += (f"{held.labels[number].answers:,}", *_precision(held.labels[number]))
-        rows.append((*row, found.note or ""))
-    header = ["label", "threshold", "images", "answers", "precision", "95 % interval"]
-    header += ["held out: answers", "precision", "95 % interval"] if held is not None else []
-    shown_rows = rows[:_MOST_LABELS]
+        rows.append((_short(name), shown, f"{found.images:,}", f"{found.answers:,}", *_precision(found)))
+    header = ("label", "threshold", "images", "answers", "precision", "95 % interval")
     more = f"and {len(rows) - _MOST_LABELS:,} more labels, which the file lists\n" if len(rows) > _MOST_LABELS else ""
-    return table((*header, ""), shown_rows, left=1, last_left=True) + more
+    text = table(header, rows[:_MOST_LABELS], left=1) + more
+    if held is None or not made.thresholds:
+        return text
+    others = [
+        (_short(name), f"{found.answers:,}", *_precision(found))
+        for name, found in zip(made.basis.labels, held.labels, strict=True)
+    ]
+    return f"{text}\nHeld out:\n{table(('label', *header[3:]), others[:_MOST_LABELS], left=1)}{more}"
+
+
+def _short(name: str) -> str:
+    """Return a label cut so that its row fits 80 columns."""
+    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}\u2026"
 
 
 def _precision(found: "LabelThreshold") -> tuple[str, str]:
@@ -233,6 +241,9 @@ def _notes(report: "CalibrationReport") -> str:
         lines.append("no answer was wrong, so that there is no best temperature; the model's own is kept")
     if made.origin.images < _FEW:
         lines.append(f"{made.origin.images:,} images are few: what was fitted is rough")
+    fitted = list(zip(made.basis.labels, made.thresholds, strict=False))
+    if noted := [f"{name}: {found.note}" for name, found in fitted if found.note is not None]:
+        lines.append(listed(noted, separator="; "))
     never = [name for name, found in zip(made.basis.labels, made.thresholds, strict=False) if found.threshold is None]
     if never:
         lines.append(f"never answered, so that such images will be unknown: {listed(never)}")

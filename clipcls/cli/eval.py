@@ -107,7 +107,7 @@ def eval_command(
     if predictions is not None:
         given = {"--model": model, "--prompts": prompts, "--template": template, "--score": score, "--arch": arch}
         _refuse_with_predictions([option for option, value in given.items() if value])
-        Evaluation(truth, target, verbosity.quiet).judge(predictions, names, confused)
+        Evaluation(truth, target, verbosity.quiet, verbosity.verbose).judge(predictions, names, confused)
         return
     if threshold is not None and not truth.multi_label:
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
@@ -137,7 +137,7 @@ def eval_command(
             "--multi-label": truth.multi_label,
         },
     )
-    Evaluation(truth, target, verbosity.quiet).measure(plan, command)
+    Evaluation(truth, target, verbosity.quiet, verbosity.verbose).measure(plan, command)
 
 
 def _refuse_with_predictions(given: Sequence[str]) -> None:

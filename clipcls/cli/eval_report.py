@@ -135,12 +135,14 @@ class Evaluation:
 
     Args:
         quiet: show neither progress nor lines for bad images.
+        verbose: show all paths, and whole ones.
     """
 
-    def __init__(self, truth: "Truth", output: Output, quiet: bool) -> None:
+    def __init__(self, truth: "Truth", output: Output, quiet: bool, verbose: bool = False) -> None:
         self._truth = truth
         self._output = output
         self._quiet = quiet
+        self._verbose = verbose
 
     def measure(self, plan: "EvalPlan", command: Command) -> None:
         """Run the models, and write the figures.
@@ -185,7 +187,7 @@ class Evaluation:
             text = json.dumps(outcome_record(outcome) | {"command": command}, ensure_ascii=False, allow_nan=False)
             self._output.write(text + "\n")
         else:
-            self._output.write(report(outcome, command))
+            self._output.write(report(outcome, command, self._verbose))
         without = len(outcome.caveats.failed) + len(outcome.caveats.missing)
         if without:
             if not self._quiet:
@@ -226,8 +228,12 @@ def _format_of(predictions: Path) -> "OutputFormat":
 # Tables
 
 
-def report(outcome: "EvalOutcome", command: str | None) -> str:
-    """Return an evaluation as text: all figures of the best result, and a comparison with the others."""
+def report(outcome: "EvalOutcome", command: str | None, verbose: bool = False) -> str:
+    """Return an evaluation as text: all figures of the best result, and a comparison with the others.
+
+    Args:
+        verbose: name all example pictures of confused pairs by their whole paths.
+    """
     best = outcome.results[outcome.best]
     parts = [_opening(outcome)]
     if len(outcome.results) > 1:
@@ -236,7 +242,7 @@ def report(outcome: "EvalOutcome", command: str | None) -> str:
     if best.levels:
         parts += [_levels(best), _label_levels(best)]
     if best.confusion is not None and best.confusion.pairs:
-        parts.append(_confused(best))
+        parts.append(_confused(best, verbose))
     parts.append(_notes(outcome, best))
     if command is not None:
         parts.append(f"To label pictures so:\n{printable(command)}\n")
@@ -322,21 +328,30 @@ def _label_levels(result: "EvalResult") -> str:
     return table(("threshold", "precision", "recall", "F1"), rows, left=0)
 
 
-def _confused(result: "EvalResult") -> str:
+def _confused(result: "EvalResult", verbose: bool) -> str:
     assert result.confusion is not None
     from clipcls.evaluate.confusion import NO_ANSWER
 
+    pairs = result.confusion.pairs
+    shared = "" if verbose else _shared_folder([path for pair in pairs for path in pair.paths])
     rows: Rows = [
         (
             pair.truth,
             NO_ANSWER if pair.predicted is None else pair.predicted,
             f"{pair.count:,}",
             f"{pair.share:.0%}",
-            "  ".join(pair.paths),
+            "  ".join(path.removeprefix(shared) for path in (pair.paths if verbose else pair.paths[:1])),
         )
-        for pair in result.confusion.pairs
+        for pair in pairs
     ]
-    return table(("truth", "answer", "images", "of class", "such as"), rows, left=2, last_left=True)
+    example = f"such as, in {shared}" if shared else "such as"
+    return table(("truth", "answer", "images", "of class", example), rows, left=2, last_left=True)
+
+
+def _shared_folder(paths: Sequence[str]) -> str:
+    """Return the folder that all paths begin with, with its slash; empty if there is none."""
+    shared = os.path.commonprefix(list(paths))  # noqa: RUF071, whole paths may be addresses
+    return shared[: shared.rfind("/") + 1]
 
 
 def _notes(outcome: "EvalOutcome", best: "EvalResult") -> str:

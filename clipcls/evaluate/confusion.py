@@ -1,7 +1,10 @@
 """Which classes are mistaken for which: the most confused pairs, and the matrix as a picture."""
 
+import logging
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,13 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.errors import printable
+from clipcls.errors import printable, quoted
 from clipcls.evaluate.metrics import UNKNOWN, Answers
 from clipcls.outputs.atomic import can_write, write_atomically
 from clipcls.predict.ranking import Indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
 
 #: The name shown for a missing answer.
 NO_ANSWER = "unknown"
@@ -101,6 +106,46 @@ def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
         StoppedError: the file can't be written.
     """
     # imported only to draw, since it is slow; without pyplot, whose figures are global
+    import matplotlib
+
+    with matplotlib.rc_context({"font.family": _fonts(confusion.names)}):
+        _draw_confusion(confusion, title, picture)
+
+
+def _fonts(names: Sequence[str]) -> list[str]:
+    """Return fonts that have the signs of all names, as far as the machine has some; matplotlib asks them in turn."""
+    from matplotlib import font_manager, rcParams
+    from matplotlib.font_manager import FontProperties
+
+    fonts = [str(family) for family in rcParams["font.family"]]
+    found = {font_manager.findfont(FontProperties(family=[family])) for family in fonts}
+    missing = {ord(sign) for name in names for sign in printable(name)} - _signs_of(found)
+    others = sorted({(entry.name, entry.fname) for entry in font_manager.fontManager.ttflist})
+    for family, path in others if missing else ():
+        had = _signs_of([path])
+        if missing & had:
+            fonts.append(family)
+            missing -= had
+    if missing:
+        logger.warning(
+            "the confusion plot shows boxes for %s: no font of this machine has them; install one, such as those of "
+            "the packages fonts-noto-cjk or fonts-noto-core",
+            quoted(map(chr, sorted(missing))),
+        )
+    return fonts
+
+
+def _signs_of(paths: Iterable[str]) -> set[int]:
+    from matplotlib.font_manager import get_font
+
+    signs: set[int] = set()
+    for path in paths:
+        with suppress(OSError, RuntimeError):  # a font that can't be read
+            signs |= get_font(path).get_charmap().keys()
+    return signs
+
+
+def _draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -121,7 +166,8 @@ def draw_confusion(confusion: Confusion, title: str, picture: Path) -> None:
     _name_ticks(axes, columns, confusion.names, cell)
     if len(columns) <= _NUMBERED:
         _write_numbers(axes, counts, shares, cell)
-    with can_write(str(picture)):
+    with can_write(str(picture)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # `_fonts` has said it
         write_atomically(picture, lambda file: figure.savefig(file, format="png", bbox_inches="tight"))
 
 

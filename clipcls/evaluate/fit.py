@@ -14,6 +14,7 @@ _CELLS = 2**21  # similarities in float64 at once: 16 MB
 _STEPS = 200
 _DONE = 1e-12
 _NEAR = 1e-8  # after a step this small, the next one is too small to matter
+_ROUNDING = 1e-6  # what the rounding of float32 similarities makes of no slope at all
 _STEEPEST = 500.0  # larger logits change nothing, but their exponentials may overflow
 _AGAINST = (
     "The similarities don't tell these labels apart: the best fit is one that ignores them, or turns them round. "
@@ -39,7 +40,7 @@ def fit_scale(cosines: Array, truth: Indices, start: float) -> float | None:
     """
     if (_given(cosines, truth) == cosines.max(axis=1)).all():
         return None
-    if _slope(cosines, truth, 0.0)[0] >= 0:
+    if _slope(cosines, truth, 0.0)[0] >= -_ROUNDING:
         raise UsageError(_AGAINST)
     # the loss is convex in the scale: Newton's steps, kept inside a bracket
     low, high = 0.0, math.exp(start)
@@ -86,7 +87,7 @@ def fit_scale_and_bias(values: NDArray[np.floating], truth: Flags) -> tuple[floa
         raise UsageError(_AGAINST)
     targets = np.where(right, (positive + 1) / (positive + 2), 1 / (negative + 2))
     slope, offset = _newton((flat - centre) / spread, targets, math.log((positive + 1) / (negative + 1)))
-    if slope <= 0:
+    if slope <= _ROUNDING:
         raise UsageError(_AGAINST)
     return math.log(slope / spread), offset - slope * centre / spread
 

@@ -1,7 +1,8 @@
 """Convert every mode of Pillow's to 8 bits, grey or RGB."""
 
 import numpy as np
-from PIL import Image, ImageFile
+from numpy.typing import NDArray
+from PIL import Image
 
 from clipcls.errors import ImageError
 
@@ -17,23 +18,6 @@ def to_eight_bits(image: Image.Image, transparency: bool = False) -> Image.Image
     if image.mode in ("L", "RGB"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def fit_transparent_colour(image: ImageFile.ImageFile) -> None:
-    """Bring the colour that a PNG declares transparent to the depth that Pillow gives its pixels, 8 bits mostly.
-
-    Source: PNG specification, third edition, 11.3.1.1: of a colour's two bytes, only the bits of a sample count.
-    """
-    colour = image.info.get("transparency")
-    if image.format != "PNG" or not image.tile or isinstance(colour, bytes):
-        return
-    samples = image.tile[0][3]  # as they are in the file
-    if isinstance(colour, tuple):
-        wide = samples == "RGB;16B"  # Pillow keeps the high byte of each sample
-        image.info["transparency"] = tuple(value >> 8 if wide else value & 255 for value in colour)
-    elif isinstance(colour, int) and samples in ("L", "L;2", "L;4"):
-        most = {"L": 255, "L;2": 3, "L;4": 15}[samples]
-        image.info["transparency"] = (colour & most) * (255 // most)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -57,16 +41,28 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
+# above it, an integer is an unsigned one of 32 bits
+_LARGEST_SIGNED = 2**31 - 1
+
+
+def _unsigned(image: Image.Image) -> Image.Image | NDArray[np.uint32]:
+    """Return the pixels of a TIFF of unsigned 32-bit integers as such, which Pillow gives as signed ones."""
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
+        return np.array(image, np.int32).view(np.uint32)
+    return image
+
+
 def _from_range(image: Image.Image) -> Image.Image:
     """Convert 32-bit integers and floats to grey.
 
     Their types don't say what white is. PNM files of more than 8 bits are known to reach 65535; for others,
-    values within 0 to 1 (floats), 0 to 255 or 0 to 65535 (integers) are taken as such, and all else is stretched
-    from its own smallest to its own largest value. Infinities count as the ends of that range, NaN as its lower
-    end.
+    values within 0 to 1 (floats), 0 to 255 or 0 to 65535 (integers) are taken as such, integers above the largest
+    signed one within 0 to 4294967295, and all else is stretched from its own smallest to its own largest value.
+    Infinities count as the ends of that range, NaN as its lower end.
     """
     with np.errstate(invalid="ignore"):  # converting some NaNs would warn
-        values = np.array(image, np.float64)
+        values = np.array(_unsigned(image), np.float64)
     finite = np.isfinite(values)
     if not finite.any():
         raise ImageError("no pixel holds a finite number")
@@ -74,7 +70,9 @@ def _from_range(image: Image.Image) -> Image.Image:
     if image.format == "PPM" and image.mode == "I":
         low, high = 0.0, 65535.0
     elif low >= 0:
-        limits = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+        limits = [1.0, 255.0] if image.mode == "F" else [255.0, 65535.0]
+        if image.mode == "I" and high > _LARGEST_SIGNED:
+            limits.append(2.0**32 - 1)
         within = [limit for limit in limits if high <= limit]
         low, high = (0.0, within[0]) if within else (low, high)
     np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)

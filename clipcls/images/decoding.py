@@ -5,19 +5,20 @@ from typing import BinaryIO
 from PIL import Image
 
 from clipcls.errors import ImageError
-from clipcls.images.colour import fit_transparent_colour, to_eight_bits
+from clipcls.images.colour import to_eight_bits
 from clipcls.images.formats import open_header
 from clipcls.images.geometry import Picture, as_image
 from clipcls.images.jpeg import decode_jpeg
 from clipcls.images.limits import MAX_PIXELS, raise_pillows_limit, require_few_scans, require_fitting
 from clipcls.images.orientation import orientation_of, turn_upright
-from clipcls.images.pillow_errors import pillow_errors, silence_pillow
+from clipcls.images.pillow_errors import UnpackedTooLargeError, pillow_errors, silence_pillow
+from clipcls.images.png import fit_transparent_colour, without_texts
 from clipcls.images.sources import Source, open_source
 from clipcls.inputs.signatures import HEAD_BYTES, kind_of
 from clipcls.records import Decode, Preprocessing
 
 #: Part of the cache key of features; raise it whenever some file's pixels come out differently.
-DECODER_VERSION = 3
+DECODER_VERSION = 4
 
 
 def decode_picture(
@@ -65,6 +66,17 @@ def _decoded(
     if not head:
         raise ImageError("empty file")
     kind = kind_of(head)
+    try:
+        return _picture(file, kind, preprocessing, decode, max_pixels, transparency)
+    except UnpackedTooLargeError:
+        if kind != "PNG":
+            raise
+        return _picture(without_texts(file), kind, preprocessing, decode, max_pixels, transparency)
+
+
+def _picture(
+    file: BinaryIO, kind: str | None, preprocessing: Preprocessing, decode: Decode, max_pixels: int, transparency: bool
+) -> Picture:
     with pillow_errors(kind or "image"):
         image = open_header(file, kind, max_pixels)
     with pillow_errors(kind or image.format or "image"):

@@ -53,7 +53,8 @@ def fit(picture: Picture, preprocessing: Preprocessing, decode: Decode = "fast")
             fitted = fit_exactly(picture, preprocessing)
             if fitted is not None:
                 return np.array(fitted.convert("RGB"))  # array, not asarray: torch wants it writable
-        elif place.resized[0] * place.resized[1] <= _MAX_WASTE * place.window[0] * place.window[1]:
+        # without vector instructions, torch gets a width of one pixel wrong
+        elif place.resized[0] > 1 and np.prod(place.resized) <= _MAX_WASTE * np.prod(place.window):
             return _fit_fast(picture, place, preprocessing)
         return np.array(fit_in_one_step(picture, preprocessing).convert("RGB"))
 

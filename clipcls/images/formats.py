@@ -2,11 +2,12 @@
 
 import contextlib
 import ctypes
+import struct
 from collections.abc import Callable
 from functools import cache
 from typing import BinaryIO
 
-from PIL import Image, ImageFile, UnidentifiedImageError, _imaging, features
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, _imaging, features
 
 from clipcls.errors import ImageError
 from clipcls.images.jpeg import bits_per_colour
@@ -18,6 +19,16 @@ FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "ICNS", "CUR", "PPM", "PSD"),
     *("QOI", "DDS", "DIB", "PCX", "SGI", "SUN", "XBM", "XPM", "FITS", "TGA"),
 )
+
+# a TIFF's tag of what its samples are
+_SAMPLE_KINDS = {
+    1: "integers",
+    2: "signed integers",
+    3: "floats",
+    4: "undefined data",
+    5: "complex integers",
+    6: "complex",
+}
 
 
 def open_header(file: BinaryIO, kind: str | None, max_pixels: int) -> ImageFile.ImageFile:
@@ -44,10 +55,29 @@ def open_header(file: BinaryIO, kind: str | None, max_pixels: int) -> ImageFile.
     try:
         return Image.open(file, formats=(kind,) if kind else _available_formats())
     except UnidentifiedImageError as exc:
+        if kind == "TIFF" and (layout := _tiff_layout(file)):
+            raise ImageError(f"a TIFF of {layout}, which Pillow doesn't read") from exc
         bits = bits_per_colour(file) if kind == "JPEG" else 8
         if bits == 8:
             raise
         raise ImageError(f"a JPEG of {bits} bits a colour, which Pillow doesn't read") from exc
+
+
+def _tiff_layout(file: BinaryIO) -> str | None:
+    """Describe the pixels of a TIFF that is sound but of a kind that Pillow lacks; None for any other."""
+    try:
+        file.seek(0)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        bits, sample = tags[258], tags.get(339, (1,))[0]
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
+        return None
+    floats = sample == 3 and (len(bits) > 1 or bits[0] != 32)
+    if not floats and len(bits) <= 4 and set(bits) <= {1, 2, 4, 8, 16, 32} and sample in (1, 2, 3):
+        return None
+    kind = _SAMPLE_KINDS.get(sample, "data of an unknown kind")
+    return f"{len(bits)} channel{'s' * (len(bits) > 1)} of {bits[0]}-bit {kind}"
 
 
 def _available_formats() -> tuple[str, ...]:

@@ -24,6 +24,10 @@ _UNSPEAKABLE = re.compile(
 _NO_SENSE = "what it holds makes no sense"
 
 
+class UnpackedTooLargeError(ImageError):
+    """A text or a colour profile in a picture is larger than Pillow unpacks."""
+
+
 def silence_pillow() -> None:
     """Keep Pillow from warning about odd files; call it before each file."""
     # Pillow warns from inside its own modules (EXIF it can't parse, suspicious sizes).
@@ -61,14 +65,14 @@ def pillow_errors(kind: str) -> Iterator[None]:
             raise ImageError(f"can't be read: {reason(exc)}") from exc
         if isinstance(exc, EOFError) or "truncated" in str(exc).lower():
             raise ImageError(f"truncated {kind}: the file ends before the picture does") from exc
+        if "MAX_TEXT" in str(exc) or "Decompressed data too large" in str(exc):
+            raise UnpackedTooLargeError(f"damaged {kind}: a text or a colour profile in it is too large") from exc
         raise ImageError(f"damaged {kind}: {_said(exc)}") from exc
 
 
 def _said(exc: Exception) -> str:
     """Return what Pillow's error says of a damaged file, on one line."""
     text = str(exc)
-    if "MAX_TEXT" in text:
-        return "a text or a colour profile in it is too large when unpacked"
     if "Security limit" in text:  # libheif's
         return "it asks for more than any picture needs"
     if type(exc) not in _SPEAKING or _UNSPEAKABLE.search(text):

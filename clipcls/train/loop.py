@@ -114,6 +114,8 @@ def train(
         problems = list(dict.fromkeys(problems))  # each process has read the same table
         last_step = processes.gather_objects(last_step)[0]
         if last_step is None:
+            if corpus.count == 1:
+                raise UsageError(f"{settings.data}: one picture only, and a step compares two or more")
             first = f"; the first problem: {problems[0]}" if problems else ""
             raise UsageError(f"{settings.data}: no picture can be used{first}")
         best = output / BEST if settings.validates else None

@@ -89,6 +89,7 @@ def test_calibrate_lowers_the_error_on_pictures_that_were_held_out(clipcls: Run,
     text = calibrated(clipcls, "--holdout", "0.5", "--target-precision", "0.8").stdout.decode()
     assert text.startswith("90 images, 3 labels\ntemperature ")
     assert "On 90 images that were held out:" in text and "On the 90 images that it was fitted on:" in text
+    assert max(map(len, text.splitlines())) <= 80
     found = figures(text)
     before, after, _ = found["calibration error"]
     assert after < before

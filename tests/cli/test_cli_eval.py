@@ -54,6 +54,19 @@ def test_eval_of_class_folders_says_all_there_is(clipcls: Run, data: Path) -> No
     assert text.endswith("clipcls predict INPUT --model pictogram --labels cat,dog,truck\n")
 
 
+def test_confused_pairs_share_their_folder_unless_all_is_asked_for(clipcls: Run, data: Path) -> None:
+    (data / "cat").rename(data / "moved")
+    (data / "dog").rename(data / "cat")
+    (data / "moved").rename(data / "dog")
+    run = ("eval", "data", "--model", "pictogram")
+    short = clipcls(*run).stdout.decode().partition("truth")[2].partition("\n\n")[0].splitlines()
+    whole = clipcls(*run, "-v").stdout.decode().partition("truth")[2].partition("\n\n")[0].splitlines()
+    assert short[0].endswith("such as, in data/")
+    assert whole[0].endswith("such as")
+    assert all(line.count("/") == 1 and "data/" not in line for line in short[1:])
+    assert all(line.count("data/") == 3 for line in whole[1:])
+
+
 def test_eval_suggests_a_command_that_gives_the_accuracy_it_says(clipcls: Run, data: Path) -> None:
     common = ("--model", "pictogram", "--format", "json")
     done = clipcls(

@@ -20,7 +20,7 @@ def pictures(clipcls: Run, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("predict photos --labels cat dog", "dog: no such file or folder. Labels are separated by commas: --labels cat,"),
+        ("predict photos --labels cat dog", "dog: no such file or folder. Labels are separated by commas: "),
         ("photos/ --labels cat,dog", "Did you mean: clipcls predict photos/ --labels cat,dog\n"),
         ("photoz --labels cat,dog", "Did you mean: clipcls predict photoz --labels cat,dog\n"),
         ("bogus", "No such command 'bogus'."),

@@ -304,5 +304,7 @@ def test_worker_uses_the_cache_of_its_node(make: Make, tmp_path: Path, monkeypat
     job, plan = make(files(tmp_path, 1), default_cache=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node's own"))
     label(job, plan)
-    assert default_folder().is_relative_to(tmp_path / "node's own")
-    assert any(default_folder().iterdir())
+    folder = default_folder()
+    assert folder is not None
+    assert folder.is_relative_to(tmp_path / "node's own")
+    assert any(folder.iterdir())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipcls.embed.cache.database import default_folder
+from clipcls.embed.cache.database import _warn_of_no_home, default_folder
 from clipcls.embed.cache.entries import CachedImage, CachedText, text_key
 from clipcls.embed.cache.prune import info
 from clipcls.embed.cache.store import Cache
@@ -375,3 +375,18 @@ def test_default_folder_honours_xdg(tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("XDG is of Linux")
     assert default_folder() == tmp_path / "xdg-cache" / "clipcls"
+
+
+def test_there_is_no_default_folder_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(name: str) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("platformdirs.user_cache_path", fail)
+    _warn_of_no_home.cache_clear()
+    assert default_folder() is None
+    assert default_folder() is None
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        "no cache in this run: no home directory is known"
+    ]

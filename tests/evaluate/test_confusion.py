@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image
 
 from clipcls.errors import StoppedError
-from clipcls.evaluate.confusion import Confusion, draw_confusion, most_confused
+from clipcls.evaluate.confusion import Confusion, _fonts, _signs_of, draw_confusion, most_confused
 from clipcls.evaluate.metrics import UNKNOWN, Answers, confusion_matrix
 
 RIGHT = (8, 48, 107)  # the colour of a class whose images are all right
@@ -80,6 +81,21 @@ def test_draw_confusion_bears_names_that_no_font_has(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", UserWarning)
         draw_confusion(confusion([0, 1], [0, 0], ("猫\n", "x" * 500)), "", tmp_path / "a.png")
     assert max(pixels(tmp_path / "a.png").shape) < 1500
+
+
+def test_signs_that_no_font_has_are_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    own = font_manager.fontManager.ttflist
+    first = font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [entry for entry in own if entry.fname == first])
+    usual = _fonts(("cat", "Käfer"))
+    assert not caplog.records
+    assert _fonts(("\ud55c", "cat")) == usual
+    assert "shows boxes for '\ud55c': no font of this machine has them; install one" in caplog.text
+    # a font that has them is asked behind the usual one
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    more = _signs_of([entry.fname for entry in own]) - _signs_of([first])
+    sign = next(chr(number) for number in sorted(more) if chr(number).isprintable())
+    assert len(_fonts((sign,))) == len(usual) + 1
 
 
 def test_draw_confusion_leaves_no_half_picture(tmp_path: Path) -> None:

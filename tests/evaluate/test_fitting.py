@@ -70,6 +70,13 @@ def test_fit_scale_refuses_similarities_that_tell_nothing() -> None:
         fitting.fit_scale(-values, truth, 0.0)
 
 
+def test_fit_scale_refuses_similarities_that_are_the_same_for_every_class() -> None:
+    """Rounding gives the loss a slope of nearly nothing, and with it a temperature of 1e17; CLIP_benchmark#21."""
+    cosines = np.random.default_rng(0).normal(0.3, 0.05, (5, 5)).astype(np.float32)
+    with pytest.raises(UsageError, match="don't tell these labels apart"):
+        fitting.fit_scale(np.tile(cosines, (5, 1)), np.repeat(np.arange(5), 5), math.log(100))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_fit_scale_and_bias_is_scipys_minimum_of_platts_loss(seed: int) -> None:
     from scipy.optimize import minimize

@@ -97,6 +97,12 @@ def test_train_refuses_a_table_without_pictures(folder: Path) -> None:
         run(folder, "run")
 
 
+def test_train_says_that_one_picture_is_too_few(folder: Path) -> None:
+    (folder / "table.jsonl").write_text('{"image": "0.png", "caption": "red"}', encoding="utf-8")
+    with pytest.raises(UsageError, match="one picture only, and a step compares two or more"):
+        run(folder, "run")
+
+
 def test_train_refuses_an_output_that_holds_something(folder: Path) -> None:
     (folder / "run").mkdir()
     (folder / "run" / "note.txt").touch()

@@ -7,6 +7,7 @@ import time
 import zlib
 from collections import Counter
 from enum import IntEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,22 @@ class DamagedError(sqlite3.DatabaseError):
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
-def default_folder() -> Path:
-    """Return the platform's cache directory for clipcls (`XDG_CACHE_HOME` is honoured on Linux)."""
-    return platformdirs.user_cache_path("clipcls")
+def default_folder() -> Path | None:
+    """Return the platform's cache directory for clipcls (`XDG_CACHE_HOME` is honoured on Linux).
+
+    Returns:
+        None, with a warning, where no home directory is known, as for users of a container.
+    """
+    try:
+        return platformdirs.user_cache_path("clipcls")
+    except RuntimeError:
+        _warn_of_no_home()
+        return None
+
+
+@cache
+def _warn_of_no_home() -> None:
+    logger.warning("no cache in this run: no home directory is known; set HOME or XDG_CACHE_HOME, or --cache-dir")
 
 
 def checksum(kind: int, key: bytes, value: bytes) -> int:
