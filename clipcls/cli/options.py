@@ -121,7 +121,7 @@ MaxPixelsOption = Annotated[
 MaxBytesOption = Annotated[
     int | None, typer.Option("--max-bytes", min=1, help="Larger files are errors. [default: 1073741824]")
 ]
-DecodeOption = Annotated[Decode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels, bit for bit.")]
+DecodeOption = Annotated[Decode, typer.Option("--decode", help="fast, or exact: open_clip's own pixels.")]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(

@@ -32,8 +32,10 @@ def load_pixels(
 
     Args:
         source: a path, a file's bytes, or an open binary file (left open).
-        decode: `exact` gives open_clip's own pixels, bit for bit, after the corrections; `fast` lets a large
-            JPEG be decoded at a reduced scale, never under twice the resized picture.
+        decode: `exact` gives open_clip's own pixels of an RGB or grey picture, bit for bit, after the corrections.
+            Others are converted to RGB before they are resized; open_clip resizes first, and Pillow does that to
+            palettes and to single bits without smoothing. `fast` lets a large JPEG be decoded at a reduced scale, never
+            under twice the resized picture.
         max_pixels: a picture with more is refused before it is decoded.
 
     Returns:

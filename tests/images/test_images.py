@@ -102,6 +102,15 @@ def test_load_pixels_exact_equals_open_clip(size: tuple[int, int], mode: str, in
             assert np.array_equal(got, expected), (width, height, channels)
 
 
+@pytest.mark.parametrize("mode", ["P", "1", "CMYK"])
+def test_load_pixels_exact_makes_other_modes_rgb_first(mode: str) -> None:
+    wanted = preprocessing((64, 64), "shortest")
+    other = Image.fromarray(smooth(333, 250)).convert(mode)
+    rgb = np.array(other.convert("RGB"))
+    got = load_pixels(pictures.encoded(other, "TIFF"), wanted, "exact")
+    assert np.array_equal(got, open_clips_pixels(rgb, wanted))
+
+
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_load_pixels_fast_is_near_exact(mode: str) -> None:
     wanted = preprocessing((48, 64), mode, fill_color=127)
