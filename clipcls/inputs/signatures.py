@@ -1,6 +1,8 @@
 """Tell a picture by its first bytes."""
 
+import os
 import re
+import stat
 
 _SIGNATURES = {
     rb"\xff\xd8\xff": "JPEG",
@@ -33,8 +35,11 @@ def kind_of(head: bytes) -> str | None:
 
 
 def looks_like_picture(path: str) -> bool:
-    """Tell whether a file begins as a picture does; not if it can't be read."""
+    """Tell whether a file begins as a picture does; not if it can't be read, or is a device or a pipe."""
     try:
+        status = os.stat(path)  # noqa: PTH116, the name stays as given
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:  # those in /proc have no size, and may block
+            return False
         with open(path, "rb") as file:  # noqa: PTH123, the name stays as given
             return kind_of(file.read(HEAD_BYTES)) is not None
     except OSError:

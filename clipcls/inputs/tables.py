@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from typing import Any, TextIO, cast
 
-from clipcls.errors import ImageError, UsageError, first_line, reason
+from clipcls.errors import ImageError, UsageError, first_line, listed, reason, shortened
 from clipcls.inputs.stores import open_named
 from clipcls.records import Embedded, ImageRef
 from clipcls.text_files import CsvError, csv_rows, refuse_utf16
@@ -236,11 +236,16 @@ def _checked(value: object, column: str | None) -> tuple[str | bytes | None, str
     return text, None
 
 
+def named(columns: Sequence[str]) -> str:
+    """Return the names of columns, as far as a line has room for them."""
+    return listed(map(shortened, columns), 20) or "none"
+
+
 def _require(column: str, columns: Iterable[str], table: str) -> None:
-    listed = list(columns)
-    if column not in listed:
-        raise UsageError(f"{table}: no column {column}; there are: {', '.join(listed) or 'none'}")
-    if listed.count(column) > 1:
+    names = list(columns)
+    if column not in names:
+        raise UsageError(f"{table}: no column {column}; there are: {named(names)}")
+    if names.count(column) > 1:
         raise UsageError(f"{table}: several columns {column}; rename those that aren't meant.")
 
 

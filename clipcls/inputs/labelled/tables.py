@@ -24,6 +24,7 @@ from clipcls.inputs.tables import (
     find_picture_column,
     holds_pictures,
     is_parquet,
+    named,
     read_column,
     table_columns,
 )
@@ -151,7 +152,7 @@ def _find_columns(table: str, wanted: Wanted) -> _Columns:
     if columns and missing:
         is_split = len(columns) > 1 or not any(sign in name for name in columns for sign in ",;\t")
         hint = "" if is_split else " Columns end in a comma in .csv, in a tab in .tsv."
-        raise UsageError(f"{table}: no column {' and no '.join(missing)}; there are: {', '.join(columns)}.{hint}")
+        raise UsageError(f"{table}: no column {' and no '.join(missing)}; there are: {named(columns)}.{hint}")
     twice = next((name for name in (picture, *answers) if name is not None and columns.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{table}: several columns {twice}; rename those that aren't meant.")
