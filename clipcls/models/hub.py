@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import logging
 import os
+import re
 import ssl
 import threading
 import time
@@ -36,6 +37,8 @@ _XET_LIMITS = {
     "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
     "HF_XET_CLIENT_RETRY_BASE_DELAY": "1s",
 }
+# what the client says of a request that failed before it tries again
+_FURTHER_ATTEMPT = re.compile("thrown while requesting|Retrying in|Error while downloading")
 _REMEDIES = {
     401: "The token in HF_TOKEN isn't accepted: set one that is valid, or none.",
     403: "Set HF_TOKEN to a token that may read it; if it is a proxy that refuses, ask who runs it to let it through.",
@@ -163,8 +166,9 @@ def _download(repo: str, name: str) -> Path:
                 )
             path = Path(found)
             if _has_checksum(path, checksum):
+                if again:
+                    logger.warning("%s: its bytes weren't the hub's, and it was downloaded anew", path)
                 return path
-            logger.warning("%s: its bytes aren't the hub's; %s", path, "removed" if again else "downloaded anew")
         path.resolve().unlink()
         path.unlink(missing_ok=True)
     except ModelError:
@@ -236,9 +240,9 @@ class _Bar(hub_utils.tqdm):  # type: ignore[name-defined, misc]
 @contextlib.contextmanager
 def _limits() -> Iterator[None]:
     """Have the client give up where it would go on for minutes, and speak of further attempts only with -v."""
-    talk = logging.getLogger("huggingface_hub.file_download")
-    level = talk.level
-    talk.setLevel(level if logger.isEnabledFor(logging.INFO) else logging.ERROR)
+    talk = [logging.getLogger(f"huggingface_hub.{module}") for module in ("file_download", "utils._http")]
+    for own in talk:
+        own.addFilter(_is_worth_saying)
     hooks = huggingface_hub.get_session().event_hooks
     limits = _Limits()
     hooks["request"].append(limits.before)
@@ -246,9 +250,14 @@ def _limits() -> Iterator[None]:
     try:
         yield
     finally:
-        talk.setLevel(level)
+        for own in talk:
+            own.removeFilter(_is_worth_saying)
         hooks["request"].remove(limits.before)
         hooks["response"].remove(limits.after)
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    return logger.isEnabledFor(logging.INFO) or not _FURTHER_ATTEMPT.search(record.getMessage())
 
 
 class _Limits:
@@ -323,5 +332,6 @@ def _why(exc: Any, status: int | None) -> str:
     if type(exc).__name__ == "ProxyError":
         return f"the proxy answered {first_line(exc)}. {_REMEDIES[407] if '407' in str(exc) else 'See HTTPS_PROXY.'}"
     if isinstance(exc, RuntimeError):  # hf_xet's
-        return f"{first_line(exc)}. Try again, or with HF_HUB_DISABLE_XET=1, which goes another way."
+        last = first_line(exc).rpartition("rror: ")[2]  # of a chain of causes
+        return f"Xet, the hub's store of large files: {last}. Try again, or with HF_HUB_DISABLE_XET=1, which avoids it."
     return f"{reason(exc).removesuffix('.')}. Try again later."

@@ -156,10 +156,10 @@ def _from_hub(spec: ModelSpec, repo: str, refresh: bool) -> ModelFiles:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UsageError(f"hf-hub:{repo}: expected hf-hub:ORG/REPO.")
     config_path = hub.fetch(repo, [CONFIG_NAME], refresh=refresh)
-    text = (read_json(config_path).get("model_cfg") or {}).get("text_cfg") or {}
-    tokenizer = fetch_tokenizer(text, refresh)
-    weights = hub.fetch(repo, catalog.WEIGHT_NAMES, refresh=refresh)
-    return _from_config(spec, config_path, weights, tokenizer=tokenizer, words=None)
+    files = _from_config(spec, config_path, Path(), tokenizer=None, words=None)
+    # last, since they are large
+    tokenizer = fetch_tokenizer(files.config["text_cfg"], refresh)
+    return replace(files, tokenizer=tokenizer, weights=hub.fetch(repo, catalog.WEIGHT_NAMES, refresh=refresh))
 
 
 def _has_towers(model: dict[str, Any]) -> bool:

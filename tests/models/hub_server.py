@@ -157,6 +157,9 @@ class HubServer(http.server.ThreadingHTTPServer):
         """What HF_ENDPOINT has to be."""
         return f"http://127.0.0.1:{self.server_port}"
 
+    def handle_error(self, *_: object) -> None:
+        """Keep quiet: clients that give up hang up."""
+
     def add(self, repo: str, folder: Path) -> None:
         """Serve the files of a folder as a repository."""
         self.repos[repo] = {path.name: path.read_bytes() for path in folder.iterdir()}

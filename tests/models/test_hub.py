@@ -1,6 +1,7 @@
 """The hub's own client against a hub on this machine, in good health and in trouble."""
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from clipcls.models import hub
 from clipcls.models import locate as sources
 from clipcls.models.locate import locate
 from clipcls.records import ModelSpec
-from conftest import ROOT
+from conftest import ROOT, TINY_CONFIG
 from hub_server import COMMIT, Fault, HubServer, Once, cut, hang, refuse, status
 from tiny_models import save_tokenizer
 
@@ -141,24 +142,26 @@ def test_trouble_of_the_xet_store_is_said_in_one_line_soon(server: HubServer, st
     assert blobs() == []
 
 
-def test_a_hub_that_hangs_before_it_gives_a_token_for_xet_is_given_up(server: HubServer) -> None:
+def test_a_hub_that_hangs_before_it_gives_a_token_for_xet_is_given_up(
+    server: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
     server.use_xet(server.endpoint)
     server.fault = lambda handler, path: "xet-read-token" in path and hang(handler, path)
     with pytest.raises(ModelError, match="sends nothing more"):
         fetch()
-    assert blobs() == []
+    assert blobs() == [] and not caplog.records
 
 
 def damaged(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-def test_wrong_bytes_are_never_kept(server: HubServer) -> None:
+def test_wrong_bytes_are_never_kept(server: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     server.sent = damaged
     with pytest.raises(ModelError, match="sends other bytes than it has"):
         fetch()
     assert blobs() == []
-    assert hub.cached(REPO, [WEIGHTS]) is None
+    assert hub.cached(REPO, [WEIGHTS]) is None and not caplog.records
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "open_clip_config.json"])
@@ -167,7 +170,15 @@ def test_pull_mends_a_damaged_copy(server: HubServer, caplog: pytest.LogCaptureF
     path.resolve().write_bytes(damaged(path.read_bytes()))
     assert hub.fetch(REPO, [name], refresh=True) == path
     assert path.read_bytes() == server.repos[REPO][name]
-    assert f"{name}: its bytes aren't the hub's; downloaded anew" in caplog.text
+    assert f"{name}: its bytes weren't the hub's, and it was downloaded anew" in caplog.text
+
+
+@pytest.mark.parametrize("config", [{"model_cfg": TINY_CONFIG}, {"model_cfg": [1]}, []])
+def test_weights_are_downloaded_last(server: HubServer, config: Any) -> None:
+    server.repos[REPO]["open_clip_config.json"] = json.dumps(config).encode()
+    with pytest.raises(ModelError, match=r"open_clip_config\.json"):
+        locate(ModelSpec(f"hf-hub:{REPO}"))
+    assert not any(WEIGHTS in request for request in server.requests)
 
 
 def test_a_mirror_that_does_not_say_what_it_lacks_has_the_next_candidate(server: HubServer) -> None:
