@@ -55,11 +55,15 @@ def preflight(
     Yields:
         Findings, as they are made.
     """
+    own, own_findings = _own_prompts(spec)
+    yield from own_findings
+    labels, prompts = yield from _read(wording, own)  # before a model is downloaded
     with contextlib.closing(execution.open_cache()) as cache:
         model = yield from check_model(spec, cache)
-        own, own_findings = _own_prompts(spec)
-        yield from own_findings
-        texts = yield from _check_wording(wording, own, model, execution.strict_prompts)
+        if not wording.has_labels:
+            yield note("labels", "none were given, so that only the model was checked", "Give --labels as to predict.")
+            return
+        texts = yield from _check_wording(labels, prompts, model, execution.strict_prompts)
         if texts is not None and model is not None and model.encoder is not None:
             yield from _check_features(*texts, own, Session(model.encoder, execution, cache), report)
 
@@ -72,17 +76,18 @@ def _own_prompts(spec: ModelSpec) -> tuple[PromptSet | None, list[Finding]]:
         return None, [error("prompts", exc)]
 
 
+def _read(wording: Wording, own: PromptSet | None) -> Generator[Finding, None, tuple[list[Label], PromptSet | None]]:
+    """Read labels and templates; returns those that can be used."""
+    labels, findings = read_label_options(wording) if wording.has_labels else ([], [])
+    prompts, prompt_findings = read_prompt_options(wording, own)
+    yield from [*findings, *prompt_findings]
+    return labels, prompts
+
+
 def _check_wording(
-    wording: Wording, own: PromptSet | None, model: SoundModel | None, strict: bool
+    labels: Sequence[Label], prompts: PromptSet | None, model: SoundModel | None, strict: bool
 ) -> Generator[Finding, None, Texts | None]:
-    """Check labels and templates; returns those that can be used."""
-    prompts, findings = read_prompt_options(wording, own)
-    if not wording.has_labels:
-        yield from findings
-        yield note("labels", "none were given, so that only the model was checked", "Give --labels as to predict.")
-        return None
-    labels, label_findings = read_label_options(wording)
-    yield from [*label_findings, *findings]
+    """Check labels and templates; returns them if they can be used."""
     yield from check_labels(labels)
     if not labels or prompts is None:
         return None

@@ -1,10 +1,16 @@
 """`clipcls models`: what there is to choose from, and `models pull`."""
 
-from typing import Annotated
+import shutil
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipcls.cli import options
+from clipcls.models.catalog import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from clipcls.models.catalog import CatalogEntry
 
 models_app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
@@ -23,18 +29,45 @@ def models(
         for name in pretrained_names():
             typer.echo(name)
         return
-    from clipcls.models.catalog import CATALOG, DEFAULT_MODEL
+    from clipcls.models.catalog import CATALOG
 
     for entry in CATALOG:
-        default = " (default)" if entry.alias == DEFAULT_MODEL else ""
-        accuracy = f"{entry.imagenet:.1f} % on ImageNet ({entry.source})" if entry.imagenet else ""
-        needs = f"needs the extra {entry.extra}: transformers, sentencepiece" if entry.extra else ""
-        size = f"{entry.parameters:g} million parameters"
-        model = entry.model if ":" in entry.model else "embedded"
-        typer.echo(f"{entry.alias}{default}: {entry.purpose}")
-        facts = (model, size, entry.speed, entry.licence, accuracy, needs)
-        typer.echo(f"    {'; '.join(fact for fact in facts if fact)}")
-    typer.echo("ImageNet figures are published zero-shot top-1 accuracies, not measured by clipcls.", err=True)
+        _show(entry)
+    typer.echo("ImageNet figures are published zero-shot accuracies, not measured by clipcls.", err=True)
+
+
+def _show(entry: "CatalogEntry") -> None:
+    """Print what there is to know of a model, as wide as a terminal is."""
+    import textwrap
+
+    default = " (default)" if entry.alias == DEFAULT_MODEL else ""
+    facts = (
+        entry.model if entry.repo else "embedded",
+        f"{entry.parameters:g} million parameters",
+        entry.speed,
+        _presence(entry),
+        entry.licence,
+        f"{entry.imagenet:.1f} % on ImageNet ({entry.source})" if entry.imagenet else "",
+        f"needs the extra {entry.extra}: transformers, sentencepiece" if entry.extra else "",
+    )
+    shown = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if shown else sys.maxsize
+    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    typer.echo(wrap.fill(f"{entry.alias}{default}: {entry.purpose}"))
+    wrap.initial_indent = wrap.subsequent_indent = "    "
+    typer.echo(wrap.fill("; ".join(fact for fact in facts if fact)))
+
+
+def _presence(entry: "CatalogEntry") -> str:
+    """Say how large a model's download is, and whether it is there."""
+    from clipcls.models import hub
+    from clipcls.models.catalog import TOKENIZER_CONFIG, WEIGHT_NAMES
+
+    if not entry.repo:
+        return ""
+    has_tokenizer = not entry.tokenizer_repo or hub.cached(entry.tokenizer_repo, [TOKENIZER_CONFIG])
+    there = hub.cached(entry.repo, WEIGHT_NAMES) and has_tokenizer
+    return f"{entry.gigabytes:.1f} GB, {'downloaded' if there else 'not downloaded'}"
 
 
 @models_app.command()

@@ -359,6 +359,7 @@ def set_up_logging(verbose: bool, quiet: bool) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.ERROR if quiet else logging.INFO if verbose else NOTICE)
+    handler.setLevel(logger.level)  # some libraries' loggers have levels of their own
     logging.captureWarnings(True)
     others = logging.getLogger()
     others.handlers = [handler]
@@ -369,4 +370,4 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         # sys.stderr is looked up each time, since a progress bar replaces it
-        print(f"clipcls: {level}{record.getMessage()}", file=sys.stderr)
+        print(f"clipcls: {level}{' '.join(record.getMessage().splitlines())}", file=sys.stderr)

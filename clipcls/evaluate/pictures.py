@@ -9,6 +9,7 @@ from clipcls.embed.images import embed_images
 from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
+from clipcls.inputs.discover import exists
 from clipcls.records import ImageRef
 
 
@@ -17,6 +18,9 @@ class Pictures:
 
     Attributes:
         failed: why a picture can't be read, by its index in `images`.
+
+    Raises:
+        UsageError: none of them is there, which is said before a model is downloaded.
     """
 
     def __init__(self, images: Sequence[ImageRef], watch: Watch | None = None) -> None:
@@ -24,6 +28,8 @@ class Pictures:
         self._images = images
         self._watch = watch or Watch()
         self._done = 0
+        if not any(map(exists, images)):
+            raise _none_readable((images[0].path, images[0].error or "no such file or directory") if images else None)
 
     def embed(self, session: Session) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Embed the pictures batch by batch.
@@ -52,10 +58,13 @@ class Pictures:
         good = np.ones(len(self._images), dtype=bool)
         good[list(self.failed)] = False
         if not good.any():
-            first = self.failures()[0] if self.failed else ("", "there is none")
-            raise UsageError(f"No picture can be read. The first: {first[0]}: {first[1]}")
+            raise _none_readable(self.failures()[0])
         return good
 
     def failures(self) -> tuple[tuple[str, str], ...]:
         """Return path and error of each picture that can't be read, in input order."""
         return tuple((self._images[place].path, error) for place, error in sorted(self.failed.items()))
+
+
+def _none_readable(first: tuple[str, str] | None) -> UsageError:
+    return UsageError(f"No picture can be read. The first: {': '.join(first) if first else 'there is none'}")

@@ -128,6 +128,11 @@ def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = Non
         yield from _from_table(image.path, _Place(sources, LeftOut()), part and range(*part))
 
 
+def exists(image: ImageRef) -> bool:
+    """Return whether a picture is there, as far as its name tells: what is elsewhere isn't asked for."""
+    return image.content is not None or os.path.lexists(image.path)
+
+
 def hint(sources: Sources) -> str | None:
     """Suggest what to do if no picture was found: name the shards in folders, which aren't searched for them."""
     for name in sources.names:

@@ -10,6 +10,19 @@ from pathlib import Path
 _OPEN_CLIP_RESULTS = "open_clip docs/openclip_results.csv"
 DEFAULT_MODEL = "photo"
 PICTOGRAM_FOLDER = Path(__file__).parent / "pictogram"
+#: Names of weights in a repository, in open_clip's order of preference; safetensors hold no code.
+WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+#: The file that every Hugging Face tokenizer has.
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +34,8 @@ class CatalogEntry:
         parameters: parameters of both towers, in millions.
         imagenet: published zero-shot top-1 accuracy on ImageNet-1k in percent; None where there is none.
         extra: the extra of clipcls that the model needs.
+        repo: where its weights are on the hub; empty for an embedded model.
+        tokenizer_repo: where its tokenizer is on the hub; empty for CLIP's own.
     """
 
     alias: str
@@ -32,6 +47,13 @@ class CatalogEntry:
     imagenet: float | None = None
     source: str = ""
     extra: str | None = None
+    repo: str = ""
+    tokenizer_repo: str = ""
+
+    @property
+    def gigabytes(self) -> float:
+        """The size of the download: the weights of these models are float32."""
+        return self.parameters * 4 / 1000 if self.repo else 0.0
 
 
 # Chosen among open_clip's models with a licence that allows commercial use. `photo` beats ViT-B-16:laion2b (70.2)
@@ -40,6 +62,7 @@ CATALOG = (
     CatalogEntry(
         alias="photo",
         model="ViT-B-32-256:datacomp_s34b_b86k",
+        repo="laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K",
         purpose="photographs; the default",
         licence="MIT",
         parameters=151,
@@ -50,6 +73,7 @@ CATALOG = (
     CatalogEntry(
         alias="fast",
         model="ViT-B-32:datacomp_xl_s13b_b90k",
+        repo="laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
         purpose="photographs, a quarter fewer image tokens",
         licence="MIT",
         parameters=151,
@@ -60,6 +84,7 @@ CATALOG = (
     CatalogEntry(
         alias="accurate",
         model="ViT-L-14:datacomp_xl_s13b_b90k",
+        repo="laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
         purpose="photographs, when a GPU or time is at hand",
         licence="MIT",
         parameters=428,
@@ -70,6 +95,8 @@ CATALOG = (
     CatalogEntry(
         alias="multilingual",
         model="ViT-B-16-SigLIP2-256:webli",
+        repo="timm/ViT-B-16-SigLIP2-256",
+        tokenizer_repo="timm/ViT-B-16-SigLIP2-256",
         purpose="photographs, labels in many languages",
         licence="Apache-2.0",
         parameters=375,

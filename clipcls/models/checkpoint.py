@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clipcls.errors import ModelError, first_line
+from clipcls.models import hub
 from clipcls.models.locate import ModelFiles
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ class Checkpoint:
                 self._loaded = _load_pickle(path)
             self.keys = tuple(self._loaded if self._safetensors is None else self._safetensors.keys())
         except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as exc:
-            raise ModelError(f"{path}: not a readable weights file: {first_line(exc)}") from exc
+            mend = " `clipcls models pull NAME` mends a download." if hub.is_download(path) else ""
+            raise ModelError(f"{path}: not a readable weights file: {first_line(exc)}.{mend}") from exc
         unknown = [key for key in self.keys if _tower_of(key) is None]
         if unknown and not self.is_mobile_clip:
             raise ModelError(f"{path}: not the weights of a dual encoder; it holds, for example, {unknown[0]!r}.")

@@ -303,6 +303,7 @@ def load_encoder(spec: ModelSpec | str) -> Encoder:
         UsageError: the device isn't there.
     """
     spec = ModelSpec(spec) if isinstance(spec, str) else spec
+    choose_precision(spec.precision, choose_device(spec.device))  # refused before a model is downloaded
     return open_encoder(locate(spec), spec.device, spec.precision)
 
 

@@ -1,5 +1,7 @@
 """Finds the files and settings of a named model, and never guesses them."""
 
+import contextlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -19,17 +21,6 @@ from clipcls.records import ModelSpec, Preprocessing
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# in open_clip's order of preference; safetensors hold no code
-_WEIGHT_NAMES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
 _VOCABULARY_FILES = (
     "tokenizer.json",
     "special_tokens_map.json",
@@ -40,8 +31,10 @@ _VOCABULARY_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+#: Said where a model's tokenizer needs a package that isn't installed.
+NO_TRANSFORMERS = "The model's tokenizer needs the extra clipcls[siglip]: pip install transformers sentencepiece"
 # all files that `AutoTokenizer` reads; config.json names the tokenizer's class where no other file does
-_TOKENIZER_FILES = ("tokenizer_config.json", *_VOCABULARY_FILES, "added_tokens.json", "config.json")
+_TOKENIZER_FILES = (*_VOCABULARY_FILES, "added_tokens.json", "config.json", catalog.TOKENIZER_CONFIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +141,7 @@ def _attempts(spec: ModelSpec) -> Iterator[Callable[[], object]]:
     if (folder := catalog.model_folder(spec.name)) is not None and folder.is_dir():
         yield partial(_weights_in, folder)
         for fewer in dict.fromkeys(options):
-            yield partial(_from_folder, fewer, folder, folder / _WEIGHT_NAMES[0])
+            yield partial(_from_folder, fewer, folder, folder / catalog.WEIGHT_NAMES[0])
 
 
 def _from_folder(spec: ModelSpec, folder: Path, weights: Path | None = None) -> ModelFiles:
@@ -163,9 +156,10 @@ def _from_hub(spec: ModelSpec, repo: str, refresh: bool) -> ModelFiles:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UsageError(f"hf-hub:{repo}: expected hf-hub:ORG/REPO.")
     config_path = hub.fetch(repo, [CONFIG_NAME], refresh=refresh)
-    weights = hub.fetch(repo, _WEIGHT_NAMES, refresh=refresh)
-    text = (read_json(config_path).get("model_cfg") or {}).get("text_cfg") or {}
-    return _from_config(spec, config_path, weights, tokenizer=_fetch_tokenizer(text, refresh), words=None)
+    files = _from_config(spec, config_path, Path(), tokenizer=None, words=None)
+    # last, since they are large
+    tokenizer = fetch_tokenizer(files.config["text_cfg"], refresh)
+    return replace(files, tokenizer=tokenizer, weights=hub.fetch(repo, catalog.WEIGHT_NAMES, refresh=refresh))
 
 
 def _has_towers(model: dict[str, Any]) -> bool:
@@ -220,7 +214,7 @@ def _from_file(spec: ModelSpec, path: Path) -> ModelFiles:
         config=config,
         preprocess=parse_preprocessing(preprocess_settings(spec.preprocess), config, "--preprocess"),
         weights=path,
-        tokenizer=_fetch_tokenizer(config["text_cfg"], refresh=False),
+        tokenizer=fetch_tokenizer(config["text_cfg"]),
         settings=_settings_files(spec, config),
     )
 
@@ -238,15 +232,16 @@ def _from_tag(spec: ModelSpec, name: str, refresh: bool) -> ModelFiles:
     repo, _, filename = stated.get("hf_hub", "").rpartition("/")
     if not repo:
         raise ModelError(f"open_clip has no hub address for {name!r}.")
-    names = [f"{filename.rpartition('.')[0]}.safetensors", filename] if filename else _WEIGHT_NAMES
+    names = [f"{filename.rpartition('.')[0]}.safetensors", filename] if filename else catalog.WEIGHT_NAMES
     # the tag states the activation of its weights; open_clip itself only warns of a mismatch
     config["quick_gelu"] = bool(config.get("quick_gelu") or stated.get("quick_gelu"))
+    tokenizer = fetch_tokenizer(config["text_cfg"], refresh)
     return ModelFiles(
         name=name,
         config=config,
         preprocess=parse_preprocessing(stated, config, name),
         weights=hub.fetch(repo, names, refresh=refresh),
-        tokenizer=_fetch_tokenizer(config["text_cfg"], refresh),
+        tokenizer=tokenizer,
         settings=_settings_files(spec, config),
     )
 
@@ -314,30 +309,36 @@ def _with_local_text_model(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _fetch_tokenizer(text_config: dict[str, Any], refresh: bool) -> Path | None:
-    """Return the folder of a Hugging Face tokenizer with its optional files; None if the model uses CLIP's own."""
+def fetch_tokenizer(text_config: dict[str, Any], refresh: bool = False) -> Path | None:
+    """Return the folder of a Hugging Face tokenizer with its optional files; None if the model uses CLIP's own.
+
+    Raises:
+        ModelError: a file can't be had, or the package that reads them isn't installed.
+    """
     repo = text_config.get("hf_tokenizer_name")
     if not repo:
         return None
-    folder = hub.fetch(repo, ["tokenizer_config.json"], refresh=refresh).parent
+    if importlib.util.find_spec("transformers") is None:
+        raise ModelError(NO_TRANSFORMERS)
+    last = hub.cached(repo, _TOKENIZER_FILES[-1:])
     # a config.json may be there for a text tower of transformers, without any file of the tokenizer
-    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
-        for name in _TOKENIZER_FILES[1:]:
-            try:
-                hub.fetch(repo, [name], refresh=refresh)
-            except ModelError:
-                # no repository has all of these; if it has none, loading the tokenizer fails
-                continue
-    return folder
+    is_whole = last is not None and any((last.parent / name).is_file() for name in _VOCABULARY_FILES)
+    if last is not None and is_whole and (not refresh or hub.is_offline()):
+        return last.parent
+    for name in _TOKENIZER_FILES[:-1]:
+        with contextlib.suppress(hub.NoSuchFileError):  # no repository has all of these
+            hub.fetch(repo, [name], refresh=refresh)
+    # the one that each has comes last, so that where it is, nothing is missing
+    return hub.fetch(repo, _TOKENIZER_FILES[-1:], refresh=refresh).parent
 
 
 def _weights_in(folder: Path) -> Path:
-    for name in _WEIGHT_NAMES:
+    for name in catalog.WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
     others = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     if len(others) == 1:
         return folder / others[0]
     if others:
-        raise ModelError(f"{folder}: which weights? Rename one of {', '.join(others)} to {_WEIGHT_NAMES[0]}.")
-    raise ModelError(f"{folder}: no weights here ({_WEIGHT_NAMES[0]}); random ones are never used instead.")
+        raise ModelError(f"{folder}: which weights? Rename one of {', '.join(others)} to {catalog.WEIGHT_NAMES[0]}.")
+    raise ModelError(f"{folder}: no weights here ({catalog.WEIGHT_NAMES[0]}); random ones are never used instead.")

@@ -8,7 +8,7 @@ from open_clip import tokenizer as open_clip_tokenizer
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from clipcls.errors import ModelError
-from clipcls.models.locate import ModelFiles
+from clipcls.models.locate import NO_TRANSFORMERS, ModelFiles
 
 
 def context_length_of(files: ModelFiles) -> int:
@@ -36,9 +36,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
             **options,
         )
     except ImportError as exc:
-        raise ModelError(
-            f"{files.name}: its tokenizer needs the extra clipcls[siglip]: pip install transformers sentencepiece"
-        ) from exc
+        raise ModelError(f"{files.name}: {NO_TRANSFORMERS}") from exc
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(f"{files.tokenizer or files.name}: the tokenizer can't be loaded: {exc}") from exc
 

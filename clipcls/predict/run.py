@@ -6,7 +6,7 @@ from itertools import chain
 
 from clipcls.embed.watch import Watch
 from clipcls.errors import StoppedError, UsageError, printable
-from clipcls.inputs.discover import are_countable, discover, hint
+from clipcls.inputs.discover import are_countable, discover, exists, hint
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.outputs.destination import Destination
@@ -163,7 +163,7 @@ def look_for_one(images: Iterator[ImageRef], sources: Sources, left_out: LeftOut
     """
     missing: list[ImageRef] = []
     for image in images:
-        if image.error is None:
+        if image.error is None or exists(image):
             return chain(missing, [image], images), True
         missing.append(image)
     if not missing:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from clipcls.errors import StoppedError, UsageError
+from clipcls.inputs.discover import exists
 from clipcls.models.device import choose_device
 from clipcls.train import history
 from clipcls.train.checkpoint import restore_checkpoint, save_checkpoint
 from clipcls.train.data.corpus import Corpus
 from clipcls.train.data.read import read_data
+from clipcls.train.data.table import Table
 from clipcls.train.history import History
 from clipcls.train.hooks import Hooks
 from clipcls.train.model_folder import copy_model, remove_drafts
@@ -251,6 +253,11 @@ def _read(settings: TrainSettings) -> Corpus:
     if settings.strict_data and corpus.problems:
         count = len(corpus.problems)
         raise UsageError(f"strict_data: {count} of the data can't be used; the first problem: {corpus.problems[0]}")
+    # else it is found out when the model has been downloaded
+    if isinstance(corpus, Table) and not any(exists(row.image) for row in corpus.rows):
+        raise UsageError(
+            f"{settings.data}: no picture can be used; the first: {corpus.rows[0].image.path}: no such file"
+        )
     return corpus
 
 

@@ -20,7 +20,7 @@ from clipcls.labels.prompts import read_model_prompts
 from clipcls.models.attention import keep_batch_first
 from clipcls.models.catalog import model_folder
 from clipcls.models.checkpoint import Checkpoint, Tower, build_tower
-from clipcls.models.locate import WEIGHT_SUFFIXES, ModelFiles, locate, read_architecture
+from clipcls.models.locate import WEIGHT_SUFFIXES, ModelFiles, fetch_tokenizer, locate, read_architecture
 from clipcls.records import ModelSpec
 from clipcls.train.model_folder import Config, DualEncoder
 from clipcls.train.settings import TrainSettings
@@ -245,6 +245,7 @@ def _build(config: Config, tokenizer_files: Sequence[Path] = ()) -> tuple[Any, A
 
     Raises:
         UsageError: open_clip can't build the architecture.
+        ModelError: the tokenizer can't be had from the hub.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -257,7 +258,8 @@ def _build(config: Config, tokenizer_files: Sequence[Path] = ()) -> tuple[Any, A
             tokenizer_name = config.model["text_cfg"].get("hf_tokenizer_name")
             if tokenizer_name and not tokenizer_files:
                 # open_clip looks for it in the folder alone
-                HFTokenizer(tokenizer_name).tokenizer.save_pretrained(folder)
+                local = tokenizer_name if Path(tokenizer_name).is_dir() else fetch_tokenizer(config.model["text_cfg"])
+                HFTokenizer(str(local)).tokenizer.save_pretrained(folder)
             model = open_clip.create_model(source, load_weights=False, pretrained_image=False, pretrained_text=False)
             tokenizer = open_clip.get_tokenizer(source)
         except BUILD_ERRORS as exc:

@@ -67,6 +67,13 @@ def worst(findings: list[Finding]) -> list[Finding]:
 # ------------------------------------------------------------------------------------------- the model
 
 
+def test_preflight_reads_labels_and_prompts_before_a_model_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipcls.check.model.locate_despite", lambda spec: pytest.fail("a model was downloaded first"))
+    wording = Wording(labels_file=Path("none.txt"), prompts="nosuch")
+    findings = preflight(ModelSpec("photo"), wording, Execution())
+    assert [next(findings).subject for _ in range(2)] == ["labels", "prompts"]
+
+
 def test_preflight_finds_nothing_wrong_with_a_sound_model(trained: Path) -> None:
     findings = check(trained)
     assert not worst(findings)

@@ -335,6 +335,25 @@ def test_models_lists_aliases(clipcls: Run) -> None:
     for alias in ("photo", "fast", "accurate", "multilingual", "pictogram"):
         assert f"\n{alias}" in f"\n{listed}"
     assert "pictograms, not photographs" in listed
+    assert listed.count("GB, not downloaded;") == 4
+
+
+def test_models_on_a_terminal_breaks_no_word() -> None:
+    leader, follower = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "40"}
+    command = [sys.executable, "-X", "importtime", "-m", "clipcls", "models"]
+    with subprocess.Popen(command, stdout=follower, stderr=subprocess.PIPE, env=environment) as process:
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):
+            while chunk := os.read(leader, 1024):
+                shown += chunk
+        assert process.stderr is not None
+        assert b" torch\n" not in process.stderr.read()
+    os.close(leader)
+    lines = shown.decode().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "ViT-B-32-256:datacomp_s34b_b86k;" in " ".join(lines).split()
 
 
 def test_models_all_lists_open_clips(clipcls: Run) -> None:
@@ -423,6 +442,27 @@ def test_predict_shows_a_bar_on_a_terminal_when_rows_go_elsewhere(tiny_model: Pa
     assert process.wait() == 0
     assert len(rows_written.splitlines()) == 5
     assert b"5/5" in drawn and b"images/s" in drawn
+
+
+def test_predict_on_a_terminal_ends_with_what_was_written_where(tiny_model: Path, pictures: list[Path]) -> None:
+    leader, follower = pty.openpty()
+    (pictures[0].parent / "bad.png").write_bytes(b"")
+    output = pictures[0].with_name("labels.tsv")
+    process = start_on(
+        follower, "predict", pictures[0].parent, "--labels", "cat,dog", "--model", tiny_model, "-o", output
+    )
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(leader, 1024):
+            shown += chunk
+    os.close(leader)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait() == 1
+    failed, done = shown.splitlines()[-2:]
+    assert failed.endswith(b"clipcls: 1 of 6 images could not be read")
+    assert done == b"clipcls: 6 images in %s" % os.fsencode(output)
 
 
 def start_on(terminal: int, *args: str | Path) -> "subprocess.Popen[bytes]":

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
+from clipcls.evaluate.calibrate import CalibrationSettings, calibrate
 from clipcls.evaluate.evaluate import EvalPlan, evaluate, evaluate_predictions
 from clipcls.evaluate.results import (
     ACCURACY_AT_1,
@@ -190,6 +192,15 @@ def test_evaluate_refuses_data_of_which_nothing_can_be_read(data: Path, fake_enc
         path.write_bytes(b"")
     with pytest.raises(UsageError, match=r"No picture can be read.*empty file"):
         evaluate(read(data), plan(fake_encoder))
+
+
+def test_data_without_a_picture_are_refused_before_a_download(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("path,label\na.png,red\nb.png,green\n")
+    truth = read(tmp_path / "table.csv")
+    wanted = plan(lambda: pytest.fail("a model was downloaded first"), labels=truth.classnames)
+    for measure in (evaluate, partial(calibrate, settings=CalibrationSettings())):
+        with pytest.raises(UsageError, match=r"No picture can be read\. The first: .*a\.png: no such file"):
+            measure(truth, wanted)
 
 
 def test_evaluate_looks_at_all_models_before_the_first_picture(data: Path, fake_encoder: Any) -> None:

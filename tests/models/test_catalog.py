@@ -6,8 +6,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from clipcls.cli.models import _presence
 from clipcls.models.catalog import CATALOG, DEFAULT_MODEL, PICTOGRAM_FOLDER, CatalogEntry, find, suggestions
+from tiny_models import put_into_hub_cache
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +42,23 @@ def test_catalog_models_are_open_clips() -> None:
 
     known = {f"{name}:{tag}" for name, tag in open_clip.list_pretrained()}
     assert {entry.model for entry in CATALOG if entry.alias != "pictogram"} <= known
+
+
+@pytest.mark.parametrize("entry", [entry for entry in CATALOG if entry.repo], ids=lambda entry: entry.alias)
+def test_catalog_knows_where_models_are_and_whether_they_are_here(
+    entry: CatalogEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+
+    name, tag = entry.model.split(":")
+    assert open_clip.pretrained.get_pretrained_cfg(name, tag)["hf_hub"] == f"{entry.repo}/"
+    text = open_clip.get_model_config(name)["text_cfg"]
+    assert text.get("hf_tokenizer_name", "") == entry.tokenizer_repo
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert _presence(entry) == f"{entry.gigabytes:.1f} GB, not downloaded"
+    tokenizer = {"tokenizer_config.json": b"{}"} if entry.tokenizer_repo else {}
+    put_into_hub_cache(tmp_path, entry.repo, {"open_clip_model.safetensors": b"", **tokenizer})
+    assert _presence(entry) == f"{entry.gigabytes:.1f} GB, downloaded"
 
 
 def test_catalog_pictogram_is_honest() -> None:

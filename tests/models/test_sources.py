@@ -198,7 +198,13 @@ def test_a_hub_that_swallows_connections_is_given_up_quickly(hub_cache: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("there", "asked"), [((), True), (("config.json", "added_tokens.json"), True), (("spiece.model",), False)]
+    ("there", "asked"),
+    [
+        ((), True),
+        (("config.json", "added_tokens.json", "tokenizer_config.json"), True),
+        (("spiece.model",), True),
+        (("spiece.model", "tokenizer_config.json"), False),
+    ],
 )
 def test_a_tokenizer_is_fetched_unless_its_vocabulary_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], asked: bool
@@ -209,14 +215,15 @@ def test_a_tokenizer_is_fetched_unless_its_vocabulary_is_there(
         (name,) = candidates
         fetched.append(name)
         if name not in ("tokenizer_config.json", "vocab.txt"):
-            raise ModelError(f"{repo} has no {name}.")
+            raise hub.NoSuchFileError(f"{repo} has no {name}.")
         (tmp_path / name).touch()
         return tmp_path / name
 
     for name in there:
         (tmp_path / name).touch()
     monkeypatch.setattr(hub, "fetch", fetch)
-    assert sources._fetch_tokenizer({"hf_tokenizer_name": "someone/words"}, refresh=False) == tmp_path
+    monkeypatch.setattr(hub, "cached", lambda repo, names: tmp_path / names[0] if names[0] in there else None)
+    assert sources.fetch_tokenizer({"hf_tokenizer_name": "someone/words"}, refresh=False) == tmp_path
     assert ({"vocab.txt", "added_tokens.json", "config.json"} <= set(fetched)) == asked
     assert (tmp_path / "vocab.txt").exists() == asked
 

@@ -90,9 +90,12 @@ def test_train_reports_bad_pictures_and_goes_on(folder: Path) -> None:
     assert seen[-1].step == seen[-1].steps
 
 
-def test_train_refuses_a_table_without_pictures(folder: Path) -> None:
+def test_train_refuses_a_table_without_pictures_before_a_download(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for path in folder.glob("*.png"):
         path.unlink()
+    monkeypatch.setattr("clipcls.train.loop.start_model", lambda settings: pytest.fail("a model was downloaded first"))
     with pytest.raises(UsageError, match="no picture can be used"):
         run(folder, "run")
 

@@ -11,6 +11,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
@@ -267,3 +268,14 @@ def test_new_model_leaves_batch_norm_as_it_is_built(tmp_path: Path) -> None:
     seen = [value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")]
     assert seen
     assert not any(seen)
+
+
+def test_new_model_with_a_tokenizer_that_the_hub_does_not_give_is_an_error_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipcls.models.hub.reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    text = TINY_CONFIG["text_cfg"] | {"hf_tokenizer_name": "someone/words"}
+    (tmp_path / "arch.json").write_text(json.dumps(TINY_CONFIG | {"text_cfg": text}), encoding="utf-8")
+    with pytest.raises(ModelError, match="can't be reached"):
+        new_model(load_settings(None, {"data": "x", "output": "y", "arch": str(tmp_path / "arch.json")}))
