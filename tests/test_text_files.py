@@ -1,5 +1,7 @@
 """Text that other programs wrote."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,3 +48,11 @@ def test_deep_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(Exception, match="isn't JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_every_reader_withstands_a_short_fuzz() -> None:
+    fuzz = Path(__file__).parent / "benchmarks" / "fuzz_text.py"
+    command = [sys.executable, str(fuzz), "--count", "3000", "--seed", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3,000 mutants" in done.stdout

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import yaml
 
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, shortened
 from clipcls.records import Label, PromptSet
 from clipcls.text_files import read_text
 
@@ -125,18 +125,19 @@ def _fill(template: str, text: str) -> str:
 
 def _check(template: object) -> None:
     if not isinstance(template, str):
-        raise UsageError(f"Template {template!r} is not text. Put it in quotes.")
+        raise UsageError(f"Template {shortened(repr(template))} is not text. Put it in quotes.")
+    shown = repr(shortened(template))
     try:
         fields = list(_placeholders(template))
     except ValueError as exc:
-        raise UsageError(f"Template {template!r}: {exc}. Write a literal brace twice: {{{{ or }}}}.") from exc
+        raise UsageError(f"Template {shown}: {exc}. Write a literal brace twice: {{{{ or }}}}.") from exc
     if not fields:
-        raise UsageError(
-            f"Template {template!r} has no placeholder, so every label would get the same prompt. Add {{}}."
-        )
+        raise UsageError(f"Template {shown} has no placeholder, so every label would get the same prompt. Add {{}}.")
     for field in fields:
         if field not in PLACEHOLDERS:
-            raise UsageError(f"Template {template!r}: unknown placeholder {{{field}}}. Use {{}}, {{c}} or {{label}}.")
+            raise UsageError(
+                f"Template {shown}: unknown placeholder {{{shortened(field)}}}. Use {{}}, {{c}} or {{label}}."
+            )
 
 
 def _placeholders(template: str) -> Iterator[str]:

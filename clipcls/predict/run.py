@@ -113,7 +113,8 @@ def run(
     images = discover(sources, left_out=left_out)
     if sources.read_standard_input:  # which may be slow to come
         classifier.embed_labels(watch.labels)
-    if not destination.resume:
+    # rows of a pipe to a pipe come as they are asked for, missing pictures' too
+    if not destination.resume and not (sources.read_standard_input and destination.is_standard_output):
         images, exist = look_for_one(images, sources, left_out)
         if not exist:
             return _fail_all(images, destination, limit or ErrorLimit(), sources, watch)

@@ -81,9 +81,13 @@ def _csv_rows(text: str, delimiter: str = ",", header: int = 1) -> int | None:
     """Rows of strict CSV; lines that aren't blank where no quote is in it."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if '"' not in text:
-        return max(0, sum(bool(line) for line in text.split("\n")) - header)
+        return max(0, sum(bool(line.replace(delimiter, "").strip()) for line in text.split("\n")) - header)
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+        rows = [
+            row
+            for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+            if any(cell.strip() for cell in row)
+        ]
     except csv.Error:
         return None
     return max(0, len(rows) - header)
@@ -145,7 +149,7 @@ READERS = (
     Reader("table.tsv", "path\tlabel\na.jpg\tcat\nb.jpg\tdog\n", _pictures, lambda text: _csv_rows(text, "\t")),
     Reader("table.jsonl", '{"path": "a.jpg", "label": "cat"}\n{"path": "b.jpg"}\n', _pictures, _lines),
     Reader("truth.csv", 'path,label\na.jpg,cat\n"b,c.jpg",dog\nd.jpg,"x ""y"""\n', _truth, _csv_rows),
-    Reader("truth.jsonl", '{"path": "a.jpg", "labels": ["cat", "x"]}\n{"path": "b.jpg", "labels": []}\n', _truth, _lines),
+    Reader("truth.jsonl", '{"path": "a.jpg", "labels": ["cat", "x"]}\n{"path": "b", "labels": []}\n', _truth, _lines),
     Reader("pairs.csv", 'image,caption\na.jpg,a cat\n"b,c.jpg","a ""dog"""\n', _captions, _csv_rows),
     Reader("pairs.jsonl", '{"image": "a.jpg", "caption": "a cat", "captions": ["x", "y"]}\n' * 3, _captions, _lines),
     Reader("out.jsonl", (json.dumps(PREDICTION | {"top": TOP, "error": None}) + "\n") * 3, _predictions, _lines),
@@ -165,7 +169,7 @@ PIECES = (
     *('"', '""', "'", ",", ";", "\t", "|", ":", "{", "}", "[", "]", "{}", "\\", "#", "- ", "&a ", "*a", "!!binary "),
     *("\n", "\r", "\r\n", "\n\n", "\x0b", "\x0c", "\x85", "\u2028", "\0", "\ufeff", "\u200b", "\ud800", "\u202e"),
     *("0", "-1", "1e999", "NaN", "Infinity", "null", "true", "0x1F", "99999999999999999999999", "1_000", "2024-01-02"),
-    *("猫", "é", "e\u0301", "\U0001f469\u200d\U0001f680", "data:image/png;base64,", "http://x/", "s3://b/", "../", "~"),
+    *("猫", "é", "e\u0301", "\U0001f469\u200d\U0001f680", "data:image/png;base64,", "http://x/", "s3://b/", "~"),
 )
 ENCODINGS = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "utf-8-sig", "utf-7", "shift_jis")
 
