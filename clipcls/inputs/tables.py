@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from typing import Any, TextIO, cast
 
-from clipcls.errors import ImageError, UsageError, first_line, listed, reason, shortened
+from clipcls.errors import ImageError, UsageError, first_line, listed, printable, reason, shortened
 from clipcls.inputs.stores import open_named
 from clipcls.records import Embedded, ImageRef
 from clipcls.text_files import CsvError, csv_rows, refuse_utf16
@@ -238,7 +238,7 @@ def _checked(value: object, column: str | None) -> tuple[str | bytes | None, str
 
 def named(columns: Sequence[str]) -> str:
     """Return the names of columns, as far as a line has room for them."""
-    return listed(map(shortened, columns), 20) or "none"
+    return listed((printable(shortened(name)) for name in columns), 20) or "none"
 
 
 def _require(column: str, columns: Iterable[str], table: str) -> None:

@@ -74,7 +74,7 @@ def _lines(text: str) -> int:
 
 
 def _nonempty(text: str) -> int:
-    return sum(bool(line) for line in text.split("\n"))
+    return sum(bool(line.strip("\r\ufeff")) for line in text.split("\n"))
 
 
 def _csv_rows(text: str, delimiter: str = ",", header: int = 1) -> int | None:
@@ -264,6 +264,7 @@ def run(count: int, seed: int, keep: Path | None, readers: Sequence[Reader] = RE
     logger.setLevel(25)
     offenders: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "a picture.jpg").touch()  # a row that names the folder gives it
         for number in range(count):
             reader = readers[number % len(readers)]
             data = mutant(reader.good, random.Random(f"{seed} {number}"))
