@@ -9,7 +9,7 @@ import numpy as np
 from clipcls.embed.batches import Batches
 from clipcls.embed.cache.entries import CachedText, text_key
 from clipcls.embed.session import Session
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, shortened
 
 if TYPE_CHECKING:
     from clipcls.models.encoder import Encoder
@@ -67,7 +67,7 @@ def embed_texts(
 def truncated_message(cut: Sequence[str], context_length: int) -> str:
     """Return the message about prompts of which the model sees only the beginning."""
     more = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
-    return f"the model sees only the first {context_length} tokens of the prompt {cut[0]!r}{more}"
+    return f"the model sees only the first {context_length} tokens of the prompt {shortened(cut[0])!r}{more}"
 
 
 def _refuse_truncated(cached: Sequence[CachedText], missing: Sequence[tuple[str, ...]], session: Session) -> None:

@@ -28,6 +28,7 @@ from clipcls.inputs.tables import (
     check_column,
     find_picture_column,
     is_parquet,
+    is_part,
     is_table,
     read_column,
     table_columns,
@@ -165,7 +166,7 @@ def _check_table(name: str, column: str | None) -> None:
     """Refuse an unusable table among the inputs before anything is done."""
     path = local_path(name)
     if is_parquet(path) and os.path.isdir(path):  # noqa: PTH112
-        path = next((ref.path for ref, is_folder in walk(path) if not is_folder and _is_part(ref.path)), path)
+        path = next((ref.path for ref, is_folder in walk(path) if not is_folder and is_part(ref.path)), path)
     if not is_table(path) or not (os.path.isfile(path) or in_store(path)):  # noqa: PTH113
         return
     if not has_magic(name) or not in_store(path):
@@ -183,11 +184,6 @@ def _column(table: str, column: str | None) -> str:
     if found is None:
         raise UsageError(f"{table}: {_NO_COLUMN}")
     return found
-
-
-def _is_part(path: str) -> bool:
-    """Tell whether a file in a folder is a part of a Parquet data set, whose other files begin with `_`."""
-    return is_parquet(path) and not os.path.basename(path).startswith("_")  # noqa: PTH119
 
 
 def _discover(place: _Place, listing: BinaryIO | None) -> Iterator[ImageRef]:
@@ -383,7 +379,7 @@ def _from_folder(folder: str, place: _Place) -> Iterator[ImageRef]:
             yield image
         elif is_folder:
             continue
-        elif has_tables and _is_part(image.path):
+        elif has_tables and is_part(image.path):
             yield from _from_container(image.path, place)
         elif not extension.strip(".0123456789") and not in_store(image.path) and looks_like_picture(image.path):
             yield image

@@ -68,6 +68,11 @@ def is_parquet(name: str) -> bool:
     return name.lower().endswith(".parquet")
 
 
+def is_part(name: str) -> bool:
+    """Tell whether a file in a folder is a part of a Parquet data set, whose other files begin with `_`."""
+    return is_parquet(name) and not os.path.basename(name).startswith("_")  # noqa: PTH119
+
+
 def find_picture_column(table: str, columns: Sequence[str]) -> str | None:
     """Return the column of pictures by its name; None if no name is known.
 

@@ -108,6 +108,39 @@ def test_read_truth_refuses_a_folder_without_classes(tmp_path: Path, names: list
         read_truth([str(tmp_path)])
 
 
+def test_folders_without_a_name_in_words_are_refused(tmp_path: Path) -> None:
+    for name in ("_", "cat"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").touch()
+    with pytest.raises(UsageError, match=r"/_: Empty label: '_' has nothing but spaces and underscores. Rename"):
+        read_truth([str(tmp_path)])
+
+
+def test_folders_of_programs_are_no_classes(tmp_path: Path) -> None:
+    """photoprism#1543"""
+    for name in ("@eaDir", "__pycache__", "cat", "cat/@eaDir"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").touch()
+    truth = read_truth([str(tmp_path)])
+    assert truth.classnames == ("cat",)
+    assert len(truth.examples) == 1
+
+
+def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "set.parquet"
+    folder.mkdir()
+    for number, label in enumerate(("dog", "cat")):
+        table = arrow.table({"path": [f"{number}.jpg"], "label": [label]})
+        parquet.write_table(table, folder / f"part-{number}.parquet")
+    truth = read_truth([str(folder)])
+    assert [example.labels for example in truth.examples] == [("dog",), ("cat",)]
+    assert truth.classnames == ("cat", "dog")
+    (tmp_path / "empty.parquet").mkdir()
+    with pytest.raises(UsageError, match=r"a folder without a \.parquet file"):
+        read_truth([str(tmp_path / "empty.parquet")])
+
+
 def test_read_truth_refuses_the_parts_of_a_data_set(folder: Path, tmp_path: Path) -> None:
     for part in ("train", "Test"):
         (tmp_path / "set" / part / "cat").mkdir(parents=True)

@@ -4,6 +4,7 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,47 @@ def test_read_predictions_says_that_a_file_ends_within_a_row(tmp_path: Path, kin
     (tmp_path / f"out.{kind}").write_bytes(data[:-3])
     with pytest.raises(UsageError, match="ends within a row"):
         read(tmp_path / f"out.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("change", [lambda data: b"\xef\xbb\xbf" + data, lambda data: data.removesuffix(b"\n")])
+def test_read_predictions_takes_what_editors_make_of_a_file(tmp_path: Path, kind: str, change: Any) -> None:
+    path = tmp_path / f"out.{kind}"
+    data = written(path, [one for one in all_sorts() if one.error is None])
+    before = read(path)
+    path.write_bytes(change(data))
+    assert [one.path for one in read(path)] == [one.path for one in before]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'a,cat,1,1,[],,\n"b,cat,1,1,[],,\nc,cat,1,1,[],,\n', r"out\.csv, line 3: a quote .* never closes"),
+        (b'a,cat,1,1,[],,\n"b,cat,1,1,[],,\n"c",cat,1,1,[],,\n', r"out\.csv, line 3: text follows a cell in quotes"),
+    ],
+)
+def test_predictions_behind_an_open_quote_are_not_lost(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "out.csv"
+    path.write_bytes(b"path,label,score,similarity,top,error,path_b64\n" + content)
+    with pytest.raises(UsageError, match=message):
+        read(path)
+    with pytest.raises(UsageError, match=message), path.open("rb") as file:  # as `--resume` reads it
+        list(format_for(path).read(file, "out.csv", torn=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path;label;score;similarity;top;error;path_b64\n", "Save it with commas between the cells"),
+        ("path,label\n".encode("utf-16"), "it is in UTF-16; save it as UTF-8"),
+    ],
+)
+def test_predictions_that_a_spreadsheet_saved_otherwise_are_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "out.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize(

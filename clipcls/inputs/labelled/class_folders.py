@@ -12,6 +12,7 @@ from clipcls.inputs.left_out import SIDE_FOLDERS, LeftOut
 from clipcls.inputs.shards import is_shard
 from clipcls.inputs.stores import entries, in_store
 from clipcls.inputs.tables import TABLES
+from clipcls.labels.label_files import make_label
 from clipcls.records import ImageRef
 
 #: Names of a data set's parts, which would be mistaken for classes.
@@ -33,6 +34,11 @@ def read_class_folders(folder: str) -> Truth:
     left_out = LeftOut()
     classes = {_name(path): list(discover([path], left_out=left_out)) for path, is_folder in held if is_folder}
     _require_classes(folder, classes)
+    for name in classes:
+        try:
+            make_label(name)
+        except UsageError as exc:
+            raise UsageError(f"{_join(folder, name)}: {exc} Rename the folder, or move it away.") from exc
     beside = [path for path, is_folder in held if not is_folder and _holds_pictures(path)]
     problems = [f"{path}: lies beside the class folders, so it is in no class" for path in beside]
     problems += [f"{_join(folder, name)}: a class without pictures" for name, images in classes.items() if not images]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipcls.errors import UsageError
+from clipcls.inputs.folders import walk
 from clipcls.inputs.labelled.captions import captioned
 from clipcls.inputs.labelled.class_folders import read_class_folders
 from clipcls.inputs.labelled.class_shards import read_shards, read_shards_of_folder, shards_in
@@ -13,7 +14,7 @@ from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.labelled.tables import Wanted, read_table
 from clipcls.inputs.shards import is_shard
 from clipcls.inputs.stores import in_store, local_path
-from clipcls.inputs.tables import TABLES, is_table
+from clipcls.inputs.tables import TABLES, is_parquet, is_part, is_table
 
 
 def read_truth(data: Sequence[str], labels: Sequence[str] | None = None, allow_urls: bool = False) -> Truth:
@@ -67,8 +68,24 @@ def _read_listed(name: str, wanted: Wanted, allow_urls: bool) -> Truth:
         if not in_store(name) and not os.path.lexists(name):
             raise UsageError(f"{name}: no such file or folder.")
         return read_table(name, wanted, allow_urls)
+    if is_parquet(name) and os.path.isdir(name):  # noqa: PTH112
+        return _read_parts(name, wanted, allow_urls)
     if in_store(name) or os.path.isdir(name):  # noqa: PTH112
         return read_class_folders(name)
     if not os.path.exists(name):  # noqa: PTH110
         raise UsageError(f"{name}: no such file or folder.")
     raise UsageError(f"{name}: neither a folder, nor a table ({', '.join(TABLES)}), nor a shard (.tar).")
+
+
+def _read_parts(folder: str, wanted: Wanted, allow_urls: bool) -> Truth:
+    """Read a folder of Parquet files as one table."""
+    parts = [ref.path for ref, is_folder in walk(folder) if not is_folder and is_part(ref.path)]
+    if not parts:
+        raise UsageError(f"{folder}: a folder without a .parquet file.")
+    tables = [read_table(part, wanted, allow_urls) for part in parts]
+    return Truth(
+        tuple(example for table in tables for example in table.examples),
+        tuple(sorted({name for table in tables for name in table.classnames})),
+        any(table.multi_label for table in tables),
+        tuple(problem for table in tables for problem in table.problems),
+    )
