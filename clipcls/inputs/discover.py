@@ -207,7 +207,10 @@ def _discover(place: _Place, listing: BinaryIO | None) -> Iterator[ImageRef]:
 def _from_standard_input(listing: BinaryIO, place: _Place) -> Iterator[ImageRef]:
     """Yield the picture on standard input, or those of the list there."""
     if _begins_a_picture(listing):
-        yield ImageRef("-", content=listing.read(MAX_BYTES + 1))
+        if place.unread:
+            yield ImageRef("-", "a picture on standard input, which workers elsewhere don't see")
+        else:
+            yield ImageRef("-", content=listing.read(MAX_BYTES + 1))
     else:
         yield from _from_list(listing, place)
 
@@ -349,6 +352,8 @@ def _from_cell(table: str, cell: Cell, place: _Place) -> Iterator[ImageRef]:
     name = f"{table}/{cell.row}"
     if cell.value is None:
         yield ImageRef(name, cell.error)
+    elif isinstance(cell.value, bytes) and place.unread:
+        yield ImageRef(name, "a picture in base64, which workers elsewhere read from Parquet only")
     elif isinstance(cell.value, bytes):
         yield ImageRef(name, content=cell.value)
     elif is_web(cell.value):

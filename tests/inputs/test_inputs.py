@@ -499,6 +499,9 @@ def test_discover_reads_pictures_in_base64(name: str, text: str) -> None:
     assert second.path == "images/b.jpg"
     assert third.error is not None
     assert fourth.error == "a data URI in the column image that isn't base64"
+    if name != "t.parquet":
+        unread = next(discover([name], unread=True))
+        assert unread.error == "a picture in base64, which workers elsewhere read from Parquet only"
 
 
 @pytest.mark.parametrize("folder", ["set.parquet", "set"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from clipcls.errors import UsageError
 from clipcls.inputs.labelled.read import read_captioned
 from clipcls.inputs.stores import in_store
-from clipcls.inputs.tables import is_table
+from clipcls.inputs.tables import is_parquet, is_table
 from clipcls.records import Embedded
 from clipcls.train.data.corpus import Corpus
 from clipcls.train.data.shards import are_shards, open_shards
@@ -28,6 +28,8 @@ def read_data(name: str | Path, samples: int = 0) -> Corpus:
         return open_shards(name, samples)
     table = read_pairs(name)
     if any(isinstance(row.image.content, Embedded) for row in table.rows):
+        if is_table(name) and not is_parquet(name):
+            raise UsageError(f"{name}: pictures in base64; to train on, they have to be files, or in a Parquet file")
         return open_shards(name, samples)  # such pictures are best read in their order
     if samples:
         raise UsageError(f"samples: only for shards; {name} has as many rows as it holds")
