@@ -144,7 +144,7 @@ def test_predict_stops_at_a_bad_image_when_told(clipcls: Run, tiny_model: Path, 
     ("arguments", "code", "message"),
     [
         (["--labels", "cat,cat"], 2, b"are the same"),
-        (["--labels", "cat,,dog"], 2, b"Empty label"),
+        (["--labels", "cat,,dog"], 2, b"an empty label"),
         ([], 2, b"No labels"),
         (["--labels", "cat,dog", "--template", "a photo"], 2, b"no placeholder"),
         (["--labels", "cat,dog", "--template", "a {animal}"], 2, b"unknown placeholder"),

@@ -78,7 +78,7 @@ def test_check_survives_names_that_are_not_text(clipcls: Run, trained: Path, tmp
     done = clipcls("check", "--model", trained, "--labels-file", odd)
     assert (done.returncode, done.stderr) == (2, b"")
     assert all(len(line) == 4 for line in lines(done))
-    assert b"\\udcff\\nabels.txt: can't read labels" in done.stdout
+    assert b"\\udcff\\nabels.txt: can't be read" in done.stdout
     assert json.loads(clipcls("check", "--model", trained, "--labels-file", odd, "--format", "json").stdout)
 
 

@@ -179,6 +179,7 @@ def test_one_machine_needs_no_cluster(tmp_path: Path) -> None:
 
 def test_address_that_nobody_answers_at_ends_the_run(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").touch()
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -58,7 +58,7 @@ def write_shards(folder: Path, counts: Sequence[int]) -> Path:
 
 
 def one_pass(shards: Shards) -> list[Example]:
-    return list(shards.sample(10**9, random.Random(0)))
+    return list(shards._pass(shards._shards, random.Random(0)))
 
 
 def captions(batches: Iterator[Sequence[Example]], count: int) -> list[list[str]]:
@@ -204,15 +204,6 @@ def test_batches_refuse_processes_that_cannot_share(tmp_path: Path) -> None:
         shards.batches(3, 0, Share(0, 3))
     with pytest.raises(UsageError, match="batch_size: 5 isn't a multiple of the 2 processes"):
         shards.batches(5, 0, Share(0, 2))
-
-
-def test_sample_gives_different_rows(tmp_path: Path) -> None:
-    shards = open_shards(str(write_shards(tmp_path, [6, 6])))
-    rows = shards.sample(5, random.Random(1))
-    assert len({row.concept for row in rows}) == 5
-    assert rows == shards.sample(5, random.Random(1))
-    assert rows != shards.sample(5, random.Random(2))
-    assert len(shards.sample(100, random.Random(1))) == 12
 
 
 def test_digest_follows_the_data_not_their_place(tmp_path: Path) -> None:
@@ -424,7 +415,7 @@ def test_remote_shards_without_samples_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no usable sample.*status 3"):
         next(shards.batches(2, 0, ALONE))
     with pytest.raises(UsageError, match="no usable sample"):
-        shards.sample(2, random.Random(0))
+        one_pass(shards)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
