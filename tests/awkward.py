@@ -9,7 +9,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -171,6 +171,12 @@ def _pngs_with_texts() -> dict[str, Picture]:
     }
     found = {name: Picture(png_file(rgb, 2, 8, text), scene()) for name, text in texts.items()}
     found["png_ztxt_bomb_at_the_end"] = Picture(png_file(rgb, 2, 8, after=texts["png_ztxt_bomb"]), scene())
+    # what is small is read beside what isn't: these say that the picture is upside down, as in Pillow's getexif
+    xmp = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="3"/>')
+    turned = scene()[::-1, ::-1]
+    found["png_iccp_bomb_turned"] = Picture(png_file(rgb, 2, 8, texts["png_iccp_bomb"] + xmp), turned)
+    large = chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + inflating)
+    found["png_xmp_bomb"] = Picture(png_file(rgb, 2, 8, large), scene())
     return found
 
 
@@ -374,6 +380,10 @@ def _tiffs() -> dict[str, Picture]:
         "tiff_zstd": encoded(rgb, "TIFF", compression="zstd"),
         "tiff_many_strips": encoded(rgb, "TIFF", compression="tiff_lzw", strip_size=WIDTH * 3),
         "tiff_trailing_garbage": encoded(rgb, "TIFF") + b"garbage" * 99,
+        "tiff_16_bit_planes": tiff_file(
+            separate | {258: (16,) * 3, 273: tuple(_BODY + 2 * i * plane for i in range(3)), 279: (2 * plane,) * 3},
+            b"".join((scene()[..., band].astype("<u2") * 257).tobytes() for band in range(3)),
+        ),
     }
     lossless = {name: Picture(data, scene()) for name, data in files.items()}
     floats = {256: WIDTH, 257: HEIGHT, 258: 32, 259: 1, 262: 1, 273: _BODY, 277: 1, 279: 4 * HEIGHT * WIDTH, 339: 3}
@@ -384,6 +394,8 @@ def _tiffs() -> dict[str, Picture]:
     return lossless | {
         # its white is 4294967295, which Pillow gives as -1
         "tiff_unsigned_32": Picture(_grey_tiff("<u4", 1, 0x01010101), as_rgb(grey_scene())),
+        "tiff_16_bit_plane": Picture(_grey_tiff("<u2", 1, 257, {284: 2}), as_rgb(grey_scene())),
+        "tiff_float_0_is_white": Picture(_grey_tiff("<f4", 3, more={262: 0}), as_rgb(255 - grey_scene())),
         "tiff_signalling_nan": Picture(tiff_file(floats, values), as_rgb(darkened)),
         "tiff_jpeg": Picture(encoded(rgb, "TIFF", compression="jpeg", quality=98), scene(), 6),
         "tiff_fax": Picture(
@@ -411,20 +423,43 @@ def _bad_tiffs() -> dict[str, tuple[bytes, str]]:
         "tiff_bomb": (tiff_file(whole | {256: 30_000, 257: 30_000}, pixels), "^900,000,000 pixels, more than the"),
         "tiff_unknown_compression": (tiff_file(whole | {259: 9999}, pixels), "^damaged TIFF"),
         "tiff_deflate_cut": (tiff_file(cut, short), "^damaged TIFF"),
-        "tiff_float_16": (_grey_tiff("<f2", 3), "^a TIFF of 1 channel of 16-bit floats, which Pillow doesn't read$"),
-        "tiff_float_64": (_grey_tiff("<f8", 3), "^a TIFF of 1 channel of 64-bit floats, which Pillow doesn't read$"),
-        "tiff_5_channels": (
-            tiff_file(whole | {258: (8,) * 5, 277: 5, 279: len(pixels)}, pixels),
-            "^a TIFF of 5 channels of 8-bit integers, which Pillow doesn't read$",
+        "tiff_transparency_plane": (
+            tiff_file(whole | {258: (8, 8), 262: 1, 277: 2, 284: 2, 273: (_BODY, _BODY), 338: 2}, pixels),
+            "^a TIFF whose transparency is a plane of its own, which Pillow doesn't read$",
         ),
+    } | {
+        name: (data, f"^a TIFF of {re.escape(layout)}, which Pillow doesn't read$")
+        for name, (data, layout) in {
+            "tiff_float_16": (_grey_tiff("<f2", 3), "1 channel of 16-bit floats (grey)"),
+            "tiff_float_64": (_grey_tiff("<f8", 3), "1 channel of 64-bit floats (grey)"),
+            "tiff_32_bit_0_is_white": (
+                _grey_tiff("<u4", 1, more={262: 0}),
+                "1 channel of 32-bit integers (grey, 0 is white)",
+            ),
+            "tiff_5_channels": (
+                tiff_file(whole | {258: (8,) * 5, 277: 5}, pixels),
+                "5 channels of 8-bit integers (RGB)",
+            ),
+            "tiff_9_channels": (
+                tiff_file(whole | {258: (8,) * 9, 262: 1, 277: 9}, pixels),
+                "9 channels of 8-bit integers (grey)",
+            ),
+            "tiff_32_bit_rgb": (tiff_file(whole | {258: (32,) * 3}, pixels), "3 channels of 32-bit integers (RGB)"),
+            "tiff_colours_of_an_unknown_type": (
+                tiff_file(whole | {262: 99}, pixels),
+                "3 channels of 8-bit integers (colours of type 99)",
+            ),
+        }.items()
     }
 
 
-def _grey_tiff(kind: str, sample: int, scale: float = 1 / 255) -> bytes:
+def _grey_tiff(
+    kind: str, sample: int, scale: float = 1 / 255, more: Mapping[int, int | tuple[int, ...]] | None = None
+) -> bytes:
     """A grey TIFF of other numbers than bytes; Pillow#1108, #3011."""
     data = (grey_scene().astype(np.float64) * scale).astype(kind).tobytes()
     tags = {256: WIDTH, 257: HEIGHT, 258: 8 * np.dtype(kind).itemsize, 259: 1, 262: 1, 273: _BODY, 277: 1}
-    return tiff_file(tags | {278: HEIGHT, 279: len(data), 339: sample}, data)
+    return tiff_file(tags | {278: HEIGHT, 279: len(data), 339: sample} | dict(more or {}), data)
 
 
 # ------------------------------------------------------------------------------------------- GIF, BMP, ICO

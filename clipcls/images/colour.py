@@ -78,4 +78,5 @@ def _from_range(image: Image.Image) -> Image.Image:
     np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
     values -= low
     values *= 255.0 / (high - low) if high > low else 0.0
-    return Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
+    grey = values.round(out=values).clip(0, 255, out=values).astype(np.uint8)
+    return Image.fromarray(255 - grey if getattr(image, "tag_v2", {}).get(262) == 0 else grey)

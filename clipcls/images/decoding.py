@@ -18,7 +18,7 @@ from clipcls.inputs.signatures import HEAD_BYTES, kind_of
 from clipcls.records import Decode, Preprocessing
 
 #: Part of the cache key of features; raise it whenever some file's pixels come out differently.
-DECODER_VERSION = 4
+DECODER_VERSION = 5
 
 
 def decode_picture(
@@ -66,12 +66,14 @@ def _decoded(
     if not head:
         raise ImageError("empty file")
     kind = kind_of(head)
-    try:
-        return _picture(file, kind, preprocessing, decode, max_pixels, transparency)
-    except UnpackedTooLargeError:
-        if kind != "PNG":
-            raise
-        return _picture(without_texts(file), kind, preprocessing, decode, max_pixels, transparency)
+    sources = [file]
+    while True:
+        try:
+            return _picture(sources[-1], kind, preprocessing, decode, max_pixels, transparency)
+        except UnpackedTooLargeError:
+            if kind != "PNG" or len(sources) == 3:
+                raise
+            sources.append(without_texts(file, keep_orientation=len(sources) == 1))
 
 
 def _picture(

@@ -2,9 +2,9 @@
 
 import contextlib
 import ctypes
-import struct
 from collections.abc import Callable
 from functools import cache
+from threading import Lock
 from typing import BinaryIO
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, _imaging, features
@@ -29,6 +29,11 @@ _SAMPLE_KINDS = {
     5: "complex integers",
     6: "complex",
 }
+# a TIFF's tag of what its channels are
+_COLOURS = {0: "grey, 0 is white", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
+# what Pillow says of sound TIFFs that it lacks
+_UNKNOWN = ("unknown pixel mode", "unknown data organization", "Invalid value for samples per pixel")
+_libtiff_lock = Lock()
 
 
 def open_header(file: BinaryIO, kind: str | None, max_pixels: int) -> ImageFile.ImageFile:
@@ -50,34 +55,62 @@ def open_header(file: BinaryIO, kind: str | None, max_pixels: int) -> ImageFile.
         raise ImageError("AVIF needs Pillow 11.3 or newer, built with it: pip install --upgrade pillow")
     if kind == "TIFF":
         _silence_libtiff()
+        return _open_tiff(file)
     if kind == "ICO":
         require_fitting_icons(file, max_pixels)
     try:
         return Image.open(file, formats=(kind,) if kind else _available_formats())
     except UnidentifiedImageError as exc:
-        if kind == "TIFF" and (layout := _tiff_layout(file)):
-            raise ImageError(f"a TIFF of {layout}, which Pillow doesn't read") from exc
         bits = bits_per_colour(file) if kind == "JPEG" else 8
         if bits == 8:
             raise
         raise ImageError(f"a JPEG of {bits} bits a colour, which Pillow doesn't read") from exc
 
 
-def _tiff_layout(file: BinaryIO) -> str | None:
+def _open_tiff(file: BinaryIO) -> ImageFile.ImageFile:
+    try:
+        image = Image.open(file, formats=("TIFF",))
+    except UnidentifiedImageError as exc:
+        if layout := _unread_layout(file):
+            raise ImageError(f"a TIFF of {layout}, which Pillow doesn't read") from exc
+        raise
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(284) != 2:
+        return image
+    if image.mode == "LA":
+        raise ImageError("a TIFF whose transparency is a plane of its own, which Pillow doesn't read")
+    if image.tile and image.tile[0][0] == "raw":
+        # Pillow's own reader takes planes for 8 bits a channel, libtiff doesn't; the switch is the process's, but
+        # whoever opens a TIFF meanwhile gets the same pixels
+        with _libtiff_lock:
+            before, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
+            try:
+                return Image.open(file, formats=("TIFF",))
+            finally:
+                TiffImagePlugin.READ_LIBTIFF = before
+    return image
+
+
+def _unread_layout(file: BinaryIO) -> str | None:
     """Describe the pixels of a TIFF that is sound but of a kind that Pillow lacks; None for any other."""
     try:
         file.seek(0)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-        file.seek(tags.next)
-        tags.load(file)
-        bits, sample = tags[258], tags.get(339, (1,))[0]
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
+        TiffImagePlugin.TiffImageFile(file)
+    except SyntaxError as exc:
+        if str(exc) not in _UNKNOWN:
+            return None
+    except (OSError, ValueError):
         return None
-    floats = sample == 3 and (len(bits) > 1 or bits[0] != 32)
-    if not floats and len(bits) <= 4 and set(bits) <= {1, 2, 4, 8, 16, 32} and sample in (1, 2, 3):
-        return None
-    kind = _SAMPLE_KINDS.get(sample, "data of an unknown kind")
-    return f"{len(bits)} channel{'s' * (len(bits) > 1)} of {bits[0]}-bit {kind}"
+    file.seek(0)
+    header = file.read(8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(header + (file.read(8) if b"+" in header[2:4] else b""))
+    file.seek(tags.next)
+    tags.load(file)
+    bits, colours = tags.get(258, (1,)), tags.get(262, 0)
+    samples = max(len(bits), tags.get(277, 1))
+    kind = _SAMPLE_KINDS.get(tags.get(339, (1,))[0], "data of an unknown kind")
+    what = _COLOURS.get(colours, f"colours of type {colours}")
+    return f"{samples} channel{'s' * (samples > 1)} of {bits[0]}-bit {kind} ({what})"
 
 
 def _available_formats() -> tuple[str, ...]:

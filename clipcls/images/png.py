@@ -5,8 +5,9 @@ from typing import BinaryIO
 
 from PIL import ImageFile
 
-# chunks that unpack to what Pillow limits; none of them changes a pixel that is read here
+# chunks that unpack to what Pillow limits; of these, only texts of two names may say how the picture is turned
 _TEXTS = (b"iCCP", b"iTXt", b"zTXt", b"tEXt")
+_OF_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 _SIGNATURE_BYTES = 8
 
 
@@ -27,12 +28,16 @@ def fit_transparent_colour(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = (colour & most) * (255 // most)
 
 
-def without_texts(file: BinaryIO) -> BinaryIO:
-    """Return a copy of a PNG without its texts and its colour profile."""
+def without_texts(file: BinaryIO, keep_orientation: bool) -> BinaryIO:
+    """Return a copy of a PNG without its colour profile and its texts.
+
+    Args:
+        keep_orientation: keeps the texts that may hold its orientation.
+    """
     file.seek(0)
     kept = [file.read(_SIGNATURE_BYTES)]
     while len(head := file.read(8)) == 8:
         body = file.read(int.from_bytes(head[:4], "big") + 4)  # its checksum follows
-        if head[4:] not in _TEXTS:
+        if head[4:] not in _TEXTS or (keep_orientation and body.startswith(_OF_ORIENTATION)):
             kept += [head, body]
     return io.BytesIO(b"".join(kept))
