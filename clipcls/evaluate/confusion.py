@@ -120,7 +120,9 @@ def _fonts(names: Sequence[str]) -> list[str]:
     fonts = [str(family) for family in rcParams["font.family"]]
     found = {font_manager.findfont(FontProperties(family=[family])) for family in fonts}
     missing = {ord(sign) for name in names for sign in printable(name)} - _signs_of(found)
-    others = sorted({(entry.name, entry.fname) for entry in font_manager.fontManager.ttflist})
+    # the last resort has a sign for every one there is: a box
+    entries = (entry for entry in font_manager.fontManager.ttflist if not entry.name.startswith("Last Resort"))
+    others = sorted({(entry.name, entry.fname) for entry in entries})
     for family, path in others if missing else ():
         had = _signs_of([path])
         if missing & had:

@@ -69,6 +69,8 @@ def fetch(repo: str, candidates: Sequence[str], *, refresh: bool = False) -> Pat
     path = cached(repo, candidates)
     if path is not None and (not refresh or is_offline()):
         return path
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise ModelError("no home directory is known, so the hub's files have no place: set HOME or HF_HOME.")
     if not reachable():
         raise ModelError(_unreachable(repo) if path is None else _not_refreshed(repo))
     for name in candidates:
