@@ -311,5 +311,5 @@ def test_pull_from_a_hub_that_dies_is_one_line(server: HubServer, tmp_path: Path
 
 def test_without_a_home_there_is_no_place_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
-    with pytest.raises(ModelError, match="no home directory is known.*set HOME or HF_HOME"):
+    with pytest.raises(ModelError, match=r"no home directory is known.*set HOME or HF_HOME"):
         hub.fetch("someone/tiny", ["open_clip_config.json"])
