@@ -53,11 +53,11 @@ class _Place:
         unread: whether shards and Parquet tables are left unopened.
         in_list: whether the name was in a list or a table.
         in_table: whether the name was in a table.
-        left_out: what is left out of folders.
+        left_out: receives what is left out of folders.
     """
 
     sources: Sources
-    left_out: LeftOut
+    left_out: LeftOut | None = None
     unread: bool = False
     in_list: bool = False
     in_table: bool = False
@@ -108,7 +108,7 @@ def discover(
     sources = sources if isinstance(sources, Sources) else Sources(sources)
     for name in sources.names:
         _check_table(name, sources.column)
-    return _discover(_Place(sources, left_out or LeftOut(), unread), sources.open_list())
+    return _discover(_Place(sources, left_out, unread), sources.open_list())
 
 
 def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = None) -> Iterator[ImageRef]:
@@ -126,7 +126,7 @@ def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = Non
     elif image.content.kind == "shard":
         yield from itertools.islice(read_pictures(image.path, EXTENSIONS), *(part or (None,)))
     else:
-        yield from _from_table(image.path, _Place(sources, LeftOut()), part and range(*part))
+        yield from _from_table(image.path, _Place(sources), part and range(*part))
 
 
 def exists(image: ImageRef) -> bool:
@@ -180,7 +180,7 @@ def _column(table: str, column: str | None) -> str:
     Raises:
         UsageError: no name does.
     """
-    found = column or find_picture_column(table, table_columns(table))
+    found = column or find_picture_column(table, table_columns(table, tried=True))
     if found is None:
         raise UsageError(f"{table}: {_NO_COLUMN}")
     return found
@@ -388,7 +388,7 @@ def _from_folder(folder: str, place: _Place) -> Iterator[ImageRef]:
             yield from _from_container(image.path, place)
         elif not extension.strip(".0123456789") and not in_store(image.path) and looks_like_picture(image.path):
             yield image
-        else:
+        elif place.left_out is not None:
             place.left_out.add_file(image.path)
 
 

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 # what programs keep beside pictures: thumbnails of network storage, caches, archives' and systems' own
 SIDE_FOLDERS = frozenset(
     (
-        *("@eaDir", "#recycle", "@Recycle", "#snapshot", ".AppleDouble", "__MACOSX", "__pycache__"),
+        *("@eaDir", "#recycle", "@Recycle", "#snapshot", "__MACOSX", "__pycache__"),
         *("$RECYCLE.BIN", "System Volume Information", "lost+found"),
     )
 )

@@ -113,8 +113,11 @@ def row_groups(table: str, column: str | None = None) -> list[int]:
         return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
 
 
-def table_columns(table: str) -> list[str]:
+def table_columns(table: str, *, tried: bool = False) -> list[str]:
     """List the names of a table's columns, in JSON lines those of all records.
+
+    Args:
+        tried: of JSON lines look at the first hundred records only, as `read_column` does for a column.
 
     Raises:
         UsageError: pyarrow isn't installed, or a text table is in UTF-16.
@@ -125,7 +128,8 @@ def table_columns(table: str) -> list[str]:
             return list(file.schema_arrow.names)
     with _opened(table) as file:
         if table.lower().endswith(".jsonl"):
-            records = (record for _, record in _json_records(file) if isinstance(record, dict))
+            found = itertools.islice(_json_records(file), _TRIED_RECORDS if tried else None)
+            records = (record for _, record in found if isinstance(record, dict))
             return list(dict.fromkeys(name for record in records for name in record))
         return next(csv_rows(file, _delimiter(table)), (0, list[str]()))[1]
 

@@ -22,6 +22,7 @@ from clipcls.inputs.discover import EXTENSIONS, are_countable, discover, expand,
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.shards import is_shard
+from clipcls.inputs.tables import table_columns
 from clipcls.records import Address, Container, ImageRef, Span
 
 
@@ -517,6 +518,21 @@ def test_discover_reads_folders_of_parquet_files(folder: str) -> None:
     if folder == "set.parquet":
         with pytest.raises(UsageError, match="no column picture"):
             discover(Sources([folder], column="picture"))
+
+
+def test_the_column_of_a_long_table_is_found_in_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("t.jsonl").write_text('{"path": "images/b.jpg"}\n' * 99 + '{"other": 1}\n' * 50)
+    monkeypatch.setattr("clipcls.inputs.tables._TRIED_RECORDS", 10)
+    assert table_columns("t.jsonl", tried=True) == ["path"]
+    assert table_columns("t.jsonl") == ["path", "other"]
+    assert found(["t.jsonl"])[:99] == ["images/b.jpg"] * 99
+
+
+def test_listing_that_nobody_asks_about_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "clipcls")
+    Path("images/raw.cr3").touch()
+    assert found(["images"])
+    assert not caplog.messages
 
 
 def test_folders_say_what_they_leave_out(caplog: pytest.LogCaptureFixture) -> None:
