@@ -3,6 +3,7 @@
     ClipclsError                2
     ├── UsageError              2   an option, a label, a prompt, a path that can't be used
     ├── ModelError              3   the model can't be had, or can't be trusted
+    │   └── HubUnreachableError 3   its files aren't here, and there is no connection
     ├── ImageError              1   one image can't be read; in a run it becomes a record, not an exception
     └── StoppedError            4   the run stopped before its end: output can't be written, --on-error stop
         └── OutOfMemoryError    4   the device's memory doesn't hold what was asked of it
@@ -36,6 +37,10 @@ class ModelError(ClipclsError):
     """A model can't be found, downloaded, or loaded without guessing."""
 
     exit_code = 3
+
+
+class HubUnreachableError(ModelError):
+    """A model's files aren't on this machine, and the hub that has them can't be reached."""
 
 
 class ImageError(ClipclsError):

@@ -12,12 +12,10 @@ from clipcls.check.findings import Finding, error, note, ok, warning
 from clipcls.errors import UsageError, quoted
 from clipcls.labels.label_files import label_key, make_label, read_labels, refuse_duplicates, spelling_key, split_labels
 from clipcls.labels.prompts import load_prompt_set, render, templates_set
+from clipcls.predict.nearness import NEARLY_SAME, nearest_pairs
 from clipcls.predict.ranking import Array
 from clipcls.records import Label, PromptSet
 
-# labels whose features have at least this cosine are called nearly the same; chosen, not measured, since how near
-# labels come differs from model to model
-NEARLY_SAME = 0.97
 # a template changes next to nothing if its prompts' mean cosine to the bare labels is above this
 WITHOUT_EFFECT = 0.99
 NEAREST_PAIRS = 5
@@ -26,7 +24,6 @@ _ARTICLE = re.compile(r"(a|an|the)\s", re.IGNORECASE)
 _ARTICLE_BEFORE_LABEL = re.compile(r"\b(a|an|the)\s+\{(c|label)?\}", re.IGNORECASE)
 _BARE = re.compile(r"\s*\{(c|label)?\}\s*")
 _NO_WORD = re.compile(r"n\d{8}|\d+")  # WordNet's identifiers, numbers of classes
-_BLOCK = 512
 _MEDIAN_OF = 1000
 
 
@@ -44,15 +41,6 @@ class Wording:
     def has_labels(self) -> bool:
         """Whether any labels were given, valid or not."""
         return self.labels is not None or bool(self.label) or self.labels_file is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two labels, by their indices, and the cosine of their features."""
-
-    first: int
-    second: int
-    cosine: float
 
 
 def read_label_options(wording: Wording) -> tuple[list[Label], list[Finding]]:
@@ -217,26 +205,6 @@ def check_effects(templates: Sequence[str], cosines: Sequence[float]) -> Iterato
 def is_bare(template: str) -> bool:
     """Tell whether a template is nothing but its placeholder."""
     return _BARE.fullmatch(template) is not None
-
-
-def nearest_pairs(features: Array, most: int) -> tuple[list[Pair], int]:
-    """Return up to `most` nearest pairs of labels, nearest first, and the number of pairs at NEARLY_SAME or above."""
-    found: list[Pair] = []
-    nearly_same = 0
-    for start in range(0, len(features), _BLOCK):
-        cosines = features[start : start + _BLOCK] @ features.T  # (block, n_labels)
-        # each pair once, no label with itself
-        cosines[np.tri(len(cosines), len(features), start, dtype=np.bool_)] = -2.0
-        nearly_same += int((cosines >= NEARLY_SAME).sum())
-        flat = cosines.ravel()
-        best = np.argpartition(-flat, min(most, flat.size - 1))[:most]
-        rows, columns = np.unravel_index(best, cosines.shape)
-        found += [
-            Pair(start + int(row), int(column), float(cosines[row, column]))
-            for row, column in zip(rows, columns, strict=True)
-            if cosines[row, column] > -2.0
-        ]
-    return sorted(found, key=lambda pair: -pair.cosine)[:most], nearly_same
 
 
 def summary(labels: Sequence[Label], prompts: PromptSet) -> Finding:

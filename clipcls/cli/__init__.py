@@ -16,7 +16,7 @@ import typer
 from clipcls.cli import cache, check, models, predict, prompts, sort, train
 from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.eval import eval_command
-from clipcls.cli.mistakes import OnceCommand, explain
+from clipcls.cli.mistakes import OnceCommand, explain, offline_command
 from clipcls.cli.stderr import open_stderr
 from clipcls.errors import ClipclsError
 
@@ -76,7 +76,7 @@ def main() -> None:
         _quit_at_once(0)
     except ClipclsError as exc:
         if not exc.told:
-            print(f"clipcls: error: {exc}", file=sys.stderr)
+            print(f"clipcls: error: {exc}{offline_command(exc, sys.argv[1:])}", file=sys.stderr)
         if "ray" in sys.modules:
             # which may still be trying to reach a cluster
             _quit_at_once(exc.exit_code)

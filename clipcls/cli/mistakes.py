@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from clipcls.errors import UsageError
+from clipcls.errors import ClipclsError, HubUnreachableError, UsageError
 
 _NOT_A_CHOICE = re.compile(r"'(?P<value>.*)' is not one of (?P<choices>'.*')\.?", re.DOTALL)
 # pydantic's names of what a value isn't
@@ -54,6 +54,23 @@ def explain(exc: Any, arguments: Sequence[str]) -> None:
             exc.message = f"{value!r}: expected {_LIMITS[kind].format(**error['ctx'])}."
         elif kind.partition("_")[0] in _KINDS:
             exc.message = f"{value!r}: expected {_KINDS[kind.partition('_')[0]]}."
+
+
+def offline_command(error: ClipclsError, arguments: Sequence[str]) -> str:
+    """Return what to add to an error where `predict` could go on with an embedded model: the command that does.
+
+    Args:
+        error: what stopped the command.
+        arguments: those of the command line.
+    """
+    if not isinstance(error, HubUnreachableError) or arguments[:1] != ["predict"]:
+        return ""
+    kept = list(arguments)
+    for option in [argument for argument in arguments if argument == "--model" or argument.startswith("--model=")]:
+        place = kept.index(option)
+        del kept[place : place + (2 if option == "--model" else 1)]
+    place = kept.index("--") if "--" in kept else len(kept)
+    return f"\nTo go on now: clipcls {shlex.join([*kept[:place], '--model', 'everyday', *kept[place:]])}"
 
 
 def _names_input(name: str, arguments: Sequence[str]) -> bool:

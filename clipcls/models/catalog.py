@@ -9,7 +9,8 @@ from pathlib import Path
 
 _OPEN_CLIP_RESULTS = "open_clip docs/openclip_results.csv"
 DEFAULT_MODEL = "photo"
-PICTOGRAM_FOLDER = Path(__file__).parent / "pictogram"
+#: Where the embedded models are, each in a folder of its name.
+EMBEDDED = Path(__file__).parent
 #: Names of weights in a repository, in open_clip's order of preference; safetensors hold no code.
 WEIGHT_NAMES = (
     "open_clip_model.safetensors",
@@ -106,9 +107,17 @@ CATALOG = (
         extra="siglip",
     ),
     CatalogEntry(
+        alias="everyday",
+        model=str(EMBEDDED / "everyday"),
+        purpose="photographs of everyday things, about a thousand kinds; small, embedded, needs no download",
+        licence="Apache-2.0",
+        parameters=0,
+        speed="fastest",
+    ),
+    CatalogEntry(
         alias="pictogram",
-        model=str(PICTOGRAM_FOLDER),
-        purpose="pictograms, not photographs: icons, stickers, emoji; embedded, needs no download",
+        model=str(EMBEDDED / "pictogram"),
+        purpose="pictograms, not photographs: icons, stickers, emoji; small, embedded, needs no download",
         licence="Apache-2.0",
         parameters=9.6,
         speed="fastest",

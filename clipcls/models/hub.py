@@ -24,7 +24,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub import utils as hub_utils
 
-from clipcls.errors import ModelError, first_line, reason
+from clipcls.errors import HubUnreachableError, ModelError, first_line, reason
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def fetch(repo: str, candidates: Sequence[str], *, refresh: bool = False) -> Pat
     if constants.HF_HUB_CACHE.startswith("~"):
         raise ModelError("no home directory is known, so the hub's files have no place: set HOME or HF_HOME.")
     if not reachable():
-        raise ModelError(_unreachable(repo) if path is None else _not_refreshed(repo))
+        raise HubUnreachableError(_unreachable(repo) if path is None else _not_refreshed(repo))
     for name in candidates:
         try:
             return _download(repo, name)
@@ -141,7 +141,8 @@ def _unreachable(repo: str) -> str:
         "  1. On a machine with a connection run `clipcls models pull NAME`, copy its ~/.cache/huggingface here, "
         "and set HF_HOME to the copy.\n"
         "  2. Give --model a local folder with open_clip_config.json and weights.\n"
-        "  3. Use --model pictogram, which is embedded: for pictograms (icons, stickers, emoji), not photographs."
+        "  3. Use a small model that is embedded: --model everyday for photographs of everyday things, "
+        "--model pictogram for icons, stickers and emoji."
     )
 
 

@@ -21,7 +21,8 @@ from clipcls.labels.prompts import load_prompt_set, read_model_prompts, render, 
 from clipcls.models.catalog import model_folder
 from clipcls.predict.calibration import Basis, Calibration, prompts_digest
 from clipcls.predict.explanation import Explainer
-from clipcls.predict.ranking import LabelFeatures, Scoring, rank, scores
+from clipcls.predict.nearness import nearest_pairs
+from clipcls.predict.ranking import Array, LabelFeatures, Scoring, rank, scores
 from clipcls.predict.scores import SCORE_KINDS, kind_names
 from clipcls.records import ImageRef, Label, ModelFacts, Prediction, PromptSet
 
@@ -216,10 +217,11 @@ class Classifier:
         cut = dict.fromkeys(prompt for text in texts for prompt in text.truncated)
         if cut:
             logger.warning("%s", truncated_message(list(cut), facts.context_length))
-        self._report_unknown(facts)
+        features = np.stack([text.features for text in texts[: len(self.labels)]])
+        self._report_unknown(facts, features)
         return LabelFeatures(
             names=tuple(label.name for label in self.labels),
-            features=np.stack([text.features for text in texts[: len(self.labels)]]),
+            features=features,
             logit_scale=facts.logit_scale,
             logit_bias=facts.logit_bias,
             background=None if background is None else texts[-1].features,
@@ -241,7 +243,8 @@ class Classifier:
             yield prediction
             row += 1
 
-    def _report_unknown(self, facts: ModelFacts) -> None:
+    def _report_unknown(self, facts: ModelFacts, features: Array) -> None:
+        """Warn of labels that a model with a closed vocabulary doesn't know, or can't tell apart."""
         words = None if facts.words is None else vocabulary.read_words(Path(facts.words))
         if words is None:
             return
@@ -254,6 +257,16 @@ class Classifier:
                 facts.name,
                 ", ".join(repr(name) for name in unknown),
                 "it" if len(unknown) == 1 else "them",
+            )
+        pairs, count = nearest_pairs(features, 3)
+        names = [f"{self.labels[pair.first].name!r} and {self.labels[pair.second].name!r}" for pair in pairs[:count]]
+        if names:
+            more = f", and {count - len(names):,} more pairs," if count > len(names) else ""
+            logger.warning(
+                "to model %s %s%s mean nearly the same, so it can't tell them apart",
+                facts.name,
+                "; ".join(names),
+                more,
             )
 
 

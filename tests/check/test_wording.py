@@ -8,18 +8,17 @@ import pytest
 from clipcls.check.findings import Finding
 from clipcls.check.labels import (
     NEAREST_PAIRS,
-    NEARLY_SAME,
     Wording,
     check_effects,
     check_labels,
     check_nearness,
     check_templates,
-    nearest_pairs,
     read_label_options,
     read_prompt_options,
 )
 from clipcls.labels.label_files import make_label
 from clipcls.labels.prompts import templates_set
+from clipcls.predict.nearness import NEARLY_SAME, nearest_pairs
 from clipcls.records import Label
 
 

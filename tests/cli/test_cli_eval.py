@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from test_start_up import loaded_by
 
-from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.catalog import EMBEDDED
 from conftest import EXAMPLES, ROOT, TINY_CONFIG, save_model, save_pictures
 from labelled import NAMES, write_shards, write_tar
 from pictures import encoded
@@ -360,7 +360,7 @@ EXACTLY = ("--decode", "exact", "--precision", "fp32", "--format", "json")
 
 @pytest.mark.parametrize("model", ["random", "pictogram"])
 def test_eval_of_shards_equals_clip_benchmark(clipcls: Run, clip_benchmark: Any, tmp_path: Path, model: str) -> None:
-    folder = PICTOGRAM_FOLDER if model == "pictogram" else save_model(tmp_path / "model", TINY_CONFIG, seed=3)
+    folder = EMBEDDED / "pictogram" if model == "pictogram" else save_model(tmp_path / "model", TINY_CONFIG, seed=3)
     write_shards(tmp_path / "data", shown(5), "png")
     (tmp_path / "data" / "classnames.txt").write_text("\n".join([*NAMES, "house", "key", "tree"]) + "\n")
     expected = clip_benchmark(folder, tmp_path / "data")

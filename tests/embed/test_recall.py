@@ -14,7 +14,7 @@ from clipcls.embed import model_facts
 from clipcls.embed.cache.store import Cache
 from clipcls.embed.session import Session
 from clipcls.models import catalog
-from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.catalog import EMBEDDED
 from clipcls.models.changes import look_at
 from clipcls.records import ModelFacts, ModelSpec, Preprocessing
 
@@ -119,8 +119,8 @@ def test_recall_by_a_relative_path_depends_on_where_one_is(
 def test_recall_by_an_alias_depends_on_what_it_stands_for(
     cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep(cache, ModelSpec("pictogram"), files_of(PICTOGRAM_FOLDER)[:2])
-    assert model_facts.recall(cache, ModelSpec(str(PICTOGRAM_FOLDER))) is None  # the name is one of the facts
+    keep(cache, ModelSpec("pictogram"), files_of(EMBEDDED / "pictogram")[:2])
+    assert model_facts.recall(cache, ModelSpec(str(EMBEDDED / "pictogram"))) is None  # the name is one of the facts
     entry = catalog.find("pictogram")
     assert entry is not None
     monkeypatch.setattr(catalog, "find", lambda name: replace(entry, model=str(folder)))
@@ -245,7 +245,7 @@ def test_recall_has_words_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFix
     """They decide what is warned of, not what is computed."""
     from clipcls import Classifier, Execution
 
-    folder = shutil.copytree(PICTOGRAM_FOLDER, tmp_path / "model")
+    folder = shutil.copytree(EMBEDDED / "pictogram", tmp_path / "model")
 
     def warns() -> bool:
         caplog.clear()

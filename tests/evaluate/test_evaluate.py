@@ -33,7 +33,7 @@ from clipcls.inputs.labelled.examples import Example, Truth
 from clipcls.inputs.labelled.read import read_truth
 from clipcls.labels.label_files import make_label
 from clipcls.labels.prompts import load_prompt_set, templates_set
-from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.catalog import EMBEDDED
 from clipcls.outputs.formats import find_format
 from clipcls.outputs.sinks import encode
 from clipcls.predict.classifier import Classifier
@@ -454,7 +454,7 @@ def test_evaluate_equals_clip_benchmark(tmp_path: Path, monkeypatch: pytest.Monk
     import open_clip
     import torch
 
-    folder = PICTOGRAM_FOLDER if seed is None else save_model(tmp_path / "model", TINY_CONFIG, seed=seed)
+    folder = EMBEDDED / "pictogram" if seed is None else save_model(tmp_path / "model", TINY_CONFIG, seed=seed)
     names = ["cat", "dog", "truck", "house", "key", "rose", "pizza"]
     if seed is None:
         found = [(path, name) for name in names for path in sorted(EXAMPLES.parent.glob(f"*s/*{name}*"))]

@@ -16,7 +16,7 @@ from clipcls.errors import ImageError
 from clipcls.images.decoding import decode_picture
 from clipcls.images.fit import load_pixels
 from clipcls.images.geometry import as_image, placement
-from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.catalog import EMBEDDED
 from clipcls.models.encoder import Encoder
 from clipcls.records import Decode, Preprocessing
 from conftest import TINY_CONFIG, save_model
@@ -49,7 +49,7 @@ def photographs() -> list[Image.Image]:
 @pytest.fixture(scope="module", params=["pictogram", "ViT"])
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     vision = {"image_size": 224, "layers": 3, "width": 192, "patch_size": 32}
-    folder = PICTOGRAM_FOLDER
+    folder = EMBEDDED / "pictogram"
     if request.param == "ViT":
         folder = save_model(tmp_path_factory.mktemp("models") / "vit", TINY_CONFIG | {"vision_cfg": vision})
     return load_encoder(ModelSpec(str(folder), device="cpu", precision="fp32"))

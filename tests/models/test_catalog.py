@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from clipcls.cli.models import _presence
-from clipcls.models.catalog import CATALOG, DEFAULT_MODEL, PICTOGRAM_FOLDER, CatalogEntry, find, suggestions
+from clipcls.models.catalog import CATALOG, DEFAULT_MODEL, EMBEDDED, CatalogEntry, find, suggestions
 from tiny_models import put_into_hub_cache
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_catalog_knows_where_models_are_and_whether_they_are_here(
 
 def test_catalog_pictogram_is_honest() -> None:
     entry = find("pictogram")
-    assert entry is not None and entry.model == str(PICTOGRAM_FOLDER)
+    assert entry is not None and entry.model == str(EMBEDDED / "pictogram")
     assert "not photographs" in entry.purpose and entry.imagenet is None
 
 

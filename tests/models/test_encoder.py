@@ -15,7 +15,7 @@ from clipcls import Classifier, Execution, ModelSpec, load_encoder
 from clipcls.embed.cache.store import Cache
 from clipcls.embed.session import Session
 from clipcls.errors import ModelError, UsageError
-from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.catalog import EMBEDDED
 from clipcls.models.checkpoint import Checkpoint, build_tower
 from clipcls.models.device import choose_device, choose_precision
 from clipcls.models.encoder import Encoder
@@ -52,7 +52,7 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     name = request.param
     folder = tmp_path_factory.mktemp("equality") / name
     if name == "pictogram":
-        return PICTOGRAM_FOLDER
+        return EMBEDDED / "pictogram"
     if name == "siglip":
         save_model(folder, SIGLIP_CONFIG, SIGLIP_PREPROCESS)
         save_tokenizer(folder)

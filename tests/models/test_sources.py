@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from clipcls.errors import ModelError, UsageError
 from clipcls.models import hub
 from clipcls.models import locate as sources
-from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.catalog import EMBEDDED
 from clipcls.models.encoder import load_encoder
 from clipcls.models.locate import WEIGHT_SUFFIXES, locate
 from clipcls.records import ModelSpec
@@ -44,7 +44,7 @@ def test_locate_reads_a_folder(tiny_model: Path) -> None:
 
 
 def test_locate_finds_the_embedded_model() -> None:
-    assert locate(ModelSpec("pictogram")).weights.parent == PICTOGRAM_FOLDER
+    assert locate(ModelSpec("pictogram")).weights.parent == EMBEDDED / "pictogram"
 
 
 def test_locate_takes_preprocessing_from_the_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from clipcls import Classifier, ModelSpec
 from clipcls.embed.session import Session
 from clipcls.errors import ModelError, StoppedError, UsageError
-from clipcls.models.catalog import PICTOGRAM_FOLDER
+from clipcls.models.catalog import EMBEDDED
 from clipcls.train import validation
 from clipcls.train.settings import TrainSettings
 from clipcls.train.validation import Validated, Validation, wrong_before_right
@@ -163,7 +163,7 @@ def test_validation_counts_the_pictures_that_predict_gets_right(tmp_path: Path, 
         Session(ModelSpec("pictogram", device="cpu", precision="fp32")), sorted(names.values()), templates
     )
     right = [Path(answer.path).parent.name == answer.label for answer in predicted.predict([tmp_path])]
-    model = PICTOGRAM_FOLDER
+    model = EMBEDDED / "pictogram"
     figures = Validation(settings(zero_shot=str(tmp_path), templates=templates)).measure(model)
     assert figures == {"zero_shot_accuracy": sum(right) / len(right)}
     assert len(right) / 3 < sum(right) < len(right)

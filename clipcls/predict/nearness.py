@@ -1,0 +1,41 @@
+"""Find labels that a model can hardly tell apart."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipcls.predict.ranking import Array
+
+# labels whose features have at least this cosine are called nearly the same; chosen, not measured, since how near
+# labels come differs from model to model
+NEARLY_SAME = 0.97
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two labels, by their indices, and the cosine of their features."""
+
+    first: int
+    second: int
+    cosine: float
+
+
+def nearest_pairs(features: Array, most: int) -> tuple[list[Pair], int]:
+    """Return up to `most` nearest pairs of labels, nearest first, and the number of pairs at NEARLY_SAME or above."""
+    found: list[Pair] = []
+    nearly_same = 0
+    for start in range(0, len(features), _BLOCK):
+        cosines = features[start : start + _BLOCK] @ features.T  # (block, n_labels)
+        # each pair once, no label with itself
+        cosines[np.tri(len(cosines), len(features), start, dtype=np.bool_)] = -2.0
+        nearly_same += int((cosines >= NEARLY_SAME).sum())
+        flat = cosines.ravel()
+        best = np.argpartition(-flat, min(most, flat.size - 1))[:most]
+        rows, columns = np.unravel_index(best, cosines.shape)
+        found += [
+            Pair(start + int(row), int(column), float(cosines[row, column]))
+            for row, column in zip(rows, columns, strict=True)
+            if cosines[row, column] > -2.0
+        ]
+    return sorted(found, key=lambda pair: -pair.cosine)[:most], nearly_same
