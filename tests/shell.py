@@ -1,4 +1,4 @@
-"""A bash in which `clipcls` starts at once: it forks from a process that has imported torch already."""
+"""A bash in which `clipcls` and `python` start at once, forked from a process that has imported torch already."""
 
 import contextlib
 import json
@@ -37,6 +37,14 @@ set -e -o pipefail
 
 def run_main(arguments: Sequence[str], folder: str | Path, environment: dict[str, str], streams: Sequence[int]) -> None:
     """Run the command line in this process, as one that was started with these three streams would."""
+    _enter(folder, environment, streams)
+    sys.argv = ["clipcls", *arguments]
+    from clipcls.cli import main
+
+    main()
+
+
+def _enter(folder: str | Path, environment: dict[str, str], streams: Sequence[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     sys.stdin, sys.stdout, sys.stderr = (
@@ -46,15 +54,19 @@ def run_main(arguments: Sequence[str], folder: str | Path, environment: dict[str
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = ["clipcls", *arguments]
-    from clipcls.cli import main
-
-    main()
 
 
 def _answer(request: list[Any], connections: list[Connection]) -> None:
-    _, arguments, folder, environment = request
-    run_main(arguments, folder, environment, [connection.fileno() for connection in connections])
+    program, arguments, folder, environment = request
+    streams = [connection.fileno() for connection in connections]
+    if program == "clipcls":
+        run_main(arguments, folder, environment, streams)
+        return
+    # `python -c CODE` and `python -`
+    _enter(folder, environment, streams)
+    code = arguments.pop(1) if arguments[0] == "-c" else sys.stdin.read()
+    sys.argv = arguments
+    exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +139,9 @@ def shell(folder: Path, programs: Path, forks: Any) -> Iterator[Shell]:
         forks: a multiprocessing context whose processes begin with torch imported.
     """
     programs.mkdir()
-    program = programs / "clipcls"
-    program.write_text(_STAND_IN.format(python=sys.executable))
-    program.chmod(0o755)
+    for name in ("clipcls", "python"):
+        (programs / name).write_text(_STAND_IN.format(python=sys.executable))
+        (programs / name).chmod(0o755)
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     threading.Thread(target=_serve, args=(here, forks), daemon=True).start()
     with here, there:
