@@ -4,13 +4,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("examples/*/README.md"))]
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _FENCE = re.compile(
-    r"(?:^<!-- (?P<remark>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```\n", re.MULTILINE | re.DOTALL
+    r"^(?P<indent> *)(?:<!-- (?P<remark>[^\n]*?) -->\n(?P=indent))?```(?P<language>\w*)\n"
+    r"(?P<text>.*?)^(?P=indent)```\n",
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -50,11 +53,11 @@ def blocks(page: str) -> list[Block]:
         if match["language"] == "text" and not match["remark"] and found and _follows(page, matches[i - 1], match):
             continue
         after = matches[i + 1] if i + 1 < len(matches) else None
-        shown = after["text"] if after and after["language"] == "text" and not after["remark"] else None
+        shown = dedent(after["text"]) if after and after["language"] == "text" and not after["remark"] else None
         if after is None or match["language"] == "text" or not _follows(page, match, after):
             shown = None
         line = page.count("\n", 0, match.start("text")) + 1
-        found.append(Block(match["language"], match["text"], line, match["remark"] or "", shown))
+        found.append(Block(match["language"], dedent(match["text"]), line, match["remark"] or "", shown))
     return found
 
 
