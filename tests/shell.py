@@ -143,10 +143,12 @@ def shell(folder: Path, programs: Path, forks: Any) -> Iterator[Shell]:
         (programs / name).write_text(_STAND_IN.format(python=sys.executable))
         (programs / name).chmod(0o755)
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    threading.Thread(target=_serve, args=(here, forks), daemon=True).start()
+    server = threading.Thread(target=_serve, args=(here, forks))
+    server.start()
     with here, there:
         yield Shell(folder, programs, there)
         there.shutdown(socket.SHUT_RDWR)
+        server.join()
 
 
 def _serve(server: socket.socket, forks: Any) -> None:

@@ -32,6 +32,7 @@ NOT_RUN = {
 }
 
 _NUMBER = re.compile(r"\d[\d.:e+-]*")
+JQ = shutil.which("jq")
 _NOTHING = re.compile(r"(?!)")
 
 
@@ -56,9 +57,13 @@ def checkout(tmp_path: Path, forks: Any) -> Iterator[Shell]:
 def test_a_page_can_be_followed_from_top_to_bottom(page: Path, checkout: Shell) -> None:
     """Each block exits with 0, or what is said before it, and prints what is shown after it and no other messages."""
     for block in blocks(read(page)):
-        runs = block.language in ("sh", "python") and not block.reason_not_to_run
-        if runs and ("everyday" not in block.text or find("everyday")) and ("jq " not in block.text or shutil.which("jq")):
+        if block.language in ("sh", "python") and not block.reason_not_to_run and not needs_what_is_missing(block):
             run(block, checkout, name_of(page))
+
+
+def needs_what_is_missing(block: Block) -> bool:
+    there = {"everyday": find("everyday"), "examples/photos": (ROOT / "examples" / "photos").is_dir(), "jq ": JQ}
+    return any(word in block.text and not found for word, found in there.items())
 
 
 def run(block: Block, checkout: Shell, page: str) -> None:
