@@ -138,3 +138,27 @@ ELSEWHERE = {
     "--port",
     "--strict",
 }
+
+
+@pytest.mark.parametrize(
+    ("shown", "agree"),
+    [
+        ("a.png  cat  0.98\nb.png  dog  0.5", True),
+        ("a.png cat 0.9801\n…", True),
+        ("…\nb.png … 0.50", True),
+        ("a.png  dog  0.98\nb.png  dog  0.5", False),
+        ("a.png  cat  0.90\nb.png  dog  0.5", False),
+        ("a.png  cat  0.98", False),
+        ("…\na.png  cat  0.98", False),
+    ],
+)
+def test_what_differs_from_what_is_printed_is_found(shown: str, agree: bool) -> None:
+    assert agrees(shown.splitlines(), ["a.png\tcat\t0.9812", "b.png\tdog\t0.50"]) == agree
+
+
+def test_a_block_knows_what_it_prints_and_why_it_is_not_run() -> None:
+    page = "<!-- exits with 1 -->\n```sh\na\n```\n\n```text\nb\n```\n\n1. c\n\n"
+    page += "   <!-- not run: a hub -->\n   ```sh\n   d\n   ```\n"
+    first, second = blocks(page)
+    assert (first.text, first.exit_code, first.shown, first.line) == ("a\n", 1, "b\n", 3)
+    assert (second.text, second.reason_not_to_run, second.shown) == ("d\n", "a hub", None)
