@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shell import run_main
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # torch isn't imported yet; several processes with a thread a core would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,20 +58,9 @@ def one_thread() -> Iterator[None]:
 
 def _run_main(arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
     """In a process of its own: run the command line on the files `stdin`, `stdout` and `stderr` in `folder`."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        os.dup2(os.open(folder / name, mode), number)
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
-        for number in range(3)
-    )
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder.parent)
-    sys.argv = ["clipcls", *arguments]
-    from clipcls.cli import main
-
-    main()
+    reading, writing = os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    flags = {"stdin": reading, "stdout": writing, "stderr": writing}
+    run_main(arguments, folder.parent, environment, [os.open(folder / name, flags[name]) for name in flags])
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,6 @@ def test_every_room_exists() -> None:
 
 def test_top_level_holds_nothing_else() -> None:
     allowed = {"pyproject.toml", "README.md", "LICENSE", "clipcls", "prompts", "tests", "examples"}
-    built = {"build", "dist", "clipcls.egg-info"}
+    built = {"build", "dist", "out", "clipcls.egg-info"}
     found = {path.name for path in PACKAGE.parent.iterdir() if not path.name.startswith(".")}
     assert found - built <= allowed

@@ -178,10 +178,6 @@ class TrainSettings:
         return bool(self.validation or self.zero_shot)
 
 
-# the name by which README imports it
-Settings = TrainSettings
-
-
 def load_settings(config: Path | None, given: dict[str, Any]) -> TrainSettings:
     """Read settings from a YAML file, and override them with those given on the command line.
 

@@ -16,7 +16,7 @@ from clipcls.models.encoder import load_encoder
 from clipcls.records import ModelSpec
 
 State = dict[str, Any]
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "examples" / "training" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("save", [save_old, save_training, save_wrapped, save_plain])
-def test_readme_says_how_to_convert_a_checkpoint(tmp_path: Path, state: State, save: Any) -> None:
+def test_the_guide_says_how_to_convert_a_checkpoint(tmp_path: Path, state: State, save: Any) -> None:
     """The same weights bit for bit and nothing else, also where tensors share memory or lie crosswise."""
     table = torch.arange(12.0).reshape(3, 4)
     state["visual.proj"] = state["visual.proj"].to(torch.bfloat16)
     state["visual.class_embedding"][0] = float("nan")
     state |= {"visual.whole": table, "visual.same": table, "visual.crosswise": table.T, "visual.part": table[1:, ::2]}
     save(state, tmp_path / "checkpoint.pt")
-    (command,) = re.findall(r"^python -c .*? checkpoint\.pt model\.safetensors$", README, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^python -c .*? checkpoint\.pt model\.safetensors$", GUIDE, re.MULTILINE | re.DOTALL)
     subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], cwd=tmp_path, check=True)
     converted = Checkpoint(tmp_path / "model.safetensors")
     assert set(converted.keys) == state.keys()

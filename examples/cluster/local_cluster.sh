@@ -2,7 +2,7 @@
 # One job on a Ray cluster of two nodes, both of them on this machine, with a CPU each. In the checkout's root:
 #
 #     pip install '.[ray,parquet]'
-#     examples/ray/local_cluster.sh [OUTPUT_DIR]
+#     examples/cluster/local_cluster.sh [OUTPUT_DIR]
 #
 # It starts the nodes, has them label the example pictures with the embedded model, shows the rows and stops the nodes:
 # by their process numbers, since `ray stop` would end every Ray process of the machine. What it needs for that lies in
