@@ -111,7 +111,7 @@ CATALOG = (
         model=str(EMBEDDED / "everyday"),
         purpose="photographs of everyday things, about a thousand kinds; small, embedded, needs no download",
         licence="Apache-2.0",
-        parameters=0,
+        parameters=17.1,
         speed="fastest",
     ),
     CatalogEntry(

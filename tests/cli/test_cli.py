@@ -185,7 +185,14 @@ def test_predict_without_images_is_wrong_use(clipcls: Run, tiny_model: Path, tmp
 def test_predict_without_the_hub_exits_with_3(clipcls: Run, pictures: list[Path]) -> None:
     done = clipcls("predict", "pictures", "--labels", "cat,dog", env={"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 3
-    assert b"--model pictogram" in done.stderr
+    assert done.stderr.endswith(b"To go on now: clipcls predict pictures --labels cat,dog --model everyday\n")
+    # another model and names after `--` stay out of the way
+    arguments = ("predict", "--labels", "cat,a dog", "--model", "fast", "--model=photo", "--", "pictures")
+    for given in (arguments[:5] + arguments[6:], arguments[:3] + arguments[5:]):
+        done = clipcls(*given, env={"HF_HUB_OFFLINE": "1"})
+        assert done.stderr.endswith(b"clipcls predict --labels 'cat,a dog' --model everyday -- pictures\n")
+    done = clipcls("models", "pull", "photo", env={"HF_HUB_OFFLINE": "1"})
+    assert b"To go on now" not in done.stderr
 
 
 def test_predict_warns_of_a_prompt_that_is_cut(clipcls: Run, tiny_model: Path, pictures: list[Path]) -> None:
@@ -332,7 +339,7 @@ def test_predict_on_a_terminal_shows_a_table(tiny_model: Path, pictures: list[Pa
 
 def test_models_lists_aliases(clipcls: Run) -> None:
     listed = clipcls("models").stdout.decode()
-    for alias in ("photo", "fast", "accurate", "multilingual", "pictogram"):
+    for alias in ("photo", "fast", "accurate", "multilingual", "everyday", "pictogram"):
         assert f"\n{alias}" in f"\n{listed}"
     assert "pictograms, not photographs" in listed
     assert listed.count("GB, not downloaded;") == 4

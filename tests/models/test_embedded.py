@@ -1,4 +1,4 @@
-"""The embedded model: that it loads, and that it knows what is in the example pictures."""
+"""The embedded models: that they load, and that they know what is in the example pictures."""
 
 from functools import cache
 from pathlib import Path
@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 import clipcls.models.pictogram
+from clipcls import Classifier, ModelSpec, Session, load_encoder
 from clipcls.labels.vocabulary import read_words
 
 FOLDER = Path(clipcls.models.pictogram.__file__).parent
-FOLDERS = [Path(__file__).parents[2] / "examples" / name for name in ("images", "others")]
+PICTURES = Path(__file__).parents[2] / "examples"
+FOLDERS = [PICTURES / name for name in ("images", "others")]
 # What a file shows, in the words of the labels below.
 SHOWN = {
     "black-cat": "cat",
@@ -94,6 +96,48 @@ def test_pictogram_answers_among_all_labels_of_the_examples() -> None:
     assert sum(right) / len(right) >= 0.8
 
 
-@pytest.mark.parametrize("name", ["open_clip_model.safetensors"])
-def test_pictogram_is_small(name: str) -> None:
-    assert (FOLDER / name).stat().st_size < 25_000_000
+def test_pictogram_is_small() -> None:
+    assert (FOLDER / "open_clip_model.safetensors").stat().st_size < 25_000_000
+
+
+PHOTOS = {
+    "cat": "猫",
+    "coffee": "咖啡",
+    "hat": "帽子",
+    "pen": "笔",
+    "rocket": "火箭",
+    "shirt": "衬衫",
+    "shoes": "鞋",
+    "tulips": "花",
+}
+
+
+@pytest.mark.parametrize("chinese", [False, True])
+def test_everyday_answers_what_the_photographs_show(chinese: bool) -> None:
+    names = dict(zip(PHOTOS, PHOTOS, strict=True)) | {"tulips": "flower"} if not chinese else PHOTOS
+    labels = [*names.values(), *(("狗", "卡车") if chinese else ("dog", "truck"))]
+    with Session(ModelSpec("everyday", device="cpu")) as session:
+        found = list(Classifier(session, labels).predict([str(PICTURES / "photos")]))
+    assert {Path(one.path).stem: one.label for one in found} == names
+
+
+def test_everyday_means_one_thing_by_two_names() -> None:
+    """A word that it was taught answers as well as its sisters, in whatever prompt."""
+    encoder = load_encoder(ModelSpec("everyday", device="cpu", precision="fp32"))
+    pairs = [
+        ("cat", "kitten"),
+        ("dog", "puppy"),
+        ("truck", "lorry"),
+        ("car", "automobile"),
+        ("dog", "a photo of a dog"),
+    ]
+    first, second = (encoder.encode_text(list(words)) for words in zip(*pairs, strict=True))
+    assert ((first * second).sum(1) > 0.95).all()
+
+
+def test_everyday_warns_of_what_it_cannot_know(caplog: pytest.LogCaptureFixture) -> None:
+    with Session(ModelSpec("everyday", device="cpu")) as session:
+        Classifier(session, ["rose", "tulip", "cat", "xylotomous"]).embed_labels()
+    unknown, alike = caplog.messages
+    assert "'xylotomous'" in unknown and "cat" not in unknown
+    assert "'rose' and 'tulip'" in alike and "cat" not in alike
