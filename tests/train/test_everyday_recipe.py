@@ -113,13 +113,23 @@ def test_prototypes_say_what_the_classifier_says(tower: nn.Module) -> None:
     torch.manual_seed(1)
     meanings = make.Meanings.of([Caption("cat", tuple((number, 1.0) for number in range(281, 286)), "wordnet")])
     prototypes = make.train_prototypes(tower.classifier, meanings, steps=5)
-    logits = make.Simulation(tower.classifier).draw(torch.tensor([TABBY, PERSIAN, BANANA, SPORTS_CAR] * 25))
-    scores = prototypes.image_features(logits) @ prototypes.text_features().T
-    best = scores[:, meanings.single].argmax(1)
-    assert (best == logits.argmax(1)).float().mean() > 0.8
+    simulation = make.Simulation(tower.classifier)
+    clear = 9 * simulation.direction[torch.tensor([TABBY, PERSIAN, BANANA, SPORTS_CAR])] + simulation.bias
+    scores = prototypes.image_features(clear) @ prototypes.text_features().T
+    assert scores[:, meanings.single].argmax(1).tolist() == [TABBY, PERSIAN, BANANA, SPORTS_CAR]
     cat, banana = meanings.row[tuple((number, 1.0) for number in range(281, 286))], meanings.single[BANANA]
-    says_cat = (scores[:, cat] > scores[:, banana]).float().view(-1, 4).mean(0)
-    assert says_cat[0] > 0.8 and says_cat[1] > 0.8 and says_cat[2] < 0.2
+    assert (scores[:, cat] > scores[:, banana]).tolist() == [True, True, False, scores[3, cat] > scores[3, banana]]
+
+
+def test_simulated_pictures_show_what_they_are_of(tower: nn.Module) -> None:
+    torch.manual_seed(3)
+    simulation = make.Simulation(tower.classifier)
+    of = torch.arange(make.CLASSES)
+    logits = simulation.draw(of)
+    mean = torch.stack([simulation.draw(of)[of, of] for _ in range(4)]).mean()
+    assert abs(float(mean) - make.OWN_LOGIT) < 0.5
+    assert (logits.argsort(descending=True)[:, :20] == of[:, None]).any(1).float().mean() > 0.8
+    assert not (simulation.alike == of[:, None]).any()
 
 
 def test_a_model_is_made_that_loads_and_means_what_its_prototypes_mean(tower: nn.Module, tmp_path: Path) -> None:
