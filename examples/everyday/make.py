@@ -36,7 +36,7 @@ HIDDEN = 2 * EMBED_DIM  # open_clip's MLP projection has this width; the classes
 CONTEXT_LENGTH = 32
 TEXT = {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 192, "heads": 4, "layers": 2}
 ALPHA = 0.7  # a label of n classes has the sum of their probabilities divided by n ** ALPHA
-LOGIT_SCALE = 20.0  # with which the scores are as right as they say, see README.md
+LOGIT_SCALE = 32.0  # with which scores are as right as they say, see README.md
 
 # Simulated pictures: what the thing's own logit is, and how much the others scatter around nothing.
 OWN_LOGIT, OWN_SPREAD, SCATTER = 6.0, 2.5, 1.0
