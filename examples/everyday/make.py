@@ -37,6 +37,7 @@ CONTEXT_LENGTH = 32
 TEXT = {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 192, "heads": 4, "layers": 2}
 ALPHA = 0.7  # a label of n classes has the sum of their probabilities divided by n ** ALPHA
 LOGIT_SCALE = 32.0  # with which scores are as right as they say, see README.md
+LOGIT_BIAS = -7.0  # a label of its own counts from a cosine of 0.22, for --multi-label
 
 # Simulated pictures: what the thing's own logit is, and how much the others scatter around nothing.
 OWN_LOGIT, OWN_SPREAD, SCATTER = 6.0, 2.5, 1.0
@@ -362,7 +363,7 @@ def save(folder: Path, tower: nn.Module, prototypes: Prototypes, text: TextTower
     """Write the model folder: open_clip's configuration, weights in float16 rounded as bfloat16 is, and the words."""
     vision = {"timm_model_name": TOWER, "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "mlp",
               "timm_proj_bias": True, "image_size": SIZE}  # fmt: skip
-    architecture = {"embed_dim": EMBED_DIM, "vision_cfg": vision, "text_cfg": TEXT}
+    architecture = {"embed_dim": EMBED_DIM, "init_logit_bias": LOGIT_BIAS, "vision_cfg": vision, "text_cfg": TEXT}
     preprocessing = {"size": SIZE, "mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic",
                      "resize_mode": "shortest"}  # fmt: skip
     slope, theta = prototypes.slope, prototypes.theta
@@ -378,9 +379,10 @@ def save(folder: Path, tower: nn.Module, prototypes: Prototypes, text: TextTower
         "visual.head.mlp.fc2.weight": second,
         "visual.head.mlp.fc2.bias": prototypes.offset,
         "logit_scale": torch.tensor(math.log(LOGIT_SCALE)),
+        "logit_bias": torch.tensor(LOGIT_BIAS),
         **text.weights(),
     }
-    model = open_clip.model.CLIP(EMBED_DIM, vision, TEXT)
+    model = open_clip.model.CLIP(**architecture)
     model.load_state_dict(tensors)  # nothing is missing, nothing too many
     tensors = {
         name: x.bfloat16().half().contiguous() if x.is_floating_point() else x.contiguous()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import clipcls.models.pictogram
-from clipcls import Classifier, ModelSpec, Session, load_encoder
+from clipcls import Classifier, ModelSpec, Scoring, Session, load_encoder
 from clipcls.labels.vocabulary import read_words
 
 FOLDER = Path(clipcls.models.pictogram.__file__).parent
@@ -119,6 +119,17 @@ def test_everyday_answers_what_the_photographs_show(chinese: bool) -> None:
     with Session(ModelSpec("everyday", device="cpu")) as session:
         found = list(Classifier(session, labels).predict([str(PICTURES / "photos")]))
     assert {Path(one.path).stem: one.label for one in found} == names
+
+
+def test_everyday_scores_a_label_by_itself() -> None:
+    """What isn't in the picture stays below the threshold, and a picture of nothing that was asked for is unknown."""
+    scoring = Scoring(multi_label=True)
+    with Session(ModelSpec("everyday", device="cpu")) as session:
+        classifier = Classifier(session, ["cat", "dog", "coffee", "cup", "clothing"], scoring=scoring)
+        found = {Path(one.path).stem: one for one in classifier.predict([str(PICTURES / "photos")])}
+    assert {entry.label for entry in found["coffee"].top} == {"coffee", "cup"}
+    assert [entry.label for entry in found["cat"].top] == ["cat"]
+    assert found["pen"].label is None and found["tulips"].label is None
 
 
 def test_everyday_means_one_thing_by_two_names() -> None:
