@@ -25,12 +25,16 @@ def test_tiny_form_runs_all_parts(gpu: ModuleType, tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     command = [sys.executable, str(SCRIPT), "--tiny", "--folder", str(tmp_path / "data"), "--output", str(output)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    # files, not pipes: the process that others are forked off holds them open until torch is taken apart
+    streams = [tmp_path / name for name in ("stdout", "stderr")]
+    with streams[0].open("wb") as stdout, streams[1].open("wb") as stderr:
+        ran = subprocess.run(command, env=environment, stdout=stdout, stderr=stderr, timeout=300)
+    printed, messages = (path.read_text(encoding="utf-8") for path in streams)
+    assert ran.returncode == 0, printed + messages
     found = json.loads(output.read_text(encoding="utf-8"))
     assert list(found["parts"]) == list(gpu.PARTS)
     assert all(part["results"] and part["error"] is None for part in found["parts"].values())
-    assert found["failed"] == [] and "Nothing failed." in ran.stdout
+    assert found["failed"] == [] and "Nothing failed." in printed
     assert [(run["kind"], run["images"]) for run in found["whole_runs"]] == [
         ("small", 48),
         ("large", 4),
@@ -38,7 +42,7 @@ def test_tiny_form_runs_all_parts(gpu: ModuleType, tmp_path: Path) -> None:
     ]
     checked = {name for name, part in found["parts"].items() for result in part["results"] if result["ok"]}
     assert checked == {"features", "predictions", "memory", "sharing", "training"}
-    assert "| tiny ViT, 48 small JPEGs in shards |" in ran.stdout
+    assert "| tiny ViT, 48 small JPEGs in shards |" in printed
 
 
 PARTS = """
