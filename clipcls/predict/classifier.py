@@ -248,9 +248,8 @@ class Classifier:
         words = None if facts.words is None else vocabulary.read_words(Path(facts.words))
         if words is None:
             return
-        unknown = [
-            label.name for label in self.labels if not any(vocabulary.is_known(text, words) for text in label.texts)
-        ]
+        known = [any(vocabulary.is_known(text, words) for text in label.texts) for label in self.labels]
+        unknown = [label.name for label, is_known in zip(self.labels, known, strict=True) if not is_known]
         if unknown:
             logger.warning(
                 "model %s was never trained on a word of %s; its scores for %s mean nothing",
@@ -258,14 +257,15 @@ class Classifier:
                 ", ".join(repr(name) for name in unknown),
                 "it" if len(unknown) == 1 else "them",
             )
-        pairs, count = nearest_pairs(features, 3)
-        names = [f"{self.labels[pair.first].name!r} and {self.labels[pair.second].name!r}" for pair in pairs[:count]]
-        if names:
-            more = f", and {count - len(names):,} more pairs," if count > len(names) else ""
+        names = [label.name for label, is_known in zip(self.labels, known, strict=True) if is_known]
+        pairs, count = nearest_pairs(features[np.array(known, dtype=np.bool_)], 3)
+        alike = [f"{names[pair.first]!r} and {names[pair.second]!r}" for pair in pairs[:count]]
+        if alike:
+            more = f", and {count - len(alike):,} more pairs," if count > len(alike) else ""
             logger.warning(
                 "to model %s %s%s mean nearly the same, so it can't tell them apart",
                 facts.name,
-                "; ".join(names),
+                "; ".join(alike),
                 more,
             )
 
