@@ -112,7 +112,7 @@ CATALOG = (
         purpose="photographs of everyday things, about a thousand kinds; small, embedded, needs no download",
         licence="Apache-2.0",
         parameters=17.1,
-        speed="fastest",
+        speed="fast",
     ),
     CatalogEntry(
         alias="pictogram",

@@ -172,7 +172,7 @@ def _from_wordnet() -> tuple[Caption, ...]:
 
 
 def _borrowed(known: dict[str, Caption]) -> Iterator[Caption]:
-    """Yield words without a class of their own with their nearest ancestor's, if they cost few rows of the table.
+    """Yield words without a class of their own with their nearest ancestor's, if they cost no row of the table.
 
     A word must consist of tokens of CLIP's that other captions use anyway: each further row makes the model larger.
     """

@@ -1,6 +1,6 @@
 """Measure the model on photographs, through the command line.
 
-    python measure.py [--model MODEL] [--words WORDS.yaml] SET ...
+    python measure.py [--model MODEL] [--words WORDS.yaml | --all] SET ...
 
 A SET is a folder LABEL/FILE of photographs. WORDS.yaml says by which other word each label is asked for, in another
 language say; labels that it doesn't name are asked for as they are. `--all` measures something else: the labels are

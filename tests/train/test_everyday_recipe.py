@@ -118,7 +118,7 @@ def test_prototypes_say_what_the_classifier_says(tower: nn.Module) -> None:
     scores = prototypes.image_features(clear) @ prototypes.text_features().T
     assert scores[:, meanings.single].argmax(1).tolist() == [TABBY, PERSIAN, BANANA, SPORTS_CAR]
     cat, banana = meanings.row[tuple((number, 1.0) for number in range(281, 286))], meanings.single[BANANA]
-    assert (scores[:, cat] > scores[:, banana]).tolist() == [True, True, False, scores[3, cat] > scores[3, banana]]
+    assert (scores[:3, cat] > scores[:3, banana]).tolist() == [True, True, False]
 
 
 def test_simulated_pictures_show_what_they_are_of(tower: nn.Module) -> None:
