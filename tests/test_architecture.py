@@ -21,8 +21,8 @@ ROOMS = [
 OPEN_CLIP_ROOMS = {"models", "train"}
 # what looks into weights, by open_clip's tables
 OPEN_CLIP_MODULES = {"check/weights"}
-# what resizes pixels, and asks for GPUs
-TORCH_MODULES = {"images/fit", "distributed/run", "distributed/work"}
+# what asks for GPUs
+TORCH_MODULES = {"distributed/run", "distributed/work"}
 # what may only be imported inside functions, for start-up's sake
 HEAVY = {"torch", "torchvision", "open_clip", "numpy", "PIL", "huggingface_hub", "rich", "yaml", "safetensors"}
 

@@ -19,6 +19,7 @@ from clipcls.embed.read_ahead import Ahead
 from clipcls.embed.session import Session
 from clipcls.errors import ImageError
 from clipcls.images.decoding import DECODER_VERSION, decode_picture
+from clipcls.images.fit import fit
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
 from clipcls.inputs.contents import known_path, known_stamp, located, open_content
@@ -254,9 +255,6 @@ class _Pipeline:
     def _pixels(self, source: Source) -> NDArray[np.uint8]:
         preprocessing, decode = self._facts.preprocess, self._execution.decode
         picture = decode_picture(source, preprocessing, decode, self._execution.max_pixels)
-        # imported only for a picture: it imports torch, which a run with only hits and errors doesn't need
-        from clipcls.images.fit import fit
-
         return fit(picture, preprocessing, decode)
 
     def _encode(self, items: Sequence[_Item]) -> list[CachedImage]:

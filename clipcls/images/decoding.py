@@ -18,7 +18,7 @@ from clipcls.inputs.signatures import HEAD_BYTES, kind_of
 from clipcls.records import Decode, Preprocessing
 
 #: Part of the cache key of features; raise it whenever some file's pixels come out differently.
-DECODER_VERSION = 5
+DECODER_VERSION = 6
 
 
 def decode_picture(

@@ -1,4 +1,4 @@
-"""Fit a decoded picture to the model's window, rounding as open_clip (torchvision and timm) does."""
+"""Place the model's window on a resized picture, rounding as open_clip (torchvision and timm) does."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,8 @@ from PIL import Image
 from clipcls.records import Preprocessing
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_MAX_RESIZED = 2**26  # in exact mode, a resized picture with more pixels is never built whole
+# resize at most so many times the window's pixels: most of a very long or tall picture would be cut away again
+_MAX_WASTE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,17 @@ class Placement:
     resized: tuple[int, int]
     corner: tuple[int, int]
     window: tuple[int, int]
+
+    @property
+    def shown(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what the window shows of the resized picture."""
+        left, top = max(0, self.corner[0]), max(0, self.corner[1])
+        return left, top, min(left + self.window[0], self.resized[0]), min(top + self.window[1], self.resized[1])
+
+    @property
+    def is_wasteful(self) -> bool:
+        """Whether most of the resized picture lies outside the window."""
+        return self.resized[0] * self.resized[1] > _MAX_WASTE * self.window[0] * self.window[1]
 
 
 def placement(size: tuple[int, int], preprocessing: Preprocessing) -> Placement:
@@ -85,39 +97,23 @@ def as_image(picture: Image.Image | NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
 
 
-def fit_exactly(picture: Picture, preprocessing: Preprocessing) -> Image.Image | None:
-    """Resize and crop with Pillow as open_clip's transform does, bit for bit.
-
-    Returns:
-        The window; None where the resized picture, most of which would be cut away again, is too large to be built
-        (a strip of 1 × 5000 becomes 224 × 1,120,000), and `fit_in_one_step` has to do.
-    """
-    place = placement(picture.size, preprocessing)
-    if place.resized[0] * place.resized[1] > _MAX_RESIZED:
-        return None
-    resized = as_image(picture.image).resize(place.resized, resampling(preprocessing))
-    left, top = place.corner
-    if resized.width < place.window[0] or resized.height < place.window[1]:
-        return _padded(resized, place, preprocessing)
-    return resized.crop((left, top, left + place.window[0], top + place.window[1]))
-
-
-def fit_in_one_step(picture: Picture, preprocessing: Preprocessing) -> Image.Image:
-    """Resize only what the window shows, straight from the decoded picture."""
-    place = placement(picture.size, preprocessing)
-    left, top = max(0, place.corner[0]), max(0, place.corner[1])
-    width, height = min(place.window[0], place.resized[0]), min(place.window[1], place.resized[1])
-    image = as_image(picture.image)
+def shown_box(picture: Picture, place: Placement) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of what the window shows, on the decoded picture."""
+    left, top, right, bottom = place.shown
     across, down = picture.extent[0] / place.resized[0], picture.extent[1] / place.resized[1]
     x, y = picture.origin[0] + left * across, picture.origin[1] + top * down
-    box = (x, y, min(x + width * across, image.width), min(y + height * down, image.height))
-    # reducing_gap: pictures over six times too large are first averaged down to three times the size
-    resized = image.resize((width, height), resampling(preprocessing), box, reducing_gap=3.0)
-    return resized if (width, height) == place.window else _padded(resized, place, preprocessing)
+    # the last pixel's edge may be rounded to a little outside the picture
+    end = (picture.origin[0] + picture.extent[0], picture.origin[1] + picture.extent[1])
+    return x, y, min(x + (right - left) * across, end[0]), min(y + (bottom - top) * down, end[1])
 
 
-def _padded(image: Image.Image, place: Placement, preprocessing: Preprocessing) -> Image.Image:
+def pad(shown: NDArray[np.uint8], place: Placement, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Put what the window shows, (height, width, 1 or 3), into the whole window: (height, width, 3), grey as RGB."""
+    width, height = place.window
+    if shown.shape == (height, width, 3):
+        return shown
     fill = preprocessing.fill_color if preprocessing.resize_mode == "longest" else 0
-    canvas = Image.new(image.mode, place.window, (fill,) * len(image.getbands()))
-    canvas.paste(image, (max(0, -place.corner[0]), max(0, -place.corner[1])))
-    return canvas
+    window = np.full((height, width, 3), fill, np.uint8)
+    across, down = max(0, -place.corner[0]), max(0, -place.corner[1])
+    window[down : down + shown.shape[0], across : across + shown.shape[1]] = shown
+    return window

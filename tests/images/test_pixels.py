@@ -1,9 +1,12 @@
 """Fast pixels against Pillow's, which `test_images` holds against open_clip's bit for bit."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -55,14 +58,22 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return load_encoder(ModelSpec(str(folder), device="cpu", precision="fp32"))
 
 
+@pytest.fixture(params=["cykooz-resizer", "pillow"])
+def either_resize(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast mode with what usually resizes, and with Pillow, which does where that isn't installed."""
+    if request.param == "pillow":
+        monkeypatch.setattr("clipcls.images.resizing.cykooz_resizer", None)
+
+
 def difference(one: Pixels, other: Pixels) -> NDArray[np.int64]:
     return np.abs(one.astype(np.int64) - other)
 
 
 def cosines(encoder: Encoder, files: list[bytes]) -> NDArray[np.float32]:
-    fast, exact = (
+    """The products of exact features with fast ones."""
+    exact, fast = (
         encoder.encode_image([load_pixels(data, encoder.preprocess, decode) for data in files])
-        for decode in ("fast", "exact")
+        for decode in get_args(Decode)
     )
     products: NDArray[np.float32] = (fast * exact).sum(axis=1)
     return products
@@ -114,6 +125,7 @@ def test_fast_features_equal_exact_ones_of_turned_photographs(encoder: Encoder, 
     assert cosines(encoder, files).min() >= 0.999
 
 
+@pytest.mark.usefixtures("either_resize")
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("window", [(224, 224), (160, 224), (224, 97)], ids=str)
 def test_fast_pixels_of_photographs_are_near_exact(
@@ -126,7 +138,8 @@ def test_fast_pixels_of_photographs_are_near_exact(
             for picture in (photograph, photograph.convert("L")):
                 data = pictures.encoded(picture, "JPEG", **JPEG_OPTIONS[options])
                 off = difference(load_pixels(data, wanted), load_pixels(data, wanted, "exact"))
-                reduced = decode_picture(data, wanted).extent != size
+                # at a reduced scale, or averaged down by Pillow
+                reduced = decode_picture(data, wanted).extent != size or size[0] > 6 * window[1]
                 assert off.max() <= (16 if reduced else 3) and off.mean() < (1.0 if reduced else 0.3), (
                     size,
                     options,
@@ -135,6 +148,7 @@ def test_fast_pixels_of_photographs_are_near_exact(
                 )
 
 
+@pytest.mark.usefixtures("either_resize")
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_fast_pixels_of_reduced_photographs_are_near_exact(photographs: list[Image.Image], mode: str) -> None:
     wanted = Preprocessing((96, 64), (0.5,) * 3, (0.5,) * 3, resize_mode=mode, fill_color=77)  # type: ignore[arg-type]
@@ -163,11 +177,27 @@ def test_fast_pixels_are_no_more_off_without_simplejpeg(
         assert off.max() <= (12 if name[0] == (1201, 1599) else 1) and off.mean() < 1, (name, off.max(), off.mean())
 
 
+def test_pixels_import_no_torch(tmp_path: Path) -> None:
+    path = tmp_path / "scene.jpg"
+    path.write_bytes(pictures.jpeg(pictures.scene()))
+    code = (
+        "import sys\n"
+        "from clipcls.images.fit import load_pixels\n"
+        "from clipcls.records import Preprocessing\n"
+        "for decode in ('fast', 'exact'):\n"
+        "    load_pixels(sys.argv[1], Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3), decode)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False"]
+
+
 # ------------------------------------------------------------------------------------------- sizes
 
-EXTREME = [(1, 5000), (5000, 1), (2, 3000), (5000, 40)]
+EXTREME = [(1, 5000), (5000, 1), (2, 3000), (5000, 40), (1, 1), (3, 1), (1, 2), (7, 30)]
 
 
+@pytest.mark.usefixtures("either_resize")
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("window", [(64, 64), (48, 96)], ids=str)
 def test_fast_pixels_of_extreme_shapes_are_near_exact(window: tuple[int, int], mode: str) -> None:
@@ -201,6 +231,7 @@ def test_fast_never_decodes_under_twice_the_resized_picture(mode: str) -> None:
     assert reduced == {2, 4, 8}
 
 
+@pytest.mark.usefixtures("either_resize")
 @pytest.mark.parametrize("size", [(98 * 4 + 1, 784), (937, 1044), (1007, 1128), (1036, 921), (1960, 1921)], ids=str)
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_fast_fills_the_window_whatever_the_quotients_round_to(size: tuple[int, int], mode: str) -> None:
@@ -214,18 +245,16 @@ def test_fast_fills_the_window_whatever_the_quotients_round_to(size: tuple[int, 
 # ------------------------------------------------------------------------------------------- orientation
 
 
+@pytest.mark.usefixtures("either_resize")
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(1201, 799), (300, 225)], ids=str)
 def test_fast_turns_photographs_upright(
-    photographs: list[Image.Image], orientation: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    photographs: list[Image.Image], orientation: int, size: tuple[int, int]
 ) -> None:
     exif = Image.Exif()
     exif[pictures.ORIENTATION] = orientation
     data = pictures.encoded(photographs[0].resize(size), "JPEG", quality=95, exif=exif)
     off = difference(load_pixels(data, SMALL), load_pixels(data, SMALL, "exact"))
-    monkeypatch.setattr("clipcls.images.fit._MAX_WASTE", 0)  # as for very long pictures
-    in_one_step = difference(load_pixels(data, SMALL), load_pixels(data, SMALL, "exact"))
-    assert in_one_step.mean() < 0.7, (in_one_step.max(), in_one_step.mean())
     # turned wrongly, 20 and more; off by a quarter of a pixel, 1.5
     assert off.mean() < 0.7, (off.max(), off.mean())
 
