@@ -5,7 +5,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Runtime = Literal["torch", "openvino"]
 Decode = Literal["fast", "exact"]
 OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
@@ -136,6 +137,7 @@ class ModelSpec:
     preprocess: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    runtime: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ class ModelFacts:
         context_length: tokens a prompt may have, its start and end included.
         embed_dim: of the features.
         words: a folder that lists the words of the training captions; None where the model doesn't say.
+        runtime: what computes the features.
+        calibration: names the pictures that an int8 model was quantised on; empty in other precisions.
     """
 
     name: str
@@ -163,6 +167,13 @@ class ModelFacts:
     context_length: int
     embed_dim: int
     words: str | None = None
+    runtime: Runtime = "torch"
+    calibration: str = ""
+
+    @property
+    def numbers(self) -> str:
+        """What the features' last digits depend on: the precision, and the runtime unless that is torch."""
+        return self.precision if self.runtime == "torch" else f"{self.precision} {self.runtime}{self.calibration}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ def isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("CLIPCLS_"):
             monkeypatch.delenv(name)
+    # else each test would convert its tiny model anew; the tests of the runtime ask for it
+    monkeypatch.setenv("CLIPCLS_RUNTIME", "torch")
+    monkeypatch.setattr("clipcls.models.runtime.choice.is_installed", lambda: False)
 
 
 @pytest.fixture
@@ -164,7 +167,7 @@ class FakeEncoder:
         sizes = (self.logit_scale, self.logit_bias, self.context_length, self.embed_dim)
         return ModelFacts(self.name, fingerprint, str(self.device), self.precision, self.preprocess, *sizes, self.words)
 
-    def build_image_tower(self) -> None:
+    def build_image_tower(self, at_once: bool = False) -> None:
         pass
 
     def enter_stream(self) -> None:

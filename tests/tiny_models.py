@@ -57,6 +57,13 @@ RESNET_CONFIG = TINY_CONFIG | {
 }
 
 
+COCA_CONFIG: dict[str, Any] = TINY_CONFIG | {
+    "vision_cfg": TINY_CONFIG["vision_cfg"] | {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
+    "text_cfg": TINY_CONFIG["text_cfg"] | {"embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
 def save_tokenizer(folder: Path) -> None:
     """A small tokenizer of SigLIP's kind: unigrams, an end token, padding with it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers

@@ -28,6 +28,7 @@ from clipcls.models.checkpoint import Checkpoint, Tower, build_tower
 from clipcls.models.device import choose_device, choose_precision
 from clipcls.models.encoder import Encoder
 from clipcls.models.locate import ModelFiles, bare_weights, locate_despite
+from clipcls.models.runtime.choice import choose_runtime
 from clipcls.models.tokenizer import context_length_of, load_tokenizer
 from clipcls.records import ModelSpec, Preprocessing
 
@@ -68,7 +69,7 @@ def check_model(spec: ModelSpec, cache: Cache) -> Generator[Finding, None, Sound
     """
     files, errors = locate_despite(spec)
     yield from (error("model", exc) for exc in errors)
-    device_findings, encoder_options = _device(spec)
+    device_findings, encoder_options = _device(spec, cache)
     yield from device_findings
     if files is None:
         if (weights := bare_weights(spec)) is not None and weights.is_file():
@@ -86,13 +87,16 @@ def check_model(spec: ModelSpec, cache: Cache) -> Generator[Finding, None, Sound
     return SoundModel(files, tokenizer, encoder)
 
 
-def _device(spec: ModelSpec) -> tuple[list[Finding], tuple[Any, Any] | None]:
+def _device(spec: ModelSpec, cache: Cache) -> tuple[list[Finding], tuple[Any, Any] | None]:
     try:
         device = choose_device(spec.device)
-        precision = choose_precision(spec.precision, device)
+        # what is checked of a model in int8 is what it was quantised from
+        precision = choose_precision("fp32" if spec.precision == "int8" else spec.precision, device)
+        runtime = choose_runtime(spec, device.type, cache.is_on)
     except UsageError as exc:
         return [error("device", exc)], None
-    return [ok("device", f"{device}, in {precision}")], (device, precision)
+    shown = "int8" if spec.precision == "int8" else precision
+    return [ok("device", f"{device}, in {shown}, computed by {runtime}")], (device, precision)
 
 
 def _open(files: ModelFiles, cache: Cache) -> Generator[Finding, None, Located | None]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clipcls.check.findings import Finding, error, note, warning
+from clipcls.check.findings import Finding, error, note, ok, warning
 from clipcls.check.labels import (
     Wording,
     check_effects,
@@ -25,6 +25,7 @@ from clipcls.check.labels import (
 from clipcls.check.model import SoundModel, check_model
 from clipcls.check.weights import is_unreadable
 from clipcls.embed.execution import Execution
+from clipcls.embed.prepare import read_quantised
 from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
 from clipcls.errors import ClipclsError, UsageError, quoted
@@ -32,9 +33,11 @@ from clipcls.labels import vocabulary
 from clipcls.labels.prompts import read_model_prompts, render
 from clipcls.models.catalog import model_folder
 from clipcls.models.tokenizer import context_length_of, truncated
-from clipcls.predict.ranking import Array
+from clipcls.predict.ranking import Array, best_labels
 from clipcls.records import Label, ModelSpec, PromptSet
 
+# share of the pictures with a clear label in fp32, whose logit is 1 above the next, that should keep it in int8
+_MOST_AGREE = 0.99
 # number of labels that each template is tried on
 _SAMPLE = 8
 
@@ -65,7 +68,12 @@ def preflight(
             return
         texts = yield from _check_wording(labels, prompts, model, execution.strict_prompts)
         if texts is not None and model is not None and model.encoder is not None:
-            yield from _check_features(*texts, own, Session(model.encoder, execution, cache), report)
+            # in int8 texts are embedded in fp32
+            full = replace(spec, precision="fp32") if spec.precision == "int8" else spec
+            session = Session(full, execution, cache)
+            features = yield from _check_features(*texts, own, session, report)
+            if spec.precision == "int8" and features is not None:
+                yield from _check_quantised(features, session)
 
 
 def _own_prompts(spec: ModelSpec) -> tuple[PromptSet | None, list[Finding]]:
@@ -142,7 +150,9 @@ def _check_lengths(labels: Sequence[Label], prompts: PromptSet, model: SoundMode
 
 def _check_features(
     labels: Sequence[Label], prompts: PromptSet, own: PromptSet | None, session: Session, report: Report | None
-) -> Iterator[Finding]:
+) -> Generator[Finding, None, Array | None]:
+    """Check the labels' features; returns them if they can be computed."""
+
     def embed(templates: PromptSet) -> Array:
         texts = embed_texts([render(label, templates) for label in labels], session, report=report)
         return np.stack([text.features for text in texts])
@@ -155,6 +165,26 @@ def _check_features(
         yield from _check_effects(labels, prompts, session)
     except ClipclsError as exc:
         yield error("prompts", exc)
+        return None
+    return features
+
+
+def _check_quantised(label_features: Array, session: Session) -> Iterator[Finding]:
+    """Compare the model in int8 with fp32, on the pictures that were held out when it was quantised."""
+    try:
+        quantised = read_quantised(session)
+    except ClipclsError as exc:
+        yield error("precision", exc)
+        return
+    full, reduced = quantised.features @ label_features.T  # each (n, n_labels)
+    ranked = np.sort(full, axis=1)
+    is_clear = (ranked[:, -1] - ranked[:, :-1].max(axis=1, initial=-1.0)) * np.exp(session.facts.logit_scale) >= 1.0
+    same = best_labels(full, full)[is_clear] == best_labels(reduced, reduced)[is_clear]
+    message = f"{quantised.described}; {same.sum():,} of the {same.size:,} with a clear label in fp32 have the same"
+    if same.size and same.mean() < _MOST_AGREE:
+        yield warning("precision", message, "Take --precision bf16 or fp32, or quantise on pictures of the job.")
+    else:
+        yield ok("precision", message)
 
 
 def _check_effects(labels: Sequence[Label], prompts: PromptSet, session: Session) -> Iterator[Finding]:

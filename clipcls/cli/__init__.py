@@ -98,8 +98,8 @@ def main() -> None:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         print("clipcls: interrupted", file=sys.stderr)
         _quit_at_once(code)
-    if "torch" in sys.modules and "clipcls.train" not in sys.modules:
-        # taking apart torch and what it loads takes a second; training has processes to wait for
+    if sys.modules.keys() & {"torch", "openvino"} and "clipcls.train" not in sys.modules:
+        # taking apart what computes takes up to a second; training has processes to wait for
         _quit_at_once(code or 0)
     sys.exit(code)
 

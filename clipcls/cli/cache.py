@@ -24,6 +24,7 @@ def info_command(cache_dir: options.CacheDirOption = None, cache_size: options.C
     _show("image embeddings", facts.images)
     _show("models", facts.models)
     _show("file fingerprints", facts.fingerprints)
+    _show("converted towers", facts.conversions)
 
 
 @cache_app.command("clear")
@@ -66,6 +67,7 @@ def prune_command(
     _show("label embeddings", removed.texts)
     _show("image embeddings", removed.images)
     _show("paths", removed.paths)
+    _show("converted towers", removed.conversions)
     _show("damaged files", removed.damaged)
     _show("freed", _megabytes(removed.freed))
 

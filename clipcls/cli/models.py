@@ -71,6 +71,53 @@ def _presence(entry: "CatalogEntry") -> str:
 
 
 @models_app.command()
+@options.grouped
+def prepare(
+    *,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Alias, NAME:TAG, hf-hub:ORG/REPO, a model folder, or a weights file.",
+            autocompletion=options.complete_model,
+        ),
+    ] = DEFAULT_MODEL,
+    arch: options.ArchOption = None,
+    preprocess: options.PreprocessOption = None,
+    precision: options.PrecisionOption = "auto",
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images", metavar="INPUT", help="For int8: pictures like those of the job, some 300; repeatable."
+        ),
+    ] = None,
+    cache_dir: options.CacheDirOption = None,
+    cache_size: options.CacheSizeOption = None,
+    verbosity: options.VerbosityOptions,
+) -> None:
+    """Convert a model for OpenVINO ahead of the first run; prints what computes each tower.
+
+    Example: clipcls models prepare photo --precision int8 --images pictures/
+    """
+    verbosity.set_up_logging()
+    from clipcls.embed.prepare import convert_ahead, quantise_ahead
+    from clipcls.embed.session import Session
+    from clipcls.errors import UsageError
+    from clipcls.inputs.discover import discover
+    from clipcls.records import ModelSpec
+
+    if precision == "int8" and not images:
+        raise UsageError("--precision int8 is calibrated on pictures: give --images FOLDER.")
+    if images and precision != "int8":
+        raise UsageError("--images are what --precision int8 is calibrated on; other precisions need none.")
+    spec = ModelSpec(name, arch, preprocess, "cpu", precision, "openvino")
+    how = options.RunOptions(cache_dir=cache_dir, cache_size=cache_size)
+    with Session(spec, how.execution(options.LimitOptions(), strict_prompts=False)) as session:
+        quantise_ahead(session, lambda: discover(images or ()), anew=True)
+        for tower, computed in convert_ahead(session).items():
+            typer.echo(f"{tower}\t{computed}")
+
+
+@models_app.command()
 def pull(
     name: Annotated[
         str, typer.Argument(help="Alias, NAME:TAG or hf-hub:ORG/REPO.", autocompletion=options.complete_model)

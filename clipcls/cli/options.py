@@ -98,7 +98,10 @@ PreprocessOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", envvar="CLIPCLS_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
 PrecisionOption = Annotated[
-    str, typer.Option("--precision", envvar="CLIPCLS_PRECISION", help="auto, fp32, bf16 or fp16.")
+    str, typer.Option("--precision", envvar="CLIPCLS_PRECISION", help="auto, fp32, bf16, fp16 or int8.")
+]
+RuntimeOption = Annotated[
+    str, typer.Option("--runtime", envvar="CLIPCLS_RUNTIME", help="What computes on a CPU: auto, torch or openvino.")
 ]
 # inputs
 AllowUrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")]
@@ -246,17 +249,18 @@ class DataLabelOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """The options for the model, its device and its precision."""
+    """The options for the model, its device, its precision and what computes it."""
 
     model: ModelOption = DEFAULT_MODEL
     arch: ArchOption = None
     preprocess: PreprocessOption = None
     device: DeviceOption = "auto"
     precision: PrecisionOption = "auto"
+    runtime: RuntimeOption = "auto"
 
     def spec(self) -> ModelSpec:
         """Return the model that the options name."""
-        return ModelSpec(self.model, self.arch, self.preprocess, self.device, self.precision)
+        return ModelSpec(self.model, self.arch, self.preprocess, self.device, self.precision, self.runtime)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ def predict(
     Example: clipcls predict images/ --labels cat,dog,truck
     """
     verbosity.set_up_logging()
+    from clipcls.embed.prepare import list_again, quantise_ahead
     from clipcls.embed.session import Session
     from clipcls.errors import UsageError
     from clipcls.inputs.listing import Sources
@@ -161,6 +162,8 @@ def predict(
     labels = wanted.read()
     web = Web(url_timeout, url_retries, allow_private_urls) if allow_urls else None
     with Session(spec, how.execution(limits, strict_prompts, web)) as session:
+        sources = Sources(inputs or (), files_from, null, column, allow_urls, allow_private_urls)
+        quantise_ahead(session, lambda: list_again(sources))
         classifier = Classifier(
             session,
             labels,
@@ -170,7 +173,6 @@ def predict(
             calibration=None if calibration is None else read_calibration(calibration),
             explain=explain,
         )
-        sources = Sources(inputs or (), files_from, null, column, allow_urls, allow_private_urls)
         _run(classifier, sources, destination, limit, spread, verbosity)
 
 

@@ -188,6 +188,8 @@ def check_spread(destination: Destination, spec: ModelSpec, spread: Spread) -> N
         raise UsageError("--device cpu and --gpus-per-worker contradict each other.")
     if spec.device == "cuda" and spread.gpus_per_worker == 0:
         raise UsageError("--device cuda needs GPUs: leave --gpus-per-worker 0 out.")
+    if spec.precision == "int8":
+        raise UsageError("--precision int8: a quantised model is kept on one machine; give --engine ray bf16 or fp32.")
     require_ray()
 
 
@@ -211,6 +213,11 @@ def _settle_model(session: Session, spec: ModelSpec, cluster: Cluster, pool: Poo
         precision = cluster.precision_on_gpu(pool)
     # fp16 needs a GPU here too; without one the labels are embedded in fp32, which is no worse
     here = "fp32" if precision == "fp16" and not torch.cuda.is_available() else precision
-    settled = session.beside(replace(spec, precision=here, device="auto" if pool.gpus else "cpu"))
+    if pool.gpus:
+        if spec.runtime == "openvino":
+            raise UsageError("--runtime openvino is for CPUs, and the cluster has GPUs: give --device cpu.")
+        settled = session.beside(replace(spec, precision=here, device="auto", runtime="torch"))
+    else:
+        settled = session.beside(replace(spec, precision=here, device="cpu"))
     facts = replace(settled.facts, device="cuda" if pool.gpus else "cpu")
     return settled, facts if precision in ("auto", here) else replace(facts, precision="fp16")

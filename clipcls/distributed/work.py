@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipcls import errors
 from clipcls.distributed.model_files import SentModel
@@ -16,7 +16,7 @@ from clipcls.distributed.plan import ROWS, Part, read_part
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.cache.store import Cache
 from clipcls.embed.execution import Execution
-from clipcls.embed.lazy_encoder import LazyEncoder
+from clipcls.embed.lazy_encoder import LazyEncoder, open_runtime
 from clipcls.embed.session import Session
 from clipcls.errors import ClipclsError, StoppedError
 from clipcls.inputs.listing import Sources
@@ -24,6 +24,9 @@ from clipcls.outputs.formats.output_format import OutputFormat
 from clipcls.outputs.sinks import encode
 from clipcls.predict.classifier import Classifier
 from clipcls.records import ImageRef, ModelFacts, Prediction
+
+if TYPE_CHECKING:
+    from clipcls.models.encoder import Encoder
 
 # how often a part may kill a worker of one node before the run stops
 _MOST_ATTEMPTS = 3
@@ -142,7 +145,10 @@ class Worker:
         execution = replace(job.execution, workers=job.threads, cache_dir=cache_dir)
         return job.classifier.on(Session(LazyEncoder(job.facts, self._open), execution))
 
-    def _open(self, _: Cache) -> Any:
+    def _open(self, cache: Cache) -> Any:
+        return open_runtime(self._job.facts, cache, self._load, self._job.threads)
+
+    def _load(self) -> "Encoder":
         # a worker whose parts are all cached never imports torch
         import torch
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from clipcls.embed.batches import Batches
 from clipcls.embed.cache.entries import CachedImage
+from clipcls.embed.execution import Execution
 from clipcls.embed.read_ahead import Ahead
 from clipcls.embed.session import Session
 from clipcls.errors import ImageError
-from clipcls.images.decoding import DECODER_VERSION, decode_picture
-from clipcls.images.fit import fit
+from clipcls.images.decoding import DECODER_VERSION
+from clipcls.images.fit import load_pixels
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
 from clipcls.inputs.contents import known_path, known_stamp, located, open_content
@@ -94,7 +95,7 @@ def embed_images(
         with Ahead(read_embedded(images), _held_bytes) as chunks:
             for chunk in chunks:
                 pipeline.add(chunk)
-                for batch in pipeline.batches(flush=chunks.stalled):
+                for batch in pipeline.batches(flush=chunks.stalled, ended=chunks.ended):
                     yield batch
                     if stop():
                         break
@@ -107,8 +108,18 @@ def embed_images(
 
 def image_space(facts: ModelFacts, decode: Decode) -> bytes:
     """Return the SHA-256 of all that a picture's features depend on, besides its file."""
-    parts = (facts.precision, facts.device.split(":")[0], decode, str(DECODER_VERSION))
+    parts = (facts.numbers, facts.device.split(":")[0], decode, str(DECODER_VERSION))
     return hashlib.sha256(facts.fingerprint + " ".join(parts).encode()).digest()
+
+
+def read_pixels(image: ImageRef, facts: ModelFacts, execution: Execution) -> NDArray[np.uint8]:
+    """Return a picture's pixels as the model takes them, (height, width, 3).
+
+    Raises:
+        ImageError: it can't be read.
+    """
+    with open_content(located(image), execution.max_bytes, execution.web) as opened:
+        return load_pixels(opened.file, facts.preprocess, execution.decode, execution.max_pixels)
 
 
 class _Pipeline:
@@ -156,12 +167,16 @@ class _Pipeline:
     def _fits(self, features: Features) -> bool:
         return features.shape == (self._facts.embed_dim,)
 
-    def batches(self, flush: bool) -> Iterator[ImageBatch]:
-        """Yield finished batches: with `flush` until no image is left, else while enough images are read ahead."""
+    def batches(self, flush: bool, ended: bool) -> Iterator[ImageBatch]:
+        """Yield finished batches: with `flush` until no image is left, else while enough images are read ahead.
+
+        Args:
+            ended: whether no image follows.
+        """
         while self._items or self._running:
             self._read_ahead()
             if self._items and len(self._running) < self._streams and (flush or self._may_go_on()):
-                self._run(self._take(flush))
+                self._run(self._take(flush), ended)
             elif self._running and (flush or len(self._running) == self._streams or self._running[0][1].done()):
                 yield self._answer(*self._running.popleft())
             else:
@@ -212,10 +227,10 @@ class _Pipeline:
         self._read_ahead()  # the threads go on while the model runs
         return taken
 
-    def _run(self, items: list[_Item]) -> None:
+    def _run(self, items: list[_Item], ended: bool) -> None:
         """Start to encode images, on a thread once there is something to compute."""
         if self._encoders is None and any(_has_pixels(item.future) for item in items):
-            self._encoders = self._open_model()
+            self._encoders = self._open_model(are_all=ended and not self._items)
         if self._encoders is not None and any(item.future is not None for item in items):
             self._running.append((items, self._encoders.submit(self._encode, items)))
         else:
@@ -223,9 +238,10 @@ class _Pipeline:
             done.set_result(self._encode(items))
             self._running.append((items, done))
 
-    def _open_model(self) -> ThreadPoolExecutor:
+    def _open_model(self, are_all: bool) -> ThreadPoolExecutor:
+        """Open the model for the images at hand, and for others that follow unless they are all."""
         encoder = self._session.encoder
-        encoder.build_image_tower()
+        encoder.build_image_tower(at_once=are_all)
         self._streams = encoder.streams
         self._batches = Batches(encoder.encode_image, self._batch_size)
         encoders = ThreadPoolExecutor(encoder.streams, "encode", initializer=encoder.enter_stream)
@@ -253,9 +269,8 @@ class _Pipeline:
             return _Read(self._pixels(source), None, content, opened.stamp, opened.seen)
 
     def _pixels(self, source: Source) -> NDArray[np.uint8]:
-        preprocessing, decode = self._facts.preprocess, self._execution.decode
-        picture = decode_picture(source, preprocessing, decode, self._execution.max_pixels)
-        return fit(picture, preprocessing, decode)
+        execution = self._execution
+        return load_pixels(source, self._facts.preprocess, execution.decode, execution.max_pixels)
 
     def _encode(self, items: Sequence[_Item]) -> list[CachedImage]:
         """Give images their features or errors, on a thread; return what is new to the cache."""

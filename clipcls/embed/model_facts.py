@@ -15,10 +15,11 @@ from typing import Any
 
 from clipcls.embed.cache.store import Cache
 from clipcls.models import catalog
+from clipcls.models.runtime.engine import release as openvino_release
 from clipcls.records import FileStamp, ModelFacts, ModelSpec, Preprocessing
 
 # to be raised whenever what is kept, or how a model is read, changes
-_VERSION = 1
+_VERSION = 2
 # what decides where the Hugging Face Hub's files are, and which GPUs are seen
 _ENVIRONMENT = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
 _GPU_ENVIRONMENT = (
@@ -49,7 +50,7 @@ def _as_facts(kept: dict[str, Any]) -> ModelFacts | None:
     made = {"fingerprint": bytes.fromhex(kept["fingerprint"]), "preprocess": Preprocessing(**preprocess)}
     facts = ModelFacts(**kept | made)
     numbers = (*facts.preprocess.size, *facts.preprocess.mean, *facts.preprocess.std, facts.context_length)
-    texts = (facts.name, facts.device, facts.precision)
+    texts = (facts.name, facts.device, facts.precision, facts.runtime)
     sound = all(isinstance(value, str) for value in texts) and isinstance(facts.embed_dim, int)
     return facts if sound and all(isinstance(value, int | float) for value in (*numbers, facts.logit_scale)) else None
 
@@ -76,7 +77,8 @@ def _key(spec: ModelSpec) -> bytes:
     spec = absolute(spec)
     entry = catalog.find(spec.name)
     asked = [entry.model if entry else "", spec.arch, spec.preprocess]
-    here = [spec.device, spec.precision, *_machine(), *(os.environ.get(name) for name in _ENVIRONMENT)]
+    asked += [spec.device, spec.precision, spec.runtime]
+    here = [openvino_release(), *_machine(), *(os.environ.get(name) for name in _ENVIRONMENT)]
     return hashlib.sha256(json.dumps([_VERSION, spec.name, *asked, *here]).encode()).digest()
 
 

@@ -25,6 +25,7 @@ class Ahead(Generic[_T]):
 
     Attributes:
         stalled: whether the list yielded last was cut short by a stall, or is the end of the input.
+        ended: whether it is the end of the input.
     """
 
     def __init__(self, items: Iterable[_T], weigh: Callable[[_T], int] = lambda _: 0) -> None:
@@ -36,7 +37,7 @@ class Ahead(Generic[_T]):
         self._ended = False
         self._stopped = False
         self._error: BaseException | None = None
-        self.stalled = False
+        self.stalled = self.ended = False
 
     def __enter__(self) -> "Ahead[_T]":
         threading.Thread(target=self._read, name="input", daemon=True).start()
@@ -57,6 +58,7 @@ class Ahead(Generic[_T]):
                 last = self._ended and not self._ready
                 self._changed.notify_all()
             self.stalled = last or not whole
+            self.ended = last
             yield chunk
             if last:
                 if self._error is not None:

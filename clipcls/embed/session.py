@@ -14,6 +14,7 @@ from clipcls.records import ModelFacts, ModelSpec
 
 if TYPE_CHECKING:
     from clipcls.models.encoder import Encoder
+    from clipcls.models.runtime.compiled import CompiledEncoder
 
 
 class Session:
@@ -83,7 +84,7 @@ class Session:
         return self._found.fingerprint(self._stored)
 
     @property
-    def encoder(self) -> "Encoder":
+    def encoder(self) -> "Encoder | CompiledEncoder":
         """The model, opened at the first use.
 
         Raises:

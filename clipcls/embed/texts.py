@@ -13,6 +13,7 @@ from clipcls.errors import UsageError, shortened
 
 if TYPE_CHECKING:
     from clipcls.models.encoder import Encoder
+    from clipcls.models.runtime.compiled import CompiledEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ def embed_texts(
     Source: prompt ensembling, Radford et al. 2021, section 3.1.4, https://arxiv.org/abs/2103.00020
     """
     facts, cache = session.facts, session.cache
-    keys = [text_key(facts.fingerprint, facts.precision, label_prompts) for label_prompts in prompts]
+    # in fp32, which the text tower of an int8 model has as well, both runtimes agree to 1e-5
+    numbers = "fp32" if facts.precision in ("fp32", "int8") else facts.numbers
+    keys = [text_key(facts.fingerprint, numbers, label_prompts) for label_prompts in prompts]
     cached = {key: text for key, text in cache.get_texts(keys).items() if _is_sound(text, facts.embed_dim)}
     # equal prompts, such as a label's and the background's, are embedded once
     missing = {key: label_prompts for key, label_prompts in zip(keys, prompts, strict=True) if key not in cached}
@@ -94,7 +97,9 @@ def _groups(prompts: dict[bytes, tuple[str, ...]]) -> Iterator[dict[bytes, tuple
         yield group
 
 
-def _average_texts(prompts: Sequence[tuple[str, ...]], encoder: "Encoder", batches: Batches[str]) -> list[CachedText]:
+def _average_texts(
+    prompts: Sequence[tuple[str, ...]], encoder: "Encoder | CompiledEncoder", batches: Batches[str]
+) -> list[CachedText]:
     flat = [prompt for label_prompts in prompts for prompt in label_prompts]
     features = batches.encode(flat)
     truncated = encoder.truncated(flat)

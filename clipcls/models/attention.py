@@ -52,7 +52,7 @@ class SelfAttention(nn.MultiheadAttention):
 
         Args:
             query: `(n, length, width)`; `key` and `value` have to be the same tensor.
-            attn_mask: added to the logits, `(length, length)`.
+            attn_mask: added to the logits, `(length, length)` or larger.
 
         Returns:
             The output, `(n, length, width)`, and None instead of the attention weights.
@@ -64,6 +64,8 @@ class SelfAttention(nn.MultiheadAttention):
         if not own or not added or need_weights or key_padding_mask is not None or fast:
             return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, *args, **kwargs)
         n, length, width = query.shape
+        if attn_mask is not None:
+            attn_mask = attn_mask[:length, :length]  # the mask is made for the longest text
         projected = linear(query, self.in_proj_weight, self.in_proj_bias)
         # n, length, 3 * width -> 3, n, heads, length, width / heads
         parts = projected.view(n, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)

@@ -34,7 +34,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """Return the named precision; `auto` is bf16 where it is native to the hardware, else fp16 on CUDA, else fp32.
 
     Raises:
-        UsageError: the precision is unknown, or fp16 on a CPU.
+        UsageError: the precision is unknown, fp16 on a CPU, or int8, which torch doesn't compute.
     """
     match name:
         case "fp32" | "bf16":
@@ -43,11 +43,13 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             if device.type == "cpu":
                 raise UsageError("--precision fp16 needs a GPU; a CPU takes bf16 or fp32.")
             return "fp16"
+        case "int8":
+            raise UsageError("--precision int8 is computed by OpenVINO, not by torch.")
         case "auto":
             if device.type == "cuda":
                 return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
             return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
-    raise UsageError(f"--precision {name}: use auto, fp32, bf16 or fp16.")
+    raise UsageError(f"--precision {name}: use auto, fp32, bf16, fp16 or int8.")
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -51,6 +51,7 @@ class Encoder:
         logit_bias: None for a model that wasn't trained with the sigmoid loss.
         context_length: most tokens a prompt may have, its start and end included.
         embed_dim: dimensions of the features.
+        streams: the number of batches of pictures to encode at once, each on a thread that calls `enter_stream`.
         words: the words of the model's training captions, if the model states them.
     """
 
@@ -60,6 +61,7 @@ class Encoder:
         self._checkpoint = Checkpoint(files.weights)
         self.device = device
         self.precision = precision
+        self.streams = 1
         self.name = files.name
         self.words = files.words
         self.preprocess: Preprocessing = files.preprocess
@@ -94,20 +96,20 @@ class Encoder:
             batch = self._prepared_one_by_one(pixels) if on_cpu else self._prepared_at_once(pixels)
             return self._normalised(self._visual(batch.permute(0, 3, 1, 2)))  # NHWC -> NCHW, in name only
 
-    @cached_property
-    def streams(self) -> int:
-        """The number of batches of pictures to encode at once, each on a thread that calls `enter_stream`.
+    def build_image_tower(self, at_once: bool = False) -> None:
+        """Build the image tower before several threads use it, and set `streams`.
 
         On a CPU, threads with a share of the cores each don't wait for one another after every product; 2 cores were
         up to 14 % faster. On CUDA (not measured) one batch is copied while the other is computed.
+
+        Args:
+            at_once: a single batch is all there is, which all the cores compute together.
         """
         if self.device.type == "cpu":
-            return min(self._cores, _MOST_STREAMS)
-        return 2 if self._is_cuda else 1
-
-    def build_image_tower(self) -> None:
-        """Build the image tower before several threads use it."""
-        _ = self._visual, self._mean_std, self.streams
+            self.streams = 1 if at_once else min(self._cores, _MOST_STREAMS)
+        elif self._is_cuda:
+            self.streams = 2
+        _ = self._visual, self._mean_std
         if self._is_cuda:
             torch.cuda.synchronize(self.device)
 
@@ -140,6 +142,11 @@ class Encoder:
         """Return the tokens of prompts: (n_texts, context_length) int64, padded, on the CPU."""
         tokens: Tensor = self._tokenizer(list(texts))
         return tokens
+
+    @property
+    def has_clip_tokenizer(self) -> bool:
+        """Whether the tokenizer is CLIP's own, with its usual settings."""
+        return self.files.tokenizer is None and not self.files.config["text_cfg"].get("tokenizer_kwargs")
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Return for each prompt whether it has more tokens than the model can see."""
@@ -194,15 +201,20 @@ class Encoder:
 
     @cached_property
     def _visual(self) -> nn.Module:
-        return self._on_device("visual")
+        return self.build("visual", self.precision)
 
     @cached_property
     def _text(self) -> nn.Module:
-        return self._on_device("text")
+        return self.build("text", self.precision)
 
-    def _on_device(self, tower: Tower) -> nn.Module:
+    def build(self, tower: Tower, precision: Precision) -> nn.Module:
+        """Build a tower anew, on the encoder's device and in a precision of its own.
+
+        Raises:
+            ModelError: the weights can't be loaded.
+        """
         module = build_tower(self.files, self._checkpoint, tower)
-        module = _converted(module, self.device, _DTYPES[self.precision])
+        module = _converted(module, self.device, _DTYPES[precision])
         compute_first_token_only(module)
         return keep_batch_first(module)
 

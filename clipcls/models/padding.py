@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# lengths are rounded up to a multiple of this, so that kernels see few different ones
-STEP = 8
+from clipcls.models.text_length import cut_length
 
 
 def without_padding(tower: Any, tokens: Tensor) -> Tensor:
@@ -24,21 +23,15 @@ def without_padding(tower: Any, tokens: Tensor) -> Tensor:
     Returns:
         `(n_texts, length) int64`; the uncut tokens for a tower that sees padding.
     """
-    if not len(tokens) or not _sees_no_padding(tower):
+    if not sees_no_padding(tower):
         return tokens
-    if _pooling(tower) == "eos":
-        end_token: int = tower.eos_id if hasattr(tower, "eos_id") else tower.text_eos_id
-        ends = torch.eq(tokens, end_token).int().argmax(-1)
-    else:
-        ends = tokens.argmax(-1)
-    length = -(-(int(ends.max()) + 1) // STEP) * STEP
-    return tokens[:, :length]
+    return tokens[:, : cut_length(tokens.numpy(), end_token(tower))]
 
 
 def cut_to_length(tower: Any, tokens: Tensor) -> dict[str, Tensor]:
     """Return the tower's tensors of the context's length, cut to the tokens', for `torch.func.functional_call`."""
     length = tokens.shape[1]
-    if not _sees_no_padding(tower) or length == len(tower.positional_embedding):
+    if not sees_no_padding(tower) or length == len(tower.positional_embedding):
         return {}
     return {
         "positional_embedding": tower.positional_embedding[:length],
@@ -46,11 +39,20 @@ def cut_to_length(tower: Any, tokens: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _sees_no_padding(tower: Any) -> bool:
+def sees_no_padding(tower: Any) -> bool:
+    """Tell whether a text tower's features don't depend on the tokens behind a text's end."""
     causal = isinstance(getattr(tower, "attn_mask", None), Tensor)
     has_class_token = getattr(tower, "cls_emb", None) is not None
     positions = isinstance(getattr(tower, "positional_embedding", None), torch.nn.Parameter)
     return causal and positions and not has_class_token and _pooling(tower) in ("argmax", "eos")
+
+
+def end_token(tower: Any) -> int | None:
+    """Return the token at whose place a text's features are; None where that is each text's greatest token."""
+    if _pooling(tower) != "eos":
+        return None
+    token: int = tower.eos_id if hasattr(tower, "eos_id") else tower.text_eos_id
+    return token
 
 
 def _pooling(tower: Any) -> str | None:

@@ -138,7 +138,7 @@ class Classifier:
             "--top-k": self.scoring.top_k,
             "--threshold": self.scoring.threshold,
             "--min-margin": self.scoring.min_margin,
-            "--precision": self.session.facts.precision,
+            "--precision": self.session.facts.precision + self.session.facts.calibration,
             "--decode": self.session.execution.decode,
             "--max-pixels": self.session.execution.max_pixels,
             "--max-bytes": self.session.execution.max_bytes,

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from clipcls.distributed.cluster import Pool
 from clipcls.distributed.model_files import send
 from clipcls.distributed.part_files import PartFiles
 from clipcls.distributed.plan import ROWS, Plan, read_part
+from clipcls.distributed.run import _settle_model as settle_model
 from clipcls.distributed.work import Job, PartReport, Task, Worker
 from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
@@ -20,6 +22,7 @@ from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.inputs.discover import discover
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.web import Web
+from clipcls.models.runtime.conversions import stored_conversions
 from clipcls.outputs.formats import find_format
 from clipcls.predict.classifier import Classifier
 from clipcls.records import ImageRef, ModelSpec
@@ -102,6 +105,35 @@ def test_worker_says_what_one_process_would(make: Make, classifier: Classifier, 
     check_equal(rows, list(classifier.predict(images)), 1e-5)
     expected = [number * ROWS + row for number, count in enumerate((100, 100, 31)) for row in range(count)]
     assert [row.index for row in rows] == expected
+
+
+def test_worker_computes_with_the_runtime_of_the_run(
+    make: Make, classifier: Classifier, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipcls.models.runtime.choice.is_installed", lambda: True)
+    images = files(tmp_path, 3)
+    job, plan = make(images)
+    execution = Execution(cache_dir=tmp_path / "cache")
+    session = Session(ModelSpec(str(tiny_model), device="cpu", precision="fp32", runtime="openvino"), execution)
+    # a node without a home has no cache, and so nothing to keep a conversion in
+    for number, where in enumerate((execution, Execution())):
+        reports = label(replace(job, facts=session.facts, execution=where), plan)
+        check_equal(
+            rows_in(written(tmp_path / f"out{number}", "jsonl", reports)), list(classifier.predict(images)), 1e-5
+        )
+    assert len(stored_conversions(tmp_path / "cache")) == 1  # the labels came with the job
+
+
+def test_workers_with_gpus_run_torch(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipcls.models.runtime.choice.is_installed", lambda: True)
+    session = Session(ModelSpec(str(tiny_model), precision="fp32"), Execution(cache_dir=tmp_path / "cache"))
+    cluster: Any = None
+    for gpus, found in ((0.0, ("cpu", "openvino")), (1.0, ("cuda", "torch"))):
+        facts = settle_model(session, ModelSpec(str(tiny_model), precision="fp32"), cluster, Pool(1, 1, 1.0, gpus))[1]
+        assert (facts.device, facts.runtime) == found
+    asked = ModelSpec(str(tiny_model), precision="fp32", runtime="openvino")
+    with pytest.raises(UsageError, match="--runtime openvino is for CPUs"):
+        settle_model(session, asked, cluster, Pool(1, 1, 1.0, 1.0))
 
 
 def test_worker_takes_relative_paths_from_where_the_run_was_started(

@@ -286,7 +286,10 @@ def test_prune_of_a_damaged_cache_removes_it(tmp_path: Path, caplog: pytest.LogC
 
 def test_cache_commands_show_names_and_values(clipcls: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
-    names = ["path", "size", "limit", "label embeddings", "image embeddings", "models", "file fingerprints"]
+    names = [
+        "path", "size", "limit", "label embeddings", "image embeddings", "models", "file fingerprints",
+        "converted towers",
+    ]  # fmt: skip
     facts = answers(clipcls("cache", "info", "--cache-dir", folder).stdout)
     assert list(facts) == names
     assert (facts["size"], facts["limit"], facts["label embeddings"]) == ("empty", "2048.0 MB", "0")
@@ -300,7 +303,7 @@ def test_cache_commands_show_names_and_values(clipcls: Run, tmp_path: Path) -> N
     assert (facts["image embeddings"], facts["label embeddings"]) == ("1000", "1")
     removed = answers(clipcls("cache", "prune", "--cache-dir", folder, "--size", "1").stdout)
     assert list(removed) == [
-        "label embeddings", "image embeddings", "paths", "damaged files", "freed",
+        "label embeddings", "image embeddings", "paths", "converted towers", "damaged files", "freed",
     ]  # fmt: skip
     assert int(removed["image embeddings"]) > 500 and float(removed["freed"].split()[0]) > 1
     removed = answers(clipcls("cache", "prune", "--cache-dir", folder, "--older-than", "0").stdout)

@@ -221,7 +221,7 @@ from clipcls.records import ModelFacts, Preprocessing
 class Encoder:
     preprocess = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3)
     streams = 1
-    def build_image_tower(self): pass
+    def build_image_tower(self, at_once): pass
     def enter_stream(self): pass
     def facts(self, cache):
         return ModelFacts("m", b"", "cpu", "fp32", self.preprocess, 1.0, None, 8, 3)

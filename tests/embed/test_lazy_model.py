@@ -1,9 +1,11 @@
 """A model that is known before it is opened: what happens where it changes meanwhile."""
 
+import contextlib
 import copy
 import gc
 import itertools
 import shutil
+import sqlite3
 import threading
 import time
 import weakref
@@ -23,6 +25,7 @@ from clipcls.errors import ModelError
 from clipcls.models.checkpoint import Checkpoint, build_tower
 from clipcls.models.encoder import Encoder
 from clipcls.models.first_token import FirstTokenBlock, compute_first_token_only
+from clipcls.models.runtime.conversions import stored_conversions
 from clipcls.records import ImageRef, Prediction
 from conftest import TINY_CONFIG, save_model, save_pictures
 from tolerances import assert_as_exact
@@ -127,6 +130,60 @@ def test_model_isnt_opened_for_files_that_cant_be_read_or_are_known_by_content(
     assert [error is None for error in errors] == [False, True, True, True, True, True]
     features = np.concatenate([batch.features for batch in batches])
     np.testing.assert_array_equal(features[0], features[1])
+
+
+# ------------------------------------------------------------------------------------------- with the compiled runtime
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `auto` choose OpenVINO."""
+    monkeypatch.setattr("clipcls.models.runtime.choice.is_installed", lambda: True)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiled_model_replaced_between_and_during_runs(
+    folder: Path, other: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    truth, others = predicted(folder, pictures, None), predicted(other, pictures, None)
+    predicted(folder, pictures[:1], cache)
+    started = classifier(folder, cache)
+    assert started.session.facts.runtime == "openvino"
+    _ = started.label_features
+    shutil.copyfile(weights(folder), tmp_path / "kept")
+    shutil.copyfile(weights(other), weights(folder))
+    with pytest.raises(ModelError, match=r"has changed meanwhile. Run it again"):
+        list(started.predict(pictures))
+    again = predicted(folder, pictures, cache)
+    np.testing.assert_allclose([p.similarity for p in again], [p.similarity for p in others], atol=1e-5)
+    shutil.copyfile(tmp_path / "kept", weights(folder))
+    back = predicted(folder, pictures, cache)
+    np.testing.assert_allclose([p.similarity for p in back], [p.similarity for p in truth], atol=1e-5)
+    assert len(stored_conversions(cache)) == 4
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("changed", [False, True])
+def test_compiled_model_that_the_cache_has_forgotten_is_compared(
+    folder: Path, other: Path, pictures: list[Path], tmp_path: Path, changed: bool
+) -> None:
+    truth = predicted(folder, pictures, None)
+    predicted(folder, pictures[:1], tmp_path / "cache")
+    started = classifier(folder, tmp_path / "cache")
+    _ = started.session.facts
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache" / "clipcls.sqlite3")) as database, database:
+        database.execute("DELETE FROM entry")
+    if changed:
+        shutil.copyfile(weights(other), weights(folder))
+        with pytest.raises(ModelError, match=r"has changed meanwhile. Run it again"):
+            list(started.predict(pictures))
+    else:
+        found = list(started.predict(pictures))
+        np.testing.assert_allclose([p.similarity for p in found], [p.similarity for p in truth], atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- batches and streams
 
 
 def test_embed_images_lets_go_of_a_batch_that_has_an_error(fake_encoder: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipcls.models.attention import SelfAttention, keep_batch_first
 from conftest import TINY_CONFIG
+from tiny_models import COCA_CONFIG
 from tolerances import assert_as_exact
 
 N, LENGTH, WIDTH, HEADS = 3, 7, 24, 4
@@ -197,14 +198,9 @@ def test_keep_batch_first_leaves_alone_what_is_not_plain(attention: nn.Multihead
 
 # ------------------------------------------------------------------------------------------- whole towers
 
-COCA: dict[str, Any] = TINY_CONFIG | {
-    "vision_cfg": TINY_CONFIG["vision_cfg"] | {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
-    "text_cfg": TINY_CONFIG["text_cfg"] | {"embed_cls": True, "output_tokens": True},
-    "multimodal_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
 CONFIGS = {
     "plain": TINY_CONFIG,
-    "coca": COCA,
+    "coca": COCA_CONFIG,
     "last_uncausal": TINY_CONFIG
     | {"custom_text": True, "text_cfg": TINY_CONFIG["text_cfg"] | {"pool_type": "last", "no_causal_mask": True}},
     "average": TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"pool_type": "avg", "final_ln_after_pool": 1}},

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,14 @@ from clipcls.embed.cache.database import (
     set_aside,
     sizes_of,
 )
-from clipcls.embed.cache.store import DEFAULT_LIMIT
+from clipcls.embed.cache.store import DEFAULT_LIMIT, room_for_conversions, room_for_rows
 from clipcls.errors import UsageError
+from clipcls.models.runtime.conversions import (
+    KeptConversion,
+    drop_conversions,
+    remove_leftovers,
+    stored_conversions,
+)
 from clipcls.records import FileStamp
 
 _DAY = 24 * 3600.0
@@ -42,6 +49,7 @@ class CacheInfo:
     images: int = 0
     models: int = 0
     fingerprints: int = 0
+    conversions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,7 @@ class Pruned:
     paths: int
     damaged: int
     freed: int
+    conversions: int = 0
 
 
 def info(folder: Path) -> CacheInfo:
@@ -62,8 +71,10 @@ def info(folder: Path) -> CacheInfo:
         UsageError: the file is there but can't be read, or isn't a cache of this version.
     """
     path = folder / CACHE_NAME
+    converted = stored_conversions(folder)
+    size = sum(stored.size for stored in converted)
     if not path.is_file():
-        return CacheInfo(path, exists=False)
+        return CacheInfo(path, exists=bool(converted), size=size, conversions=len(converted))
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             # a cache of an earlier version counts as empty, since its next use empties it
@@ -71,24 +82,35 @@ def info(folder: Path) -> CacheInfo:
             counts = dict(database.execute("SELECT kind, count(*) FROM entry GROUP BY kind") if is_current else [])
     except FAILURES as exc:
         raise UsageError(f"{path}: {exc}{_advice(exc)}") from exc
-    kinds = (Kind.TEXT, Kind.IMAGE, Kind.MODEL, Kind.FINGERPRINT)
-    return CacheInfo(path, True, sum(sizes_of(path).values()), *(counts.get(kind, 0) for kind in kinds))
+    return CacheInfo(
+        path,
+        exists=True,
+        size=size + sum(sizes_of(path).values()),
+        texts=counts.get(Kind.TEXT, 0),
+        images=counts.get(Kind.IMAGE, 0),
+        models=counts.get(Kind.MODEL, 0),
+        fingerprints=counts.get(Kind.FINGERPRINT, 0),
+        conversions=len(converted),
+    )
 
 
 def clear(folder: Path) -> int:
-    """Remove the cache, and damaged ones that were set aside; return how many bytes that freed.
+    """Remove the cache with its converted models, and damaged ones that were set aside; return how many bytes it freed.
 
     Raises:
         UsageError: a file can't be removed.
     """
-    return sum(map(_remove, sorted(folder.glob(f"{CACHE_NAME}*"))))
+    freed = sum(map(_remove, sorted(folder.glob(f"{CACHE_NAME}*")))) + _freed(drop_conversions(folder, -1))
+    remove_leftovers(folder, with_lock=True)
+    return freed
 
 
 def prune(folder: Path, older_than: float | None = None, size: int = DEFAULT_LIMIT) -> Pruned:
     """Remove entries that are of no use any more, and give their space back to the disk.
 
-    In this order: paths whose files are gone, entries unused for `older_than` days, the least recently used entries
-    until the rest takes at most `size` bytes, and damaged files that were set aside.
+    In this order: converted models unused for `older_than` days, the least recently used ones until the rest takes at
+    most half of `size` bytes; paths whose files are gone, entries unused for `older_than` days, the least recently used
+    entries until all takes at most `size` bytes; and damaged files that were set aside.
 
     Args:
         older_than: in days, with a precision of one day; None to keep entries of any age.
@@ -97,12 +119,17 @@ def prune(folder: Path, older_than: float | None = None, size: int = DEFAULT_LIM
         UsageError: the cache can't be used, or a file can't be removed.
     """
     path = folder / CACHE_NAME
+    oldest = 0.0 if older_than is None else time.time() - older_than * _DAY
+    converted = drop_conversions(folder, room_for_conversions(size), oldest)
+    remove_leftovers(folder, with_lock=False)
+    size = room_for_rows(folder, size)
     before = sum(sizes_of(path).values())
     dropped = _prune_database(path, older_than, size) if path.is_file() else Counter()
     damaged = sorted(folder.glob(f"{CACHE_NAME}.damaged-*"))
     # a cache set aside just now has been counted as the cache already
     freed = max(0, before - sum(sizes_of(path).values())) + sum(map(_remove, damaged))
-    return Pruned(dropped[Kind.IMAGE], dropped[Kind.TEXT], dropped[Kind.PATH], len(damaged), freed)
+    freed += _freed(converted)
+    return Pruned(dropped[Kind.IMAGE], dropped[Kind.TEXT], dropped[Kind.PATH], len(damaged), freed, len(converted))
 
 
 def _prune_database(path: Path, older_than: float | None, size: int) -> Counter[int]:
@@ -157,6 +184,10 @@ def _advice(exc: BaseException) -> str:
     if is_locked(exc):
         return " by another process. Try again when that is done."
     return ". `clipcls cache clear` removes it." if is_damage(exc) else ""
+
+
+def _freed(converted: Sequence[KeptConversion]) -> int:
+    return sum(stored.size for stored in converted)
 
 
 def _remove(file: Path) -> int:

@@ -39,6 +39,7 @@ from clipcls.embed.cache.entries import (
     unpack_place,
     unpack_text,
 )
+from clipcls.models.runtime.conversions import CONVERSIONS_NAME, stored_conversions
 from clipcls.records import FileStamp
 
 logger = logging.getLogger(__name__)
@@ -79,9 +80,10 @@ class Cache:
         self._limit = limit
         self._waits = self._written = 0
         self._is_replaced = False
-        if folder is None:
+        self._folder = None if folder is None else Path(folder).absolute()
+        if self._folder is None:
             return
-        self._path = Path(folder).absolute() / CACHE_NAME
+        self._path = self._folder / CACHE_NAME
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
@@ -95,11 +97,18 @@ class Cache:
         with self._lock:
             return self._database is not None
 
+    @property
+    def conversions(self) -> tuple[Path, int] | None:
+        """The folder beside the file that converted models are kept in, and the bytes that they may take."""
+        if self._folder is None:
+            return None
+        return self._folder / CONVERSIONS_NAME, room_for_conversions(self._limit)
+
     def close(self) -> None:
         """Drop rows over the limit if any were written, and close the file."""
         with self._lock:
             if self._written:
-                self._ask(lambda database: make_room(database, self._limit), None)
+                self._ask(lambda database: make_room(database, room_for_rows(self._path.parent, self._limit)), None)
             if self._database is not None:
                 self._database.close()
                 self._database = None
@@ -217,7 +226,7 @@ class Cache:
         self._write(lambda database: database.executemany(_PUT, rows))
         before, self._written = self._written, self._written + len(rows)
         if before // CHECK_ROWS != self._written // CHECK_ROWS:
-            self._ask(lambda database: make_some_room(database, self._limit), None)
+            self._ask(lambda database: make_some_room(database, room_for_rows(self._path.parent, self._limit)), None)
 
     def _write(self, change: Callable[[sqlite3.Connection], object]) -> None:
         """Change the file in one transaction, if it can be changed."""
@@ -259,6 +268,17 @@ class Cache:
             except (OSError, *FAILURES) as second:
                 exc = second
         _warn_once(f"cache off: {self._path}: {exc}")
+
+
+def room_for_conversions(limit: int) -> int:
+    """Return how many of a cache's bytes converted models may take: one half."""
+    return limit // 2
+
+
+def room_for_rows(folder: Path, limit: int) -> int:
+    """Return how many of a cache's bytes its rows may take: what converted models leave, at least the other half."""
+    converted = sum(stored.size for stored in stored_conversions(folder))
+    return limit - min(converted, room_for_conversions(limit))
 
 
 @cache
