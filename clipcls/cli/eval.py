@@ -59,7 +59,16 @@ def eval_command(
     arch: options.ArchOption = None,
     preprocess: options.PreprocessOption = None,
     device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = "auto",
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            envvar="CLIPCLS_PRECISION",
+            help="As for predict; repeatable, to compare. [default: auto]",
+        ),
+    ] = None,
+    runtime: options.RuntimeOption = "auto",
     # or without one
     predictions: Annotated[
         Path | None,
@@ -111,11 +120,13 @@ def eval_command(
         return
     if threshold is not None and not truth.multi_label:
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
-    models = _models(model, [arch, preprocess])
+    models = [
+        (name, chosen) for name in _models(model, [arch, preprocess]) for chosen in dict.fromkeys(precision or ["auto"])
+    ]
     sets = _prompt_sets(prompts or [], template or [], truth)
     plan = EvalPlan(
         labels=wanted.among(truth, names),
-        models=tuple(ModelSpec(name, arch, preprocess, device, precision) for name in models),
+        models=tuple(ModelSpec(name, arch, preprocess, device, chosen, runtime) for name, chosen in models),
         prompts=tuple(prompt_set for _, prompt_set in sets),
         scoring=Scoring(score, truth.multi_label, threshold=threshold),
         background=background,
@@ -123,13 +134,12 @@ def eval_command(
         confused=confused,
     )
     command = Command(
-        models=models,
+        models=[_model_arguments(*chosen) for chosen in models],
         prompts=[arguments for arguments, _ in sets],
         labels=_label_arguments(wanted, truth),
         settings={
             "--arch": arch,
             "--preprocess": preprocess,
-            "--precision": None if precision == "auto" else precision,
             "--decode": None if how.decode == "fast" else how.decode,
             "--score": score,
             "--background": background,
@@ -151,6 +161,10 @@ def _models(models: Sequence[str] | None, stated: Sequence[str | None]) -> list[
     if len(names) > 1 and any(stated):
         raise UsageError("--arch and --preprocess say what one weights file is; evaluate it by itself.")
     return names
+
+
+def _model_arguments(name: str, precision: str) -> list[str]:
+    return ["--model", name, *([] if precision == "auto" else ["--precision", precision])]
 
 
 def _prompt_sets(

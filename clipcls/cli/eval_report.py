@@ -108,13 +108,13 @@ class Command:
     """The `clipcls predict` commands that label pictures as they were evaluated.
 
     Attributes:
-        models: the models in the order of the plan.
+        models: the options of each model, in the order of the plan.
         prompts: the options of each prompt set, in the order of the plan.
         labels: the options that give the labels.
         settings: further options with their values; None and False leave one out, True makes it a flag.
     """
 
-    models: Sequence[str]
+    models: Sequence[Sequence[str]]
     prompts: Sequence[Sequence[str]]
     labels: Sequence[str]
     settings: Mapping[str, object]
@@ -126,7 +126,7 @@ class Command:
         more = [
             part for option, value in given.items() for part in ([option] if value is True else [option, str(value)])
         ]
-        parts = ["--model", self.models[model], *self.prompts[prompts], *self.labels, *more]
+        parts = [*self.models[model], *self.prompts[prompts], *self.labels, *more]
         return f"clipcls predict INPUT {shlex.join(parts)}"
 
 
@@ -261,12 +261,12 @@ def _comparison(outcome: "EvalOutcome") -> str:
     for number, (result, beside) in enumerate(zip(outcome.results, outcome.comparisons, strict=True)):
         row = (result.model or "", result.prompts or "", *_cells(result.headline[1]))
         if number == outcome.best:
-            rows.append((*row, "best", "", ""))
+            rows.append((*row, "best", "", "", ""))
         else:
-            p = "" if beside.p is None else f"{beside.p:.4f}"
-            rows.append((*row, f"{beside.difference.value:+.4f}", _interval(beside.difference), p))
-    header = ("model", "prompts", name, "95 % interval", "to the best", "95 % interval", "McNemar's p")
-    return table(header if not outcome.multi_label else header[:-1], rows, left=2) + _warn_of_choice(outcome)
+            same = ("", "") if beside.p is None else (f"{beside.agreement:.4f}", f"{beside.p:.4f}")
+            rows.append((*row, f"{beside.difference.value:+.4f}", _interval(beside.difference), *same))
+    header = ("model", "prompts", name, "95 % interval", "to the best", "95 % interval", "same answer", "McNemar's p")
+    return table(header if not outcome.multi_label else header[:-2], rows, left=2) + _warn_of_choice(outcome)
 
 
 def _warn_of_choice(outcome: "EvalOutcome") -> str:

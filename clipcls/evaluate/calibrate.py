@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from clipcls.embed.prepare import quantise_ahead
 from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
@@ -91,6 +92,7 @@ def calibrate(
     watch = watch or Watch()
     pictures = Pictures([example.image for example in truth.examples], watch)
     with Session(plan.models[0], plan.execution) as session:
+        quantise_ahead(session, lambda: [example.image for example in truth.examples])
         classifier = Classifier(session, plan.labels, plan.prompts[0], plan.scoring, background=plan.background)
         side, basis = classifier.embed_labels(watch.labels), classifier.basis()
         watch.begin(lambda: len(truth.examples), 0)

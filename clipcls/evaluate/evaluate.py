@@ -11,6 +11,7 @@ import numpy as np
 
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.execution import Execution
+from clipcls.embed.prepare import quantise_ahead
 from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
@@ -93,6 +94,8 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
     pictures = Pictures([example.image for example in truth.examples], watch)
     with Session(plan.models[0], plan.execution) as first:
         sessions = [first, *(first.beside(model) for model in plan.models[1:])]
+        for session in sessions:
+            quantise_ahead(session, lambda: [example.image for example in truth.examples])
         # before the first picture, so that errors of models and prompts come early
         classify = partial(_classifier, plan, bool(truth.same))
         classifiers = [[classify(session, prompts) for prompts in plan.prompts] for session in sessions]
@@ -100,11 +103,21 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
         watch.begin(lambda: len(sessions) * len(truth.examples), 0)
         tally = partial(_tally, truth, classes, plan.scoring)
         answers = [_answer(pictures, session, own, tally) for session, own in zip(sessions, sides, strict=True)]
-        names = [(classifier.session.name, classifier.prompts.name) for classifier in chain(*classifiers)]
+        titles = _titles(sessions)
+        names = [(title, one.prompts.name) for title, own in zip(titles, classifiers, strict=True) for one in own]
     good = pictures.good()
     results = _results(list(chain(*answers)), good, plan, classes, truth)
     named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, names, strict=True)]
     return outcome(truth, classes, good, named, Caveats(failed=pictures.failures()))
+
+
+def _titles(sessions: Sequence[Session]) -> list[str]:
+    """Return the models' names, with the precision of those that are evaluated in several."""
+    names = [session.name for session in sessions]
+    return [
+        f"{name}, {session.facts.precision}" if names.count(name) > 1 else name
+        for name, session in zip(names, sessions, strict=True)
+    ]
 
 
 def _results(

@@ -23,7 +23,7 @@ from clipcls.evaluate.metrics import (
 )
 from clipcls.inputs.labelled.examples import Truth
 from clipcls.outputs.rows import row_fields
-from clipcls.predict.ranking import Flags
+from clipcls.predict.ranking import Flags, Indices
 from clipcls.records import Label, Prediction
 
 ACCURACY_AT_1 = "accuracy@1"
@@ -73,6 +73,7 @@ class EvalResult:
         confusion: None with several labels an image.
         within: the accuracy among the images whose class is one of the labels.
         right: (n,) bool, whether each image's answer is right; None with several labels an image.
+        predicted: (n,) int64, the label of each image's answer; None with several labels an image.
     """
 
     model: str | None
@@ -84,6 +85,7 @@ class EvalResult:
     confusion: Confusion | None = None
     within: float = float("nan")
     right: Flags | None = field(default=None, compare=False, repr=False)
+    predicted: Indices | None = field(default=None, compare=False, repr=False)
 
     @property
     def headline(self) -> tuple[str, Estimate]:
@@ -98,10 +100,12 @@ class Comparison:
     Attributes:
         difference: this result's headline figure minus the best's.
         p: of McNemar's exact test; None with several labels an image.
+        agreement: the share of images with the best's answer; None with several labels an image.
     """
 
     difference: Estimate
     p: float | None
+    agreement: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,7 @@ def judge(
         Confusion(classes.names, counts, pairs),
         float(right[within].mean()) if within.any() else float("nan"),
         right,
+        answers.predicted,
     )
 
 
@@ -224,9 +229,12 @@ def compare(results: Sequence[EvalResult]) -> tuple[int, tuple[Comparison, ...]]
     best = results[index]
     comparisons = []
     for result in results:
-        both = None if result.right is None or best.right is None else (result.right, best.right)
         gap = metrics.difference(result.headline[1], best.headline[1])
-        comparisons.append(Comparison(gap, None if both is None else metrics.mcnemar(*both)))
+        if result.right is None or best.right is None or result.predicted is None:
+            comparisons.append(Comparison(gap, None, None))
+        else:
+            agreement = float((result.predicted == best.predicted).mean())
+            comparisons.append(Comparison(gap, metrics.mcnemar(result.right, best.right), agreement))
     return index, tuple(comparisons)
 
 
@@ -306,7 +314,11 @@ def _confusion_record(confusion: Confusion) -> dict[str, Any]:
 
 
 def _comparison_record(comparison: Comparison) -> dict[str, Any]:
-    return {"difference_to_best": _estimate_record(comparison.difference), "mcnemar_p": comparison.p}
+    return {
+        "difference_to_best": _estimate_record(comparison.difference),
+        "mcnemar_p": comparison.p,
+        "agreement_with_best": comparison.agreement,
+    }
 
 
 def _estimate_record(estimate: Estimate) -> dict[str, float | None]:
