@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from records import CLIPCLS, OPEN_CLIP, TUNED, Key, Setup
+from records import CLIPCLS, CLIPCLS_INT8, OPEN_CLIP, TUNED, Key, Setup
 from runners import Loop, Variant, clipcls_runner, open_clip_runner, variants
 
 from clipcls import Execution
@@ -29,7 +29,7 @@ def check_agreement(setup: Setup, name: str, paths: list[Path]) -> str:
     """
     paths = _opaque(paths)[:4]
     reference = open_clip_runner(setup, Loop())(paths)
-    exact = clipcls_runner(setup, "fp32", Execution(decode="exact", cache_dir=None))(paths)
+    exact = clipcls_runner(setup, "fp32", "openvino", Execution(decode="exact", cache_dir=None))(paths)
     others = {key: variant.prepare()(paths) for key, variant in _comparable(setup).items()}
     assert reference is not None and exact is not None
     _require_close(f"{name}: clipcls fp32, exact", exact, reference, EXACT)
@@ -45,7 +45,7 @@ def _comparable(setup: Setup) -> dict[Key, Variant]:
     """A variant of each fast runner that tells similarities."""
     found: dict[str, Variant] = {}
     for variant in variants(setup):
-        if variant.key.runner in (CLIPCLS, TUNED, OPEN_CLIP):
+        if variant.key.runner in (CLIPCLS, CLIPCLS_INT8, TUNED, OPEN_CLIP):
             found.setdefault(variant.key.runner, variant)
     return {variant.key: variant for variant in found.values()}
 

@@ -4,7 +4,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-CLIPCLS, CLIPCLS_FP32 = "clipcls, precision auto", "clipcls, fp32"
+CLIPCLS, CLIPCLS_FP32, CLIPCLS_INT8 = "clipcls, precision auto", "clipcls, fp32", "clipcls, int8"
+BY_TORCH = ", --runtime torch"
 TRANSFORMERS, OPEN_CLIP = "transformers pipeline as it comes", "open_clip loop as it comes"
 TUNED, PYBIOCLIP = "open_clip loop tuned by hand", "pybioclip, custom labels"
 FORWARD, FORWARD_FP32 = "roof: forward alone, precision auto", "roof: forward alone, fp32"
@@ -21,6 +22,7 @@ class Setup:
         device: `cpu` or `cuda`.
         gpu: its name; None for a CPU.
         precision: what `auto` is on that device.
+        runtimes: those of clipcls that can run there, the one that `auto` takes first.
         workers: numbers of DataLoader workers to try.
         batches: batch sizes that the tuned loop tries.
         forward_batches: batch sizes that the forward roof tries.
@@ -30,6 +32,7 @@ class Setup:
     device: str
     gpu: str | None
     precision: str
+    runtimes: tuple[str, ...]
     workers: tuple[int, ...]
     batches: tuple[int, ...]
     forward_batches: tuple[int, ...]

@@ -21,8 +21,10 @@ from machine import installed
 from numpy.typing import NDArray
 from PIL import Image
 from records import (
+    BY_TORCH,
     CLIPCLS,
     CLIPCLS_FP32,
+    CLIPCLS_INT8,
     DECODE,
     FORWARD,
     FORWARD_FP32,
@@ -36,10 +38,12 @@ from records import (
 from safetensors.torch import save_file
 
 from clipcls import Classifier, Execution, ModelSpec
+from clipcls.embed.prepare import quantise_ahead
 from clipcls.embed.session import Session
 from clipcls.images.fit import load_pixels
+from clipcls.inputs.discover import discover
 from clipcls.models.device import choose_device, choose_precision
-from clipcls.models.encoder import load_encoder
+from clipcls.models.runtime.engine import is_installed
 from clipcls.predict.ranking import Scoring
 
 LABELS = ["cat", "dog", "truck"]
@@ -82,6 +86,7 @@ def make_setup(folder: Path, arch: str, device: str) -> Setup:
         device=chosen.type,
         gpu=torch.cuda.get_device_name(chosen) if on_gpu else None,
         precision=choose_precision("auto", chosen),
+        runtimes=("torch",) if on_gpu or not is_installed() else ("openvino", "torch"),
         workers=tuple(sorted({0, 1, 2} | {n for n in (4, 8, 16, cores) if 2 < n <= cores})),
         batches=(32, 128, 256) if on_gpu else (32,),
         forward_batches=(64, 128, 256) if on_gpu else (32, 64),
@@ -104,9 +109,15 @@ def save_weights(folder: Path, arch: str) -> None:
 def variants(setup: Setup) -> list[Variant]:
     """All ways of all runners that can run here; nothing is loaded yet."""
     listed = [
-        Variant(Key(name, precision if name == CLIPCLS else ""), partial(clipcls_runner, setup, precision))
+        Variant(
+            Key(name + suffix, precision if name == CLIPCLS else ""), partial(clipcls_runner, setup, precision, runtime)
+        )
         for name, precision in _by_precision(setup, CLIPCLS, CLIPCLS_FP32)
+        for runtime, suffix in (("openvino", ""), ("torch", BY_TORCH))
+        if runtime in setup.runtimes or not suffix
     ]
+    if "openvino" in setup.runtimes and installed("nncf"):
+        listed.append(Variant(Key(CLIPCLS_INT8), partial(clipcls_runner, setup, "int8", "openvino")))
     loops = [(OPEN_CLIP, Loop(workers=workers)) for workers in setup.workers]
     for size in setup.batches:
         loops += [(TUNED, Loop(setup.precision, size, workers, tuned=True)) for workers in setup.workers]
@@ -127,10 +138,13 @@ def roofs(setup: Setup) -> list[Variant]:
     listed = [Variant(Key(DECODE, f"{os.cpu_count()} threads"), partial(decode_runner, setup))]
     for name, precision in _by_precision(setup, FORWARD, FORWARD_FP32):
         for size in setup.forward_batches:
-            for owner, runner in (("clipcls", forward_runner), ("open_clip", open_clip_forward_runner)):
-                detail = f"batch {size}, {owner}'s model"
-                key = Key(name, f"{precision}, {detail}" if name == FORWARD else detail)
-                listed.append(Variant(key, partial(runner, setup, precision, size)))
+            runs = {
+                f"clipcls by {runtime}": partial(forward_runner, setup, precision, runtime, size)
+                for runtime in setup.runtimes
+            } | {"open_clip": partial(open_clip_forward_runner, setup, precision, size)}
+            for owner, run in runs.items():
+                detail = f"batch {size}, {owner}"
+                listed.append(Variant(Key(name, f"{precision}, {detail}" if name == FORWARD else detail), run))
     return listed
 
 
@@ -158,13 +172,10 @@ def missing(setup: Setup) -> list[str]:
 # clipcls
 
 
-def clipcls_runner(setup: Setup, precision: str, execution: Execution | None = None) -> Run:
+def clipcls_runner(setup: Setup, precision: str, runtime: str, execution: Execution | None = None) -> Run:
     """clipcls with its defaults, but without a cache: nothing may be answered from an earlier round."""
     classifier = Classifier(
-        Session(
-            ModelSpec(str(setup.weights), device=setup.device, precision=precision),
-            execution or Execution(cache_dir=None),
-        ),
+        Session(load_clipcls_encoder(setup, precision, runtime), execution or Execution(cache_dir=None)),
         LABELS,
         [TEMPLATE],
         Scoring(top_k=len(LABELS)),
@@ -342,28 +353,34 @@ def pybioclip_runner(setup: Setup) -> Run:
 # Roofs
 
 
-def forward_runner(setup: Setup, precision: str, batch_size: int) -> Run:
-    """The image tower alone as clipcls runs it, on pixels in memory."""
-    encoder = load_clipcls_encoder(setup, precision)
-    pixels = np.random.default_rng(0).integers(0, 256, (batch_size, *encoder.preprocess.size, 3), dtype=np.uint8)
+def forward_runner(setup: Setup, precision: str, runtime: str, batch_size: int) -> Run:
+    """The image tower alone as clipcls runs it, on pixels in memory, with as many batches at once."""
+    encoder = load_clipcls_encoder(setup, precision, runtime)
+    encoder.build_image_tower()
+    shape = (batch_size, *encoder.facts(None).preprocess.size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pool = ThreadPoolExecutor(encoder.streams, initializer=encoder.enter_stream)
 
     def run(paths: Sequence[Path]) -> None:
-        for size in even_batches(len(paths), batch_size):
-            encoder.encode_image(pixels[:size])
+        list(pool.map(lambda size: encoder.encode_image(pixels[:size]), even_batches(len(paths), batch_size)))
 
     return run
 
 
 @cache
-def load_clipcls_encoder(setup: Setup, precision: str) -> Any:
-    """One encoder for all batch sizes."""
-    return load_encoder(ModelSpec(str(setup.weights), device=setup.device, precision=precision))
+def load_clipcls_encoder(setup: Setup, precision: str, runtime: str) -> Any:
+    """One encoder for all batch sizes; converted models are kept beside the weights."""
+    runtime = runtime if runtime in setup.runtimes else "torch"
+    spec = ModelSpec(str(setup.weights), device=setup.device, precision=precision, runtime=runtime)
+    session = Session(spec, Execution(cache_dir=setup.weights.parent / "cache"))
+    quantise_ahead(session, lambda: discover([str(setup.weights.parent)]))
+    return session.encoder
 
 
 def open_clip_forward_runner(setup: Setup, precision: str, batch_size: int) -> Run:
     """The image tower alone as open_clip runs it, on a batch that is ready on the device."""
     model, _, _ = load_open_clip(setup.weights, setup.device, precision)
-    shape = (batch_size, 3, *load_clipcls_encoder(setup, precision).preprocess.size)
+    shape = (batch_size, 3, *load_clipcls_encoder(setup, precision, "torch").preprocess.size)
     pixels = torch.randn(shape, device=setup.device, dtype=DTYPES[precision])
 
     def run(paths: Sequence[Path]) -> None:
@@ -383,7 +400,7 @@ def even_batches(count: int, batch_size: int) -> list[int]:
 
 def decode_runner(setup: Setup) -> Run:
     """clipcls' way from a file to pixels on all cores, without a model that takes part of them."""
-    preprocess = load_clipcls_encoder(setup, "fp32").preprocess
+    preprocess = load_clipcls_encoder(setup, "fp32", "torch").preprocess
 
     def decode(path: Path) -> None:
         # nothing is returned, so that the pixels of all pictures are never in memory at once

@@ -62,17 +62,28 @@ def save_picture(path: Path, seed: int) -> None:
 def runs(folder: Path, model: Path) -> list[Run]:
     """All that is timed, the bare import first."""
     clipcls = (sys.executable, "-m", "clipcls")
-    picture, cache = folder / "one.jpg", folder / "cache"
-    predict = (*clipcls, "predict", str(picture), "--labels", "cat,dog,truck", "--model", str(model), "--quiet")
+    picture, labels, cache = folder / "one.jpg", folder / "labels.txt", folder / "cache"
+    predict = (*clipcls, "predict", str(picture), "--labels-file", str(labels), "--model", str(model), "--quiet")
     cached = (*predict, "--cache-dir", str(cache))
+    by_torch = (*cached, "--runtime", "torch")
     seeds = iter(range(1, sys.maxsize))
-    save_picture(picture, 0)
+
+    def save_new_picture() -> None:
+        save_picture(picture, next(seeds))
+
+    def save_both() -> None:
+        save_new_picture()
+        labels.write_text(f"cat\ndog\nbus line {next(seeds)}\n", encoding="utf-8")
+
+    save_both()
     return [
         Run(BARE, (sys.executable, "-c", "import torch, open_clip")),
         Run("`predict`, one picture, `--no-cache`", (*predict, "--no-cache")),
         Run("`predict`, one picture, empty cache", cached, lambda: shutil.rmtree(cache, ignore_errors=True)),
-        Run("`predict`, labels cached, a new picture", cached, lambda: save_picture(picture, next(seeds))),
+        Run("`predict`, new labels, a new picture", cached, save_both),
+        Run("`predict`, labels cached, a new picture", cached, save_new_picture),
         Run("`predict`, all cached", cached),
+        Run("`predict`, labels cached, a new picture, `--runtime torch`", by_torch, save_new_picture),
         Run("`clipcls --help`", (*clipcls, "--help")),
         Run("`clipcls --version`", (*clipcls, "--version")),
         Run("`clipcls predict --help`", (*clipcls, "predict", "--help")),
