@@ -27,12 +27,12 @@ from clipcls.models.device import choose_device, choose_precision
 from clipcls.models.first_token import compute_first_token_only
 from clipcls.models.locate import ModelFiles, locate
 from clipcls.models.padding import cut_to_length, without_padding
+from clipcls.models.runtime.engine import MOST_STREAMS
 from clipcls.models.tokenizer import context_length_of, load_tokenizer, truncated
 from clipcls.records import ModelFacts, ModelSpec, Precision, Preprocessing
 
 logger = logging.getLogger(__name__)
 
-_MOST_STREAMS = 8  # more threads would wait for Python's lock
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -106,7 +106,7 @@ class Encoder:
             at_once: a single batch is all there is, which all the cores compute together.
         """
         if self.device.type == "cpu":
-            self.streams = 1 if at_once else min(self._cores, _MOST_STREAMS)
+            self.streams = 1 if at_once else min(self._cores, MOST_STREAMS)
         elif self._is_cuda:
             self.streams = 2
         _ = self._visual, self._mean_std

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -286,7 +287,8 @@ def test_features_that_are_not_numbers_are_an_error(
     compiled = Model(tiny_model, tmp_path / "cache").compiled()
     compiled.build_image_tower()
     overflow = np.full((2, 32), np.inf, np.float32)
-    monkeypatch.setattr("clipcls.models.runtime.engine.CompiledTower.__call__", lambda *_: overflow)
+    assert compiled._visual is not None
+    monkeypatch.setattr(compiled._visual._own, "request", SimpleNamespace(infer=lambda *_, **__: [overflow]), False)
     with pytest.raises(ModelError, match="aren't numbers"), np.errstate(invalid="ignore"):
         compiled.encode_image(pictures(2))
 

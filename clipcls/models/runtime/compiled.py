@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clipcls.errors import ClipclsError, ModelError, OutOfMemoryError, first_line
 from clipcls.models.clip_tokenizer import ClipTokenizer
 from clipcls.models.runtime.conversions import TOWERS, Conversion, Conversions, Tower, warn_once
-from clipcls.models.runtime.engine import CompiledTower, translated_errors
+from clipcls.models.runtime.engine import MOST_STREAMS, CompiledTower, translated_errors
 from clipcls.models.runtime.pixels import normalised_pixels
 from clipcls.models.text_length import cut_length
 from clipcls.records import ModelFacts, Precision
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from clipcls.models.locate import ModelFiles
 
 logger = logging.getLogger(__name__)
-
-_MOST_STREAMS = 8  # more threads would wait for Python's lock
 
 
 class CompiledEncoder:
@@ -71,7 +69,7 @@ class CompiledEncoder:
             return self.torch.encode_image(pixels)
         with translated_errors("the pictures can't be prepared"):
             batch = normalised_pixels(pixels, self._facts.preprocess)
-        return _unit(self._visual(batch))
+        return self._visual(batch)
 
     def facts(self, sha256: Callable[[Path], bytes] | None) -> ModelFacts:
         """Return the facts about the model; see `Encoder.facts`."""
@@ -84,7 +82,7 @@ class CompiledEncoder:
     def build_image_tower(self, at_once: bool = False) -> None:
         """Build the image tower before several threads use it; see `Encoder.build_image_tower`."""
         with self._building:
-            most = 1 if at_once else min(self._threads, _MOST_STREAMS)
+            most = 1 if at_once else min(self._threads, MOST_STREAMS)
             if self.streams < most:
                 self.__dict__.pop("_visual", None)  # compiled anew, for as many
                 self.streams = most
@@ -105,7 +103,7 @@ class CompiledEncoder:
         notes = self._of("text").notes
         if notes["cuts_padding"]:
             tokens = np.ascontiguousarray(tokens[:, : cut_length(tokens, notes["end_token"])])
-        return _unit(self._text(tokens))
+        return self._text(tokens)
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Return for each prompt whether it has more tokens than the model can see."""
@@ -132,7 +130,7 @@ class CompiledEncoder:
                 f"{self._facts.name}: its image tower isn't converted ({full.failure}), so it has no int8."
             )
         try:
-            quantise(self._facts.name, pixels, self._facts.preprocess, self._conversions, full)
+            quantise(self._facts.name, pixels, self._facts.preprocess, self._conversions, full.path)
         except OSError as exc:
             raise ModelError(f"{self._unkept(exc)}.") from exc
 
@@ -211,10 +209,3 @@ def _description(conversion: Conversion) -> str:
     if conversion.path is None:
         return f"torch, since {conversion.failure}"
     return f"OpenVINO, {conversion.notes['computed_in']}, {conversion.size / 2**20:.1f} MB"
-
-
-def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    if not np.isfinite(unit).all():
-        raise ModelError("The model gave features that aren't numbers. Try --precision fp32, or other weights.")
-    return unit

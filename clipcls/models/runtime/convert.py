@@ -45,7 +45,7 @@ class ConversionError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Sample:
     """What a tower is traced with and checked on.
 
     Attributes:
@@ -123,36 +123,25 @@ def fixed_pictures(count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     return pictures.clip(0, 255).astype(np.uint8)
 
 
-class _ImageTower(nn.Module):
-    """A tower that takes (n, height, width, 3), as pictures lie in memory."""
+class _Pooled(nn.Module):
+    """A tower that gives its features alone; of pictures it takes (n, height, width, 3), as they lie in memory."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
         self.tower = tower
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return _pooled(self.tower(pixels.permute(0, 3, 1, 2)))  # NHWC -> NCHW
+    def forward(self, batch: Tensor) -> Tensor:
+        features = self.tower(batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch)  # NHWC -> NCHW
+        # CoCa's towers return their tokens as well
+        pooled: Tensor = features[0] if isinstance(features, tuple) else features
+        return pooled
 
 
-class _TextTower(nn.Module):
-    def __init__(self, tower: nn.Module) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return _pooled(self.tower(tokens))
-
-
-def _pooled(features: Tensor | tuple[Tensor, ...]) -> Tensor:
-    # CoCa's towers return their tokens as well
-    return features[0] if isinstance(features, tuple) else features
-
-
-def _example(encoder: Encoder, tower: Tower, module: nn.Module) -> Example:
+def _example(encoder: Encoder, tower: Tower, module: nn.Module) -> Sample:
     if tower == "visual":
         size = encoder.preprocess.size
         batch = torch.from_numpy(normalised_pixels(fixed_pictures(4, size), encoder.preprocess))
-        return Example(batch, [-1, *size, 3], {})
+        return Sample(batch, [-1, *size, 3], {})
     tokens = encoder.tokenize(_TEXTS)
     cuts = sees_no_padding(module)
     notes = {
@@ -161,7 +150,7 @@ def _example(encoder: Encoder, tower: Tower, module: nn.Module) -> Example:
         "has_clip_tokenizer": encoder.has_clip_tokenizer,
     }
     tokens = without_padding(module, tokens)
-    return Example(tokens, [-1, -1 if cuts else tokens.shape[1]], notes)
+    return Sample(tokens, [-1, -1 if cuts else tokens.shape[1]], notes)
 
 
 def _require_room(module: nn.Module, tower: Tower, precision: Precision, conversions: Conversions) -> None:
@@ -179,13 +168,12 @@ def _require_room(module: nn.Module, tower: Tower, precision: Precision, convers
         )
 
 
-def _write(module: nn.Module, example: Example, precision: Precision, folder: Path) -> None:
-    wrapped = (_ImageTower if example.batch.ndim == 4 else _TextTower)(module).eval()
+def _write(module: nn.Module, example: Sample, precision: Precision, folder: Path) -> None:
     with torch.inference_mode(), _logging_kept(), _signals_put_off(), warnings.catch_warnings():
         # a trace warns of each number that it takes for a constant; the check below finds those that matter
         warnings.simplefilter("ignore")
         # torch's own check of the trace would take longer than all the rest
-        traced = torch.jit.trace(wrapped, example.batch[:2], check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(_Pooled(module).eval(), example.batch[:2], check_trace=False)  # type: ignore[no-untyped-call]
         model = openvino().convert_model(traced, example_input=example.batch[:2], input=example.shape)
     # half the room, with more digits than bf16 has
     save(model, folder / MODEL_NAME, in_fp16=precision == "bf16")
@@ -225,27 +213,25 @@ def _logging_kept() -> Iterator[None]:
 
 
 def _check(
-    encoder: Encoder, tower: Tower, module: nn.Module, example: Example, precision: Precision, folder: Path
+    encoder: Encoder, tower: Tower, module: nn.Module, example: Sample, precision: Precision, folder: Path
 ) -> float:
     """Return how far the features are from torch's: in fp32 at most, in bf16 1 - cosine in the mean.
 
     Raises:
         ConversionError: it is too far.
     """
-    batch = example.batch if tower == "text" else example.batch.permute(0, 3, 1, 2)  # NHWC -> NCHW
-    with torch.inference_mode():
-        expected = _unit(_pooled(module(batch)))
+    expected = _by_torch(module, example.batch)
     compiled = CompiledTower(folder / MODEL_NAME, precision, threads=1, streams=1)
     # in batches, and texts of a length, other than those that it was traced with
     parts = example.batch[:1], example.batch[1:]
     if tower == "text":
         parts = without_padding(module, parts[0]).contiguous(), parts[1]
-    found = np.concatenate([_unit(compiled(part.numpy())) for part in parts])
+    found = np.concatenate([compiled(part.numpy()) for part in parts])
     if precision == "fp32":
         error, bound = float(np.abs(found - expected).max()), _FP32_ERROR
     else:
-        with torch.inference_mode():
-            in_bf16 = _unit(_pooled(encoder.build(tower, "bf16")(batch if tower == "text" else batch.bfloat16())))
+        batch = example.batch if tower == "text" else example.batch.bfloat16()
+        in_bf16 = _by_torch(encoder.build(tower, "bf16"), batch)
         error, own = (float(1.0 - (features * expected).sum(axis=1).mean()) for features in (found, in_bf16))
         bound = max(_BF16_FACTOR * own, _BF16_ERROR)
     if not error <= bound:
@@ -253,7 +239,7 @@ def _check(
     return error
 
 
-def _unit(features: Tensor | NDArray[np.float32]) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = features.float().numpy() if isinstance(features, Tensor) else features
-    unit: NDArray[np.float32] = array / np.linalg.norm(array, axis=1, keepdims=True)
-    return unit
+def _by_torch(module: nn.Module, batch: Tensor) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        features: NDArray[np.float32] = nn.functional.normalize(_Pooled(module)(batch).float(), dim=-1).numpy()
+    return features

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from clipcls.errors import ModelError, OutOfMemoryError, first_line
 from clipcls.records import Precision
 
+#: The most batches that are computed at once on a CPU: more threads would wait for Python's lock.
+MOST_STREAMS = 8
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -90,17 +92,21 @@ class CompiledTower:
         self._own = threading.local()
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the tower's features of a batch, (n, embed_dim) float32, not normalised.
+        """Return the tower's features of a batch, (n, embed_dim) float32, L2-normalised.
 
         Raises:
             OutOfMemoryError: the memory doesn't hold so many at once.
+            ModelError: they aren't numbers.
         """
         if not hasattr(self._own, "request"):
             self._own.request = self._compiled.create_infer_request()
         with translated_errors("OpenVINO can't compute the features"):
             outputs = self._own.request.infer([batch], share_inputs=True)
         features: NDArray[np.float32] = outputs[0]
-        return features
+        unit: NDArray[np.float32] = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        if not np.isfinite(unit).all():
+            raise ModelError("The model gave features that aren't numbers. Try --precision fp32, or other weights.")
+        return unit
 
 
 @contextlib.contextmanager

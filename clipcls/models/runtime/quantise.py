@@ -44,7 +44,7 @@ def require_nncf() -> None:
 
 
 def quantise(
-    name: str, pixels: NDArray[np.uint8], preprocess: Preprocessing, conversions: Conversions, full: Conversion
+    name: str, pixels: NDArray[np.uint8], preprocess: Preprocessing, conversions: Conversions, full: Path
 ) -> Conversion:
     """Quantise an image tower, measure it on pictures that it wasn't calibrated on, and keep it.
 
@@ -52,7 +52,7 @@ def quantise(
 
     Args:
         pixels: (n, height, width, 3), of pictures like those of the job.
-        full: the tower's conversion in fp32.
+        full: of the tower's IR in fp32.
 
     Raises:
         UsageError: there are too few pictures.
@@ -74,9 +74,9 @@ def quantise(
             return last
         logger.log(NOTICE, "model %s: quantising its image tower to int8, once (a minute or so) …", name)
         try:
-            model = openvino().Core().read_model(str(full.path))
+            model = openvino().Core().read_model(str(full))
             save(_quantised(model, batch[~held_out]), draft / MODEL_NAME)
-            features = np.stack([_features(full.path, batch[held_out]), _features(draft / MODEL_NAME, batch[held_out])])
+            features = np.stack([_features(full, batch[held_out]), _features(draft / MODEL_NAME, batch[held_out])])
         except OSError:
             raise
         except Exception as exc:  # whatever NNCF raises, of a tower that it doesn't know
@@ -121,11 +121,9 @@ def _quantised(model: Any, batch: NDArray[np.float32]) -> Any:
         )
 
 
-def _features(path: Path | None, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    tower = CompiledTower(path or Path(), "fp32", threads=os.cpu_count() or 1, streams=1)
-    features = np.concatenate([tower(batch[start : start + 16]) for start in range(0, len(batch), 16)])
-    unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return unit
+def _features(path: Path, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    tower = CompiledTower(path, "fp32", threads=os.cpu_count() or 1, streams=1)
+    return np.concatenate([tower(batch[start : start + 16]) for start in range(0, len(batch), 16)])
 
 
 @contextlib.contextmanager
