@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +50,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(
     scope="module", params=["ViT-B-32", "ViT-B-32-quickgelu", "RN50", "coca_ViT-B-32", "siglip", "pictogram"]
 )
-def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    name = request.param
-    folder = tmp_path_factory.mktemp("equality") / name
-    if name == "pictogram":
-        return EMBEDDED / "pictogram"
+def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if request.param == "pictogram":
+        yield EMBEDDED / "pictogram"
+        return
+    folder = tmp_path_factory.mktemp("equality")
+    yield save_equality_model(folder / request.param, request.param)
+    shutil.rmtree(folder)  # half a GB
+
+
+def save_equality_model(folder: Path, name: str) -> Path:
     if name == "siglip":
         save_model(folder, SIGLIP_CONFIG, SIGLIP_PREPROCESS)
         save_tokenizer(folder)
