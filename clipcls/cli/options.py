@@ -15,12 +15,14 @@ from clipcls.errors import NOTICE
 from clipcls.models.catalog import CATALOG, DEFAULT_MODEL
 from clipcls.outputs.formats import OUTPUT_FORMATS
 from clipcls.predict.scores import SCORE_KINDS
-from clipcls.records import Decode, ModelSpec
+from clipcls.records import Decode, ModelSpec, OnError
 
 if TYPE_CHECKING:
     from clipcls.embed.execution import Execution
     from clipcls.inputs.labelled.examples import Truth
+    from clipcls.inputs.listing import Sources
     from clipcls.inputs.web import Web
+    from clipcls.predict.error_limit import ErrorLimit
     from clipcls.records import Label, PromptSet
 
 
@@ -104,7 +106,41 @@ RuntimeOption = Annotated[
     str, typer.Option("--runtime", envvar="CLIPCLS_RUNTIME", help="What computes on a CPU: auto, torch or openvino.")
 ]
 # inputs
+InputsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT",
+        help="Files, directories, globs, addresses, or - for paths on standard input.",
+        show_default=False,
+    ),
+]
+FilesFromOption = Annotated[
+    str | None, typer.Option("--files-from", help="Read paths from a file, one per line; - is standard input.")
+]
+NullOption = Annotated[bool, typer.Option("-0", "--null", help="Listed paths end with NUL, not newline.")]
+ColumnOption = Annotated[
+    str | None,
+    typer.Option("--column", help="Column of paths or images in inputs that are .parquet, .csv, .tsv or .jsonl."),
+]
 AllowUrlsOption = Annotated[bool, typer.Option("--allow-urls", help="Fetch inputs that are http(s) addresses.")]
+AllowPrivateUrlsOption = Annotated[
+    bool, typer.Option("--allow-private-urls", help="Also from private and link-local addresses.")
+]
+UrlTimeoutOption = Annotated[
+    float, typer.Option("--url-timeout", metavar="SECONDS", min=0.1, help="Time to fetch an image in.")
+]
+UrlRetriesOption = Annotated[
+    int, typer.Option("--url-retries", min=0, help="How often a fetch that failed is tried again.")
+]
+OnErrorOption = Annotated[OnError, typer.Option("--on-error", help="What a bad image does to the run.")]
+MaxErrorsOption = Annotated[
+    str | None, typer.Option("--max-errors", metavar="N|P%", help="More bad images than that stop the run.")
+]
+# outputs
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")]
+RetryErrorsOption = Annotated[
+    bool, typer.Option("--retry-errors", help="With --resume: run the images again that failed.")
+]
 # scores
 ScoreOption = Annotated[
     ScoreName | None,
@@ -261,6 +297,71 @@ class ModelOptions:
     def spec(self) -> ModelSpec:
         """Return the model that the options name."""
         return ModelSpec(self.model, self.arch, self.preprocess, self.device, self.precision, self.runtime)
+
+
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """The options for where pictures are, besides the arguments that name them."""
+
+    files_from: FilesFromOption = None
+    null: NullOption = False
+    column: ColumnOption = None
+    allow_urls: AllowUrlsOption = False
+    allow_private_urls: AllowPrivateUrlsOption = False
+
+    def sources(self, inputs: Sequence[str] | None) -> "Sources":
+        """Return where the pictures are.
+
+        Raises:
+            UsageError: nothing says so.
+        """
+        from clipcls.errors import UsageError
+        from clipcls.inputs.listing import Sources
+
+        if not inputs and self.files_from is None:
+            raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
+        return Sources(inputs or (), self.files_from, self.null, self.column, self.allow_urls, self.allow_private_urls)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """The options for how pictures are fetched from addresses."""
+
+    url_timeout: UrlTimeoutOption = 30.0
+    url_retries: UrlRetriesOption = 2
+
+    def web(self, inputs: InputOptions) -> "Web | None":
+        """Return what fetches pictures; None where it isn't allowed.
+
+        Raises:
+            UsageError: options for it are given, and it isn't allowed.
+        """
+        from clipcls.errors import UsageError
+        from clipcls.inputs.web import Web
+
+        if inputs.allow_urls:
+            return Web(self.url_timeout, self.url_retries, inputs.allow_private_urls)
+        if inputs.allow_private_urls or self != FetchOptions():
+            raise UsageError("Options for addresses need --allow-urls.")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorOptions:
+    """The options for what bad pictures do to a run."""
+
+    on_error: OnErrorOption = "skip"
+    max_errors: MaxErrorsOption = None
+
+    def limit(self) -> "ErrorLimit":
+        """Return how many pictures may fail.
+
+        Raises:
+            UsageError: it isn't a number.
+        """
+        from clipcls.predict.error_limit import ErrorLimit
+
+        return ErrorLimit.parse(self.max_errors, self.on_error)
 
 
 @dataclass(frozen=True, slots=True)

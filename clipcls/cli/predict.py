@@ -13,7 +13,7 @@ from clipcls.cli.mistakes import refuse_split_labels
 from clipcls.cli.progress import Progress
 from clipcls.cli.signals import StopSignals
 from clipcls.cli.stderr import silence_libraries
-from clipcls.records import Engine, OnError
+from clipcls.records import Engine
 
 if TYPE_CHECKING:
     from clipcls.distributed.run import Spread
@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 @options.grouped
 def predict(
     *,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="INPUT",
-            help="Files, directories, globs, addresses, or - for paths on standard input.",
-            show_default=False,
-        ),
-    ] = None,
+    inputs: options.InputsArgument = None,
     # what to look for
     wanted: options.LabelOptions,
     prompts: options.PromptsOption = None,
@@ -66,19 +59,7 @@ def predict(
         typer.Option("--explain", help="Also the similarity of each prompt of the two best labels, and the margin."),
     ] = False,
     # in and out
-    files_from: Annotated[
-        str | None,
-        typer.Option("--files-from", help="Read paths from a file, one per line; - is standard input."),
-    ] = None,
-    null: Annotated[bool, typer.Option("-0", "--null", help="Listed paths end with NUL, not newline.")] = False,
-    column: Annotated[
-        str | None,
-        typer.Option("--column", help="Column of paths or images in inputs that are .parquet, .csv, .tsv or .jsonl."),
-    ] = None,
-    allow_urls: options.AllowUrlsOption = False,
-    allow_private_urls: Annotated[
-        bool, typer.Option("--allow-private-urls", help="Also from private and link-local addresses.")
-    ] = False,
+    further: options.InputOptions,
     format: Annotated[
         options.FormatName | None,
         typer.Option("--format", help="[default: by the output's extension; table on a terminal, else tsv]"),
@@ -87,22 +68,12 @@ def predict(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Folder for part files, each there once it is whole.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")] = False,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="With --resume: run the images again that failed.")
-    ] = False,
+    resume: options.ResumeOption = False,
+    retry_errors: options.RetryErrorsOption = False,
     # what may go wrong
-    on_error: Annotated[OnError, typer.Option("--on-error", help="What a bad image does to the run.")] = "skip",
-    max_errors: Annotated[
-        str | None, typer.Option("--max-errors", metavar="N|P%", help="More bad images than that stop the run.")
-    ] = None,
+    errors: options.ErrorOptions,
     limits: options.LimitOptions,
-    url_timeout: Annotated[
-        float, typer.Option("--url-timeout", metavar="SECONDS", min=0.1, help="Time to fetch an image in.")
-    ] = 30.0,
-    url_retries: Annotated[
-        int, typer.Option("--url-retries", min=0, help="How often a fetch that failed is tried again.")
-    ] = 2,
+    fetching: options.FetchOptions,
     # how to run
     engine: Annotated[Engine, typer.Option("--engine", help="This process, or a Ray cluster's workers.")] = "local",
     ray_address: Annotated[
@@ -130,29 +101,23 @@ def predict(
     verbosity.set_up_logging()
     from clipcls.embed.prepare import list_again, quantise_ahead
     from clipcls.embed.session import Session
-    from clipcls.errors import UsageError
-    from clipcls.inputs.listing import Sources
-    from clipcls.inputs.web import Web
     from clipcls.outputs.destination import Destination, check_explanations
     from clipcls.predict.calibration import read_calibration
     from clipcls.predict.classifier import Classifier
-    from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.ranking import Scoring
 
     refuse_split_labels(inputs or (), wanted.labels or ())
-    if not inputs and files_from is None:
-        raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
+    sources = further.sources(inputs)
     # opened by its name, what it was redirected to would be emptied
     output = "-" if output in ("/dev/stdout", "/dev/fd/1") else output
     destination = Destination(output, output_dir, format, resume, retry_errors)
     if explain:
         check_explanations(destination)
     _check_destination(
-        destination, [*(inputs or ()), files_from, wanted.labels_file, prompts, asked.model, calibration]
+        destination, [*(inputs or ()), further.files_from, wanted.labels_file, prompts, asked.model, calibration]
     )
-    limit = ErrorLimit.parse(max_errors, on_error)
-    if (allow_private_urls or url_timeout != 30.0 or url_retries != 2) and not allow_urls:
-        raise UsageError("Options for addresses need --allow-urls.")
+    limit = errors.limit()
+    web = fetching.web(further)
     spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, how.workers, verbosity.verbose)
     spec = asked.spec()
     if spread is not None:
@@ -160,9 +125,7 @@ def predict(
 
         check_spread(destination, spec, spread)
     labels = wanted.read()
-    web = Web(url_timeout, url_retries, allow_private_urls) if allow_urls else None
     with Session(spec, how.execution(limits, strict_prompts, web)) as session:
-        sources = Sources(inputs or (), files_from, null, column, allow_urls, allow_private_urls)
         quantise_ahead(session, lambda: list_again(sources))
         classifier = Classifier(
             session,
