@@ -94,8 +94,9 @@ def embed_images(
     try:
         with Ahead(read_embedded(images), _held_bytes) as chunks:
             for chunk in chunks:
-                pipeline.add(chunk)
-                for batch in pipeline.batches(flush=chunks.stalled, ended=chunks.ended):
+                cached = pipeline.add(chunk)
+                batches = pipeline.batches(flush=chunks.stalled, ended=chunks.ended)
+                for batch in batches if cached is None else [cached]:
                     yield batch
                     if stop():
                         break
@@ -142,10 +143,20 @@ class _Pipeline:
         self._streams = 1
         self._batches: Batches[NDArray[np.uint8]] | None = None
 
-    def add(self, images: Sequence[ImageRef]) -> None:
-        """Add images to the pipeline, and look their features up in the cache."""
+    def add(self, images: Sequence[ImageRef]) -> ImageBatch | None:
+        """Add images to the pipeline, and look their features up in the cache.
+
+        Returns:
+            The images, which then aren't added, if the cache has all of them, and no others wait.
+        """
         sought = [image for image in images if image.error is None]
-        found = iter(self._find(sought))
+        features_found = self._find(sought)
+        known = [features for features in features_found if features is not None]
+        if len(known) == len(images) > 0 and not self._items and not self._running:
+            self._total += len(images)
+            self._hits += len(images)
+            return ImageBatch(tuple(images), np.concatenate(known).reshape(len(images), -1), (None,) * len(images))
+        found = iter(features_found)
         for image in images:
             features = next(found) if image.error is None else None
             item = _Item(image, features, image.error)
@@ -155,6 +166,7 @@ class _Pipeline:
                 self._unread.append(item)
             elif features is not None:
                 self._hits += 1
+        return None
 
     def _find(self, images: Sequence[ImageRef]) -> list[Features | None]:
         """Return the features of images that the cache knows without opening them, None for the others."""

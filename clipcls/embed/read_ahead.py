@@ -36,6 +36,7 @@ class Ahead(Generic[_T]):
         self._changed = threading.Condition()
         self._ended = False
         self._stopped = False
+        self._is_awaited = False
         self._error: BaseException | None = None
         self.stalled = self.ended = False
 
@@ -52,7 +53,9 @@ class Ahead(Generic[_T]):
         """Yield the lists, then raise the error that reading raised, if any."""
         while True:
             with self._changed:
+                self._is_awaited = True  # before the condition is looked at, so that no item is missed
                 self._changed.wait_for(lambda: self._ended or self._has(1), STALL_SECONDS)
+                self._is_awaited = False
                 whole = self._has(1)
                 chunk = self._take()
                 last = self._ended and not self._ready
@@ -70,6 +73,8 @@ class Ahead(Generic[_T]):
         return len(self._ready) >= chunks * CHUNK or self._bytes >= chunks * _CHUNK_BYTES
 
     def _take(self) -> list[_T]:
+        if not self._bytes:
+            return [self._ready.popleft() for _ in range(min(CHUNK, len(self._ready)))]
         chunk: list[_T] = []
         weight = 0
         while self._ready and len(chunk) < CHUNK and weight < _CHUNK_BYTES:
@@ -82,13 +87,17 @@ class Ahead(Generic[_T]):
     def _read(self) -> None:
         try:
             for item in self._items:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or not self._has(2))
-                    if self._stopped:
-                        return
-                    self._ready.append(item)
-                    self._bytes += self._weigh(item)
-                    if self._has(1):
+                weight = self._weigh(item)
+                # the lock for every item would take longer than listing a file
+                if weight or self._stopped or self._has(2):
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._stopped or not self._has(2))
+                        if self._stopped:
+                            return
+                        self._bytes += weight
+                self._ready.append(item)
+                if self._is_awaited and self._has(1):
+                    with self._changed:
                         self._changed.notify_all()
         except BaseException as exc:  # noqa: BLE001 - raised again where the items are read
             self._error = exc

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,25 @@ def text_key(model_fingerprint: bytes, precision: str, prompts: Sequence[str]) -
 
 def path_key(path: str) -> bytes:
     """Return the key of a path, the bytes of its absolute form; empty for a path that no file can have."""
+    folder, slash, name = path.rpartition("/")
     try:
         # links aren't resolved: that takes longer than the query, and the inode tells files apart
-        return os.fsencode(os.path.abspath(path))  # noqa: PTH100
+        if os.sep != "/" or name in ("", ".", ".."):
+            return os.fsencode(os.path.abspath(path))  # noqa: PTH100
+        return _absolute_folder(folder + slash, "" if slash and path[0] == "/" else os.getcwd()) + os.fsencode(name)  # noqa: PTH109
     except (OSError, ValueError):  # such as a relative path in a working directory that is gone
         return b""
+
+
+@lru_cache(maxsize=16)
+def _absolute_folder(folder: str, here: str) -> bytes:
+    """Return the absolute form of a folder, with a slash at its end; the pictures of a folder ask for it once.
+
+    Args:
+        here: the working directory, for a relative folder.
+    """
+    plain = os.path.normpath(os.path.join(here, folder))  # noqa: PTH118
+    return os.fsencode(os.path.join(plain, ""))  # noqa: PTH118
 
 
 def image_key(content: bytes, space: bytes) -> bytes:
