@@ -155,6 +155,7 @@ class ModelFacts:
         words: a folder that lists the words of the training captions; None where the model doesn't say.
         runtime: what computes the features.
         calibration: names the pictures that an int8 model was quantised on; empty in other precisions.
+        weights: SHA-256 of the weights file, in hexadecimal digits; empty where nothing could be kept of it.
     """
 
     name: str
@@ -169,6 +170,7 @@ class ModelFacts:
     words: str | None = None
     runtime: Runtime = "torch"
     calibration: str = ""
+    weights: str = ""
 
     @property
     def numbers(self) -> str:

@@ -22,12 +22,24 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except (OSError, ValueError) as exc:
         raise UsageError(f"{path}: can't be read: {reason(exc)}.") from exc
-    refuse_utf16(data, str(path))
+    return decode_text(data, str(path))
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Return the text of UTF-8 with or without a byte order mark; all line ends become newlines.
+
+    Args:
+        name: the file's name, for messages.
+
+    Raises:
+        UsageError: it isn't UTF-8.
+    """
+    refuse_utf16(data, name)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
-        raise UsageError(f"{path}, line {line}: not UTF-8; save the file as UTF-8.") from exc
+        raise UsageError(f"{name}, line {line}: not UTF-8; save the file as UTF-8.") from exc
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

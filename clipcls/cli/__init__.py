@@ -15,6 +15,7 @@ import typer
 
 from clipcls.cli import cache, check, models, predict, prompts, sort, train
 from clipcls.cli.calibrate import calibrate_command
+from clipcls.cli.embed import embed_command
 from clipcls.cli.eval import eval_command
 from clipcls.cli.mistakes import OnceCommand, explain, offline_command
 from clipcls.cli.stderr import open_stderr
@@ -38,6 +39,9 @@ app.command(cls=OnceCommand, short_help="Look for what is wrong with a model, la
 app.command("eval", cls=OnceCommand, short_help="Measure models and prompts on labelled pictures.")(eval_command)
 app.command("calibrate", cls=OnceCommand, short_help="Correct scores, and find each label's threshold.")(
     calibrate_command
+)
+app.command("embed", cls=OnceCommand, short_help="Write the features of pictures to files for other programs.")(
+    embed_command
 )
 app.add_typer(models.models_app, name="models")
 app.add_typer(prompts.prompts_app, name="prompts")

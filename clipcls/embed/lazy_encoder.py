@@ -159,7 +159,8 @@ def _load(spec: ModelSpec, cache: Cache) -> "tuple[Encoder, dict[str, Any]]":
 
 def _load_known(spec: ModelSpec, facts: ModelFacts, cache: Cache) -> "Encoder":
     encoder, of_runtime = _load(spec, cache)
-    found = replace(encoder.facts(None), fingerprint=encoder.fingerprint(cache.file_sha256), **of_runtime)
+    known: dict[str, Any] = {"fingerprint": encoder.fingerprint(cache.file_sha256), "weights": facts.weights}
+    found = replace(encoder.facts(None), **known, **of_runtime)
     if found != facts:
         remember(cache, spec, found, encoder.seen)
         raise _changed(spec)

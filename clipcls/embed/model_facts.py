@@ -19,7 +19,7 @@ from clipcls.models.runtime.engine import release as openvino_release
 from clipcls.records import FileStamp, ModelFacts, ModelSpec, Preprocessing
 
 # to be raised whenever what is kept, or how a model is read, changes
-_VERSION = 2
+_VERSION = 3
 # what decides where the Hugging Face Hub's files are, and which GPUs are seen
 _ENVIRONMENT = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
 _GPU_ENVIRONMENT = (

@@ -173,6 +173,7 @@ class Encoder:
             context_length=self.context_length,
             embed_dim=self.embed_dim,
             words=None if self.words is None else str(self.files.weights.parent.absolute()),
+            weights="" if sha256 is None else sha256(self.files.weights).hex(),
         )
 
     def fingerprint(self, sha256: Sha256) -> bytes:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.outputs.atomic import can_write
@@ -21,6 +21,9 @@ from clipcls.outputs.part_files import parts_in, remove_draft_parts
 from clipcls.outputs.read_back import predictions_in
 from clipcls.outputs.sinks import Parts, open_sink, published
 from clipcls.records import ImageRef, Prediction
+
+if TYPE_CHECKING:
+    from clipcls.outputs.vectors.write import VectorDestination
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +44,11 @@ class Done:
     failed: int = 0
     _paths: Counter[str] = field(default_factory=Counter)
 
-    def add(self, prediction: Prediction) -> None:
+    def add(self, path: str, error: str | None) -> None:
         """Count an image."""
         self.count += 1
-        self.failed += prediction.error is not None
-        self._paths[prediction.path] += 1
+        self.failed += error is not None
+        self._paths[path] += 1
 
     def remove(self, prediction: Prediction) -> None:
         """Undo the count of an image."""
@@ -155,7 +158,7 @@ def _open_text(
 
 def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Journal, settings: RunSettings) -> Done:
     """Read which images are done, cut off a partly written last row, and remove the rows to be run again."""
-    _require_same(destination, journal, settings)
+    require_same(destination, journal, settings)
     if destination.retry_errors:
         journal.retry()
         if format.keeps_errors:
@@ -163,13 +166,13 @@ def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Jo
         journal.restate(settings)
     done = Done()
     for failed in journal.failed:
-        done.add(failed)
+        done.add(failed.path, failed.error)
     # of several rows of one image, the last may be missing
     is_whole = format.one_row_per_image or not _lists_several(settings) or journal.whole == path.stat().st_size
     last, end, end_before = None, 0, 0
     with path.open("rb+") as file:
         for last, row_end in format.read_rows(WholeLines(file, destination.output)):
-            done.add(last)
+            done.add(last.path, last.error)
             end_before, end = end, row_end
         if last is not None and not is_whole:
             done.remove(last)
@@ -190,8 +193,12 @@ def _take_out_errors(path: Path, format: OutputFormat) -> None:
                 sink.write(prediction)
 
 
-def _require_same(destination: Destination, journal: Journal, settings: RunSettings) -> None:
-    """Refuse to resume rows that were made with other settings."""
+def require_same(destination: "Destination | VectorDestination", journal: Journal, settings: RunSettings) -> None:
+    """Refuse to resume rows that were made with other settings.
+
+    Raises:
+        UsageError: they were, or nothing says how they were made.
+    """
     if journal.settings is None:
         raise UsageError(
             f"--resume: {destination.name} isn't empty, and nothing says how it was made ({journal.path} is missing or "
@@ -246,7 +253,7 @@ def claim_folder(
                 f"--output-dir {folder}: there are results in it. Give --resume to go on, or another folder."
             )
         if parts:
-            _require_same(destination, journal, settings)
+            require_same(destination, journal, settings)
         yield journal, parts
 
 
@@ -272,5 +279,5 @@ def _go_on_in(parts: dict[int, Path], destination: Destination) -> Done:
                 del parts[number]
                 continue
         for prediction in predictions_in(path):
-            done.add(prediction)
+            done.add(prediction.path, prediction.error)
     return done

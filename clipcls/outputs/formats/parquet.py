@@ -25,7 +25,7 @@ class ParquetFormat(OutputFormat):
     keeps_index = True
 
     def require(self) -> None:
-        _require_pyarrow()
+        require_pyarrow()
 
     @contextlib.contextmanager
     def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
@@ -33,7 +33,7 @@ class ParquetFormat(OutputFormat):
             yield sink
 
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
-        arrow, parquet = _require_pyarrow()
+        arrow, parquet = require_pyarrow()
         try:
             with parquet.ParquetFile(file) as source:
                 for batch in source.iter_batches(batch_size=1024):
@@ -43,7 +43,7 @@ class ParquetFormat(OutputFormat):
             raise _not_ours(name, exc) from exc
 
     def tally(self, path: Path) -> tuple[int, int]:
-        arrow, parquet = _require_pyarrow()
+        arrow, parquet = require_pyarrow()
         try:
             with path.open("rb") as file:
                 errors = parquet.read_table(file, columns=["error"]).column("error")
@@ -57,7 +57,7 @@ class _ParquetSink:
 
     def __init__(self, file: BinaryIO, name: str, indexed: bool) -> None:
         self._name = name
-        self._arrow, parquet = _require_pyarrow()
+        self._arrow, parquet = require_pyarrow()
         self._schema = _schema(self._arrow, indexed)
         self._rows: list[dict[str, Any]] = []
         self._answers = 0
@@ -89,7 +89,12 @@ def _not_ours(name: str, exc: Exception) -> UsageError:
     return UsageError(f"{name}: not a Parquet file that `clipcls predict` writes: {first_line(exc)}")
 
 
-def _require_pyarrow() -> tuple[ModuleType, ModuleType]:
+def require_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """Import pyarrow and its Parquet module.
+
+    Raises:
+        UsageError: they aren't installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet

@@ -1,0 +1,175 @@
+"""Parquet: a row a picture or text, with its features in a list of fixed size (the extra `parquet`)."""
+
+import contextlib
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipcls.errors import UsageError, first_line
+from clipcls.outputs.atomic import Draft, can_write
+from clipcls.outputs.formats import PARTS_FORMAT
+from clipcls.outputs.formats.parquet import require_pyarrow
+from clipcls.outputs.part_files import part_name, parts_in
+from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.vector_format import DType, StoredVectors, VectorFormat, VectorRows, VectorSink, joined
+
+_GROUP_ROWS = 10_000
+_ORIGIN = b"clipcls"
+_KEY_OF = {"images": "path", "texts": "text"}
+
+
+class ParquetVectors(VectorFormat):
+    """A table with the columns `path` (of texts `text`), `embedding` and `error`.
+
+    Rows without features have a null for `embedding`. A path that isn't UTF-8 gets replacement characters, and
+    `path_b64`. The schema's metadata holds the origin.
+    """
+
+    name = "parquet"
+    extension = ".parquet"
+    fits_folder = True
+
+    def require(self, in_folder: bool) -> None:
+        require_pyarrow()
+
+    @contextlib.contextmanager
+    def open_sink(self, path: Path, origin: Origin, dtype: DType) -> Iterator[VectorSink]:
+        with contextlib.ExitStack() as stack:
+            with can_write(str(path)):
+                draft = stack.enter_context(Draft(path))
+            sink = _ParquetSink(draft.file, str(path), origin, dtype)
+            try:
+                yield sink
+            finally:
+                sink.close()
+                with can_write(str(path)):
+                    draft.publish()
+
+    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
+        with self.open_sink(folder / part_name(number, PARTS_FORMAT), origin, dtype) as sink:
+            sink.write(rows)
+
+    def parts_in(self, folder: Path) -> dict[int, Path]:
+        return parts_in(folder)
+
+    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
+        table = _read(part, ("path", "path_b64", "text", "error"))
+        yield from zip(paths_in(table, _key(table)), table.column("error").to_pylist(), strict=True)
+
+    def read(self, path: Path) -> StoredVectors:
+        table = _read(path, ("path", "path_b64", "text", "embedding"))
+        origin = _origin(table, path)
+        try:
+            column = table.column("embedding")
+            width = column.type.list_size
+            # flatten leaves the null rows out
+            blocks = tuple(chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks if len(chunk))
+            has_features = column.is_valid().to_numpy()
+        except (KeyError, AttributeError, ValueError) as exc:
+            raise UsageError(f"{path}: its column embedding doesn't hold features: {first_line(exc)}.") from exc
+        keys = [key for key, is_there in zip(paths_in(table, _key(table)), has_features, strict=True) if is_there]
+        return StoredVectors(keys, blocks, origin, len(has_features) - len(keys))
+
+
+class _ParquetSink:
+    """Collects rows in memory, and writes them in row groups of some thousands."""
+
+    def __init__(self, file: Any, name: str, origin: Origin, dtype: DType) -> None:
+        self._arrow, parquet = require_pyarrow()
+        self._name = name
+        self._dtype: DType = dtype
+        self._width = origin.embed_dim
+        self._waiting: list[VectorRows] = []
+        self._rows = 0
+        arrow = self._arrow
+        kind = arrow.list_(arrow.from_numpy_dtype(np.dtype(dtype)), self._width)
+        key = _KEY_OF[origin.of]
+        fields = [(key, arrow.string()), ("embedding", kind), ("error", arrow.string())]
+        self._schema = arrow.schema([*fields, ("path_b64", arrow.string())] if key == "path" else fields)
+        self._schema = self._schema.with_metadata({_ORIGIN: origin.to_json()})
+        with can_write(name):
+            # features don't compress, and their statistics say nothing
+            names = [name for name in self._schema.names if name != "embedding"]
+            self._writer = parquet.ParquetWriter(
+                file,
+                self._schema,
+                compression=dict.fromkeys(names, "zstd") | {"embedding": "none"},
+                use_dictionary=names,
+                write_statistics=names,
+            )
+
+    def write(self, rows: VectorRows) -> None:
+        self._waiting.append(rows)
+        self._rows += len(rows.keys)
+        if self._rows >= _GROUP_ROWS:
+            self._write_group()
+
+    def close(self) -> None:
+        try:
+            self._write_group()
+        finally:
+            with can_write(self._name):
+                self._writer.close()
+
+    def _write_group(self) -> None:
+        waiting, self._waiting, self._rows = self._waiting, [], 0
+        if not waiting:
+            return
+        rows, arrow = joined(waiting), self._arrow
+        vectors = arrow.FixedSizeListArray.from_arrays(
+            arrow.array(rows.spread(0.0, self._dtype).ravel()), self._width, mask=arrow.array(~rows.has_features)
+        )
+        errors = [error and os.fsencode(error).decode("utf-8", "replace") for error in rows.errors]
+        named = path_columns(rows.keys)
+        columns = [
+            arrow.array(named["image_path"], arrow.string()),
+            vectors,
+            arrow.array(errors, arrow.string()),
+        ]
+        if "path_b64" in self._schema.names:
+            columns.append(arrow.array(named.get("path_b64", [None] * len(rows.keys)), arrow.string()))
+        with can_write(self._name):
+            self._writer.write_table(arrow.Table.from_arrays(columns, schema=self._schema))
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> Any:
+    """Read the columns of a file that are there."""
+    arrow, parquet = require_pyarrow()
+    try:
+        names = parquet.read_schema(path).names
+        # mapped and read in one go, since pre-buffering copies what is mapped
+        return parquet.read_table(path, columns=[name for name in columns if name in names], memory_map=True)
+    except (OSError, arrow.ArrowException) as exc:
+        raise UsageError(f"{path}: not a Parquet file, or not a whole one: {first_line(exc)}.") from exc
+
+
+def path_columns(paths: Sequence[str]) -> dict[str, list[str | None]]:
+    """Return the columns that name pictures: one that isn't UTF-8 gets replacement characters, and `path_b64`."""
+    shown: list[str | None] = [os.fsencode(path).decode("utf-8", "replace") for path in paths]
+    raw = [
+        None if path == plain else b64encode(os.fsencode(path)).decode()
+        for path, plain in zip(paths, shown, strict=True)
+    ]
+    return {"image_path": shown} | ({"path_b64": raw} if any(raw) else {})
+
+
+def paths_in(table: Any, name: str) -> list[str]:
+    """Return the paths of a table with columns as `path_columns` gives them."""
+    shown: list[str] = table.column(name).to_pylist()
+    if "path_b64" not in table.column_names:
+        return shown
+    raw = table.column("path_b64").to_pylist()
+    return [os.fsdecode(b64decode(odd)) if odd else path for path, odd in zip(shown, raw, strict=True)]
+
+
+def _key(table: Any) -> str:
+    return "text" if "text" in table.column_names else "path"
+
+
+def _origin(table: Any, path: Path) -> Origin | None:
+    stated = (table.schema.metadata or {}).get(_ORIGIN)
+    return None if stated is None else Origin.from_json(stated, str(path))

@@ -1,0 +1,130 @@
+"""The interface of every format of features."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcls.outputs.vectors.origin import Origin
+
+DType = Literal["float32", "float16"]
+Vectors = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRows:
+    """Rows of a file of features.
+
+    Attributes:
+        keys: paths of pictures, or texts.
+        features: (n_good, embed_dim), of the rows without an error, in order.
+        errors: for each row, why it has no features; None if it has.
+    """
+
+    keys: tuple[str, ...]
+    features: Vectors
+    errors: tuple[str | None, ...]
+
+    @property
+    def has_features(self) -> NDArray[np.bool_]:
+        """Which rows have features, (n_rows,)."""
+        return np.array([error is None for error in self.errors], dtype=np.bool_)
+
+    def spread(self, fill: float, dtype: DType) -> Vectors:
+        """Return features for all rows, those with an error filled with one value: (n_rows, embed_dim)."""
+        spread = np.full((len(self.keys), self.features.shape[1]), fill, dtype=dtype)
+        spread[self.has_features] = self.features
+        return spread
+
+
+def joined(parts: Sequence[VectorRows]) -> VectorRows:
+    """Return the rows of several parts, at least one."""
+    keys = tuple(key for part in parts for key in part.keys)
+    errors = tuple(error for part in parts for error in part.errors)
+    return VectorRows(keys, np.concatenate([part.features for part in parts]), errors)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVectors:
+    """Features as a file holds them.
+
+    Attributes:
+        keys: paths of pictures, or texts, of the rows that have features.
+        blocks: arrays of (n, embed_dim), one after the other in the keys' order; some are mapped from the disk.
+        origin: what made them; None where nothing says so.
+        failed: the number of rows without features.
+    """
+
+    keys: Sequence[str]
+    blocks: tuple[Vectors, ...]
+    origin: Origin | None
+    failed: int = 0
+
+
+class VectorSink(Protocol):
+    """Writes rows of features in order."""
+
+    def write(self, rows: VectorRows) -> None:
+        """Write rows.
+
+        Raises:
+            StoppedError: the output can't be written.
+        """
+
+
+class VectorFormat(ABC):
+    """A way to write features to a file or a folder, and to read them back.
+
+    Attributes:
+        name: the name for `--format`.
+        extension: of its files, with the dot.
+        fits_folder: whether a folder can have this format.
+    """
+
+    name: ClassVar[str]
+    extension: ClassVar[str]
+    fits_folder: ClassVar[bool] = False
+
+    def require(self, in_folder: bool) -> None:  # noqa: B027, most need none
+        """Check that the libraries of the format are installed.
+
+        Raises:
+            UsageError: one isn't.
+        """
+
+    @abstractmethod
+    def open_sink(self, path: Path, origin: Origin, dtype: DType) -> AbstractContextManager[VectorSink]:
+        """Open a sink for a file that gets its name, with the rows so far, when the context is left.
+
+        Raises:
+            StoppedError: the file can't be written.
+        """
+
+    @abstractmethod
+    def read(self, path: Path) -> StoredVectors:
+        """Read a file of features.
+
+        Raises:
+            UsageError: it holds something else, or isn't whole.
+        """
+
+    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
+        """Write one part of a folder, which is there once it is whole.
+
+        Raises:
+            StoppedError: it can't be written.
+        """
+        raise NotImplementedError
+
+    def parts_in(self, folder: Path) -> dict[int, Path]:
+        """Return the whole parts in a folder, by their numbers, in order."""
+        raise NotImplementedError
+
+    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
+        """Yield the key and the error of each row of a part."""
+        raise NotImplementedError

@@ -1,0 +1,152 @@
+"""Opens the output of a run that writes features: a file, or a folder of parts that a later run goes on with."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipcls.errors import StoppedError, UsageError
+from clipcls.outputs.atomic import can_write
+from clipcls.outputs.journal import Journal, RunSettings, journal_path
+from clipcls.outputs.part_files import remove_draft_parts
+from clipcls.outputs.resume import Done, require_same
+from clipcls.outputs.sinks import PART_ROWS
+from clipcls.outputs.vectors import FOLDER_FORMAT, VECTOR_FORMATS, vector_format_for
+from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.vector_format import DType, VectorFormat, VectorRows, VectorSink, joined
+
+
+@dataclass(frozen=True, slots=True)
+class VectorDestination:
+    """Where features are written.
+
+    Attributes:
+        output: a file; None if there is a folder.
+        folder: a folder for parts of 10,000 rows, each of which appears once it is whole.
+        format_name: name of the format; None to choose it by the output.
+        dtype: of the features.
+        resume: continue the features that are there.
+    """
+
+    output: Path | None = None
+    folder: Path | None = None
+    format_name: str | None = None
+    dtype: DType = "float32"
+    resume: bool = False
+    retry_errors = False
+
+    def __post_init__(self) -> None:
+        """Refuse contradictory or impossible settings.
+
+        Raises:
+            UsageError: the settings are such, or a library that the format needs isn't installed.
+        """
+        if (self.output is None) == (self.folder is None):
+            raise UsageError("Features are no text: give --output FILE or --output-dir DIR, one of them.")
+        if self.folder is not None and not self.format.fits_folder:
+            names = " or ".join(name for name, one in VECTOR_FORMATS.items() if one.fits_folder)
+            raise UsageError(f"--output-dir holds {names}; for {self.format.name} give --output FILE.")
+        if self.output is not None and self.output.suffix.lower() != self.format.extension:
+            raise UsageError(f"--output {self.output}: name it …{self.format.extension}, or choose another --format.")
+        if self.resume and self.folder is None:
+            raise UsageError(
+                "--resume goes on with --output-dir. A file is written anew, which is quick with what is cached."
+            )
+        self.format.require(self.folder is not None)
+
+    @property
+    def name(self) -> str:
+        """The name for messages."""
+        return str(self.output or self.folder)
+
+    @property
+    def format(self) -> VectorFormat:
+        """The format that was given, or else the one that fits the output.
+
+        Raises:
+            UsageError: there is no such format.
+        """
+        if self.format_name is not None:
+            if self.format_name not in VECTOR_FORMATS:
+                raise UsageError(f"Unknown format {self.format_name!r}. Use one of: {', '.join(VECTOR_FORMATS)}.")
+            return VECTOR_FORMATS[self.format_name]
+        return FOLDER_FORMAT if self.output is None else vector_format_for(self.output)
+
+
+@contextlib.contextmanager
+def open_vectors(
+    destination: VectorDestination, origin: Origin, settings: Callable[[], RunSettings]
+) -> Iterator[tuple[VectorSink, Done]]:
+    """Open the output of a run.
+
+    Args:
+        settings: returns all settings that rows depend on, by option name; with others the run isn't resumed.
+
+    Yields:
+        What writes rows, and the pictures that the output already holds.
+
+    Raises:
+        StoppedError: the output can't be written, or another run writes to it.
+        UsageError: the run can't be resumed.
+    """
+    format, dtype = destination.format, destination.dtype
+    if destination.folder is None:
+        assert destination.output is not None
+        with format.open_sink(destination.output, origin, dtype) as sink:
+            yield sink, Done()
+        return
+    folder = destination.folder
+    with contextlib.ExitStack() as stack:
+        with can_write(destination.name):
+            folder.mkdir(parents=True, exist_ok=True)
+            journal = stack.enter_context(Journal(journal_path(folder), destination.name))
+            remove_draft_parts(folder)
+            parts = format.parts_in(folder)
+            others = [one.name for one in VECTOR_FORMATS.values() if one.fits_folder and one.parts_in(folder)]
+        if others and not parts:
+            raise UsageError(f"--output-dir {folder}: there are features in the format {others[0]} in it.")
+        if not parts:
+            journal.begin(settings())
+        elif not destination.resume:
+            raise UsageError(
+                f"--output-dir {folder}: there are features in it. Give --resume to go on, or another folder."
+            )
+        else:
+            require_same(destination, journal, settings())
+        done = Done()
+        for part in parts.values():
+            for key, error in format.rows_of(part):
+                done.add(key, error)
+        with _Parts(folder, format, max(parts, default=-1) + 1, origin, dtype) as part_sink:
+            yield part_sink, done
+
+
+class _Parts:
+    """Writes parts of PART_ROWS rows; leaving the context writes the last one."""
+
+    def __init__(self, folder: Path, format: VectorFormat, first: int, origin: Origin, dtype: DType) -> None:
+        self._folder, self._format = folder, format
+        self._number = first
+        self._origin = origin
+        self._dtype: DType = dtype
+        self._waiting: list[VectorRows] = []
+        self._rows = 0
+
+    def __enter__(self) -> "_Parts":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, StoppedError):
+            self._write()
+
+    def write(self, rows: VectorRows) -> None:
+        self._waiting.append(rows)
+        self._rows += len(rows.keys)
+        if self._rows >= PART_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        waiting, self._waiting, self._rows = self._waiting, [], 0
+        if waiting:
+            self._format.write_part(self._folder, self._number, joined(waiting), self._origin, self._dtype)
+            self._number += 1
