@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from clipcls.cli import cache, check, models, predict, prompts, sort, train
+from clipcls.cli import cache, check, labels, models, predict, prompts, sort, train
 from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.eval import eval_command
 from clipcls.cli.mistakes import OnceCommand, explain, offline_command
@@ -40,6 +40,7 @@ app.command("calibrate", cls=OnceCommand, short_help="Correct scores, and find e
     calibrate_command
 )
 app.add_typer(models.models_app, name="models")
+app.add_typer(labels.labels_app, name="labels")
 app.add_typer(prompts.prompts_app, name="prompts")
 app.add_typer(cache.cache_app, name="cache")
 
