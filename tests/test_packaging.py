@@ -1,4 +1,4 @@
-"""The wheel, the source distribution, an editable install and a checkout each hold the prompts and the models."""
+"""The wheel, the source distribution, an editable install and a checkout each hold the prompts, labels and models."""
 
 import os
 import subprocess
@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
+    "clipcls/labels/sets/everyday.yaml",
+    "clipcls/labels/sets/everyday-zh.yaml",
     "clipcls/models/everyday/open_clip_config.json",
     "clipcls/models/everyday/open_clip_model.safetensors",
     "clipcls/models/everyday/words.txt",
@@ -96,6 +98,8 @@ def test_wheel_predicts_in_another_environment(wheel: Path, empty_python: Path, 
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [Path(row[0]).stem for row in rows] == [row[1] for row in rows]
     assert "default\t" in prompt_sets(empty_python, cwd=tmp_path)
+    shown = [empty_python, "-m", "clipcls", "labels", "show", "coco"]
+    assert subprocess.run(shown, capture_output=True, cwd=tmp_path, check=True).stdout.startswith(b"person\nbicycle\n")
 
 
 def test_checkout_finds_its_prompts_after_a_plain_install(wheel: Path, checkout: Path, empty_python: Path) -> None:

@@ -33,7 +33,7 @@ class Wording:
 
     labels: str | None = None
     label: tuple[str, ...] = ()
-    labels_file: Path | None = None
+    labels_file: str | Path | None = None
     prompts: str | None = None
     templates: tuple[str, ...] = ()
 

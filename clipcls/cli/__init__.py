@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from clipcls.cli import cache, check, models, predict, prompts, sort, train
+from clipcls.cli import cache, check, labels, models, predict, prompts, sort, train
 from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.embed import embed_command
 from clipcls.cli.eval import eval_command
@@ -44,6 +44,7 @@ app.command("embed", cls=OnceCommand, short_help="Write the features of pictures
     embed_command
 )
 app.add_typer(models.models_app, name="models")
+app.add_typer(labels.labels_app, name="labels")
 app.add_typer(prompts.prompts_app, name="prompts")
 app.add_typer(cache.cache_app, name="cache")
 

@@ -194,4 +194,4 @@ def _label_arguments(wanted: options.DataLabelOptions, truth: "Truth") -> list[s
         return [part for name in names for part in ("--label", name)]
     given = [] if wanted.labels is None else ["--labels", ",".join(wanted.labels)]
     given += [part for name in wanted.label or () for part in ("--label", name)]
-    return given if wanted.labels_file is None else [*given, "--labels-file", str(wanted.labels_file)]
+    return given if wanted.labels_file is None else [*given, "--labels-file", wanted.labels_file]

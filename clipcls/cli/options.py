@@ -38,6 +38,13 @@ def complete_prompts(incomplete: str) -> list[str]:
     return [name for name in builtin_names() if name.startswith(incomplete)]
 
 
+def complete_labels(incomplete: str) -> list[str]:
+    """Return the label sets that begin so; files are the shell's to offer."""
+    from clipcls.labels.label_sets import builtin_names
+
+    return [name for name in builtin_names() if name.startswith(incomplete)]
+
+
 # the choices of --score
 if TYPE_CHECKING:
     ScoreName = str
@@ -64,7 +71,12 @@ LabelOption = Annotated[
     list[str] | None, typer.Option("--label", metavar="LABEL", help="One label, never split; repeatable.")
 ]
 LabelsFileOption = Annotated[
-    Path | None, typer.Option("--labels-file", help="Labels in a .txt, .csv, .tsv, .json, .jsonl or .yaml file.")
+    str | None,
+    typer.Option(
+        "--labels-file",
+        help="Labels: a .txt, .csv, .tsv, .json, .jsonl or .yaml file, or a name from `clipcls labels list`.",
+        autocompletion=complete_labels,
+    ),
 ]
 PromptsOption = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""Read labels from options and from text, CSV, JSON and YAML files."""
+"""Read labels from options, from built-in sets, and from text, CSV, JSON and YAML files."""
 
 import io
 import json
@@ -14,6 +14,7 @@ import yaml
 
 from clipcls.errors import NOTICE, UsageError, shortened
 from clipcls.labels.foreign_labels import lines_of, list_within, name_column, refuse_other_separators
+from clipcls.labels.label_sets import builtin_names, load_label_set, unknown_name
 from clipcls.records import Label
 from clipcls.text_files import CsvError, csv_rows, read_text
 
@@ -29,7 +30,7 @@ _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]|^[\u200c-\u200f]+|[\u200c-\u
 def parse_labels(
     comma_separated: str | Sequence[str] = (),
     single: Sequence[str] = (),
-    file: Path | None = None,
+    file: str | Path | None = None,
     allow_equal: bool = False,
 ) -> tuple[Label, ...]:
     """Collect the labels of all sources, in the order: comma-separated, single ones, file.
@@ -37,7 +38,7 @@ def parse_labels(
     Args:
         comma_separated: `cat,dog,truck`, or several such texts.
         single: labels that are never split, such as `crane, bird`.
-        file: .txt (one per line), .csv, .json, .yaml or .yml.
+        file: what `read_labels` reads.
         allow_equal: take labels that mean the same.
 
     Returns:
@@ -51,7 +52,9 @@ def parse_labels(
     if file is not None:
         labels += read_labels(file)
     if not labels:
-        raise UsageError("No labels. Give --labels cat,dog,truck or --labels-file FILE.")
+        raise UsageError(
+            "No labels. Give --labels cat,dog,truck or --labels-file FILE; `clipcls labels list` names built-in sets."
+        )
     if not allow_equal:
         refuse_duplicates(labels)
     return tuple(labels)
@@ -126,12 +129,23 @@ def refuse_duplicates(labels: Iterable[Label]) -> None:
             seen[label_key(text)] = label.name
 
 
-def read_labels(file: Path) -> list[Label]:
-    """Read a label file in the format that its extension names.
+def read_labels(name_or_file: str | Path) -> list[Label]:
+    """Read a built-in set by name, or a label file in the format that its extension names.
+
+    Args:
+        name_or_file: a text may be a set's name; a `Path` is a file.
 
     Raises:
-        UsageError: the file can't be read, or isn't what its extension says.
+        UsageError: there is no such set or file, or the file can't be read, or isn't what its extension says.
     """
+    file = Path(name_or_file)
+    if isinstance(name_or_file, str):
+        if name_or_file in builtin_names():
+            if file.is_file():
+                logger.warning("labels: %s is the built-in set; the file of that name is ./%s", file, file)
+            return [make_label(name) for name in load_label_set(name_or_file).labels]
+        if not file.suffix and not os.path.exists(file):  # noqa: PTH110, long names
+            raise UsageError(unknown_name(name_or_file))
     text = read_text(file)
     try:
         labels = _read(text, file.suffix.lower())
@@ -250,9 +264,12 @@ def _folded(names: Iterable[str]) -> list[str]:
 
 
 def _from_data(data: Any) -> list[Label]:
-    """Read a list of names or of `{label, synonyms, prompts}`, or a mapping from label to its synonyms or details."""
+    """Read a list of names or of `{label, synonyms, prompts}`, or a mapping from label to its synonyms or details.
+
+    Either may stand under the key `labels`, beside a `description` and a `source`.
+    """
     match data:
-        case {"labels": list() | dict() as inner} if len(data) == 1:
+        case {"labels": list() | dict() as inner} if data.keys() <= {"labels", "description", "source"}:
             return _from_data(inner)
         case list() if all(isinstance(item, str) or (isinstance(item, dict) and "label" in item) for item in data):
             return [_from_item(item) for item in data]

@@ -91,6 +91,18 @@ class ByScript:
         return self._chinese if _CJK.search(text) else self._other
 
 
+def zero_shot_metadata_file() -> Path:
+    """Return the file in which open_clip keeps its templates and ImageNet's classes; open_clip isn't imported.
+
+    Raises:
+        UsageError: open_clip isn't installed.
+    """
+    package = importlib.util.find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        raise UsageError("open_clip isn't installed: pip install open_clip_torch")
+    return Path(package.submodule_search_locations[0]) / "zero_shot_metadata.py"
+
+
 def template_of_caption(phrasing: str) -> str:
     """Return the template that gives what `phrasing.replace("{}", label)` gives: other braces are text there."""
     return "{}".join(part.replace("{", "{{").replace("}", "}}") for part in phrasing.split("{}"))
@@ -174,11 +186,7 @@ def _from_open_clip(name: str) -> PromptSet:
 @cache
 def _zero_shot_metadata() -> ModuleType:
     """Load open_clip's template lists by path: importing open_clip would import torch."""
-    package = importlib.util.find_spec("open_clip")
-    if package is None or not package.submodule_search_locations:
-        raise UsageError("open_clip isn't installed: pip install open_clip_torch")
-    path = Path(package.submodule_search_locations[0]) / "zero_shot_metadata.py"
-    spec = importlib.util.spec_from_file_location("clipcls._zero_shot_metadata", path)
+    spec = importlib.util.spec_from_file_location("clipcls._zero_shot_metadata", zero_shot_metadata_file())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -254,7 +254,7 @@ class Classifier:
             logger.warning(
                 "model %s was never trained on a word of %s; its scores for %s mean nothing",
                 facts.name,
-                ", ".join(repr(name) for name in unknown),
+                quoted(unknown),
                 "it" if len(unknown) == 1 else "them",
             )
         names = [label.name for label, is_known in zip(self.labels, known, strict=True) if is_known]

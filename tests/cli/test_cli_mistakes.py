@@ -75,7 +75,7 @@ def test_folders_without_a_picture_say_what_they_hold(clipcls: Run, pictures: Pa
 
 def test_summaries_of_commands_are_whole_sentences_in_80_columns(clipcls: Run) -> None:
     lines = clipcls("--help").stdout.decode().split("Commands:\n")[1].splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert all(line.endswith(".") and not line.endswith("...") and len(line) <= 80 for line in lines)
 
 
@@ -85,9 +85,11 @@ def test_summaries_of_commands_are_whole_sentences_in_80_columns(clipcls: Run) -
         ("clipcls predict --model p", ["photo", "pictogram"]),
         ("clipcls models pull m", ["multilingual"]),
         ("clipcls eval --prompts op", ["openai-imagenet-7", "openai-imagenet-80"]),
+        ("clipcls predict --labels-file cif", ["cifar10", "cifar100"]),
+        ("clipcls labels show every", ["everyday", "everyday-zh"]),
     ],
 )
-def test_completion_offers_models_and_prompt_sets(
+def test_completion_offers_models_and_sets(
     clipcls: Run, monkeypatch: pytest.MonkeyPatch, words: str, offered: list[str]
 ) -> None:
     count = str(len(words.split()) - 1)

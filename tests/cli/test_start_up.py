@@ -33,7 +33,16 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert not loaded_by(*arguments) & set(HEAVY)
 
 
-@pytest.mark.parametrize("arguments", [("models",), ("prompts", "list"), ("prompts", "show", "openai-imagenet-80")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("models",),
+        ("prompts", "list"),
+        ("prompts", "show", "openai-imagenet-80"),
+        ("labels", "list"),
+        ("labels", "show", "imagenet"),
+    ],
+)
 def test_listing_loads_no_torch(arguments: tuple[str, ...]) -> None:
     assert not loaded_by(*arguments) & {"torch", "open_clip"}
 

@@ -169,6 +169,16 @@ def test_classifier_warns_by_name_of_labels_without_a_known_word(
     assert "'zeppelin', 'tuba'" in warning and "'dark red'" not in warning and "'rot'" not in warning
 
 
+def test_classifier_names_three_of_many_labels_without_a_known_word(
+    classifier: Callable[..., Classifier], fake_encoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocabulary.write_words(tmp_path, {"red"})
+    fake_encoder.words = str(tmp_path)
+    _ = classifier(["red", "zeppelin", *(f"thing{i}" for i in range(1200))]).label_features
+    (warning,) = warnings_in(caplog)
+    assert "of 'zeppelin', 'thing0', 'thing1' and 1,198 more; its scores for them mean nothing" in warning
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_classifier_is_silent_where_all_is_well(
     classifier: Callable[..., Classifier],
