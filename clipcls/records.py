@@ -311,3 +311,19 @@ class Prediction:
     error: str | None = None
     explanation: Explanation | None = None
     index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A picture that a search found.
+
+    Attributes:
+        query: as the user wrote it.
+        score: what can be cut at, see `clipcls.predict.search`.
+        similarity: the cosine of the picture and the query.
+    """
+
+    query: str
+    path: str
+    score: float
+    similarity: float

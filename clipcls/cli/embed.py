@@ -86,7 +86,7 @@ def embed_command(
     execution = how.execution(limits, strict_prompts, fetching.web(further))
     with Session(asked.spec(), execution) as session:
         if of_texts:
-            _write_texts(session, [*(text or ()), *_read_texts(texts)], prompts, template, destination)
+            _write_texts(session, [*(text or ()), *read_texts(texts)], prompts, template, destination)
             return
         sources = further.sources(inputs)
         limit = errors.limit()
@@ -133,7 +133,7 @@ def _write_texts(
     write_text_features(session, texts, chosen, destination)
 
 
-def _read_texts(name: str | None) -> list[str]:
+def read_texts(name: str | None) -> list[str]:
     """Return the lines of a file that aren't blank."""
     from clipcls.text_files import decode_text, read_text
 

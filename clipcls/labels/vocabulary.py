@@ -6,8 +6,10 @@ captions beside the weights (`words.txt`).
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from clipcls.errors import quoted
 
 FILE_NAME = "words.txt"
 
@@ -44,6 +46,12 @@ def is_known(text: str, words: frozenset[str]) -> bool:
     parts = caption_words(text)
     parts |= {sign for part in parts if _IS_CJK.match(part) for sign in part}
     return not parts.isdisjoint(words)
+
+
+def unknown_message(model: str, unknown: Sequence[str]) -> str:
+    """Return the warning of names that a model has never seen a word of."""
+    them = "it" if len(unknown) == 1 else "them"
+    return f"model {model} was never trained on a word of {quoted(unknown)}; its scores for {them} mean nothing"
 
 
 def all_words(captions: Iterable[str]) -> frozenset[str]:

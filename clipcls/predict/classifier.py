@@ -251,12 +251,7 @@ class Classifier:
         known = [any(vocabulary.is_known(text, words) for text in label.texts) for label in self.labels]
         unknown = [label.name for label, is_known in zip(self.labels, known, strict=True) if not is_known]
         if unknown:
-            logger.warning(
-                "model %s was never trained on a word of %s; its scores for %s mean nothing",
-                facts.name,
-                quoted(unknown),
-                "it" if len(unknown) == 1 else "them",
-            )
+            logger.warning("%s", vocabulary.unknown_message(facts.name, unknown))
         names = [label.name for label, is_known in zip(self.labels, known, strict=True) if is_known]
         pairs, count = nearest_pairs(features[np.array(known, dtype=np.bool_)], 3)
         alike = [f"{names[pair.first]!r} and {names[pair.second]!r}" for pair in pairs[:count]]

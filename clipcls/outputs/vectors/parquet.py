@@ -144,7 +144,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> Any:
         # mapped and read in one go, since pre-buffering copies what is mapped
         return parquet.read_table(path, columns=[name for name in columns if name in names], memory_map=True)
     except (OSError, arrow.ArrowException) as exc:
-        raise UsageError(f"{path}: not a Parquet file, or not a whole one: {first_line(exc)}.") from exc
+        raise UsageError(f"{path}: not a Parquet file, or not a whole one: {first_line(exc).rstrip('.')}.") from exc
 
 
 def path_columns(paths: Sequence[str]) -> dict[str, list[str | None]]:
