@@ -201,7 +201,7 @@ class Cache:
         for start in range(0, len(keys), _BATCH):
             for key, value, crc, row, used in self._select(kind, keys[start : start + _BATCH]):
                 # damage may change the types of values too
-                if isinstance(key, bytes) and isinstance(value, bytes) and crc == checksum(kind, key, value):
+                if type(key) is type(value) is bytes and crc == checksum(kind, key, value):
                     values[key] = value
                     if not isinstance(used, int) or used <= oldest:
                         stale.append(row)
