@@ -2,12 +2,13 @@
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 
 from clipcls.errors import UsageError
 from clipcls.inputs.discover import EXTENSIONS, is_web
 
-_OPERATOR = re.compile(r"(?:^|\s)([+-])(?:\s|$)")
+_OPERATOR = re.compile(r"(?<!\S)([+-])(?!\S)")
 _WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+):(.+)", re.DOTALL)
 
 
@@ -71,9 +72,7 @@ def _term(value: str, sign: str, query: str) -> Term:
     if not value:
         raise UsageError(f"The query {query!r}: expected a text or a picture on both sides of + and -.")
     if os.path.isdir(value):  # noqa: PTH112
-        raise UsageError(
-            f"The query {query!r}: {value} is a folder. A query comes first: clipcls search 'a dog' {value}"
-        )
+        raise UsageError(f"{value!r} is a folder; the query comes first: clipcls search 'a dog' {shlex.quote(value)}")
     if not is_picture and _looks_like_path(value):
         raise UsageError(f"The query {query!r}: {value}: no such file.")
     if weight == 0:

@@ -158,7 +158,7 @@ class NpzVectors(VectorFormat):
 
     def read(self, path: Path) -> StoredVectors:
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 stated = str(archive["origin"]) if "origin" in archive else None
                 keys = archive["paths" if "paths" in archive else "texts"].tolist()
                 errors = archive["errors"].tolist()
