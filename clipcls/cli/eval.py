@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipcls.cli import options
-from clipcls.cli.eval_report import Command, Evaluation, Output
+from clipcls.cli.eval_report import Command, Evaluation
+from clipcls.cli.report_output import Output
 from clipcls.errors import UsageError
 from clipcls.models.catalog import DEFAULT_MODEL
 
