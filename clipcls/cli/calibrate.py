@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipcls.cli import options
-from clipcls.cli.eval_report import Output
 from clipcls.cli.progress import Progress
+from clipcls.cli.report_output import Output
 from clipcls.errors import UsageError, listed, printable
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _opening(report: "CalibrationReport") -> str:
 
 
 def _figures(measures: "Measures") -> str:
-    from clipcls.cli.eval_report import table
+    from clipcls.cli.tables import table
     from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows = [
@@ -202,7 +202,7 @@ def _figures(measures: "Measures") -> str:
 
 
 def _thresholds(report: "CalibrationReport") -> str:
-    from clipcls.cli.eval_report import table
+    from clipcls.cli.tables import table
 
     made, held = report.calibration, report.held_out
     rows: list[tuple[str, ...]] = []

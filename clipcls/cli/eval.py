@@ -1,20 +1,20 @@
 """`clipcls eval`."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from clipcls.cli import options
-from clipcls.cli.eval_report import Command, Evaluation, Output
+from clipcls.cli.compare_options import ModelOptions, PromptOptions, arguments_of
+from clipcls.cli.eval_report import Command, Evaluation
+from clipcls.cli.report_output import Output
+from clipcls.cli.retrieval_report import measure
 from clipcls.errors import UsageError
-from clipcls.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from clipcls.inputs.labelled.examples import Truth
-    from clipcls.records import PromptSet
 
 
 @options.grouped
@@ -31,45 +31,18 @@ def eval_command(
     ],
     # what to look for
     wanted: options.DataLabelOptions,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--prompts",
-            metavar="PROMPTS",
-            help="Prompt set, by name or file; repeatable, to compare. [default: the data's own, else the model's, "
-            "else default]",
-            autocompletion=options.complete_prompts,
-        ),
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option("--template", metavar="TEMPLATE", help="Template; all that are given are one more prompt set."),
-    ] = None,
-    strict_prompts: options.StrictPromptsOption = False,
+    prompting: PromptOptions,
     # with which model
-    model: Annotated[
-        list[str] | None,
+    compared: ModelOptions,
+    # other ways to measure
+    retrieval: Annotated[
+        bool,
         typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="As for predict; repeatable, to compare. [env var: CLIPCLS_MODEL; default: photo]",
-            autocompletion=options.complete_model,
+            "--retrieval",
+            help="Measure how well pictures and captions find one another: DATA is a table with a column caption, or "
+            "shards. Captions are taken as they are, unless --prompts or --template is given.",
         ),
-    ] = None,
-    arch: options.ArchOption = None,
-    preprocess: options.PreprocessOption = None,
-    device: options.DeviceOption = "auto",
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--precision",
-            metavar="PRECISION",
-            envvar="CLIPCLS_PRECISION",
-            help="As for predict; repeatable, to compare. [default: auto]",
-        ),
-    ] = None,
-    runtime: options.RuntimeOption = "auto",
-    # or without one
+    ] = False,
     predictions: Annotated[
         Path | None,
         typer.Option("--predictions", metavar="FILE", help="Judge what predict wrote, instead of running a model."),
@@ -87,8 +60,11 @@ def eval_command(
     ] = "table",
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-",
     confused: Annotated[
-        int, typer.Option("--confused", metavar="N", min=0, help="How many of the most confused pairs to list.")
-    ] = 10,
+        int | None,
+        typer.Option(
+            "--confused", metavar="N", min=0, help="How many of the most confused pairs to list. [default: 10]"
+        ),
+    ] = None,
     confusion_plot: Annotated[
         Path | None,
         typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
@@ -104,42 +80,61 @@ def eval_command(
     Example: clipcls eval pictures/ --prompts simple --prompts default
     """
     verbosity.set_up_logging()
-    from clipcls.evaluate.evaluate import EvalPlan
+    from clipcls.evaluate.evaluate import DEFAULT_CONFUSED, EvalPlan
     from clipcls.inputs.web import Web
     from clipcls.predict.ranking import Scoring
-    from clipcls.records import ModelSpec
 
     target = Output(format, output, confusion_plot)
-    target.check([*data, wanted.labels_file, predictions, *(prompts or ()), *(model or ())])
+    target.check([*data, wanted.labels_file, predictions, *(prompting.prompts or ()), *(compared.model or ())])
+    execution = how.execution(limits, prompting.strict_prompts, Web() if allow_urls else None)
+    if retrieval:
+        meaningless: dict[str, object] = {
+            "--labels": wanted.labels,
+            "--label": wanted.label,
+            "--labels-file": wanted.labels_file,
+            "--predictions": predictions,
+            "--score": score,
+            "--multi-label": multi_label,
+            "--background": background,
+            "--threshold": threshold,
+            "--confused": confused,
+            "--confusion-plot": confusion_plot,
+        }
+        _refuse("--retrieval measures captions, which have no labels and thresholds", meaningless)
+        from clipcls.evaluate.retrieval import Pairs, RetrievalPlan
+        from clipcls.inputs.labelled.read import read_for_retrieval
+
+        pairs = Pairs.of(read_for_retrieval(data, allow_urls))
+        prompt_sets = tuple(prompt_set for _, prompt_set in prompting.sets())
+        measure(pairs, RetrievalPlan(compared.specs(), prompt_sets, execution), target, verbosity.quiet)
+        return
     names = wanted.read()
     truth = options.labelled_pictures(data, names, multi_label, allow_urls)
+    most = DEFAULT_CONFUSED if confused is None else confused
     if predictions is not None:
-        given = {"--model": model, "--prompts": prompts, "--template": template, "--score": score, "--arch": arch}
-        _refuse_with_predictions([option for option, value in given.items() if value])
-        Evaluation(truth, target, verbosity.quiet, verbosity.verbose).judge(predictions, names, confused)
+        given = {"--model": compared.model, "--prompts": prompting.prompts, "--template": prompting.template}
+        _refuse("--predictions are judged as they are", given | {"--score": score, "--arch": compared.arch})
+        Evaluation(truth, target, verbosity.quiet, verbosity.verbose).judge(predictions, names, most)
         return
     if threshold is not None and not truth.multi_label:
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
-    models = [
-        (name, chosen) for name in _models(model, [arch, preprocess]) for chosen in dict.fromkeys(precision or ["auto"])
-    ]
-    sets = _prompt_sets(prompts or [], template or [], truth)
+    models, sets = compared.specs(), prompting.sets(truth.templates_file)
     plan = EvalPlan(
         labels=wanted.among(truth, names),
-        models=tuple(ModelSpec(name, arch, preprocess, device, chosen, runtime) for name, chosen in models),
+        models=models,
         prompts=tuple(prompt_set for _, prompt_set in sets),
         scoring=Scoring(score, truth.multi_label, threshold=threshold),
         background=background,
-        execution=how.execution(limits, strict_prompts, Web() if allow_urls else None),
-        confused=confused,
+        execution=execution,
+        confused=most,
     )
     command = Command(
-        models=[_model_arguments(*chosen) for chosen in models],
+        models=[arguments_of(model) for model in models],
         prompts=[arguments for arguments, _ in sets],
         labels=_label_arguments(wanted, truth),
         settings={
-            "--arch": arch,
-            "--preprocess": preprocess,
+            "--arch": compared.arch,
+            "--preprocess": compared.preprocess,
             "--decode": None if how.decode == "fast" else how.decode,
             "--score": score,
             "--background": background,
@@ -150,37 +145,11 @@ def eval_command(
     Evaluation(truth, target, verbosity.quiet, verbosity.verbose).measure(plan, command)
 
 
-def _refuse_with_predictions(given: Sequence[str]) -> None:
+def _refuse(why: str, options: Mapping[str, object]) -> None:
+    """Refuse options that have no meaning, if they are given."""
+    given = [option for option, value in options.items() if value is not None and value is not False and value != []]
     if given:
-        raise UsageError(f"--predictions are judged as they are: leave {', '.join(given)} out.")
-
-
-def _models(models: Sequence[str] | None, stated: Sequence[str | None]) -> list[str]:
-    # not typer's own, which would take a path with a space for two
-    names = list(dict.fromkeys(models or [os.environ.get("CLIPCLS_MODEL") or DEFAULT_MODEL]))
-    if len(names) > 1 and any(stated):
-        raise UsageError("--arch and --preprocess say what one weights file is; evaluate it by itself.")
-    return names
-
-
-def _model_arguments(name: str, precision: str) -> list[str]:
-    return ["--model", name, *([] if precision == "auto" else ["--precision", precision])]
-
-
-def _prompt_sets(
-    prompts: Sequence[str], templates: Sequence[str], truth: "Truth"
-) -> "list[tuple[list[str], PromptSet | None]]":
-    """The prompt sets, each with the options that stand for it; None, without options, for each model's own."""
-    from clipcls.labels.prompts import load_prompt_set, templates_set
-
-    sets: list[tuple[list[str], PromptSet | None]]
-    sets = [(["--prompts", name], load_prompt_set(name)) for name in dict.fromkeys(prompts)]
-    if templates:
-        options = [part for template in templates for part in ("--template", template)]
-        sets.append((options, templates_set(templates)))
-    if not sets and truth.templates_file is not None:
-        sets.append((["--prompts", truth.templates_file], load_prompt_set(truth.templates_file)))
-    return sets or [([], None)]
+        raise UsageError(f"{why}: leave {', '.join(given)} out.")
 
 
 def _label_arguments(wanted: options.DataLabelOptions, truth: "Truth") -> list[str]:

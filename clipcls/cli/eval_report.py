@@ -1,25 +1,24 @@
 """Runs `clipcls eval`, and writes its figures as tables or JSON."""
 
-import io
 import json
 import math
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
 from clipcls.cli.progress import Progress
-from clipcls.errors import StoppedError, UsageError, listed, printable, reason
+from clipcls.cli.report_output import FEW, Output
+from clipcls.cli.tables import Rows, cells, decimal, interval, table
+from clipcls.errors import UsageError, listed, printable, reason
 from clipcls.records import Label, Prediction
 
 if TYPE_CHECKING:
     from clipcls.evaluate.evaluate import EvalPlan
-    from clipcls.evaluate.metrics import Estimate
     from clipcls.evaluate.results import EvalOutcome, EvalResult
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.outputs.formats.output_format import OutputFormat
@@ -27,80 +26,6 @@ if TYPE_CHECKING:
 # most rows of a table of classes; with more classes, only those with the lowest recall are shown
 _MOST_CLASSES = 40
 _WORST_CLASSES = 20
-# number of images below which bootstrap intervals are known to be too narrow
-_FEW = 50
-_DASH = "–"
-
-Rows = list[tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """Where an evaluation is written.
-
-    Attributes:
-        file: a file, or `-` for standard output.
-        plot: a PNG file for the confusion matrix; None for no plot.
-    """
-
-    format: Literal["table", "json"]
-    file: str
-    plot: Path | None
-
-    def check(self, sources: Sequence[str | Path | None]) -> None:
-        """Refuse output files that can't be written, or would replace inputs.
-
-        Raises:
-            UsageError: an output is one of the inputs, or has an unsuitable name.
-            StoppedError: an output can't be written, or standard output is closed.
-        """
-        from clipcls.inputs.discover import EXTENSIONS
-
-        if self.file == "-" and sys.stdout is None:
-            raise StoppedError("standard output is closed. Give --output FILE.")
-
-        if self.plot is not None and self.plot.suffix.lower() != ".png":
-            raise UsageError(f"--confusion-plot {self.plot}: a name that ends in .png is needed.")
-        if Path(self.file).suffix.lower() in EXTENSIONS:
-            raise UsageError(f"--output {self.file}: not a name for results.")
-        for option, path in (("--output", self.file), ("--confusion-plot", self.plot)):
-            if path is None or path == "-":
-                continue
-            target = Path(path)
-            written = target.absolute().parent if _is_replaced(target) else target
-            if target.is_dir() or not os.access(written, os.W_OK):
-                raise StoppedError(
-                    f"{target}: can't be written: it is a folder, or in one that isn't there or is closed."
-                )
-            for source in sources:
-                if source and target.exists() and os.path.exists(source) and target.samefile(source):  # noqa: PTH110
-                    raise UsageError(f"{option} {target} is one of the inputs, which it would overwrite.")
-                if source and path is self.plot and target.resolve().is_relative_to(Path(source).resolve()):
-                    raise UsageError(f"{option} {target} lies in {source}, where it would be taken for data.")
-
-    def write(self, text: str) -> None:
-        """Write a whole report at once.
-
-        Raises:
-            StoppedError: the file can't be written.
-        """
-        if self.file == "-":
-            typer.echo(text.encode("utf-8", "replace"), nl=False)
-            return
-        from clipcls.outputs.atomic import write_atomically
-
-        def write(file: BinaryIO) -> None:
-            file.write(text.encode("utf-8", "replace"))
-
-        path = Path(self.file)
-        try:
-            if _is_replaced(path):
-                write_atomically(path, write)
-            else:
-                with path.open("wb") as opened:
-                    write(opened)
-        except OSError as exc:
-            raise StoppedError(f"{self.file}: can't be written: {exc.strerror}.") from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +184,12 @@ def _comparison(outcome: "EvalOutcome") -> str:
     name = outcome.results[0].headline[0]
     rows: Rows = []
     for number, (result, beside) in enumerate(zip(outcome.results, outcome.comparisons, strict=True)):
-        row = (result.model or "", result.prompts or "", *_cells(result.headline[1]))
+        row = (result.model or "", result.prompts or "", *cells(result.headline[1]))
         if number == outcome.best:
             rows.append((*row, "best", "", "", ""))
         else:
             same = ("", "") if beside.p is None else (f"{beside.agreement:.4f}", f"{beside.p:.4f}")
-            rows.append((*row, f"{beside.difference.value:+.4f}", _interval(beside.difference), *same))
+            rows.append((*row, f"{beside.difference.value:+.4f}", interval(beside.difference), *same))
     header = ("model", "prompts", name, "95 % interval", "to the best", "95 % interval", "same answer", "McNemar's p")
     return table(header if not outcome.multi_label else header[:-2], rows, left=2) + _warn_of_choice(outcome)
 
@@ -284,7 +209,7 @@ def _figures(result: "EvalResult") -> str:
     from clipcls.evaluate.results import LESS_IS_BETTER
 
     rows: Rows = [
-        (name, *_cells(estimate), "less is better" if name in LESS_IS_BETTER else "")
+        (name, *cells(estimate), "less is better" if name in LESS_IS_BETTER else "")
         for name, estimate in result.figures.items()
     ]
     lines = [f"{name}: left out, {reason}\n" for name, reason in result.omitted.items()]
@@ -300,8 +225,8 @@ def _classes(outcome: "EvalOutcome", result: "EvalResult") -> str:
         title = f"The {len(figures)} classes with the lowest recall; --format json tells all {len(result.classes):,}.\n"
     rows: Rows = []
     for name, of_class in figures:
-        row = (name, f"{of_class.support:,}", *map(_number, (of_class.precision, of_class.recall, of_class.f1)))
-        rows.append((*row, _number(of_class.average_precision)) if outcome.multi_label else row)
+        row = (name, f"{of_class.support:,}", *map(decimal, (of_class.precision, of_class.recall, of_class.f1)))
+        rows.append((*row, decimal(of_class.average_precision)) if outcome.multi_label else row)
     header = ("class", "images", "precision", "recall", "F1", "average precision")
     return title + table(header if outcome.multi_label else header[:-1], rows, left=1)
 
@@ -310,7 +235,7 @@ def _levels(result: "EvalResult") -> str:
     from clipcls.evaluate.metrics import ThresholdFigures
 
     rows = [
-        (f"{level.threshold:.2f}", f"{level.answered:,}", _number(level.coverage), _number(level.accuracy))
+        (f"{level.threshold:.2f}", f"{level.answered:,}", decimal(level.coverage), decimal(level.accuracy))
         for level in result.levels
         if isinstance(level, ThresholdFigures)
     ]
@@ -321,7 +246,7 @@ def _label_levels(result: "EvalResult") -> str:
     from clipcls.evaluate.metrics import LabelThresholdFigures
 
     rows = [
-        (f"{level.threshold:.2f}", _number(level.precision), _number(level.recall), _number(level.f1))
+        (f"{level.threshold:.2f}", decimal(level.precision), decimal(level.recall), decimal(level.f1))
         for level in result.levels
         if isinstance(level, LabelThresholdFigures)
     ]
@@ -389,47 +314,10 @@ def _caution(outcome: "EvalOutcome", best: "EvalResult") -> list[str]:
         # with 95 % probability, n images show an error that occurs at least once in n / 3 images
         most = min(1.0, 3 / count)
         return [f"no answer was wrong, so that resamples can't be; of new images, up to {most:.1%} may well be"]
-    if count < _FEW:
+    if count < FEW:
         return [f"{count:,} images are few: the intervals are rough, and each class's figures rougher still"]
     return []
 
 
 def _title(result: "EvalResult") -> str:
     return "predictions" if result.model is None else f"model {result.model}, prompts {result.prompts}"
-
-
-def _cells(estimate: "Estimate") -> tuple[str, str]:
-    return _number(estimate.value), _interval(estimate)
-
-
-def _interval(estimate: "Estimate") -> str:
-    return f"{_number(estimate.low)} to {_number(estimate.high)}"
-
-
-def _number(value: float) -> str:
-    return _DASH if math.isnan(value) else f"{value:.4f}"
-
-
-def _is_replaced(path: Path) -> bool:
-    """Return whether a new file replaces the path; links, devices and pipes such as /dev/stdout are written to."""
-    return not path.is_symlink() and (path.is_file() or not path.exists())
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
-    """Return rows as text in columns as wide as their cells; those after the first `left` are right-aligned."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        return ""
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, name in enumerate(header):
-        is_left = number < left or (last_left and number == len(header) - 1)
-        grid.add_column(Text(name), justify="left" if is_left else "right", no_wrap=True)
-    for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row[: len(header)]))
-    buffer = io.StringIO()
-    # wide enough for any path, since a shortened one can't be opened
-    Console(file=buffer, width=100_000, color_system=None, legacy_windows=False).print(grid)
-    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())

@@ -1,1 +1,1 @@
-"""How good the answers are on labelled pictures: metrics, confusion, comparison, and fitting a calibration."""
+"""How good models are on pictures with labels or captions: metrics, confusion, comparison, retrieval, calibration."""

@@ -103,7 +103,7 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
         watch.begin(lambda: len(sessions) * len(truth.examples), 0)
         tally = partial(_tally, truth, classes, plan.scoring)
         answers = [_answer(pictures, session, own, tally) for session, own in zip(sessions, sides, strict=True)]
-        titles = _titles(sessions)
+        titles = session_titles(sessions)
         names = [(title, one.prompts.name) for title, own in zip(titles, classifiers, strict=True) for one in own]
     good = pictures.good()
     results = _results(list(chain(*answers)), good, plan, classes, truth)
@@ -111,7 +111,7 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
     return outcome(truth, classes, good, named, Caveats(failed=pictures.failures()))
 
 
-def _titles(sessions: Sequence[Session]) -> list[str]:
+def session_titles(sessions: Sequence[Session]) -> list[str]:
     """Return the models' names, with the precision of those that are evaluated in several."""
     names = [session.name for session in sessions]
     return [

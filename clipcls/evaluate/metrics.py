@@ -207,6 +207,23 @@ def ratio(parts: NDArray[Any], wholes: NDArray[Any]) -> Statistic:
     return lambda weights: _ratio(weights @ upper, weights @ lower)
 
 
+def median(values: NDArray[Any], images: Indices) -> Statistic:
+    """Return the lower median of values of which an image may have several: the least that half of them don't exceed.
+
+    Args:
+        values: (n_values,).
+        images: (n_values,) int64, the index of each value's image.
+    """
+    order = np.argsort(values, kind="stable")
+    ordered, owners = values[order].astype(np.float64), images[order]
+
+    def of_one(weights: Values) -> float:
+        summed = np.cumsum(weights[owners])
+        return float(ordered[np.searchsorted(summed, summed[-1] / 2)])
+
+    return lambda weights: np.array([of_one(row) for row in weights])
+
+
 def mean_recall(truth: Indices, right: Flags) -> Statistic:
     """Return the mean of the classes' recalls; classes without images don't count.
 

@@ -31,6 +31,11 @@ class Pictures:
         if not any(map(exists, images)):
             raise _none_readable((images[0].path, images[0].error or "no such file or directory") if images else None)
 
+    @property
+    def count(self) -> int:
+        """How many there are, those that can't be read included."""
+        return len(self._images)
+
     def embed(self, session: Session) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Embed the pictures batch by batch.
 

@@ -273,14 +273,14 @@ def outcome_record(outcome: EvalOutcome) -> dict[str, Any]:
         "measured": outcome.measured,
         "multi_label": outcome.multi_label,
         "labels": list(outcome.classes.names[: outcome.classes.n_labels]),
-        "failed": [_failure(path, error) for path, error in told.failed],
-        "missing": [_printable(path) for path in told.missing],
-        "unasked": [_printable(path) for path in told.unasked],
+        "failed": [failure_record(path, error) for path, error in told.failed],
+        "missing": [as_unicode(path) for path in told.missing],
+        "unasked": [as_unicode(path) for path in told.unasked],
         "unknown": told.unknown,
         "outside": dict(told.outside),
         "unseen": list(told.unseen),
-        "repeated": [_printable(message) for message in told.repeated],
-        "problems": [_printable(message) for message in told.problems],
+        "repeated": [as_unicode(message) for message in told.repeated],
+        "problems": [as_unicode(message) for message in told.problems],
         "results": [
             _result_record(result, outcome.classes) | _comparison_record(comparison)
             for result, comparison in zip(outcome.results, outcome.comparisons, strict=True)
@@ -293,7 +293,7 @@ def _result_record(result: EvalResult, classes: Classes) -> dict[str, Any]:
     return {
         "model": result.model,
         "prompts": result.prompts,
-        "figures": {name: _estimate_record(estimate) for name, estimate in result.figures.items()},
+        "figures": {name: estimate_record(estimate) for name, estimate in result.figures.items()},
         "omitted": dict(result.omitted),
         "accuracy_within_labels": _number(result.within),
         "classes": [
@@ -309,19 +309,20 @@ def _confusion_record(confusion: Confusion) -> dict[str, Any]:
         "classes": list(confusion.names),
         "answers": [*confusion.names, None],
         "counts": confusion.counts.tolist(),
-        "pairs": [_fields(pair) | {"paths": [_printable(path) for path in pair.paths]} for pair in confusion.pairs],
+        "pairs": [_fields(pair) | {"paths": [as_unicode(path) for path in pair.paths]} for pair in confusion.pairs],
     }
 
 
 def _comparison_record(comparison: Comparison) -> dict[str, Any]:
     return {
-        "difference_to_best": _estimate_record(comparison.difference),
+        "difference_to_best": estimate_record(comparison.difference),
         "mcnemar_p": comparison.p,
         "agreement_with_best": comparison.agreement,
     }
 
 
-def _estimate_record(estimate: Estimate) -> dict[str, float | None]:
+def estimate_record(estimate: Estimate) -> dict[str, float | None]:
+    """Return a figure and its interval in JSON's types."""
     return {"value": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
 
 
@@ -330,7 +331,8 @@ def _fields(figures: Any) -> dict[str, Any]:
     return {name: _number(value) if isinstance(value, float) else value for name, value in named.items()}
 
 
-def _failure(path: str, error: str) -> dict[str, Any]:
+def failure_record(path: str, error: str) -> dict[str, Any]:
+    """Return an image that couldn't be read in JSON's types, its path as `predict` writes it."""
     row = row_fields(Prediction(path, None, None, None, error=error))
     return {name: row[name] for name in ("path", "error", "path_b64") if name in row}
 
@@ -339,7 +341,8 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _printable(text: str) -> str:
+def as_unicode(text: str) -> str:
+    """Return a text that may hold a path, with replacement characters for what isn't UTF-8."""
     return os.fsencode(text).decode("utf-8", "replace")
 
 

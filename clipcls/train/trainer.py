@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional
 
 from clipcls.errors import StoppedError, UsageError, first_line
+from clipcls.inputs.labelled.captions import caption_key
 from clipcls.models.device import choose_device, choose_precision
 from clipcls.models.padding import without_padding
 from clipcls.train.data.batches import Batch, Feed
-from clipcls.train.data.captions import caption_key
 from clipcls.train.data.corpus import Corpus
 from clipcls.train.hooks import Hooks
 from clipcls.train.loss import contrastive_loss, find_positives, sigmoid_loss

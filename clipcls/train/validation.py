@@ -1,6 +1,5 @@
 """Validation while training: how well the model that was just saved does on data that it doesn't learn from."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clipcls.embed.execution import Execution
 from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts
 from clipcls.errors import StoppedError, UsageError
 from clipcls.evaluate.pictures import Pictures
+from clipcls.evaluate.retrieval import RECALLS, blocks, ranks
+from clipcls.inputs.labelled.captions import caption_key
 from clipcls.inputs.labelled.examples import Example
 from clipcls.inputs.stores import in_store
 from clipcls.models.encoder import Encoder, load_encoder
 from clipcls.predict.ranking import similarities
 from clipcls.records import ImageRef, ModelSpec
-from clipcls.train.data.captions import Phrasing, caption_key
+from clipcls.train.data.captions import Phrasing
 from clipcls.train.data.read import read_pairs
 from clipcls.train.data.shards import are_shards
 from clipcls.train.data.table import Table
@@ -30,13 +30,8 @@ from clipcls.train.settings import TrainSettings
 # the indices of what is right, for each picture or each text
 Right = Sequence[Sequence[int]]
 
-RECALLS = (1, 5, 10)
 ZERO_SHOT_ACCURACY = "zero_shot_accuracy"
 RECALLS_AT_1 = ("image_to_text_recall@1", "text_to_image_recall@1")
-# cosines that are in memory at once: 64 MB
-COSINES_AT_ONCE = 2**24
-# cosines that are nearer to each other may be equal but for float32's rounding
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +108,11 @@ class Validation:
         """Return the figures of a model, as shares from 0 to 1.
 
         With `validation`, `image_to_text_recall@K` is the share of pictures one of whose captions is among the K
-        that are nearest, `text_to_image_recall@K` that of captions one of whose pictures is. Captions that differ in
-        case or spacing alone are one. They are embedded as they are, or, where the model only ever saw captions in
-        templates, in the first that fits. With `zero_shot`, `zero_shot_accuracy` is the share of pictures that
-        `predict` would give the right class among all, in the run's templates. Pictures that can't be decoded are
-        left out.
+        that are nearest, `text_to_image_recall@K` that of captions one of whose pictures is; of equally near ones the
+        first in the data count. Captions that differ in case or spacing alone are one. They are embedded as they are,
+        or, where the model only ever saw captions in templates, in the first that fits. With `zero_shot`,
+        `zero_shot_accuracy` is the share of pictures that `predict` would give the right class among all, in the run's
+        templates. Pictures that can't be decoded are left out.
 
         Args:
             folder: of the model.
@@ -133,7 +128,7 @@ class Validation:
             encoder = load_encoder(spec)
             figures: dict[str, float] = {}
             if self._pairs is not None:
-                figures |= _recalls(*self._embed(self._pairs, encoder), encoder.device)
+                figures |= _recalls(*self._embed(self._pairs, encoder))
             if self._classes is not None:
                 figures[ZERO_SHOT_ACCURACY] = _accuracy(*self._embed(self._classes, encoder))
         return figures
@@ -181,63 +176,23 @@ class Validation:
         self._problems |= dict.fromkeys(problems)
 
 
-def wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:
-    """Count how many wrong candidates are as near to each query as its nearest right one, or nearer.
-
-    Ties count against the model, so that one that gives the same features for everything finds nothing.
-
-    Args:
-        queries: (n_queries, embed_dim) float32, L2-normalised.
-        candidates: (n_candidates, embed_dim) float32, L2-normalised, on the same device.
-        right: the indices of each query's right candidates, one at least.
-
-    Returns:
-        (n_queries,) int64.
-    """
-    parts = _parts(len(queries), len(candidates))
-    return torch.cat([_wrong_before_right(queries[part], candidates, right[part]) for part in parts])
-
-
-def _parts(queries: int, candidates: int) -> list[slice]:
-    """Return the queries that are compared with all candidates at once."""
-    size = max(1, COSINES_AT_ONCE // candidates)
-    return [slice(start, start + size) for start in range(0, queries, size)]
-
-
-def _wrong_before_right(queries: Tensor, candidates: Tensor, right: Right) -> Tensor:
-    device = queries.device
-    cosines = queries @ candidates.T
-    owners = torch.tensor([query for query, indices in enumerate(right) for _ in indices], device=device)
-    of_right = cosines[owners, torch.tensor([index for indices in right for index in indices], device=device)]
-    level = torch.full((len(right),), -math.inf, device=device).scatter_reduce(0, owners, of_right, "amax") - ROUNDING
-    above = (cosines >= level[:, None]).sum(1)
-    return above.index_add(0, owners, -(of_right >= level[owners]).long())
-
-
-def _recalls(
-    images: NDArray[np.float32], texts: NDArray[np.float32], right: Right, device: torch.device
-) -> dict[str, float]:
+def _recalls(images: NDArray[np.float32], texts: NDArray[np.float32], right: Right) -> dict[str, float]:
     """Return the recall in both directions; texts none of whose pictures could be decoded aren't asked for."""
-    pictures: list[list[int]] = [[] for _ in texts]
-    for picture, indices in enumerate(right):
-        for index in indices:
-            pictures[index].append(picture)
-    asked = [index for index, found in enumerate(pictures) if found]
-    image_features, text_features = (torch.from_numpy(features).to(device) for features in (images, texts))
+    pairs = np.array([(picture, text) for picture, indices in enumerate(right) for text in indices], dtype=np.int64)
+    asked, text_of_pair = np.unique(pairs[:, 1], return_inverse=True)
     directions = {
-        "image_to_text": wrong_before_right(image_features, text_features, right),
-        "text_to_image": wrong_before_right(text_features[asked], image_features, [pictures[index] for index in asked]),
+        "image_to_text": ranks(images, texts, pairs),
+        "text_to_image": ranks(texts[asked], images, np.stack([text_of_pair, pairs[:, 0]], axis=1)),
     }
     return {
-        f"{name}_recall@{k}": int((wrong < k).sum()) / len(wrong) for name, wrong in directions.items() for k in RECALLS
+        f"{name}_recall@{k}": int((found < k).sum()) / len(found) for name, found in directions.items() for k in RECALLS
     }
 
 
 def _accuracy(images: NDArray[np.float32], texts: NDArray[np.float32], right: Right) -> float:
     """Return the share of pictures nearest to a text of theirs; of equally near ones `predict` takes the first."""
-    parts = _parts(len(images), len(texts))
-    best = np.concatenate([similarities(images[part], texts).argmax(axis=1) for part in parts])
-    return sum(index in indices for index, indices in zip(best, right, strict=True)) / len(right)
+    best = [similarities(images[part], texts).argmax(axis=1) for part in blocks(len(images), len(texts))]
+    return sum(index in indices for index, indices in zip(np.concatenate(best), right, strict=True)) / len(right)
 
 
 def _pairs(rows: Sequence[Example], templates: Sequence[str]) -> HeldOut:

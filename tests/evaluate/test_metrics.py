@@ -292,3 +292,13 @@ def test_mcnemar_equals_scipys_binomial_test(first: int, second: int) -> None:
         warnings.simplefilter("error")
         assert metrics.mcnemar(one, other) == pytest.approx(expected, rel=1e-9)
         assert metrics.mcnemar(other, one) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_median_is_that_of_the_values_as_often_as_their_images_are_drawn(count: int) -> None:
+    random = np.random.default_rng(count)
+    values, images = random.integers(0, 9, 3 * count), np.repeat(np.arange(count), 3)
+    weights = random.integers(0, 3, (20, count)) + (np.arange(count) == 0)
+    expected = [np.sort(np.repeat(values, row[images])) for row in weights]
+    found = metrics.median(values, images)(weights.astype(np.float64))
+    assert found.tolist() == [ordered[(len(ordered) - 1) // 2] for ordered in expected]

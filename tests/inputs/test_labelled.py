@@ -20,7 +20,7 @@ from clipcls.evaluate.match_labels import label_indices, repeated_paths
 from clipcls.inputs.contents import open_content
 from clipcls.inputs.labelled.caption_shards import read_samples
 from clipcls.inputs.labelled.examples import Example, Truth
-from clipcls.inputs.labelled.read import read_captioned, read_truth
+from clipcls.inputs.labelled.read import read_captioned, read_for_retrieval, read_truth
 from clipcls.inputs.stores import open_named
 from clipcls.inputs.tables import read_embedded
 from clipcls.labels.label_files import make_label
@@ -639,3 +639,92 @@ def test_samples_are_never_unpickled(tmp_path: Path) -> None:
     rows, _ = samples_of(write_tar(tmp_path / "a.tar", {"1.jpg": b"1", "1.txt": b"one"} | trap))
     assert [row.captions for row in rows] == [("one",)]
     assert not (tmp_path / "unpickled").exists()
+
+
+# ----------------------------------------------------------------------------------------- retrieval
+
+
+def captions_of(truth: Truth) -> list[tuple[str, tuple[str, ...]]]:
+    return [(Path(example.image.path).name, example.captions) for example in truth.examples]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,label,caption,caption2\n./1.jpg,x,a cat,\n2.jpg,,a dog,two dogs\n3.jpg,x,,\n"),
+        ("a.jsonl", '{"image": "1.jpg", "text": "a cat"}\n{"image": "2.jpg", "text": "a dog"}\n{"image": "3.jpg"}\n'),
+        (
+            "a.jsonl",
+            '{"path": "1.jpg", "captions": ["a cat"]}\n{"path": "2.jpg", "captions": ["a dog"]}\n{"path": "3"}',
+        ),
+    ],
+)
+def test_tables_give_captions_for_retrieval(tmp_path: Path, name: str, text: str) -> None:
+    truth = read_for_retrieval([str(table(tmp_path / name, text))])
+    assert [(path, captions[0]) for path, captions in captions_of(truth)] == [("1.jpg", "a cat"), ("2.jpg", "a dog")]
+    assert truth.examples[0].image.path == str(tmp_path / "1.jpg")
+    assert len(truth.problems) == 1 and truth.problems[0].endswith(" no caption")
+
+
+def test_retrieval_fetches_addresses_where_that_is_allowed(tmp_path: Path) -> None:
+    path = str(table(tmp_path / "a.csv", "path,caption\nhttps://x.org/1.jpg,cat\n2.jpg,dog\n"))
+    assert read_for_retrieval([path], allow_urls=True).examples[0].image.content == Address("https://x.org/1.jpg")
+    first, second = (example.image for example in read_for_retrieval([path]).examples)
+    assert first == ImageRef("https://x.org/1.jpg", "an address; --allow-urls has it fetched") and second.error is None
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_retrieval_reads_pictures_of_shards_where_they_lie(tmp_path: Path, lines: bool) -> None:
+    members = {
+        "1.jpg": b"one",
+        "1.txt": b"a cat\n\na pet\na pet\n",
+        "2.txt": b"a",
+        "3.json": b'{"caption": "x"}',
+        "3.png": b"3",
+    }
+    write_tar(tmp_path / "data" / "test" / "0.tar", members)
+    (tmp_path / "data" / "test" / "nshards.txt").write_text("2")
+    if lines:
+        (tmp_path / "data" / "dataset_type.txt").write_text("retrieval\n")
+    truth = read_for_retrieval([str(tmp_path / "data")])
+    first = ("a cat", "a pet", "a pet") if lines else ("a cat\n\na pet\na pet",)
+    assert captions_of(truth) == [("1.jpg", first), ("3.png", ("x",)), ("1.tar", ())]
+    for example, content in zip(truth.examples, (b"one", b"3"), strict=False):
+        with open_content(example.image, 100, None) as opened:
+            assert opened.file.read() == content
+    assert len(truth.problems) == 1 and truth.problems[0].endswith("/2: no picture")
+    assert str(truth.examples[-1].image.error).startswith("can't be read to its end: ")
+    shard = str(tmp_path / "data" / "test" / "0.tar")
+    assert read_for_retrieval([shard]).examples == truth.examples[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("labels.csv", "labels, but no captions, which have columns caption, .*Leave --retrieval out"),
+        ("data", "data: no captions. They are in tables .* and in shards"),
+        ("data/cat/1.jpg", "no captions"),
+        ("gone.csv", "no such file"),
+        ("gone", "no such file"),
+        ("memory://a.tar", "in a store; copy it here first"),
+        (
+            "classes.tar",
+            "no picture with a caption in a .txt or .json beside it; the first problem: .*no caption",
+        ),
+    ],
+)
+def test_retrieval_refuses_what_has_no_captions(folder: Path, tmp_path: Path, name: str, message: str) -> None:
+    table(tmp_path / "labels.csv", "path,label\n1.jpg,cat\n")
+    write_tar(tmp_path / "classes.tar", {"1.jpg": b"1", "1.cls": b"0"})
+    with pytest.raises(UsageError, match=message):
+        read_for_retrieval([name if "://" in name else str(tmp_path / name)])
+
+
+def test_tables_of_captions_point_to_retrieval_where_labels_are_wanted(tmp_path: Path) -> None:
+    rows = ["path,caption", "1.jpg,a cat on a roof", "2.jpg,two dogs in a car", "3.jpg,a cat on a roof"]
+    (problem,) = read_truth([str(table(tmp_path / "a.csv", "\n".join(rows)))]).problems
+    assert "taken for classes" in problem and "`clipcls eval --retrieval` measures captions" in problem
+    names = "path,caption\n1.jpg,cat\n2.jpg,hot dog\n"
+    assert not read_truth([str(table(tmp_path / "b.csv", names))]).problems
+    with pytest.raises(UsageError, match=r"no column of labels .* Captions are measured by `clipcls eval --retrieval`"):
+        read_truth([str(table(tmp_path / "c.csv", "path,caption2\n1.jpg,a cat\n"))])

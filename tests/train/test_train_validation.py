@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from torch import Tensor
 
 from clipcls import Classifier, ModelSpec
 from clipcls.embed.session import Session
 from clipcls.errors import ModelError, StoppedError, UsageError
+from clipcls.evaluate import retrieval
 from clipcls.models.catalog import EMBEDDED
 from clipcls.train import validation
 from clipcls.train.settings import TrainSettings
-from clipcls.train.validation import Validated, Validation, wrong_before_right
+from clipcls.train.validation import Validated, Validation
 from conftest import EXAMPLES, FakeEncoder, save_pictures
 
 
@@ -40,46 +39,7 @@ def write_table(folder: Path, rows: Sequence[tuple[str, str]]) -> str:
     return str(path)
 
 
-def unit(random: np.random.Generator, *shape: int) -> Tensor:
-    features = random.normal(size=shape).astype(np.float32)
-    return torch.from_numpy(features / np.linalg.norm(features, axis=1, keepdims=True))
-
-
-def reference(queries: Tensor, candidates: Tensor, right: Sequence[Sequence[int]], k: int) -> float:
-    """Recall at k, by sorting all candidates of one query after the other."""
-    found = 0
-    for query, indices in zip(queries, right, strict=True):
-        nearest = (candidates @ query).numpy().argsort()[::-1][:k]
-        found += any(index in nearest for index in indices)
-    return found / len(queries)
-
-
 # ---- recall
-
-
-@pytest.mark.parametrize("chunk", [1, 2**24])
-@pytest.mark.parametrize("k", [1, 5, 10, 100])
-def test_wrong_before_right_gives_the_recall_of_a_plain_sort(monkeypatch: Any, chunk: int, k: int) -> None:
-    random = np.random.default_rng(k)
-    monkeypatch.setattr(validation, "COSINES_AT_ONCE", chunk)
-    queries, candidates = unit(random, 60, 8), unit(random, 90, 8)
-    right = [random.choice(90, size=random.integers(1, 6), replace=False).tolist() for _ in queries]
-    recall = (wrong_before_right(queries, candidates, right) < k).double().mean().item()
-    assert recall == pytest.approx(reference(queries, candidates, right, k))
-    assert k == 100 or 0 < recall < 1
-
-
-@pytest.mark.parametrize("count", [2, 37, 1000])
-def test_wrong_before_right_counts_all_others_for_a_collapsed_model(count: int) -> None:
-    features = unit(np.random.default_rng(0), 1, 512).repeat(count, 1)
-    wrong = wrong_before_right(features, features, [[index] for index in range(count)])
-    assert (wrong == count - 1).all()
-
-
-def test_wrong_before_right_does_not_count_what_is_right_too() -> None:
-    features = unit(np.random.default_rng(0), 3, 16)
-    wrong = wrong_before_right(features[:1], features[[1, 0, 0, 0, 2]], [[1, 2, 3]])
-    assert wrong.tolist() == [0]
 
 
 def test_validation_finds_every_caption_of_a_right_model(fake: FakeEncoder, colours: Path) -> None:
@@ -151,7 +111,7 @@ def classes(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("chunk", [1, 2**24])
 def test_validation_counts_the_pictures_that_predict_gets_right(tmp_path: Path, monkeypatch: Any, chunk: int) -> None:
-    monkeypatch.setattr(validation, "COSINES_AT_ONCE", chunk)
+    monkeypatch.setattr(retrieval, "COSINES_AT_ONCE", chunk)
     names = {"cat": "cat", "dog": "dog", "fire-engine": "fire_engine", "truck": "goods truck"}
     for path in sorted([*EXAMPLES.iterdir(), *EXAMPLES.with_name("others").iterdir()]):
         # those of other things are put into some class, so that not all can be right

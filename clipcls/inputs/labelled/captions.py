@@ -36,6 +36,11 @@ def is_unicode(text: str) -> bool:
     return not _SURROGATE.search(text)
 
 
+def caption_key(caption: str) -> str:
+    """Return what captions that count as one have in common: most tokenizers don't tell case and spacing."""
+    return " ".join(caption.casefold().split())
+
+
 def captioned(example: Example) -> Example | str:
     """Return an example to train on, without captions captioned by its labels; or why it can't be trained on."""
     image = example.image
@@ -47,9 +52,10 @@ def captioned(example: Example) -> Example | str:
         captions = example.captions or tuple(text for label in example.labels for text in make_label(label).texts)
     except UsageError as exc:
         return str(exc)
-    return Example(_normalised(image), example.labels, captions) if captions else "no caption"
+    return Example(normalised(image), example.labels, captions) if captions else "no caption"
 
 
-def _normalised(image: ImageRef) -> ImageRef:
+def normalised(image: ImageRef) -> ImageRef:
     """Normalise a file's path, so that one picture under two spellings is decoded and counted once."""
-    return replace(image, path=os.fspath(Path(image.path))) if image.content is None else image
+    is_file = image.content is None and image.error is None
+    return replace(image, path=os.fspath(Path(image.path))) if is_file else image

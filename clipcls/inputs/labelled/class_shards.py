@@ -12,54 +12,25 @@ Source: clip_benchmark.webdataset_builder, https://github.com/LAION-AI/CLIP_benc
 
 import io
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from clipcls.errors import UsageError, first_line, listed
 from clipcls.inputs.discover import EXTENSIONS
 from clipcls.inputs.labelled.examples import Example, Truth
-from clipcls.inputs.shards import DAMAGE, expand_braces, is_shard, members, read_pictures
+from clipcls.inputs.labelled.shard_files import TYPE, Beside, named_shards
+from clipcls.inputs.shards import DAMAGE, members, read_pictures
 from clipcls.inputs.stores import in_store
 from clipcls.labels.label_files import label_key
 from clipcls.records import ImageRef
-from clipcls.text_files import read_text
 
 _CLASSNAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
-_TYPE = "dataset_type.txt"
-_COUNT = "nshards.txt"
-_SPLIT = "test"
 _CLASS, _FLAGS = ".cls", ".npy"
 # the picture that CLIP_benchmark takes of a sample with several
 _PREFERRED = {extension: place for place, extension in enumerate((".webp", ".png", ".jpg", ".jpeg"))}
 _LONGEST_CLASS = 2**20  # bytes of a member with a class
-
-
-def shards_in(folder: Path) -> bool:
-    """Tell whether a folder is laid out as shards."""
-    places = (folder, folder / _SPLIT)
-    return any((place / _COUNT).is_file() for place in places) or any(map(_first_shard, places))
-
-
-def read_shards_of_folder(folder: Path, labels: Sequence[str] | None) -> Truth:
-    """Read the shards in a folder's `test`, or in the folder itself.
-
-    Raises:
-        UsageError: see `read_shards`.
-    """
-    split = folder / _SPLIT
-    place = split if (split / _COUNT).is_file() or _first_shard(split) else folder
-    try:
-        if not (place / _COUNT).exists():
-            found = sorted((path for path in place.iterdir() if is_shard(path.name)), key=_numerically)
-            return read_shards([str(path) for path in found], labels)
-        count = int(read_text(place / _COUNT))
-    except (OSError, ValueError) as exc:
-        raise UsageError(f"{place / _COUNT}: no number of shards can be read: {first_line(exc)}") from exc
-    return read_shards([str(place / f"{number}.tar") for number in range(count)], labels)
 
 
 def read_shards(data: Sequence[str], labels: Sequence[str] | None) -> Truth:
@@ -72,8 +43,8 @@ def read_shards(data: Sequence[str], labels: Sequence[str] | None) -> Truth:
     Raises:
         UsageError: no such names, a number without a name, a shard that is compressed, or no picture with a class.
     """
-    shards = [shard for name in data for shard in _named(name)]
-    beside = _Beside(Path(shards[0]).parent) if shards else _Beside(Path())
+    shards = named_shards(data)
+    beside = Beside(shards, _CLASSNAMES)
     written = beside.lines(_CLASSNAMES) or list(labels or ())
     names = _distinct(written)
     if not names:
@@ -87,7 +58,7 @@ def read_shards(data: Sequence[str], labels: Sequence[str] | None) -> Truth:
             f"{beside.path_of(_CLASSNAMES) or '--labels'}: equal names stay classes of their own, as for "
             f"CLIP_benchmark, but every answer goes to the first of them, never to {listed(map(repr, same))}"
         )
-    is_several = beside.lines(_TYPE)[:1] == ["multilabel"]
+    is_several = beside.lines(TYPE)[:1] == ["multilabel"]
     examples: list[Example] = []
     further: list[str] = []
     for shard in shards:
@@ -128,54 +99,6 @@ def _distinct(names: Sequence[str]) -> list[str]:
         found.append(f"{name} [{number}]" if keys[key] > 1 and key in seen else name)
         seen.add(key)
     return found
-
-
-class _Beside:
-    """The files that describe shards, in their folder or in the one above."""
-
-    def __init__(self, folder: Path) -> None:
-        # a relative path stays relative unless its parent can't be told from it
-        above = folder.parent if folder.name not in ("", "..") else folder.absolute().parent
-        self.folder = folder if (folder / _CLASSNAMES).is_file() or not (above / _CLASSNAMES).is_file() else above
-
-    def path_of(self, name: str) -> str | None:
-        """Return a file's path; None if it doesn't exist."""
-        return os.fspath(self.folder / name) if (self.folder / name).is_file() else None
-
-    def lines(self, name: str) -> list[str]:
-        """Read a file's lines that aren't blank; none if it doesn't exist."""
-        path = self.path_of(name)
-        if path is None:
-            return []
-        return [line.strip() for line in read_text(Path(path)).split("\n") if line.strip()]
-
-
-def _first_shard(folder: Path) -> bool:
-    return folder.is_dir() and any(is_shard(path.name) for path in folder.iterdir() if path.is_file())
-
-
-def _numerically(path: Path) -> tuple[tuple[int, str], ...]:
-    """Return a sort key that puts 10.tar behind 9.tar."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name))
-
-
-def _named(name: str) -> list[str]:
-    """List the shards that a path, a pattern or a name with braces stands for."""
-    if os.path.lexists(name):
-        return [name]
-    found = []
-    for part in expand_braces(name):
-        found += _matching(part) if any(sign in part for sign in "*?[") else [part]
-    return found
-
-
-def _matching(pattern: str) -> list[str]:
-    import glob
-
-    found = sorted(map(Path, glob.glob(pattern)), key=_numerically)  # noqa: PTH207, as it was given
-    if not found:
-        raise UsageError(f"{pattern}: no file matches this pattern.")
-    return [str(path) for path in found]
 
 
 def _classes(

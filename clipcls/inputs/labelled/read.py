@@ -7,10 +7,12 @@ from pathlib import Path
 
 from clipcls.errors import UsageError
 from clipcls.inputs.folders import walk
-from clipcls.inputs.labelled.captions import captioned
+from clipcls.inputs.labelled.caption_shards import read_caption_shards
+from clipcls.inputs.labelled.captions import captioned, normalised
 from clipcls.inputs.labelled.class_folders import read_class_folders
-from clipcls.inputs.labelled.class_shards import read_shards, read_shards_of_folder, shards_in
+from clipcls.inputs.labelled.class_shards import read_shards
 from clipcls.inputs.labelled.examples import Example, Truth
+from clipcls.inputs.labelled.shard_files import named_shards, shards_in, shards_of_folder
 from clipcls.inputs.labelled.tables import Wanted, read_table
 from clipcls.inputs.shards import is_shard
 from clipcls.inputs.stores import in_store, local_path
@@ -29,15 +31,35 @@ def read_truth(data: Sequence[str], labels: Sequence[str] | None = None, allow_u
     Raises:
         UsageError: it is none of these, or can't be read.
     """
-    if all(is_shard(name) and not os.path.isdir(name) for name in data):  # noqa: PTH112, it may be a pattern
-        return read_shards(data, labels)
-    if len(data) != 1:
-        raise UsageError("Give one folder, one table, or shards only.")
+    shards = _shards(data)
+    return _read_listed(local_path(data[0]), "labels", allow_urls) if shards is None else read_shards(shards, labels)
+
+
+def read_for_retrieval(data: Sequence[str], allow_urls: bool = False) -> Truth:
+    """Read pictures with captions for retrieval, without opening a picture: from a table, or tar shards.
+
+    Args:
+        data: as for `read_truth`; labels aren't taken for captions.
+        allow_urls: whether the addresses in a table may be fetched.
+
+    Raises:
+        UsageError: it is neither, or has no captions, or can't be read.
+    """
+    shards = _shards(data)
+    if shards is not None:
+        return read_caption_shards(named_shards(shards))
     name = local_path(data[0])
-    path = Path(name)
-    if not in_store(name) and path.is_dir() and shards_in(path):
-        return read_shards_of_folder(path, labels)
-    return _read_listed(name, "labels", allow_urls)
+    is_folder = os.path.isdir(name)  # noqa: PTH112, it may be an address
+    if (is_folder or os.path.exists(name)) and not (is_parquet(name) if is_folder else is_table(name)):  # noqa: PTH110
+        raise UsageError(f"{name}: no captions. They are in tables ({', '.join(TABLES)}) and in shards (.tar).")
+    truth = _read_listed(name, "captions", allow_urls)
+    if not any(example.captions for example in truth.examples):
+        raise UsageError(
+            f"{name}: labels, but no captions, which have columns caption, caption2, … or a list captions. "
+            "Leave --retrieval out to measure labels."
+        )
+    examples = tuple(replace(example, image=normalised(example.image)) for example in truth.examples)
+    return replace(truth, examples=examples)
 
 
 def read_captioned(name: str) -> Truth:
@@ -60,6 +82,17 @@ def read_captioned(name: str) -> Truth:
         else:
             problems.append(f"{example.image.path}: {found}")
     return replace(truth, examples=tuple(examples), problems=tuple(problems))
+
+
+def _shards(data: Sequence[str]) -> Sequence[str] | None:
+    """Return the names of shards that stand for the data, or lie in their folder; None for data of another form."""
+    if all(is_shard(name) and not os.path.isdir(name) for name in data):  # noqa: PTH112, it may be a pattern
+        return data
+    if len(data) != 1:
+        raise UsageError("Give one folder, one table, or shards only.")
+    name = local_path(data[0])
+    path = Path(name)
+    return shards_of_folder(path) if not in_store(name) and path.is_dir() and shards_in(path) else None
 
 
 def _read_listed(name: str, wanted: Wanted, allow_urls: bool) -> Truth:

@@ -35,7 +35,10 @@ Wanted = Literal["labels", "captions"]
 
 _SEVERAL = "labels"
 _LABELS = (_SEVERAL, "label", "class")
+_CAPTION = "caption"
 _CAPTIONS = ("text", "title")
+# the mean number of words from which captions are more than names of classes
+_SENTENCE = 3
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
@@ -71,6 +74,11 @@ def read_table(table: str, wanted: Wanted = "labels", allow_urls: bool = False) 
         first = f"; the first problem: {problems[0]}" if problems else ""
         raise UsageError(f"{table}: no usable row{first}")
     classnames = tuple(sorted({label for example in examples for label in example.labels}))
+    if columns.are_labels and columns.answers == (_CAPTION,) and _are_sentences(classnames, len(examples)):
+        problems.append(
+            f"{table}: its captions are taken for classes, though most pictures have one of their own; "
+            "`clipcls eval --retrieval` measures captions"
+        )
     return Truth(tuple(examples), classnames, columns.answers[:1] == (_SEVERAL,), tuple(problems))
 
 
@@ -140,10 +148,10 @@ def _find_columns(table: str, wanted: Wanted) -> _Columns:
     picture = find_picture_column(table, columns)
     label = next((name for name in _LABELS if name in columns), None)
     # a caption that says no more than a class is a label
-    wants_captions = wanted == "captions" or (label is None and "caption" in columns)
+    wants_captions = wanted == "captions" or (label is None and _CAPTION in columns)
     captions = _find_captions(table, columns) if wants_captions else ()
     if wanted == "labels" and captions:
-        captions, label = (), "caption"
+        captions, label = (), _CAPTION
     answers = captions or (() if label is None else (label,))
     missing = [] if picture else [f"of pictures ({', '.join(PICTURE_COLUMNS)})"]
     if not answers:
@@ -152,6 +160,8 @@ def _find_columns(table: str, wanted: Wanted) -> _Columns:
     if columns and missing:
         is_split = len(columns) > 1 or not any(sign in name for name in columns for sign in ",;\t")
         hint = "" if is_split else " Columns end in a comma in .csv, in a tab in .tsv."
+        if not answers and any(_is_caption(name) or name in _CAPTIONS for name in columns):
+            hint = " Captions are measured by `clipcls eval --retrieval`."
         raise UsageError(f"{table}: no column {' and no '.join(missing)}; there are: {named(columns)}.{hint}")
     twice = next((name for name in (picture, *answers) if name is not None and columns.count(name) > 1), None)
     if twice is not None:
@@ -160,7 +170,7 @@ def _find_columns(table: str, wanted: Wanted) -> _Columns:
 
 
 def _find_captions(table: str, columns: Sequence[str]) -> tuple[str, ...]:
-    found = tuple(name for name in columns if CAPTION.fullmatch(name) or name == LIST)
+    found = tuple(filter(_is_caption, columns))
     if LIST in found and table.lower().endswith((".csv", ".tsv")):
         # ambiguous: it may be one caption, or several with any separator
         raise UsageError(
@@ -168,6 +178,16 @@ def _find_captions(table: str, columns: Sequence[str]) -> tuple[str, ...]:
             "row has one, else make it the columns caption, caption2, …"
         )
     return found or tuple(name for name in _CAPTIONS if name in columns)[:1]
+
+
+def _is_caption(column: str) -> bool:
+    return CAPTION.fullmatch(column) is not None or column == LIST
+
+
+def _are_sentences(captions: Sequence[str], pictures: int) -> bool:
+    """Tell whether captions say more than what class a picture is of."""
+    words = sum(len(caption.split()) for caption in captions)
+    return 2 * len(captions) > pictures and words >= _SENTENCE * len(captions)
 
 
 def _require_utf8(table: str, cell: Cell) -> None:

@@ -7,11 +7,6 @@ from clipcls.inputs.labelled.examples import Example
 from clipcls.labels.prompts import ByScript
 
 
-def caption_key(caption: str) -> str:
-    """Return what captions that count as one have in common: most tokenizers don't tell case and spacing."""
-    return " ".join(caption.casefold().split())
-
-
 class Phrasing:
     """Draws a caption of a row, and a template around it."""
 
