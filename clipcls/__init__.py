@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from clipcls.labels.prompts import load_prompt_set, templates_set
     from clipcls.models.encoder import Encoder, load_encoder
     from clipcls.outputs.destination import Destination
+    from clipcls.outputs.vectors import read_vectors
+    from clipcls.outputs.vectors.write import VectorDestination
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
+    from clipcls.predict.pool import Pool, embed_pool, stored_pool
     from clipcls.predict.ranking import Scoring
     from clipcls.predict.run import RunReport, run
-    from clipcls.records import ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
+    from clipcls.predict.search import search
+    from clipcls.predict.write_features import write_features
+    from clipcls.records import Hit, ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
 
 _HOMES = {
     "Classifier": "predict.classifier",
@@ -33,11 +38,13 @@ _HOMES = {
     "Encoder": "models.encoder",
     "ErrorLimit": "predict.error_limit",
     "Execution": "embed.execution",
+    "Hit": "records",
     "ImageError": "errors",
     "ImageRef": "records",
     "Label": "records",
     "ModelError": "errors",
     "ModelSpec": "records",
+    "Pool": "predict.pool",
     "Prediction": "records",
     "PromptSet": "records",
     "RunReport": "predict.run",
@@ -47,11 +54,17 @@ _HOMES = {
     "Sources": "inputs.listing",
     "StoppedError": "errors",
     "UsageError": "errors",
+    "VectorDestination": "outputs.vectors.write",
     "discover": "inputs.discover",
+    "embed_pool": "predict.pool",
     "load_encoder": "models.encoder",
     "load_prompt_set": "labels.prompts",
+    "read_vectors": "outputs.vectors",
     "run": "predict.run",
+    "search": "predict.search",
+    "stored_pool": "predict.pool",
     "templates_set": "labels.prompts",
+    "write_features": "predict.write_features",
 }
 
 __all__ = [
@@ -61,11 +74,13 @@ __all__ = [
     "Encoder",
     "ErrorLimit",
     "Execution",
+    "Hit",
     "ImageError",
     "ImageRef",
     "Label",
     "ModelError",
     "ModelSpec",
+    "Pool",
     "Prediction",
     "PromptSet",
     "RunReport",
@@ -75,11 +90,17 @@ __all__ = [
     "Sources",
     "StoppedError",
     "UsageError",
+    "VectorDestination",
     "discover",
+    "embed_pool",
     "load_encoder",
     "load_prompt_set",
+    "read_vectors",
     "run",
+    "search",
+    "stored_pool",
     "templates_set",
+    "write_features",
 ]
 
 

@@ -17,7 +17,7 @@ from clipcls.labels import vocabulary
 from clipcls.labels.label_sets import load_label_set
 from clipcls.labels.prompts import render
 from clipcls.predict.pool import Exact, Indices, Pool
-from clipcls.predict.query import Query
+from clipcls.predict.query import Query, parse_query
 from clipcls.predict.ranking import Array, reaches
 from clipcls.records import Hit, ImageRef, Label, PromptSet
 
@@ -35,7 +35,7 @@ _MOST_PRODUCTS = 2**26
 
 
 def search(
-    queries: Sequence[Query],
+    queries: Sequence[str | Query],
     pool: Pool,
     session: Session,
     *,
@@ -53,18 +53,20 @@ def search(
     average, 1 the same. Terms are divided by how far each spreads the pool: a picture would outweigh a text otherwise.
 
     Args:
+        queries: as they are typed, see `parse_query`, or parsed.
         top_k: the most hits of a query.
         threshold: the lowest score of a hit.
         prompts: what texts are filled into; None to take them as they are.
 
     Raises:
         ModelError: the model can't be loaded.
-        UsageError: the pool is empty, or a picture of a query can't be read.
+        UsageError: the pool is empty, a query is none, or its picture can't be read.
     """
     if not len(pool):
         raise UsageError("There is no picture to search in.")
-    embedded = _Embedded.of(queries, session, prompts)
-    for query, ranking in _rankings(queries, pool, embedded):
+    parsed = [parse_query(query) if isinstance(query, str) else query for query in queries]
+    embedded = _Embedded.of(parsed, session, prompts)
+    for query, ranking in _rankings(parsed, pool, embedded):
         yield query, _hits(query, ranking, pool, top_k, threshold)
 
 
