@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 def search_command(
     *,
     context: typer.Context,
-    arguments: Annotated[
-        list[str] | None,
+    query: Annotated[
+        str | None,
         typer.Argument(
-            metavar="QUERY [INPUT]...",
-            help="A text, a picture's path, or terms joined by ' + ' and ' - ', with weights as in 2:red. Then files, "
-            "directories, globs, addresses, or - for paths on standard input.",
+            metavar="QUERY",
+            help="A text, a picture's path, or terms joined by ' + ' and ' - ', with weights as in 2:red.",
             show_default=False,
         ),
     ] = None,
+    inputs: options.InputsArgument = None,
     queries: Annotated[
         str | None,
         typer.Option(
@@ -89,16 +89,16 @@ def search_command(
 
     if further.null and format is not None:
         raise UsageError("-0 writes bare paths; leave --format out.")
-    given = list(arguments or ())
-    texts = read_texts(queries) if queries is not None else given[:1]
-    inputs = given if queries is not None else given[1:]
+    given = [] if query is None else [query]
+    texts, places = (given, []) if queries is None else (read_texts(queries), given)
+    places += inputs or []
     if not texts:
         raise UsageError("No query. Give a text or a picture's path, or --queries FILE.")
     wanted = [parse_query(text) for text in texts]
     stored = None if features is None else read_vectors(features)
-    if stored is not None and (inputs or further.files_from is not None):
+    if stored is not None and (places or further.files_from is not None):
         raise UsageError("Give inputs or --features, not both.")
-    sources = None if stored is not None else further.sources(inputs)
+    sources = None if stored is not None else further.sources(places)
     spec = asked.spec()
     if stored is not None and stored.origin is not None and not _is_given(context, "model"):
         spec = replace(spec, name=stored.origin.model)
@@ -109,8 +109,8 @@ def search_command(
         limit = errors.limit()
         pool, report = _pool(session, stored, features, sources, limit, verbosity.quiet)
         found = search(wanted, pool, session, top_k=top_k, threshold=threshold, prompts=prompt_set)
-        for query, hits in found:
-            text = HIT_FORMATS[chosen].text(query.text, hits, len(wanted) > 1)
+        for asked_for, hits in found:
+            text = HIT_FORMATS[chosen].text(asked_for.text, hits, len(wanted) > 1)
             sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
             sys.stdout.buffer.flush()
     if report is not None and report.failed:
