@@ -191,6 +191,9 @@ class FakeEncoder:
     def fingerprint(self, sha256: object) -> bytes:
         return b"fake"
 
+    def weights_sha256(self, sha256: object) -> str:
+        return "00" * 32
+
     @staticmethod
     def _normalised(features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)

@@ -64,6 +64,14 @@ class LazyEncoder:
         """
         return self.facts.fingerprint or self.open(cache).fingerprint(cache.file_sha256)
 
+    def weights(self, cache: Cache) -> str:
+        """Return the SHA-256 of the weights file in hexadecimal digits, computed if it isn't known.
+
+        Raises:
+            ModelError: the model can't be loaded.
+        """
+        return self.facts.weights or self.open(cache).weights_sha256(cache.file_sha256)
+
     def usable(self, cache: Cache) -> Cache:
         """Return the cache, or one that keeps nothing if no fingerprint tells this model from others."""
         return cache if self.facts.fingerprint else Cache(None)

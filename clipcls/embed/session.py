@@ -83,6 +83,15 @@ class Session:
         """
         return self._found.fingerprint(self._stored)
 
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of the weights file in hexadecimal digits, computed if it isn't known.
+
+        Raises:
+            ModelError: the model can't be loaded.
+        """
+        return self._found.weights(self._stored)
+
     @property
     def encoder(self) -> "Encoder | CompiledEncoder":
         """The model, opened at the first use.

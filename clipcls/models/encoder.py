@@ -173,8 +173,12 @@ class Encoder:
             context_length=self.context_length,
             embed_dim=self.embed_dim,
             words=None if self.words is None else str(self.files.weights.parent.absolute()),
-            weights="" if sha256 is None else sha256(self.files.weights).hex(),
+            weights="" if sha256 is None else self.weights_sha256(sha256),
         )
+
+    def weights_sha256(self, sha256: Sha256) -> str:
+        """Return the SHA-256 of the weights file, in hexadecimal digits."""
+        return sha256(self.files.weights).hex()
 
     def fingerprint(self, sha256: Sha256) -> bytes:
         """Return the SHA-256 of all that features depend on: weights, configuration, tokenizer files.

@@ -103,7 +103,7 @@ def _origin(session: Session, **more: object) -> Origin:
     return Origin(
         model=os.path.abspath(session.name) if is_path else session.name,  # noqa: PTH100
         fingerprint=session.fingerprint.hex(),
-        weights=facts.weights,
+        weights=session.weights,
         embed_dim=facts.embed_dim,
         precision=facts.precision + facts.calibration,
         runtime=facts.runtime,

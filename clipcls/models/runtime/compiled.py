@@ -75,6 +75,10 @@ class CompiledEncoder:
         """Return the facts about the model; see `Encoder.facts`."""
         return replace(self._facts, fingerprint=b"") if sha256 is None else self._facts
 
+    def weights_sha256(self, sha256: Callable[[Path], bytes]) -> str:
+        """Return the SHA-256 of the weights file, in hexadecimal digits."""
+        return self._facts.weights
+
     def fingerprint(self, sha256: Callable[[Path], bytes]) -> bytes:
         """Return the SHA-256 of all that features depend on; see `Encoder.fingerprint`."""
         return self._facts.fingerprint or self.torch.fingerprint(sha256)

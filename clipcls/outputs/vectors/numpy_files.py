@@ -45,19 +45,21 @@ class NpyVectors(VectorFormat):
 
     @contextlib.contextmanager
     def open_sink(self, path: Path, origin: Origin, dtype: DType) -> Iterator[VectorSink]:
-        with contextlib.ExitStack() as stack, can_write(str(path)):
-            draft = stack.enter_context(Draft(path))
-            beside = stack.enter_context(Draft(_paths_file(path)))
-            sink = _NpySink(draft.file, beside.file, origin, dtype)
+        with contextlib.ExitStack() as stack:
+            with can_write(str(path)):
+                draft = stack.enter_context(Draft(path))
+                beside = stack.enter_context(Draft(_paths_file(path)))
+                sink = _NpySink(draft.file, beside.file, str(path), origin, dtype)
             try:
                 yield sink
             finally:
-                sink.finish()
-                # whoever reads finds either all three of one run, or no array
-                path.unlink(missing_ok=True)
-                write_atomically(_origin_file(path), lambda file: file.write(origin.to_json().encode()))
-                beside.publish()
-                draft.publish()
+                with can_write(str(path)):
+                    sink.finish()
+                    # whoever reads finds either all three of one run, or no array
+                    path.unlink(missing_ok=True)
+                    write_atomically(_origin_file(path), lambda file: file.write(origin.to_json().encode()))
+                    beside.publish()
+                    draft.publish()
 
     def read(self, path: Path) -> StoredVectors:
         array = _mapped(path)
@@ -143,18 +145,19 @@ class NpzVectors(VectorFormat):
 
     @contextlib.contextmanager
     def open_sink(self, path: Path, origin: Origin, dtype: DType) -> Iterator[VectorSink]:
-        with contextlib.ExitStack() as stack, can_write(str(path)):
-            draft = stack.enter_context(Draft(path))
-            # an archive's member has to know its shape beforehand
-            spool = cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile(dir=path.absolute().parent)))
-            names = cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile(dir=path.absolute().parent)))
-            sink = _NpySink(spool, names, origin, dtype)
+        with contextlib.ExitStack() as stack:
+            with can_write(str(path)):
+                draft = stack.enter_context(Draft(path))
+                # an archive's member has to know its shape beforehand
+                array, lines = (_temporary(stack, path.absolute().parent) for _ in range(2))
+                sink = _NpySink(array, lines, str(path), origin, dtype)
             try:
                 yield sink
             finally:
-                sink.finish()
-                _write_archive(draft.file, spool, names, origin)
-                draft.publish()
+                with can_write(str(path)):
+                    sink.finish()
+                    _write_archive(draft.file, array, lines, origin)
+                    draft.publish()
 
     def read(self, path: Path) -> StoredVectors:
         try:
@@ -180,8 +183,8 @@ class NpzVectors(VectorFormat):
 class _NpySink:
     """Writes an array whose length shows at its end, and a line for each of its rows."""
 
-    def __init__(self, array: BinaryIO, lines: BinaryIO, origin: Origin, dtype: DType) -> None:
-        self._array, self._lines = array, lines
+    def __init__(self, array: BinaryIO, lines: BinaryIO, name: str, origin: Origin, dtype: DType) -> None:
+        self._array, self._lines, self._name = array, lines, name
         self._key = "path" if origin.of == "images" else "text"
         self._dtype: DType = dtype
         self._width = origin.embed_dim
@@ -189,8 +192,10 @@ class _NpySink:
         array.write(self._header(0))
 
     def write(self, rows: VectorRows) -> None:
-        self._array.write(rows.spread(np.nan, self._dtype).tobytes())
-        self._lines.writelines(_line(self._key, key, error) for key, error in zip(rows.keys, rows.errors, strict=True))
+        named = zip(rows.keys, rows.errors, strict=True)
+        with can_write(self._name):
+            self._array.write(rows.spread(np.nan, self._dtype).tobytes())
+            self._lines.writelines(_line(self._key, key, error) for key, error in named)
         self._rows += len(rows.keys)
 
     def finish(self) -> None:
@@ -205,6 +210,10 @@ class _NpySink:
         described = {"descr": np.dtype(self._dtype).str, "fortran_order": False, "shape": (rows, self._width)}
         npy.write_array_header_1_0(made, described)
         return made.getvalue()
+
+
+def _temporary(stack: contextlib.ExitStack, folder: Path) -> BinaryIO:
+    return cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile(dir=folder)))
 
 
 def _write_archive(file: BinaryIO, array: BinaryIO, lines: BinaryIO, origin: Origin) -> None:

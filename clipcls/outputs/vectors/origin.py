@@ -15,7 +15,7 @@ class Origin:
         of: what they are features of.
         model: its name, or the absolute path of its folder or weights.
         fingerprint: SHA-256 of all of the model that features depend on, in hexadecimal digits.
-        weights: SHA-256 of the weights file; empty where it isn't known.
+        weights: SHA-256 of the weights file, in hexadecimal digits.
         logit_scale: in log space.
         logit_bias: None for a model that wasn't trained with the sigmoid loss.
         preprocess: how pictures became the model's input, in open_clip's terms; empty for texts.
