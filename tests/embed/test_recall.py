@@ -331,7 +331,7 @@ def test_recall_of_a_damaged_row_knows_nothing(cache: Cache, folder: Path) -> No
     kept = cache.get_model(model_facts._key(spec))
     assert kept is not None
     for name, row in damaged_rows(json.loads(kept)).items():
-        if name in ("no_words", "no_runtime", "no_calibration"):  # have a default
+        if name in ("no_words", "no_runtime", "no_calibration", "no_weights"):  # have a default
             continue
         cache.put_model(model_facts._key(spec), row)
         assert model_facts.recall(cache, spec) is None, name
