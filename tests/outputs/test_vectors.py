@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipcls.errors import UsageError
-from clipcls.outputs.vectors import VECTOR_FORMATS, read_vectors
+from clipcls.outputs.vectors import FILE_FORMATS, read_vectors
 from clipcls.outputs.vectors.origin import Origin
 from clipcls.outputs.vectors.vector_format import VectorRows
 from clipcls.outputs.vectors.write import VectorDestination, open_vectors
@@ -213,7 +213,7 @@ def test_an_origin_of_a_later_version_is_read(tmp_path: Path) -> None:
         ({"folder": Path("b"), "format_name": "npz"}, "parquet or npy"),
         ({"output": Path("a.jpg")}, "its extension"),
         ({"output": Path("a.npy"), "format_name": "parquet"}, r"name it …\.parquet"),
-        ({"output": Path("a.npy"), "format_name": "txt"}, ", ".join(VECTOR_FORMATS)),
+        ({"output": Path("a.npy"), "format_name": "txt"}, ", ".join(FILE_FORMATS)),
         ({"output": Path("a.npy"), "resume": True}, "--output-dir"),
     ],
 )

@@ -1,32 +1,31 @@
 """Features in files: what made them, formats, a run's output, and reading them back.
 
-A new format is a class in a module of its own here, and an entry in `VECTOR_FORMATS`.
+A new format is a class in a module of its own here, and an entry in `FILE_FORMATS` or `FOLDER_FORMATS`.
 """
 
 from pathlib import Path
 
 from clipcls.errors import UsageError
-from clipcls.outputs.vectors.numpy_files import NpyVectors, NpzVectors
-from clipcls.outputs.vectors.parquet import ParquetVectors
-from clipcls.outputs.vectors.vector_format import StoredVectors, VectorFormat
+from clipcls.outputs.vectors.clip_retrieval import ClipRetrievalFolder
+from clipcls.outputs.vectors.numpy_files import NpyFile, NpzFile
+from clipcls.outputs.vectors.parquet import ParquetFile, ParquetParts
+from clipcls.outputs.vectors.vector_format import FileFormat, FolderFormat, StoredVectors
 
-_NPY = NpyVectors()
-#: The default format of a folder.
-FOLDER_FORMAT = ParquetVectors()
-#: All formats by their names, in the order in which messages list them.
-VECTOR_FORMATS: dict[str, VectorFormat] = {made.name: made for made in (FOLDER_FORMAT, _NPY, NpzVectors())}
+#: The formats of files and of folders by their names, in the order in which messages list them.
+FILE_FORMATS: dict[str, FileFormat] = {made.name: made for made in (ParquetFile(), NpyFile(), NpzFile())}
+FOLDER_FORMATS: dict[str, FolderFormat] = {made.name: made for made in (ParquetParts(), ClipRetrievalFolder())}
 
 
-def vector_format_for(path: Path) -> VectorFormat:
+def file_format_for(path: Path) -> FileFormat:
     """Return the format that a file's extension implies.
 
     Raises:
         UsageError: it implies none.
     """
-    for found in VECTOR_FORMATS.values():
+    for found in FILE_FORMATS.values():
         if path.suffix.lower() == found.extension:
             return found
-    extensions = ", ".join(found.extension for found in VECTOR_FORMATS.values())
+    extensions = ", ".join(found.extension for found in FILE_FORMATS.values())
     raise UsageError(f"{path}: its extension tells no format of features; use one of {extensions}.")
 
 
@@ -36,21 +35,11 @@ def read_vectors(path: Path) -> StoredVectors:
     Raises:
         UsageError: it holds something else, isn't whole, or isn't there.
     """
-    if path.is_dir():
-        return _read_folder(path)
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder.")
-    return vector_format_for(path).read(path)
-
-
-def _read_folder(folder: Path) -> StoredVectors:
-    if _NPY.parts_in(folder):
-        return _NPY.read_folder(folder)
-    parts = [FOLDER_FORMAT.read(part) for part in FOLDER_FORMAT.parts_in(folder).values()]
-    if not parts:
-        raise UsageError(f"{folder}: no features in it, neither part files nor img_emb/ and metadata/.")
-    if any(part.origin != parts[0].origin for part in parts):
-        raise UsageError(f"{folder}: its files were made by different models, or with different settings.")
-    keys = [key for part in parts for key in part.keys]
-    blocks = tuple(block for part in parts for block in part.blocks)
-    return StoredVectors(keys, blocks, parts[0].origin, sum(part.failed for part in parts))
+    if not path.is_dir():
+        return file_format_for(path).read(path)
+    for format in FOLDER_FORMATS.values():
+        if format.parts_in(path):
+            return format.read(path)
+    raise UsageError(f"{path}: no features in it, neither part files nor img_emb/ and metadata/.")

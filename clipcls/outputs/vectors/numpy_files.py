@@ -1,4 +1,4 @@
-"""NumPy's files: `.npy` with paths and origin beside it, `.npz` with everything in one, and clip-retrieval's folder."""
+"""NumPy's files: `.npy` with paths and origin beside it, and `.npz` with everything in one."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,32 +16,19 @@ from numpy.lib import format as npy
 
 from clipcls.errors import UsageError, first_line, reason
 from clipcls.outputs.atomic import Draft, can_write, write_atomically
-from clipcls.outputs.formats.parquet import require_pyarrow
 from clipcls.outputs.vectors.origin import Origin
-from clipcls.outputs.vectors.parquet import path_columns, paths_in
-from clipcls.outputs.vectors.vector_format import DType, StoredVectors, VectorFormat, VectorRows, Vectors, VectorSink
-
-_ORIGIN_FILE = "clipcls.json"
+from clipcls.outputs.vectors.vector_format import DType, FileFormat, StoredVectors, VectorRows, Vectors, VectorSink
 
 
-class NpyVectors(VectorFormat):
+class NpyFile(FileFormat):
     """An array of all rows, `NAME.npy`, those without features filled with NaN.
 
     Beside it lie `NAME.paths.jsonl`, with an object with `path` (of texts `text`) and `error` for each row, and
     `NAME.json`, the origin.
-
-    In a folder it is what clip-retrieval's tools read: `img_emb/img_emb_0.npy` and `metadata/metadata_0.parquet`, whose
-    column `image_path` names the rows. These tools know no rows without features: such pictures are left out of both,
-    and listed in `failed/failed_0.jsonl`.
     """
 
     name = "npy"
     extension = ".npy"
-    fits_folder = True
-
-    def require(self, in_folder: bool) -> None:
-        if in_folder:
-            require_pyarrow()
 
     @contextlib.contextmanager
     def open_sink(self, path: Path, origin: Origin, dtype: DType) -> Iterator[VectorSink]:
@@ -62,80 +49,21 @@ class NpyVectors(VectorFormat):
                     draft.publish()
 
     def read(self, path: Path) -> StoredVectors:
-        array = _mapped(path)
-        rows = list(_read_lines(_paths_file(path)))
+        array = mapped(path)
+        rows = list(read_lines(_paths_file(path)))
         if len(rows) != len(array):
             raise UsageError(
                 f"{path}: {len(array):,} rows, and {len(rows):,} in {_paths_file(path).name}: not of one run. Write "
                 "them again."
             )
-        origin = _read_origin(_origin_file(path))
+        origin = read_origin(_origin_file(path))
         keys = [key for key, error in rows if error is None]
         if len(keys) < len(rows):
             array = array[[error is None for _, error in rows]]
         return StoredVectors(keys, (array,), origin, len(rows) - len(keys))
 
-    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
-        arrow, parquet = require_pyarrow()
-        good = [key for key, error in zip(rows.keys, rows.errors, strict=True) if error is None]
-        columns = path_columns(good)
-        table = arrow.table({name: arrow.array(values, arrow.string()) for name, values in columns.items()})
-        failed = [(key, error) for key, error in zip(rows.keys, rows.errors, strict=True) if error is not None]
-        failures = folder / "failed" / f"failed_{number}.jsonl"
-        with can_write(str(folder)):
-            for place in ("img_emb", "metadata", *(["failed"] if failed else [])):
-                (folder / place).mkdir(exist_ok=True)
-            if not (folder / _ORIGIN_FILE).exists():
-                write_atomically(folder / _ORIGIN_FILE, lambda file: file.write(origin.to_json().encode()))
-            failures.unlink(missing_ok=True)  # those of a part that a killed run didn't finish
-            if failed:
-                lines = b"".join(_line("path", key, error) for key, error in failed)
-                write_atomically(failures, lambda file: file.write(lines))
-            array = np.ascontiguousarray(rows.features, dtype=dtype)
-            write_atomically(folder / "img_emb" / f"img_emb_{number}.npy", lambda file: np.save(file, array))
-            # the last of a part's files, by which it is known to be whole
-            write_atomically(
-                folder / "metadata" / f"metadata_{number}.parquet", lambda file: parquet.write_table(table, file)
-            )
 
-    def parts_in(self, folder: Path) -> dict[int, Path]:
-        found = {}
-        for path in (folder / "metadata").glob("metadata_*.parquet"):
-            number = path.stem.removeprefix("metadata_")
-            if number.isdecimal() and (folder / "img_emb" / f"img_emb_{number}.npy").exists():
-                found[int(number)] = path
-        return dict(sorted(found.items()))
-
-    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
-        for key in _paths(part):
-            yield key, None
-        number = part.stem.removeprefix("metadata_")
-        failed = part.parent.parent / "failed" / f"failed_{number}.jsonl"
-        if failed.exists():
-            yield from _read_lines(failed)
-
-    def read_folder(self, folder: Path) -> StoredVectors:
-        """Read clip-retrieval's folder, which its own tools may have written.
-
-        Raises:
-            UsageError: it isn't one, or isn't whole.
-        """
-        parts = self.parts_in(folder)
-        keys: list[str] = []
-        blocks: list[Vectors] = []
-        for number, part in parts.items():
-            array = _mapped(folder / "img_emb" / f"img_emb_{number}.npy")
-            names = _paths(part)
-            if len(names) != len(array):
-                raise UsageError(f"{part}: {len(names):,} rows, and {len(array):,} in img_emb_{number}.npy.")
-            keys += names
-            blocks.append(array)
-        origin = folder / _ORIGIN_FILE
-        failed = sum(1 for path in (folder / "failed").glob("failed_*.jsonl") for _ in _read_lines(path))
-        return StoredVectors(keys, tuple(blocks), _read_origin(origin) if origin.exists() else None, failed)
-
-
-class NpzVectors(VectorFormat):
+class NpzFile(FileFormat):
     """One file with the arrays `embeddings` (rows without features filled with NaN), `paths` (of texts `texts`),
     `errors` (empty where there is none) and `origin`.
     """
@@ -195,7 +123,7 @@ class _NpySink:
         named = zip(rows.keys, rows.errors, strict=True)
         with can_write(self._name):
             self._array.write(rows.spread(np.nan, self._dtype).tobytes())
-            self._lines.writelines(_line(self._key, key, error) for key, error in named)
+            self._lines.writelines(line(self._key, key, error) for key, error in named)
         self._rows += len(rows.keys)
 
     def finish(self) -> None:
@@ -218,7 +146,7 @@ def _temporary(stack: contextlib.ExitStack, folder: Path) -> BinaryIO:
 
 def _write_archive(file: BinaryIO, array: BinaryIO, lines: BinaryIO, origin: Origin) -> None:
     lines.seek(0)
-    rows = [json.loads(line) for line in lines]
+    rows = [json.loads(text) for text in lines]
     keys = [row.get("path", row.get("text")) for row in rows]
     key = "paths" if origin.of == "images" else "texts"
     small = {
@@ -238,7 +166,12 @@ def _write_archive(file: BinaryIO, array: BinaryIO, lines: BinaryIO, origin: Ori
             archive.writestr(f"{name}.npy", made.getvalue(), zipfile.ZIP_DEFLATED)
 
 
-def _mapped(path: Path) -> Vectors:
+def mapped(path: Path) -> Vectors:
+    """Map a `.npy` file of features.
+
+    Raises:
+        UsageError: it is none, or not a whole one.
+    """
     try:
         array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as exc:
@@ -281,7 +214,12 @@ def _origin_file(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _read_origin(path: Path) -> Origin | None:
+def read_origin(path: Path) -> Origin | None:
+    """Read what made some features; None where nothing says so.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
     try:
         return Origin.from_json(path.read_bytes(), str(path))
     except FileNotFoundError:
@@ -290,28 +228,25 @@ def _read_origin(path: Path) -> Origin | None:
         raise UsageError(f"{path}: can't be read: {reason(exc)}.") from exc
 
 
-def _line(name: str, key: str, error: str | None) -> bytes:
+def line(name: str, key: str, error: str | None) -> bytes:
+    """Return the line for a row whose features lie elsewhere."""
     # lone surrogates, which stand for bytes that aren't UTF-8, are escaped as JSON allows
     return json.dumps({name: key, "error": error}).encode() + b"\n"
 
 
-def _read_lines(path: Path) -> Iterable[tuple[str, str | None]]:
+def read_lines(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield the key and the error of each row in a file of lines.
+
+    Raises:
+        UsageError: a line is none.
+    """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, text in enumerate(file, 1):
                 try:
-                    row = json.loads(line)
+                    row = json.loads(text)
                     yield row["path"] if "path" in row else row["text"], row["error"]
                 except (ValueError, KeyError, TypeError) as exc:
                     raise UsageError(f"{path}, line {number}: not what `clipcls embed` writes.") from exc
     except OSError as exc:
         raise UsageError(f"{path}: can't be read: {reason(exc)}.") from exc
-
-
-def _paths(part: Path) -> list[str]:
-    arrow, parquet = require_pyarrow()
-    try:
-        names = set(parquet.read_schema(part).names) & {"image_path", "path_b64"}
-        return paths_in(parquet.read_table(part, columns=sorted(names)), "image_path")
-    except (OSError, arrow.ArrowException, KeyError) as exc:
-        raise UsageError(f"{part}: no Parquet file with a column image_path: {first_line(exc)}.") from exc

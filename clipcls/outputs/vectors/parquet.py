@@ -15,14 +15,22 @@ from clipcls.outputs.formats import PARTS_FORMAT
 from clipcls.outputs.formats.parquet import require_pyarrow
 from clipcls.outputs.part_files import part_name, parts_in
 from clipcls.outputs.vectors.origin import Origin
-from clipcls.outputs.vectors.vector_format import DType, StoredVectors, VectorFormat, VectorRows, VectorSink, joined
+from clipcls.outputs.vectors.vector_format import (
+    DType,
+    FileFormat,
+    FolderFormat,
+    StoredVectors,
+    VectorRows,
+    VectorSink,
+    joined,
+)
 
 _GROUP_ROWS = 10_000
 _ORIGIN = b"clipcls"
 _KEY_OF = {"images": "path", "texts": "text"}
 
 
-class ParquetVectors(VectorFormat):
+class ParquetFile(FileFormat):
     """A table with the columns `path` (of texts `text`), `embedding` and `error`.
 
     Rows without features have a null for `embedding`. A path that isn't UTF-8 gets replacement characters, and
@@ -31,9 +39,8 @@ class ParquetVectors(VectorFormat):
 
     name = "parquet"
     extension = ".parquet"
-    fits_folder = True
 
-    def require(self, in_folder: bool) -> None:
+    def require(self) -> None:
         require_pyarrow()
 
     @contextlib.contextmanager
@@ -49,17 +56,6 @@ class ParquetVectors(VectorFormat):
                 with can_write(str(path)):
                     draft.publish()
 
-    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
-        with self.open_sink(folder / part_name(number, PARTS_FORMAT), origin, dtype) as sink:
-            sink.write(rows)
-
-    def parts_in(self, folder: Path) -> dict[int, Path]:
-        return parts_in(folder)
-
-    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
-        table = _read(part, ("path", "path_b64", "text", "error"))
-        yield from zip(paths_in(table, _key(table)), table.column("error").to_pylist(), strict=True)
-
     def read(self, path: Path) -> StoredVectors:
         table = _read(path, ("path", "path_b64", "text", "embedding"))
         origin = _origin(table, path)
@@ -73,6 +69,31 @@ class ParquetVectors(VectorFormat):
             raise UsageError(f"{path}: its column embedding doesn't hold features: {first_line(exc)}.") from exc
         keys = [key for key, is_there in zip(paths_in(table, _key(table)), has_features, strict=True) if is_there]
         return StoredVectors(keys, blocks, origin, len(has_features) - len(keys))
+
+
+class ParquetParts(FolderFormat):
+    """Files as `ParquetFile` writes them, `part-000000.parquet` and so on."""
+
+    name = "parquet"
+
+    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
+        with ParquetFile().open_sink(folder / part_name(number, PARTS_FORMAT), origin, dtype) as sink:
+            sink.write(rows)
+
+    def parts_in(self, folder: Path) -> dict[int, Path]:
+        return parts_in(folder)
+
+    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
+        table = _read(part, ("path", "path_b64", "text", "error"))
+        yield from zip(paths_in(table, _key(table)), table.column("error").to_pylist(), strict=True)
+
+    def read(self, folder: Path) -> StoredVectors:
+        parts = [ParquetFile().read(part) for part in self.parts_in(folder).values()]
+        if any(part.origin != parts[0].origin for part in parts):
+            raise UsageError(f"{folder}: its files were made by different models, or with different settings.")
+        keys = [key for part in parts for key in part.keys]
+        blocks = tuple(block for part in parts for block in part.blocks)
+        return StoredVectors(keys, blocks, parts[0].origin, sum(part.failed for part in parts))
 
 
 class _ParquetSink:

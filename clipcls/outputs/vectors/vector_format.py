@@ -77,20 +77,18 @@ class VectorSink(Protocol):
         """
 
 
-class VectorFormat(ABC):
-    """A way to write features to a file or a folder, and to read them back.
+class FileFormat(ABC):
+    """A way to write features to a file, and to read them back.
 
     Attributes:
         name: the name for `--format`.
         extension: of its files, with the dot.
-        fits_folder: whether a folder can have this format.
     """
 
     name: ClassVar[str]
     extension: ClassVar[str]
-    fits_folder: ClassVar[bool] = False
 
-    def require(self, in_folder: bool) -> None:  # noqa: B027, most need none
+    def require(self) -> None:  # noqa: B027, most need none
         """Check that the libraries of the format are installed.
 
         Raises:
@@ -113,18 +111,36 @@ class VectorFormat(ABC):
             UsageError: it holds something else, or isn't whole.
         """
 
+
+class FolderFormat(ABC):
+    """A way to write features to a folder in parts, each of which is there once it is whole. All need pyarrow.
+
+    Attributes:
+        name: the name for `--format`.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
     def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
-        """Write one part of a folder, which is there once it is whole.
+        """Write a part.
 
         Raises:
             StoppedError: it can't be written.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def parts_in(self, folder: Path) -> dict[int, Path]:
-        """Return the whole parts in a folder, by their numbers, in order."""
-        raise NotImplementedError
+        """Return a file of each whole part in a folder, by the parts' numbers, in order."""
 
+    @abstractmethod
     def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
-        """Yield the key and the error of each row of a part."""
-        raise NotImplementedError
+        """Yield the path and the error of each row of a part."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> StoredVectors:
+        """Read all parts of a folder.
+
+        Raises:
+            UsageError: a part isn't whole, or they are of different models.
+        """

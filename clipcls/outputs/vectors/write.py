@@ -4,16 +4,20 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.outputs.atomic import can_write
+from clipcls.outputs.formats.parquet import require_pyarrow
 from clipcls.outputs.journal import Journal, RunSettings, journal_path
 from clipcls.outputs.part_files import remove_draft_parts
 from clipcls.outputs.resume import Done, require_same
 from clipcls.outputs.sinks import PART_ROWS
-from clipcls.outputs.vectors import FOLDER_FORMAT, VECTOR_FORMATS, vector_format_for
+from clipcls.outputs.vectors import FILE_FORMATS, FOLDER_FORMATS, file_format_for
 from clipcls.outputs.vectors.origin import Origin
-from clipcls.outputs.vectors.vector_format import DType, VectorFormat, VectorRows, VectorSink, joined
+from clipcls.outputs.vectors.vector_format import DType, FileFormat, FolderFormat, VectorRows, VectorSink, joined
+
+_Format = TypeVar("_Format", FileFormat, FolderFormat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +47,48 @@ class VectorDestination:
         """
         if (self.output is None) == (self.folder is None):
             raise UsageError("Features are no text: give --output FILE or --output-dir DIR, one of them.")
-        if self.folder is not None and not self.format.fits_folder:
-            names = " or ".join(name for name, one in VECTOR_FORMATS.items() if one.fits_folder)
-            raise UsageError(f"--output-dir holds {names}; for {self.format.name} give --output FILE.")
-        if self.output is not None and self.output.suffix.lower() != self.format.extension:
-            raise UsageError(f"--output {self.output}: name it …{self.format.extension}, or choose another --format.")
-        if self.resume and self.folder is None:
+        if self.output is None:
+            self.folder_format()
+            require_pyarrow()
+            return
+        format = self.file_format()
+        if self.output.suffix.lower() != format.extension:
+            raise UsageError(f"--output {self.output}: name it …{format.extension}, or choose another --format.")
+        if self.resume:
             raise UsageError(
                 "--resume goes on with --output-dir. A file is written anew, which is quick with what is cached."
             )
-        self.format.require(self.folder is not None)
+        format.require()
 
     @property
     def name(self) -> str:
         """The name for messages."""
         return str(self.output or self.folder)
 
-    @property
-    def format(self) -> VectorFormat:
-        """The format that was given, or else the one that fits the output.
+    def file_format(self) -> FileFormat:
+        """Return the format of the file: the one that was given, or else the one that fits its name.
 
         Raises:
             UsageError: there is no such format.
         """
-        if self.format_name is not None:
-            if self.format_name not in VECTOR_FORMATS:
-                raise UsageError(f"Unknown format {self.format_name!r}. Use one of: {', '.join(VECTOR_FORMATS)}.")
-            return VECTOR_FORMATS[self.format_name]
-        return FOLDER_FORMAT if self.output is None else vector_format_for(self.output)
+        assert self.output is not None
+        return _named(self.format_name, FILE_FORMATS) if self.format_name else file_format_for(self.output)
+
+    def folder_format(self) -> FolderFormat:
+        """Return the format of the folder: the one that was given, or else Parquet.
+
+        Raises:
+            UsageError: there is no such format.
+        """
+        return _named(self.format_name or "parquet", FOLDER_FORMATS)
+
+
+def _named(name: str, formats: dict[str, _Format]) -> _Format:
+    if name in formats:
+        return formats[name]
+    if name in FILE_FORMATS:
+        raise UsageError(f"--output-dir holds {' or '.join(formats)}; for {name} give --output FILE.")
+    raise UsageError(f"Unknown format {name!r}. Use one of: {', '.join(FILE_FORMATS)}.")
 
 
 @contextlib.contextmanager
@@ -89,20 +107,20 @@ def open_vectors(
         StoppedError: the output can't be written, or another run writes to it.
         UsageError: the run can't be resumed.
     """
-    format, dtype = destination.format, destination.dtype
-    if destination.folder is None:
-        assert destination.output is not None
-        with format.open_sink(destination.output, origin, dtype) as sink:
+    dtype = destination.dtype
+    if destination.output is not None:
+        with destination.file_format().open_sink(destination.output, origin, dtype) as sink:
             yield sink, Done()
         return
-    folder = destination.folder
+    assert destination.folder is not None
+    folder, format = destination.folder, destination.folder_format()
     with contextlib.ExitStack() as stack:
         with can_write(destination.name):
             folder.mkdir(parents=True, exist_ok=True)
             journal = stack.enter_context(Journal(journal_path(folder), destination.name))
             remove_draft_parts(folder)
             parts = format.parts_in(folder)
-            others = [one.name for one in VECTOR_FORMATS.values() if one.fits_folder and one.parts_in(folder)]
+            others = [one.name for one in FOLDER_FORMATS.values() if one.parts_in(folder)]
         if others and not parts:
             raise UsageError(f"--output-dir {folder}: there are features in the format {others[0]} in it.")
         if not parts:
@@ -124,7 +142,7 @@ def open_vectors(
 class _Parts:
     """Writes parts of PART_ROWS rows; leaving the context writes the last one."""
 
-    def __init__(self, folder: Path, format: VectorFormat, first: int, origin: Origin, dtype: DType) -> None:
+    def __init__(self, folder: Path, format: FolderFormat, first: int, origin: Origin, dtype: DType) -> None:
         self._folder, self._format = folder, format
         self._number = first
         self._origin = origin
