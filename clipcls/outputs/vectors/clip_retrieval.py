@@ -14,13 +14,16 @@ from clipcls.outputs.vectors.parquet import path_columns, paths_in
 from clipcls.outputs.vectors.vector_format import DType, FolderFormat, StoredVectors, VectorRows, Vectors
 
 _ORIGIN_FILE = "clipcls.json"
+# of the files of a part, by the names of their folders
+_EXTENSIONS = {"img_emb": "npy", "metadata": "parquet", "failed": "jsonl"}
 
 
 class ClipRetrievalFolder(FolderFormat):
     """`img_emb/img_emb_0.npy` and `metadata/metadata_0.parquet`, whose column `image_path` names the rows.
 
     Its tools know no rows without features: such pictures are left out of both, and listed in `failed/failed_0.jsonl`.
-    What made the features is in `clipcls.json`.
+    They also skip arrays without rows, but not the tables that belong to these: a part without any features has
+    neither. What made the features is in `clipcls.json`.
 
     Source: https://github.com/rom1504/clip-retrieval, clip_inference/writer.py
     """
@@ -33,52 +36,64 @@ class ClipRetrievalFolder(FolderFormat):
         columns = path_columns(good)
         table = arrow.table({name: arrow.array(values, arrow.string()) for name, values in columns.items()})
         failed = [(key, error) for key, error in zip(rows.keys, rows.errors, strict=True) if error is not None]
-        failures = folder / "failed" / f"failed_{number}.jsonl"
+        features, failures = (_part_file(folder, kind, number) for kind in ("img_emb", "failed"))
         with can_write(str(folder)):
             for place in ("img_emb", "metadata", *(["failed"] if failed else [])):
                 (folder / place).mkdir(exist_ok=True)
             if not (folder / _ORIGIN_FILE).exists():
                 write_atomically(folder / _ORIGIN_FILE, lambda file: file.write(origin.to_json().encode()))
-            failures.unlink(missing_ok=True)  # those of a part that a killed run didn't finish
+            for unfinished in failures, features:  # those of a part that a killed run didn't finish
+                unfinished.unlink(missing_ok=True)
+            if good:
+                array = np.ascontiguousarray(rows.features, dtype=dtype)
+                write_atomically(features, lambda file: np.save(file, array))
             if failed:
                 lines = b"".join(line("path", key, error) for key, error in failed)
                 write_atomically(failures, lambda file: file.write(lines))
-            array = np.ascontiguousarray(rows.features, dtype=dtype)
-            write_atomically(folder / "img_emb" / f"img_emb_{number}.npy", lambda file: np.save(file, array))
-            # the last of a part's files, by which it is known to be whole
-            write_atomically(
-                folder / "metadata" / f"metadata_{number}.parquet", lambda file: parquet.write_table(table, file)
-            )
+            if good:
+                # the last of a part's files, by which it is known to be whole
+                write_atomically(_part_file(folder, "metadata", number), lambda file: parquet.write_table(table, file))
 
     def parts_in(self, folder: Path) -> dict[int, Path]:
         found = {}
-        for path in (folder / "metadata").glob("metadata_*.parquet"):
-            number = path.stem.removeprefix("metadata_")
-            if number.isdecimal() and (folder / "img_emb" / f"img_emb_{number}.npy").exists():
-                found[int(number)] = path
+        for kind, has_features in (("failed", False), ("metadata", True)):
+            for path in (folder / kind).glob(f"{kind}_*.{_EXTENSIONS[kind]}"):
+                number = _number(path)
+                if number.isdecimal() and _part_file(folder, "img_emb", number).exists() == has_features:
+                    found[int(number)] = path
         return dict(sorted(found.items()))
 
     def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
-        for key in _paths(part):
-            yield key, None
-        number = part.stem.removeprefix("metadata_")
-        failed = part.parent.parent / "failed" / f"failed_{number}.jsonl"
-        if failed.exists():
-            yield from read_lines(failed)
+        if part.parent.name == "metadata":
+            for key in _paths(part):
+                yield key, None
+        failures = _part_file(part.parent.parent, "failed", _number(part))
+        if failures.exists():
+            yield from read_lines(failures)
 
     def read(self, folder: Path) -> StoredVectors:
-        parts = self.parts_in(folder)
         keys: list[str] = []
         blocks: list[Vectors] = []
-        for number, part in parts.items():
-            array = mapped(folder / "img_emb" / f"img_emb_{number}.npy")
-            names = _paths(part)
+        for part in self.parts_in(folder).values():
+            if part.parent.name != "metadata":
+                continue
+            features = _part_file(folder, "img_emb", _number(part))
+            array, names = mapped(features), _paths(part)
             if len(names) != len(array):
-                raise UsageError(f"{part}: {len(names):,} rows, and {len(array):,} in img_emb_{number}.npy.")
+                raise UsageError(f"{part}: {len(names):,} rows, and {len(array):,} in {features.name}.")
             keys += names
             blocks.append(array)
         failed = sum(1 for path in (folder / "failed").glob("failed_*.jsonl") for _ in read_lines(path))
         return StoredVectors(keys, tuple(blocks), read_origin(folder / _ORIGIN_FILE), failed)
+
+
+def _part_file(folder: Path, kind: str, number: int | str) -> Path:
+    """Return one of the files of a part; clip-retrieval may pad numbers with zeros."""
+    return folder / kind / f"{kind}_{number}.{_EXTENSIONS[kind]}"
+
+
+def _number(part_file: Path) -> str:
+    return part_file.stem.rpartition("_")[2]
 
 
 def _paths(part: Path) -> list[str]:
