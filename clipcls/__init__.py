@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     from clipcls.outputs.vectors import read_vectors
     from clipcls.outputs.vectors.write import VectorDestination
     from clipcls.predict.classifier import Classifier
+    from clipcls.predict.duplicates import find_duplicates
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.pool import Pool, embed_pool, stored_pool
     from clipcls.predict.ranking import Scoring
     from clipcls.predict.run import RunReport, run
     from clipcls.predict.search import search
     from clipcls.predict.write_features import write_features
-    from clipcls.records import Hit, ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
+    from clipcls.records import Duplicate, Hit, ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
 
 _HOMES = {
     "Classifier": "predict.classifier",
     "ClipclsError": "errors",
     "Destination": "outputs.destination",
+    "Duplicate": "records",
     "Encoder": "models.encoder",
     "ErrorLimit": "predict.error_limit",
     "Execution": "embed.execution",
@@ -57,6 +59,7 @@ _HOMES = {
     "VectorDestination": "outputs.vectors.write",
     "discover": "inputs.discover",
     "embed_pool": "predict.pool",
+    "find_duplicates": "predict.duplicates",
     "load_encoder": "models.encoder",
     "load_prompt_set": "labels.prompts",
     "read_vectors": "outputs.vectors",
@@ -71,6 +74,7 @@ __all__ = [
     "Classifier",
     "ClipclsError",
     "Destination",
+    "Duplicate",
     "Encoder",
     "ErrorLimit",
     "Execution",
@@ -93,6 +97,7 @@ __all__ = [
     "VectorDestination",
     "discover",
     "embed_pool",
+    "find_duplicates",
     "load_encoder",
     "load_prompt_set",
     "read_vectors",

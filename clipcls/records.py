@@ -11,6 +11,7 @@ Decode = Literal["fast", "exact"]
 OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
 SortMethod = Literal["copy", "hardlink", "symlink", "move"]
+Likeness = Literal["bytes", "picture", "scene"]
 
 # A file that changes twice within a tick of its file system's clock looks unchanged: FAT's ticks are 2 seconds.
 RACY_SECONDS = 2.0
@@ -327,3 +328,26 @@ class Hit:
     path: str
     score: float
     similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A picture of a group of duplicates.
+
+    Attributes:
+        group: the group's number, from 1.
+        kind: what it shares with the picture to keep: the same bytes, the same picture in other bytes, or the same
+            scene; of the picture to keep, the least that one of the others shares with it.
+        keep: whether it is the picture to keep.
+        why: by what the picture to keep was chosen, such as `largest: 4000 × 3000`; empty for the others.
+        similarity: the cosine of its features and those of the picture to keep.
+        size: of its file, in bytes; None where that isn't known.
+    """
+
+    group: int
+    kind: Likeness
+    path: str
+    keep: bool
+    why: str
+    similarity: float
+    size: int | None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from clipcls.cli import cache, check, labels, models, predict, prompts, sort, train
+from clipcls.cli import cache, check, duplicates, labels, models, predict, prompts, sort, train
 from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.embed import embed_command
 from clipcls.cli.eval import eval_command
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.command(cls=OnceCommand)(predict.predict)
 app.command(cls=OnceCommand, short_help="Put pictures into one folder for each label.")(sort.sort)
+app.command(cls=OnceCommand, short_help="Find pictures that are there more than once.")(duplicates.duplicates)
 app.command("train", cls=OnceCommand, short_help="Train a model on pictures with captions.")(train.train_command)
 app.command(cls=OnceCommand, short_help="Look for what is wrong with a model, labels and prompts.")(check.check)
 app.command("eval", cls=OnceCommand, short_help="Measure models and prompts on labelled pictures.")(eval_command)

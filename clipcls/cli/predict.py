@@ -1,8 +1,6 @@
 """`clipcls predict`."""
 
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +8,7 @@ import typer
 
 from clipcls.cli import options
 from clipcls.cli.mistakes import refuse_split_labels
+from clipcls.cli.outputs import refuse_output
 from clipcls.cli.progress import Progress
 from clipcls.cli.signals import StopSignals
 from clipcls.cli.stderr import silence_libraries
@@ -113,7 +112,7 @@ def predict(
     destination = Destination(output, output_dir, format, resume, retry_errors)
     if explain:
         check_explanations(destination)
-    _check_destination(
+    refuse_output(
         destination, [*(inputs or ()), further.files_from, wanted.labels_file, prompts, asked.model, calibration]
     )
     limit = errors.limit()
@@ -191,24 +190,3 @@ def _spread(
     if any(option is not None for option in (address, workers, gpus_per_worker)):
         raise UsageError("--ray-address, --ray-workers and --gpus-per-worker belong to --engine ray.")
     return None
-
-
-def _check_destination(destination: "Destination", sources: Sequence[str | Path | None]) -> None:
-    """Refuse an output that can't be written, or that would replace a picture or what the results are made from."""
-    from clipcls.errors import StoppedError, UsageError
-    from clipcls.inputs.discover import EXTENSIONS
-    from clipcls.outputs.destination import check_destination
-
-    check_destination(destination)
-    if destination.folder is not None or destination.output == "-":
-        return
-    path = Path(destination.output)
-    if path.suffix.lower() in EXTENSIONS:
-        raise UsageError(f"--output {destination.output!r}: not a name for results.")
-    if path.is_dir() or not path.absolute().parent.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
-        raise StoppedError(
-            f"{destination.output}: can't be written: it is a folder, closed to you, or in a folder that isn't there."
-        )
-    for source in sources:
-        if source and os.path.exists(source) and path.exists() and path.samefile(source):  # noqa: PTH110, globs may be long
-            raise UsageError(f"--output {destination.output!r} is one of the inputs, which it would overwrite.")

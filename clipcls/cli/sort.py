@@ -28,7 +28,7 @@ def sort(
         str | None,
         typer.Argument(
             metavar="PREDICTIONS",
-            help="What predict wrote: .jsonl, .csv, .tsv or .parquet; - is standard input.",
+            help="What predict or duplicates wrote: .jsonl, .csv, .tsv or .parquet; - is standard input.",
             show_default=False,
         ),
     ] = None,

@@ -1,17 +1,22 @@
 """Reads predictions back from the outputs of runs, to resume, to sort or to evaluate."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from clipcls.errors import UsageError
+from clipcls.outputs.duplicates import begins_duplicates, read_lines, read_parquet
 from clipcls.outputs.formats import format_for, format_names
 from clipcls.outputs.formats.output_format import OutputFormat
+from clipcls.outputs.formats.text import TextFormat
 from clipcls.records import Prediction
 
 
 def read_predictions(file: BinaryIO, format: OutputFormat, name: str) -> Iterator[Prediction]:
     """Yield the predictions in a whole output; see `OutputFormat.read`.
+
+    A list of duplicates counts, too: the label of a picture that may go is its group, and those to keep are left out.
 
     Raises:
         UsageError: it holds something else, ends within a row, or has a format that can't be read.
@@ -19,7 +24,17 @@ def read_predictions(file: BinaryIO, format: OutputFormat, name: str) -> Iterato
     if not format.can_be_read:
         names = format_names(lambda one: one.can_be_read)
         raise UsageError(f"{name}: predictions can't be read back from {format.name}; use {names}.")
-    yield from format.read(file, name)
+    if isinstance(format, TextFormat):
+        first = file.readline()
+        lines = chain([first] if first else [], file)
+        if begins_duplicates(first, format.name):
+            yield from read_lines(lines, format.name, name)
+        else:
+            yield from format.read_lines(lines, name)
+        return
+    format.require()
+    duplicates = read_parquet(file) if format.name == "parquet" else None
+    yield from format.read(file, name) if duplicates is None else duplicates
 
 
 def predictions_in(path: Path) -> Iterator[Prediction]:

@@ -37,7 +37,7 @@ class TableFormat(TextFormat):
         from rich.cells import cell_len
 
         width = width or shutil.get_terminal_size().columns
-        longest = max((cell_len(_printable(label)) for label in labels), default=0)
+        longest = max((cell_len(printable_cells(label)) for label in labels), default=0)
         label_width = max(min(longest, max(min(width // 2, width - 23), 8)), len(_UNKNOWN))
         return replace(self, width=width, label_width=label_width)
 
@@ -45,10 +45,10 @@ class TableFormat(TextFormat):
         if prediction.error is not None:
             return ""
         path_width = max(self.width - self.label_width - 11, 12)
-        path = _shortened(_printable(prediction.path), path_width)
+        path = shortened_path(printable_cells(prediction.path), path_width)
         lines = []
         for label, score in answers(prediction):
-            shown = _fitted(_printable(label) or _UNKNOWN, self.label_width)
+            shown = fitted(printable_cells(label) or _UNKNOWN, self.label_width)
             lines.append(f"{path}  {shown}  {score:7.4f}".rstrip() + "\n")
             # only the first line of an image shows its path
             path = " " * path_width
@@ -63,18 +63,21 @@ class TableFormat(TextFormat):
         room = max(self.width - self.label_width - 15, 12)
         lines = [] if explanation.margin is None else [f"    {explanation.margin:7.4f}  margin\n"]
         for entry in explanation.prompts:
-            label = _fitted(_printable(entry.label), self.label_width)
-            lines.append(f"    {entry.similarity:7.4f}  {label}  {_fitted(_printable(entry.prompt), room).rstrip()}\n")
+            label = fitted(printable_cells(entry.label), self.label_width)
+            lines.append(
+                f"    {entry.similarity:7.4f}  {label}  {fitted(printable_cells(entry.prompt), room).rstrip()}\n"
+            )
         return lines
 
 
-def _printable(text: str) -> str:
+def printable_cells(text: str) -> str:
     """Replace lone surrogates and characters that could move the cursor, and spaces of any width by a space."""
     spaced = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in text)
     return printable(spaced)
 
 
-def _fitted(label: str, width: int) -> str:
+def fitted(label: str, width: int) -> str:
+    """Return a text of this width in cells, padded, or without its end."""
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(label) <= width:
@@ -82,8 +85,8 @@ def _fitted(label: str, width: int) -> str:
     return set_cell_size(label, width - 1) + "…"
 
 
-def _shortened(path: str, width: int) -> str:
-    """Cut off the beginning of a long path, since its end says more."""
+def shortened_path(path: str, width: int) -> str:
+    """Return a path of this width in cells, padded, or without its beginning, since its end says more."""
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(path) <= width:

@@ -85,6 +85,10 @@ class TextFormat(OutputFormat):
             raise UsageError(f"{lines.name}, line {lines.number}: not a row that `clipcls predict` writes.") from exc
 
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
+        return self.read_lines(file, name, torn=torn)
+
+    def read_lines(self, file: Iterable[bytes], name: str, *, torn: bool = False) -> Iterator[Prediction]:
+        """Yield the predictions in the lines of a file; see `read`."""
         lines = WholeLines(file, name, is_whole=not torn)
         end = 0
         try:

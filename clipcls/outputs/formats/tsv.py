@@ -37,7 +37,7 @@ class TsvFormat(TextFormat):
             if not line.endswith(b"\n") and not _WHOLE.search(line):
                 raise ValueError("a score that may be cut off")
             cells = line.decode("utf-8", "surrogateescape").removesuffix("\n").split("\t")
-            place, label, score = map(_unescaped, cells)
+            place, label, score = map(unescaped, cells)
             answer = ScoredLabel(label, float(score), math.nan)
             # an unknown image has a single line with an empty label
             again = answer.label in found or not answer.label or "" in found
@@ -56,7 +56,8 @@ def escaped(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def _unescaped(cell: str) -> str:
+def unescaped(cell: str) -> str:
+    """Return the text of a cell of TSV."""
     return _ESCAPED.sub(lambda found: _SIGNS[found[1]], cell)
 
 
