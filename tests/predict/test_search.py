@@ -213,13 +213,14 @@ def test_a_picture_does_not_drown_a_word() -> None:
     with Session(ModelSpec("everyday", device="cpu"), Execution()) as session:
         pool, _ = embed_pool(session, Sources([photos]))
         pairs = [(a, b) for a in ("cat", "coffee", "rocket", "shirt") for b in ("pen", "shoes", "coffee") if a != b]
+        terms = [(Term(str(photos / f"{picture}.jpg"), is_picture=True), Term(word)) for picture, word in pairs]
+        texts = text_features(session, *(word for _, word in pairs))
+        pictures = pool.rows(np.array([pool.paths.index(picture.value) for picture, _ in terms]))
+        sums = pool.products(pictures + texts)
+        found_two = search([Query("", both) for both in terms], pool, session, top_k=2)
         plain = searched = 0
-        for picture, word in pairs:
-            term = Term(str(photos / f"{picture}.jpg"), is_picture=True)
-            ((_, hits),) = search([Query("", (term, Term(word)))], pool, session, top_k=2)
-            wanted = {f"{picture}.jpg", f"{word}.jpg"}
+        for pair, row, (_, hits) in zip(pairs, sums, found_two, strict=True):
+            wanted = {f"{name}.jpg" for name in pair}
             searched += {Path(hit.path).name for hit in hits} == wanted
-            (text,) = text_features(session, word)
-            (sums,) = pool.products((pool.rows(np.array([list(pool.paths).index(term.value)]))[0] + text)[None])
-            plain += {Path(pool.paths[i]).name for i in np.argsort(-sums)[:2]} == wanted
+            plain += {Path(pool.paths[i]).name for i in np.argsort(-row)[:2]} == wanted
     assert searched == len(pairs) > plain
