@@ -21,6 +21,7 @@ from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.tables import read_embedded
 from clipcls.predict.error_limit import ErrorLimit
+from clipcls.predict.keeping import File, Member, pixels, rows_of
 from clipcls.predict.linkage import complete_linkage
 from clipcls.predict.looks import Look, Reader
 from clipcls.predict.neighbours import Pairs, near_pairs
@@ -34,9 +35,6 @@ logger = logging.getLogger(__name__)
 COMPARED_COSINE, MOST_COMPARED = 0.7, 16
 #: The lowest cosine of two pictures of a scene, and the most others that are looked at for each.
 SCENE_COSINE, MOST_OF_SCENE = 0.9, 100
-# what is less sharp than the sharpest by no more than this counts as equally sharp
-_AS_SHARP = 0.98
-_KINDS: tuple[Likeness, ...] = ("bytes", "picture", "scene")
 # pictures that are read between two looks at whether to stop
 _CHUNK = 256
 
@@ -58,29 +56,6 @@ class DuplicateReport:
     rows: tuple[Duplicate, ...]
     done: int
     failed: int
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A picture's file.
-
-    Attributes:
-        size: in bytes; None where only reading tells.
-        changed: when its content last changed, in nanoseconds since 1970; None where nothing tells.
-    """
-
-    image: ImageRef
-    size: int | None = None
-    changed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A file in a group: which it is, which of the different contents it has, and which picture that is a copy of."""
-
-    file: int
-    content: int
-    picture: int
 
 
 def find_duplicates(
@@ -153,8 +128,8 @@ class _Search:
             images = [files[places[0]].image for places in same]
             reader = Reader(images, self._session.execution)
             if kind == "bytes":
-                groups = [[_Member(file, content, content) for file in places] for content, places in enumerate(same)]
-                return _rows(groups, files, reader, {}, None)
+                groups = [[Member(file, content, content) for file in places] for content, places in enumerate(same)]
+                return rows_of(groups, files, reader, {}, None)
             features, good = self._features(images, same)
             least = COMPARED_COSINE if threshold is None else threshold
             scene = SCENE_COSINE if threshold is None else threshold
@@ -167,20 +142,20 @@ class _Search:
                 scenes = complete_linkage(len(pictures), near_pairs(largest, scene, MOST_OF_SCENE))
             groups = [
                 [
-                    _Member(file, good[row], number)
+                    Member(file, good[row], number)
                     for number in numbers
                     for row in pictures[number]
                     for file in same[good[row]]
                 ]
                 for numbers in scenes
             ]
-            return _rows(groups, files, reader, looks, dict(zip(good, features, strict=True)))
+            return rows_of(groups, files, reader, looks, dict(zip(good, features, strict=True)))
         except _NoResultError:
             return []
 
-    def _files(self, listed: Iterable[ImageRef]) -> list[_File]:
+    def _files(self, listed: Iterable[ImageRef]) -> list[File]:
         """Return the files that are there, each once, however often it is named."""
-        found: dict[object, _File] = {}
+        found: dict[object, File] = {}
         for image in listed:
             key, file = _status(image)
             if file.image.error is not None:
@@ -192,7 +167,7 @@ class _Search:
                 found[key] = file
         return list(found.values())
 
-    def _same_bytes(self, files: Sequence[_File], counted: bool) -> list[list[int]]:
+    def _same_bytes(self, files: Sequence[File], counted: bool) -> list[list[int]]:
         """Return which files have the same bytes, files with bytes of their own included, in the order of the first.
 
         Args:
@@ -256,7 +231,7 @@ class _Search:
         groups: dict[int, list[int]] = {}
         copied: dict[int, tuple[float, int]] = {}  # how much a copy differs, and what from
         compared = 0
-        for largest in sorted(range(len(good)), key=lambda row: (-_pixels(looks.get(good[row])), row)):
+        for largest in sorted(range(len(good)), key=lambda row: (-pixels(looks.get(good[row])), row)):
             if largest in copied:
                 continue
             groups[largest] = [largest]
@@ -298,84 +273,21 @@ class _Search:
             raise _NoResultError
 
 
-def _status(image: ImageRef) -> tuple[object, _File]:
+def _status(image: ImageRef) -> tuple[object, File]:
     """Return what tells a file from others, and its size and time; without an error only if it is there."""
     content = image.content
     if isinstance(content, Span):
-        return (os.path.realpath(content.file), content.offset), _File(image, content.size)
+        return (os.path.realpath(content.file), content.offset), File(image, content.size)
     if isinstance(content, Stored):
-        return image.path, _File(image, content.size)
+        return image.path, File(image, content.size)
     if content is not None or image.error is not None:
-        return object(), _File(image, len(content) if isinstance(content, bytes) else None)
+        return object(), File(image, len(content) if isinstance(content, bytes) else None)
     try:
         status = os.stat(image.path)  # noqa: PTH116, the name stays as given
     except (OSError, ValueError):
-        return object(), _File(image)  # reading it tells what is wrong
+        return object(), File(image)  # reading it tells what is wrong
     # a link that leads to a picture isn't another picture, but a second name of a file may be
     key = (status.st_dev, status.st_ino, os.path.realpath(image.path) if status.st_nlink > 1 else "")
-    return key, _File(
+    return key, File(
         image if status.st_size else replace(image, error="empty file"), status.st_size, status.st_mtime_ns
     )
-
-
-def _pixels(look: Look | None) -> int:
-    return 0 if look is None else look.size[0] * look.size[1]
-
-
-def _rows(
-    groups: Iterable[Sequence[_Member]],
-    files: Sequence[_File],
-    reader: Reader,
-    looks: dict[int, Look],
-    features: "dict[int, Features] | None",
-) -> list[Duplicate]:
-    """Return the rows of the groups of more than one file."""
-    rows: list[Duplicate] = []
-    several = [sorted(group, key=lambda member: member.file) for group in groups if len(group) > 1]
-    for number, group in enumerate(sorted(several, key=lambda group: group[0].file), 1):
-        keep, why = _choose(group, files, reader, looks)
-        others = [member for member in group if member is not keep]
-        kinds = [_kind(keep, member) for member in others]
-        found = []
-        for member, kind in zip([keep, *others], [max(kinds, key=_KINDS.index), *kinds], strict=True):
-            file, same = files[member.file], features is None or member.content == keep.content
-            cosine = 1.0 if same or features is None else float(features[keep.content] @ features[member.content])
-            is_kept = member is keep
-            found.append(Duplicate(number, kind, file.image.path, is_kept, why if is_kept else "", cosine, file.size))
-        rows += found
-    return rows
-
-
-def _kind(keep: _Member, other: _Member) -> Likeness:
-    if other.content == keep.content:
-        return "bytes"
-    return "picture" if other.picture == keep.picture else "scene"
-
-
-def _choose(
-    group: Sequence[_Member], files: Sequence[_File], reader: Reader, looks: dict[int, Look]
-) -> tuple[_Member, str]:
-    """Return the member to keep, and what each step that left some out went by."""
-    left, why = list(group), []
-
-    def narrow(best: Sequence[_Member], reason: str) -> None:
-        nonlocal left
-        if len(best) < len(left):
-            left = list(best)
-            why.append(reason)
-
-    if len({member.content for member in left}) > 1:
-        most = max(_pixels(looks.get(member.content)) for member in left)
-        largest = [member for member in left if _pixels(looks.get(member.content)) == most]
-        width, height = looks[largest[0].content].size
-        narrow(largest, f"largest: {width} × {height}")
-    contents = list(dict.fromkeys(member.content for member in left))
-    if len(contents) > 1:
-        sharp = {content: reader.sharpness(content) for content in contents}
-        narrow([m for m in left if sharp[m.content] >= _AS_SHARP * max(sharp.values())], "sharpest")
-    times = [files[member.file].changed for member in left]
-    known = [time for time in times if time is not None]
-    if len(known) == len(left):
-        narrow([member for member in left if files[member.file].changed == min(known)], "oldest")
-    narrow(left[:1], "first")
-    return left[0], ", ".join(why)
