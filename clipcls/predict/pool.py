@@ -1,6 +1,7 @@
 """The features of the pictures that are searched, and exact products with all of them in bounded memory."""
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ Indices = NDArray[np.int64]
 
 # rows that are multiplied at once: about a MB, which stays in a processor's cache while it is converted
 _PIECE_ROWS = 512
+# of features that are kept in memory
+_IN_MEMORY_BYTES = 2**28
 # the square of a distance below which a picture counts as the mean itself
 _NO_DISTANCE = 1e-4
 
@@ -123,7 +126,8 @@ def embed_pool(
 ) -> tuple[Pool, RunReport]:
     """Return the pictures of some sources, without those that can't be read.
 
-    Features lie in a temporary file, and are mapped from there, so that memory doesn't grow with them.
+    Beyond some hundred thousand pictures, features lie in a temporary file, and are mapped from there, so that memory
+    doesn't grow with them.
 
     Args:
         limit: how many pictures may fail; any number by default.
@@ -143,19 +147,24 @@ def embed_pool(
     watch.begin((lambda: count(sources)) if are_countable(sources) else None, 0)
     tally = Tally(limit or ErrorLimit(), watch, (0, 0), can_resume=False)
     paths: list[str] = []
+    blocks: list[Vectors] = []
     with tempfile.TemporaryFile() as file:
         for batch in embed_images(images, session, stop):
             failed = [(i.path, e) for i, e in zip(batch.images, batch.errors, strict=True) if e is not None]
             tally.add(len(batch.images), failed)
             if tally.exceeded:
                 break
+            if len(paths) * session.facts.embed_dim * 4 < _IN_MEMORY_BYTES:
+                blocks.append(batch.features)
+            else:
+                batch.features.tofile(file)
             paths += [image.path for image, error in zip(batch.images, batch.errors, strict=True) if error is None]
-            batch.features.tofile(file)
         file.flush()
-        shape = (len(paths), session.facts.embed_dim)
-        features: Vectors = np.memmap(file, dtype=np.float32, mode="r", shape=shape) if paths else np.empty(shape)
+        if written := os.fstat(file.fileno()).st_size:
+            rows = written // (4 * session.facts.embed_dim)
+            blocks.append(np.memmap(file, dtype=np.float32, mode="r", shape=(rows, session.facts.embed_dim)))
     left_out.report(sources.names)
-    return Pool(paths, (features,)), tally.report(sources, stop())
+    return Pool(paths, tuple(blocks)), tally.report(sources, stop())
 
 
 def stored_pool(stored: StoredVectors, name: str, session: Session) -> Pool:

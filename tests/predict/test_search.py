@@ -158,6 +158,16 @@ def test_pool_of_pictures_equals_that_of_its_file(colours: Path, tmp_path: Path)
             embed_pool(session, Sources([colours]), ErrorLimit(count=0))
 
 
+def test_a_large_pool_lies_in_a_file(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Session(FakeEncoder(), Execution(batch_size=1)) as session:
+        small, _ = embed_pool(session, Sources([colours]))
+        monkeypatch.setattr("clipcls.predict.pool._IN_MEMORY_BYTES", 1)
+        large, _ = embed_pool(session, Sources([colours]))
+    assert [type(block) for block in large.blocks] == [np.ndarray, np.memmap]
+    assert large.paths == small.paths
+    assert np.array_equal(np.concatenate(large.blocks), np.concatenate(small.blocks))
+
+
 def test_features_of_another_model_are_refused(colours: Path, tmp_path: Path) -> None:
     class Other(FakeEncoder):
         def fingerprint(self, sha256: object) -> bytes:
