@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from clipcls.outputs.formats import format_for
 from clipcls.outputs.read_back import read_predictions
+from clipcls.outputs.vectors import FOLDER_FORMATS
 from clipcls.records import Prediction
 
 
 class Process(Protocol):
-    """A run of `clipcls predict`, as `subprocess` and `multiprocessing` have it."""
+    """A run of `clipcls`, as `subprocess` and `multiprocessing` have it."""
 
     def kill(self) -> None: ...
 
@@ -33,7 +36,7 @@ def rows_in(output: Path) -> list[Prediction]:
 def bytes_in(output: Path) -> int:
     """How far a job is, as its files show it, drafts included."""
     if output.is_dir():
-        return sum(_size(path) for path in output.glob("*part-*"))
+        return sum(_size(path) for path in output.rglob("*") if not path.is_dir() and path.name != ".clipcls-run")
     return _size(output)
 
 
@@ -79,6 +82,27 @@ def check_equal(found: list[Prediction], expected: list[Prediction], tolerance: 
         similarities = [entry.similarity for entry in other.top]
         near = len(similarities) > 1 and similarities[0] - similarities[1] <= max(margin, 2 * tolerance)
         assert one.label == other.label or near, (one, other)
+
+
+def check_same_features(found: Path, expected: Path, tolerance: float) -> None:
+    """The same pictures in the same order with the same errors and features.
+
+    Args:
+        found: a folder of features.
+        expected: another one in the same format.
+
+    Raises:
+        AssertionError: they aren't.
+    """
+    (format,) = (one for one in FOLDER_FORMATS.values() if one.parts_in(expected))
+    one, other = format.read(found), format.read(expected)
+    assert list(one.keys) == list(other.keys)
+    np.testing.assert_allclose(np.concatenate(one.blocks), np.concatenate(other.blocks), atol=tolerance)
+    failures, expected_failures = (
+        [row for part in format.parts_in(folder).values() for row in format.rows_of(part) if row[1] is not None]
+        for folder in (found, expected)
+    )
+    assert failures == expected_failures
 
 
 def _size(path: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, _run_main, save_pictures
-from killing import check_equal, kill_at_random, rows_in
+from killing import bytes_in, check_equal, check_same_features, kill_at_random, rows_in
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -64,6 +64,47 @@ def test_job_killed_at_random_is_gone_on_with(
     last = clipcls(*job, *target("broken"), "--resume")
     assert last.returncode == 1, last.stderr
     check_equal(rows_in(broken), rows_in(whole), 1e-5)
+
+
+def run_with_small_parts(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Run the command line with parts of eight rows, in this process."""
+    from clipcls.outputs.vectors import write
+
+    write.PART_ROWS = 8
+    _run_main(arguments, folder, environment)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_features_of_a_job_killed_at_random_are_gone_on_with(
+    forks: Any, tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
+    # two parts in a row have no features
+    save_pictures(tmp_path / "pictures", 64)
+    for number in (3, *range(24, 40), 63):
+        (tmp_path / "pictures" / f"{number:03d}.png").write_bytes(b"no picture")
+    (tmp_path / "streams").mkdir()
+    (tmp_path / "streams" / "stdin").touch()
+    how = ("--no-cache", "--precision", "fp32", "--batch-size", "4", "--workers", "1", "--model", str(tiny_model), "-q")
+
+    def begin(output: str) -> Any:
+        arguments = ["embed", "pictures", "--output-dir", output, "--format", kind, "--resume", *how]
+        process = forks.Process(target=run_with_small_parts, args=(arguments, tmp_path / "streams", dict(os.environ)))
+        process.start()
+        return process
+
+    def finish(output: str) -> None:
+        process = begin(output)
+        process.join(120)
+        assert process.exitcode == 1, (tmp_path / "streams" / "stderr").read_text()
+
+    finish("whole")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    rng = random.Random(kind)
+    for _ in range(3):
+        kill_at_random(lambda: begin("broken"), lambda process: process.is_alive(), broken, bytes_in(whole), rng)
+    finish("broken")
+    check_same_features(broken, whole, 1e-5)
+    assert not list(broken.rglob("*.part"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

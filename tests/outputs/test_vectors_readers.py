@@ -79,15 +79,15 @@ def test_folder_of_clip_retrieval_may_pad_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [("img_emb_0.npy",), ("img_emb_0.npy", "failed_0.jsonl")])
 def test_what_a_killed_run_left_of_a_part_is_written_anew(tmp_path: Path, left: tuple[str, ...]) -> None:
+    format = ClipRetrievalFolder()
     rows = VectorRows(("a.png", "b.png"), np.ones((1, DIM), dtype=np.float32), ("truncated", None))
-    folder = ClipRetrievalFolder()
-    folder.write_part(tmp_path, 0, rows, ORIGIN, "float32")
+    format.write_part(tmp_path, 0, rows, ORIGIN, "float32")
     for kind in ("img_emb", "failed", "metadata"):
         for path in (tmp_path / kind).iterdir():
             if path.name not in left:
                 path.unlink()
-    assert folder.parts_in(tmp_path) == {}
-    folder.write_part(tmp_path, 0, VectorRows(("a.png",), np.empty((0, DIM)), ("gone",)), ORIGIN, "float32")
-    (part,) = folder.parts_in(tmp_path).values()
-    assert list(folder.rows_of(part)) == [("a.png", "gone")]
+    assert format.parts_in(tmp_path) == {}
+    format.write_part(tmp_path, 0, VectorRows(("a.png",), np.empty((0, DIM)), ("gone",)), ORIGIN, "float32")
+    (part,) = format.parts_in(tmp_path).values()
+    assert list(format.rows_of(part)) == [("a.png", "gone")]
     assert list((tmp_path / "img_emb").iterdir()) == []
