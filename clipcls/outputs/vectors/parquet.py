@@ -62,10 +62,12 @@ class ParquetFile(FileFormat):
         try:
             column = table.column("embedding")
             width = column.type.list_size
-            # flatten leaves the null rows out
-            blocks = tuple(chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks if len(chunk))
-            has_features = column.is_valid().to_numpy()
-        except (KeyError, AttributeError, ValueError) as exc:
+            # flatten leaves the null rows out; to_numpy would import pandas where it is installed
+            blocks: tuple[Any, ...] = tuple(
+                np.from_dlpack(part.flatten()).reshape(-1, width) for part in column.chunks if len(part)
+            )
+            has_features = column.is_valid().to_pylist()
+        except (KeyError, AttributeError, TypeError, ValueError) as exc:
             raise UsageError(f"{path}: its column embedding doesn't hold features: {first_line(exc)}.") from exc
         keys = [key for key, is_there in zip(paths_in(table, _key(table)), has_features, strict=True) if is_there]
         return StoredVectors(keys, blocks, origin, len(has_features) - len(keys))
@@ -161,9 +163,13 @@ def _read(path: Path, columns: tuple[str, ...]) -> Any:
     """Read the columns of a file that are there."""
     arrow, parquet = require_pyarrow()
     try:
-        names = parquet.read_schema(path).names
-        # mapped and read in one go, since pre-buffering copies what is mapped
-        return parquet.read_table(path, columns=[name for name in columns if name in names], memory_map=True)
+        # parquet.read_table would import pandas as well, and copy what is mapped
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            wanted = [name for name in columns if name in file.schema_arrow.names]
+            # the first has no rows, for a file without any
+            groups = [file.read_row_groups([], columns=wanted)]
+            groups += [file.read_row_group(number, columns=wanted) for number in range(file.num_row_groups)]
+            return arrow.concat_tables(groups)
     except (OSError, arrow.ArrowException) as exc:
         raise UsageError(f"{path}: not a Parquet file, or not a whole one: {first_line(exc).rstrip('.')}.") from exc
 
