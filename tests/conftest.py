@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +37,8 @@ OPENAI_PREPROCESS = {
 
 
 @pytest.fixture(autouse=True)
-def isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the user's cache, hub folder or settings."""
+def isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees the user's cache, hub folder or settings, or what another one does at Ctrl-C."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
     for name in os.environ:
@@ -46,6 +47,9 @@ def isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # else each test would convert its tiny model anew; the tests of the runtime ask for it
     monkeypatch.setenv("CLIPCLS_RUNTIME", "torch")
     monkeypatch.setattr("clipcls.models.runtime.choice.is_installed", lambda: False)
+    at_interrupt = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is at_interrupt
 
 
 @pytest.fixture
