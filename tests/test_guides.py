@@ -132,8 +132,10 @@ ELSEWHERE = {
     "--index-url",
     "--memory",
     "--more-words",
+    "--no-indexing",
     "--nproc-per-node",
     "--port",
+    "--rclip",
     "--strict",
 }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -144,6 +145,17 @@ def test_bf16_features_are_as_near_as_those_of_torch(family: Model) -> None:
     assert error(compiled.encode_image(pixels), exact) <= max(2 * error(own.encode_image(pixels), exact), 5e-5)
     exact = reference.encode_text(TEXTS)
     assert error(compiled.encode_text(TEXTS), exact) <= max(2 * error(own.encode_text(TEXTS), exact), 5e-5)
+
+
+def test_signals_come_through_once_models_are_gone(tiny_model: Path, tmp_path: Path) -> None:
+    """Deleted in the order in which they were compiled, OpenVINO's models leave a signal stack that is gone."""
+    Model(tiny_model, tmp_path / "cache").compiled().encode_text(["a cat"])
+    path = next((tmp_path / "cache").rglob("tower.xml"))
+    models = [CompiledTower(path, "fp32", 1, 1) for _ in range(3)]
+    while models:
+        del models[0]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_model_of_fp16_weights_and_no_texts_at_all(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Imports OpenVINO, and runs converted towers with it. Imports no torch."""
 
 import contextlib
+import ctypes
 import errno
 import sys
 import threading
@@ -9,7 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ class CompiledTower:
             # several processes on one machine would share the same few cores
             "ENABLE_CPU_PINNING": False,
         }
-        with translated_errors(f"{path}: OpenVINO can't compile it"):
+        with translated_errors(f"{path}: OpenVINO can't compile it"), _signal_stack_kept():
             self._compiled = openvino().Core().compile_model(str(path), "CPU", settings)
         self._own = threading.local()
 
@@ -107,6 +108,31 @@ class CompiledTower:
         if not np.isfinite(unit).all():
             raise ModelError("The model gave features that aren't numbers. Try --precision fp32, or other weights.")
         return unit
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_: ClassVar = [("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@contextlib.contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Restore the stack that this thread's signals are handled on.
+
+    A model that is compiled brings one of its own, and puts back what it found when it is deleted. Of two models the
+    second would put back the stack of the first, which is gone by then: the next Ctrl-C would be a segmentation fault.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    set_stack = ctypes.CDLL(None).sigaltstack
+    before = _SignalStack()
+    set_stack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        set_stack(ctypes.byref(before), None)
 
 
 @contextlib.contextmanager
