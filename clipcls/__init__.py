@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.duplicates import find_duplicates
     from clipcls.predict.error_limit import ErrorLimit
-    from clipcls.predict.pool import Pool, embed_pool, stored_pool
+    from clipcls.predict.pool import PicturePool, embed_pool, stored_pool
     from clipcls.predict.ranking import Scoring
     from clipcls.predict.run import RunReport, run
     from clipcls.predict.search import search
@@ -46,7 +46,7 @@ _HOMES = {
     "Label": "records",
     "ModelError": "errors",
     "ModelSpec": "records",
-    "Pool": "predict.pool",
+    "PicturePool": "predict.pool",
     "Prediction": "records",
     "PromptSet": "records",
     "RunReport": "predict.run",
@@ -84,7 +84,7 @@ __all__ = [
     "Label",
     "ModelError",
     "ModelSpec",
-    "Pool",
+    "PicturePool",
     "Prediction",
     "PromptSet",
     "RunReport",

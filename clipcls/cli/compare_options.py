@@ -79,7 +79,7 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelOptions:
+class ComparedModelOptions:
     """The options for models, each in each precision."""
 
     model: ModelOption = None

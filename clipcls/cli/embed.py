@@ -29,14 +29,7 @@ def embed_command(
     texts: Annotated[
         str | None, typer.Option("--texts", metavar="FILE", help="Texts, one a line; - is standard input.")
     ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            help="Prompt set to fill texts into, by name or file. [default: texts are taken as they are]",
-            autocompletion=options.complete_prompts,
-        ),
-    ] = None,
+    prompts: options.TextPromptsOption = None,
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
     # with which model

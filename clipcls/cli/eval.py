@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipcls.cli import options
-from clipcls.cli.compare_options import ModelOptions, PromptOptions, arguments_of
+from clipcls.cli.compare_options import ComparedModelOptions, PromptOptions, arguments_of
 from clipcls.cli.eval_report import Command, Evaluation
 from clipcls.cli.report_output import Output
 from clipcls.cli.retrieval_report import measure
@@ -33,7 +33,7 @@ def eval_command(
     wanted: options.DataLabelOptions,
     prompting: PromptOptions,
     # with which model
-    compared: ModelOptions,
+    compared: ComparedModelOptions,
     # other ways to measure
     retrieval: Annotated[
         bool,

@@ -86,6 +86,14 @@ PromptsOption = Annotated[
         autocompletion=complete_prompts,
     ),
 ]
+TextPromptsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        help="Prompt set to fill texts into, by name or file. [default: texts are taken as they are]",
+        autocompletion=complete_prompts,
+    ),
+]
 TemplateOption = Annotated[
     list[str] | None,
     typer.Option("--template", metavar="TEMPLATE", help='Template such as "a photo of a {}"; repeatable.'),

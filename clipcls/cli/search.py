@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clipcls.inputs.listing import Sources
     from clipcls.outputs.vectors.vector_format import StoredVectors
     from clipcls.predict.error_limit import ErrorLimit
-    from clipcls.predict.pool import Pool
+    from clipcls.predict.pool import PicturePool
     from clipcls.predict.run import RunReport
 
 
@@ -43,14 +43,7 @@ def search_command(
         Path | None,
         typer.Option("--features", metavar="FILE", help="Search what `clipcls embed` wrote, a file or a folder."),
     ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            help="Prompt set to fill texts into, by name or file. [default: texts are taken as they are]",
-            autocompletion=options.complete_prompts,
-        ),
-    ] = None,
+    prompts: options.TextPromptsOption = None,
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
     # how many
@@ -126,7 +119,7 @@ def _pool(
     sources: "Sources | None",
     limit: "ErrorLimit",
     quiet: bool,
-) -> "tuple[Pool, RunReport | None]":
+) -> "tuple[PicturePool, RunReport | None]":
     """Return the pictures to search; a signal while they are read ends the command."""
     from clipcls.embed.prepare import list_again, quantise_ahead
     from clipcls.predict.pool import embed_pool, stored_pool

@@ -63,7 +63,7 @@ class Thumbnail:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class PixelDifference:
     """What two pictures differ by, once one is laid over the other.
 
     Attributes:
@@ -115,7 +115,7 @@ def may_be_copies(one: Outline, other: Outline) -> bool:
     return float(one @ other) >= _LEAST_RESEMBLANCE
 
 
-def compare(one: Thumbnail, other: Thumbnail) -> Difference | None:
+def compare(one: Thumbnail, other: Thumbnail) -> PixelDifference | None:
     """Return what two pictures differ by; None where they don't resemble, or have no detail to be compared by."""
     side = SIDE
     while side > _COARSEST and side > _MOST_ENLARGED * min(*one.size, *other.size):
@@ -133,7 +133,7 @@ def compare(one: Thumbnail, other: Thumbnail) -> Difference | None:
         if level <= min(side, SIDE // 2):
             place = _aligned(whole[level], part[level], place)
             if level > _COARSEST and (_turn(place) > 4 * _MOST_TURN or _outside(place) > 4 * _MOST_OUTSIDE):
-                return Difference(_turn(place), _outside(place), np.inf, np.inf, np.inf)
+                return PixelDifference(_turn(place), _outside(place), np.inf, np.inf, np.inf)
     return _difference(_Laid(place, side), whole[side], part[side], one, other)
 
 
@@ -246,7 +246,7 @@ class _Laid:
         return plane.reshape(count, block, count, block).swapaxes(1, 2).reshape(count * count, -1)
 
 
-def _difference(laid: _Laid, whole: Plane, part: Plane, one: Thumbnail, other: Thumbnail) -> Difference | None:
+def _difference(laid: _Laid, whole: Plane, part: Plane, one: Thumbnail, other: Thumbnail) -> PixelDifference | None:
     inside = laid.blocks(_is_inside(laid.place, laid.side))
     used = inside.mean(axis=1) > 0.5
     if used.mean() < 0.5:
@@ -267,7 +267,7 @@ def _difference(laid: _Laid, whole: Plane, part: Plane, one: Thumbnail, other: T
             for ours, theirs in zip(_channels(one, laid.side), _channels(other, laid.side), strict=True)
         ]
     )  # (3, blocks)
-    return Difference(
+    return PixelDifference(
         turn=_turn(laid.place),
         outside=_outside(laid.place),
         detail=float(detail.max()),

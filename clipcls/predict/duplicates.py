@@ -21,10 +21,10 @@ from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.tables import read_embedded
 from clipcls.predict.error_limit import ErrorLimit
-from clipcls.predict.keeping import File, Member, pixels, rows_of
+from clipcls.predict.keeping import File, GroupMember, pixels, rows_of
 from clipcls.predict.linkage import complete_linkage
 from clipcls.predict.looks import Look, Reader
-from clipcls.predict.neighbours import Pairs, near_pairs
+from clipcls.predict.neighbours import NearPairs, near_pairs
 from clipcls.predict.run import Tally, look_for_one, none_exists
 from clipcls.records import Duplicate, ImageRef, Likeness, Span, Stored
 
@@ -128,7 +128,9 @@ class _Search:
             images = [files[places[0]].image for places in same]
             reader = Reader(images, self._session.execution)
             if kind == "bytes":
-                groups = [[Member(file, content, content) for file in places] for content, places in enumerate(same)]
+                groups = [
+                    [GroupMember(file, content, content) for file in places] for content, places in enumerate(same)
+                ]
                 return rows_of(groups, files, reader, {}, None)
             features, good = self._features(images, same)
             least = COMPARED_COSINE if threshold is None else threshold
@@ -142,7 +144,7 @@ class _Search:
                 scenes = complete_linkage(len(pictures), near_pairs(largest, scene, MOST_OF_SCENE))
             groups = [
                 [
-                    Member(file, good[row], number)
+                    GroupMember(file, good[row], number)
                     for number in numbers
                     for row in pictures[number]
                     for file in same[good[row]]
@@ -208,14 +210,14 @@ class _Search:
         self._check()
         return features[: len(good)], good
 
-    def _looks(self, pairs: Pairs, good: Sequence[int], reader: Reader) -> dict[int, Look]:
+    def _looks(self, pairs: NearPairs, good: Sequence[int], reader: Reader) -> dict[int, Look]:
         """Return how the pictures look that are in pairs; those that can't be read any more are left out."""
         wanted = [good[row] for row in np.unique(np.concatenate([pairs.first, pairs.second])).tolist()]
         logger.info("%d pictures have others near them, %d pairs", len(wanted), len(pairs.first))
         found = zip(wanted, self._map(reader.look, wanted), strict=True)
         return {content: look for content, look in found if look is not None}
 
-    def _copies(self, pairs: Pairs, good: Sequence[int], looks: dict[int, Look], reader: Reader) -> list[list[int]]:
+    def _copies(self, pairs: NearPairs, good: Sequence[int], looks: dict[int, Look], reader: Reader) -> list[list[int]]:
         """Return which pictures are copies of one, by their rows of features, the largest first.
 
         Each group begins with the largest picture that is no copy of another. It is compared with its neighbours, then

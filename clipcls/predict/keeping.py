@@ -27,7 +27,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class GroupMember:
     """A file in a group: which it is, which of the different contents it has, and which picture that is a copy of."""
 
     file: int
@@ -41,7 +41,7 @@ def pixels(look: Look | None) -> int:
 
 
 def rows_of(
-    groups: Iterable[Sequence[Member]],
+    groups: Iterable[Sequence[GroupMember]],
     files: Sequence[File],
     reader: Reader,
     looks: dict[int, Look],
@@ -64,19 +64,19 @@ def rows_of(
     return rows
 
 
-def _kind(keep: Member, other: Member) -> Likeness:
+def _kind(keep: GroupMember, other: GroupMember) -> Likeness:
     if other.content == keep.content:
         return "bytes"
     return "picture" if other.picture == keep.picture else "scene"
 
 
 def _choose(
-    group: Sequence[Member], files: Sequence[File], reader: Reader, looks: dict[int, Look]
-) -> tuple[Member, str]:
+    group: Sequence[GroupMember], files: Sequence[File], reader: Reader, looks: dict[int, Look]
+) -> tuple[GroupMember, str]:
     """Return the member to keep, and what each step that left some out went by."""
     left, why = list(group), []
 
-    def narrow(best: Sequence[Member], reason: str) -> None:
+    def narrow(best: Sequence[GroupMember], reason: str) -> None:
         nonlocal left
         if len(best) < len(left):
             left = list(best)

@@ -1,9 +1,9 @@
 """Put things into groups in which all are near to all others."""
 
-from clipcls.predict.neighbours import Pairs
+from clipcls.predict.neighbours import NearPairs
 
 
-def complete_linkage(count: int, pairs: Pairs) -> list[list[int]]:
+def complete_linkage(count: int, pairs: NearPairs) -> list[list[int]]:
     """Return groups of things every two of which are a pair, so that a chain of near ones doesn't become a group.
 
     Those groups are merged first whose farthest pair is the nearest. Of equally near pairs, the one whose members come

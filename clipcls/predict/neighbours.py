@@ -10,8 +10,8 @@ _BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
-    """Pairs of pictures, each once, the nearest first.
+class NearPairs:
+    """NearPairs of pictures, each once, the nearest first.
 
     Attributes:
         first: (n_pairs,) indices, each smaller than the second.
@@ -23,13 +23,13 @@ class Pairs:
     second: NDArray[np.int64]
     cosines: NDArray[np.float32]
 
-    def at_least(self, cosine: float) -> "Pairs":
+    def at_least(self, cosine: float) -> "NearPairs":
         """Return the pairs that are at least as near."""
         near = self.cosines >= cosine
-        return Pairs(self.first[near], self.second[near], self.cosines[near])
+        return NearPairs(self.first[near], self.second[near], self.cosines[near])
 
 
-def near_pairs(features: NDArray[np.float32], least: float, most: int) -> Pairs:
+def near_pairs(features: NDArray[np.float32], least: float, most: int) -> NearPairs:
     """Return each picture with its nearest others.
 
     Args:
@@ -77,7 +77,7 @@ class _Nearest:
         self._others[touched] = others[best]
         self._cosines[touched] = cosines[best]
 
-    def pairs(self) -> Pairs:
+    def pairs(self) -> NearPairs:
         """Return each pair once, also where only one of the two has the other among its nearest."""
         count, most = self._others.shape
         owners = np.repeat(np.arange(count), most)
@@ -87,4 +87,4 @@ class _Nearest:
         _, places = np.unique(low * count + high, return_index=True)
         first, second, near = low[places], high[places], cosines[real][places]
         order = np.lexsort((second, first, -near))
-        return Pairs(first[order], second[order], near[order])
+        return NearPairs(first[order], second[order], near[order])

@@ -36,7 +36,7 @@ _NO_DISTANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Pool:
+class PicturePool:
     """The pictures that are searched.
 
     Attributes:
@@ -123,7 +123,7 @@ def embed_pool(
     limit: ErrorLimit | None = None,
     stop: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
-) -> tuple[Pool, RunReport]:
+) -> tuple[PicturePool, RunReport]:
     """Return the pictures of some sources, without those that can't be read.
 
     Beyond some hundred thousand pictures, features lie in a temporary file, and are mapped from there, so that memory
@@ -164,10 +164,10 @@ def embed_pool(
             rows = written // (4 * session.facts.embed_dim)
             blocks.append(np.memmap(file, dtype=np.float32, mode="r", shape=(rows, session.facts.embed_dim)))
     left_out.report(sources.names)
-    return Pool(paths, tuple(blocks)), tally.report(sources, stop())
+    return PicturePool(paths, tuple(blocks)), tally.report(sources, stop())
 
 
-def stored_pool(stored: StoredVectors, name: str, session: Session) -> Pool:
+def stored_pool(stored: StoredVectors, name: str, session: Session) -> PicturePool:
     """Return the pictures whose features a file holds, once it is sure that the session's model made them.
 
     Args:
@@ -190,7 +190,7 @@ def stored_pool(stored: StoredVectors, name: str, session: Session) -> Pool:
     if widths - {facts.embed_dim}:
         raise UsageError(f"{name}: features of {max(widths)} numbers; those of {session.name} have {facts.embed_dim}.")
     blocks = tuple(_normalised(block) for block in stored.blocks) if origin is None else stored.blocks
-    return Pool(stored.keys, blocks)
+    return PicturePool(stored.keys, blocks)
 
 
 def _as_float32(piece: Vectors) -> Array:

@@ -16,7 +16,7 @@ from clipcls.inputs.discover import image_on_web, is_web
 from clipcls.labels import vocabulary
 from clipcls.labels.label_sets import load_label_set
 from clipcls.labels.prompts import render
-from clipcls.predict.pool import Exact, Indices, Pool
+from clipcls.predict.pool import Exact, Indices, PicturePool
 from clipcls.predict.query import Query, parse_query
 from clipcls.predict.ranking import Array, reaches
 from clipcls.records import Hit, ImageRef, Label, PromptSet
@@ -36,7 +36,7 @@ _MOST_PRODUCTS = 2**26
 
 def search(
     queries: Sequence[str | Query],
-    pool: Pool,
+    pool: PicturePool,
     session: Session,
     *,
     top_k: int = 10,
@@ -70,7 +70,7 @@ def search(
         yield query, _hits(query, ranking, pool, top_k, threshold)
 
 
-def _hits(query: Query, ranking: "_Ranking", pool: Pool, top_k: int, threshold: float | None) -> list[Hit]:
+def _hits(query: Query, ranking: "_Ranking", pool: PicturePool, top_k: int, threshold: float | None) -> list[Hit]:
     size = top_k
     while True:
         best, values = ranking.best(size)
@@ -209,7 +209,7 @@ class _TextRanking(_Ranking):
 
     falls = False
 
-    def __init__(self, text: Exact, nearly: Array, pool: Pool, embedded: _Embedded) -> None:
+    def __init__(self, text: Exact, nearly: Array, pool: PicturePool, embedded: _Embedded) -> None:
         self._text, self._pool, self._embedded = text, pool, embedded
         self.nearly = nearly
 
@@ -225,7 +225,7 @@ class _JoinedRanking(_Ranking):
 
     falls = True
 
-    def __init__(self, query: Query, pool: Pool, embedded: _Embedded) -> None:
+    def __init__(self, query: Query, pool: PicturePool, embedded: _Embedded) -> None:
         self._pool = pool
         of_pictures, of_texts = pool.mean, embedded.words.mean(axis=0) if len(embedded.words) else 0.0
         plain = [(embedded.pictures if term.is_picture else embedded.texts)[term.value] for term in query.terms]
@@ -252,7 +252,7 @@ class _JoinedRanking(_Ranking):
         return values, self._pool.rows(indices) @ self._plain
 
 
-def _rankings(queries: Sequence[Query], pool: Pool, embedded: _Embedded) -> Iterator[tuple[Query, _Ranking]]:
+def _rankings(queries: Sequence[Query], pool: PicturePool, embedded: _Embedded) -> Iterator[tuple[Query, _Ranking]]:
     """Yield how each query ranks the pool; single texts are multiplied together, as many as memory takes."""
     together = max(1, _MOST_PRODUCTS // len(pool))
     for start in range(0, len(queries), together):

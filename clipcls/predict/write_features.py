@@ -14,7 +14,7 @@ from clipcls.inputs.discover import are_countable, discover
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.labels.prompts import render
-from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.vector_format import VectorRows
 from clipcls.outputs.vectors.write import VectorDestination, open_vectors
 from clipcls.predict.error_limit import ErrorLimit
@@ -87,20 +87,20 @@ def write_text_features(
         sink.write(VectorRows(tuple(texts), features, (None,) * len(texts)))
 
 
-def image_origin(session: Session) -> Origin:
+def image_origin(session: Session) -> FeatureOrigin:
     """Return what makes the features of pictures in a session."""
     return _origin(session, of="images", preprocess=asdict(session.facts.preprocess), decode=session.execution.decode)
 
 
-def text_origin(session: Session, templates: Sequence[str]) -> Origin:
+def text_origin(session: Session, templates: Sequence[str]) -> FeatureOrigin:
     """Return what makes the features of texts in a session."""
     return _origin(session, of="texts", templates=tuple(templates))
 
 
-def _origin(session: Session, **more: object) -> Origin:
+def _origin(session: Session, **more: object) -> FeatureOrigin:
     facts = session.facts
     is_path = os.path.exists(session.name)  # noqa: PTH110, names may be odd
-    return Origin(
+    return FeatureOrigin(
         model=os.path.abspath(session.name) if is_path else session.name,  # noqa: PTH100
         fingerprint=session.fingerprint.hex(),
         weights=session.weights,

@@ -38,7 +38,7 @@ from clipcls import Execution, ModelSpec, Session
 from clipcls.embed.cache.entries import CachedImage
 from clipcls.embed.images import image_space
 from clipcls.embed.texts import embed_texts
-from clipcls.predict.pool import Pool
+from clipcls.predict.pool import PicturePool
 from clipcls.predict.query import parse_query
 from clipcls.predict.search import search
 from clipcls.records import FileStamp
@@ -223,12 +223,12 @@ def vectors(folder: Path, count: int, rounds: int) -> dict[str, dict[str, Any]]:
         for dtype, array in arrays.items():
             array.sum()  # into the page cache
             best = _brute_force(array, embedded.features.astype(np.float64))
-            pool = Pool([str(number) for number in range(count)], (array,))
+            pool = PicturePool([str(number) for number in range(count)], (array,))
             ((_, hits),) = search([query], pool, opened)
             found[dtype] = {"exact": [int(hit.path) for hit in hits] == best, "seconds": [], "peak_mib": []}
         for _ in range(rounds):
             for dtype, array in arrays.items():
-                pool = Pool(range(count), (array,))  # type: ignore[arg-type]
+                pool = PicturePool(range(count), (array,))  # type: ignore[arg-type]
                 with _anonymous_memory() as samples:
                     start = time.perf_counter()
                     list(search([query], pool, opened))

@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from clipcls import ModelSpec, Session, Sources
-from clipcls.predict.pool import Pool, embed_pool
+from clipcls.predict.pool import PicturePool, embed_pool
 from clipcls.predict.query import Query, Term, parse_query
 from clipcls.predict.search import search
 
@@ -41,19 +41,19 @@ def main() -> None:
             measure_sums(pool, classes, session)
 
 
-def measure_words(pool: Pool, classes: np.ndarray, session: Session) -> None:
+def measure_words(pool: PicturePool, classes: np.ndarray, session: Session) -> None:
     names = sorted(set(classes))
     report("words", *judged([parse_query(name) for name in names], names, pool, classes, session), at=0.5)
 
 
-def measure_pictures(pool: Pool, classes: np.ndarray, session: Session) -> None:
+def measure_pictures(pool: PicturePool, classes: np.ndarray, session: Session) -> None:
     chosen = np.random.default_rng(0).permutation(len(pool))[:PICTURE_QUERIES]
     queries = [parse_query(pool.paths[i]) for i in chosen]
     report("pictures", *judged(queries, classes[chosen].tolist(), pool, classes, session))
 
 
 def judged(
-    queries: Sequence[Query], wanted: Sequence[str], pool: Pool, classes: np.ndarray, session: Session
+    queries: Sequence[Query], wanted: Sequence[str], pool: PicturePool, classes: np.ndarray, session: Session
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whether each picture is a hit of each query, but for the query itself, and its score and cosine."""
     of = dict(zip(pool.paths, classes, strict=True))
@@ -80,7 +80,7 @@ def f1(hits: np.ndarray, found: np.ndarray) -> float:
     return float(2 * (hits & found).sum() / (hits.sum() + found.sum()))
 
 
-def measure_sums(pool: Pool, classes: np.ndarray, session: Session) -> None:
+def measure_sums(pool: PicturePool, classes: np.ndarray, session: Session) -> None:
     random, names = np.random.default_rng(1), sorted(set(classes))
     of = dict(zip(pool.paths, classes, strict=True))
     chosen = random.permutation(len(pool))[:PAIRS]

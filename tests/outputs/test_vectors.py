@@ -13,11 +13,11 @@ import pytest
 
 from clipcls.errors import UsageError
 from clipcls.outputs.vectors import FILE_FORMATS, read_vectors
-from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.vector_format import VectorRows
 from clipcls.outputs.vectors.write import VectorDestination, open_vectors
 
-ORIGIN = Origin(
+ORIGIN = FeatureOrigin(
     of="images",
     model="tiny",
     fingerprint="ab" * 32,
@@ -47,7 +47,7 @@ def destination(place: Path, **more: Any) -> VectorDestination:
     return VectorDestination(folder=place, format_name="npy" if place.name == "retrieval" else None, **more)
 
 
-def write(place: Path, *rows: VectorRows, origin: Origin = ORIGIN, settings: Any = None, **more: Any) -> None:
+def write(place: Path, *rows: VectorRows, origin: FeatureOrigin = ORIGIN, settings: Any = None, **more: Any) -> None:
     with open_vectors(destination(place, **more), origin, lambda: settings or {}) as (sink, _):
         for part in rows:
             sink.write(part)
@@ -200,9 +200,9 @@ def test_other_tables_are_refused(tmp_path: Path) -> None:
 
 def test_an_origin_of_a_later_version_is_read(tmp_path: Path) -> None:
     later = json.loads(ORIGIN.to_json()) | {"something": "new"}
-    assert Origin.from_json(json.dumps(later), "file") == ORIGIN
+    assert FeatureOrigin.from_json(json.dumps(later), "file") == ORIGIN
     with pytest.raises(UsageError, match="what made these features"):
-        Origin.from_json("[]", "file")
+        FeatureOrigin.from_json("[]", "file")
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from clipcls.outputs.vectors import read_vectors
 from clipcls.outputs.vectors.clip_retrieval import ClipRetrievalFolder
-from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.vector_format import DType, VectorRows
 from clipcls.outputs.vectors.write import VectorDestination, open_vectors
 
 DIM = 16
-ORIGIN = Origin("images", "tiny", "00", "", DIM, "fp32", "torch", 4.6, None)
+ORIGIN = FeatureOrigin("images", "tiny", "00", "", DIM, "fp32", "torch", 4.6, None)
 
 
 def read(folder: Path, metadata: bool) -> tuple[NDArray[np.float32], Any]:

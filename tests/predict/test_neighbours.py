@@ -5,7 +5,7 @@ import pytest
 
 from clipcls.predict import neighbours
 from clipcls.predict.linkage import complete_linkage
-from clipcls.predict.neighbours import Pairs, near_pairs
+from clipcls.predict.neighbours import NearPairs, near_pairs
 
 Found = set[tuple[int, int]]
 
@@ -16,7 +16,7 @@ def features(count: int, seed: int = 0) -> "np.ndarray[tuple[int, int], np.dtype
     return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
-def pairs_of(pairs: Pairs) -> Found:
+def pairs_of(pairs: NearPairs) -> Found:
     return set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
 
 

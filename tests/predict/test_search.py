@@ -15,7 +15,7 @@ from clipcls.errors import StoppedError, UsageError
 from clipcls.outputs.vectors import read_vectors
 from clipcls.outputs.vectors.write import VectorDestination
 from clipcls.predict.error_limit import ErrorLimit
-from clipcls.predict.pool import Pool, embed_pool, stored_pool
+from clipcls.predict.pool import PicturePool, embed_pool, stored_pool
 from clipcls.predict.query import Query, Term, parse_query
 from clipcls.predict.search import search
 from clipcls.predict.write_features import write_features
@@ -47,15 +47,15 @@ def session() -> Iterator[Session]:
         yield opened
 
 
-def random_pool(count: int, dtype: Any = np.float32, blocks: int = 1) -> Pool:
+def random_pool(count: int, dtype: Any = np.float32, blocks: int = 1) -> PicturePool:
     """Unit vectors about a common mean, each fifth equal to an earlier one."""
     random = np.random.default_rng(5)
     features = unit(random.standard_normal((count, DIM)) + 2.0 * random.standard_normal(DIM)).astype(dtype)
     features[4::5] = features[: len(features[4::5])]
-    return Pool([f"{i}.jpg" for i in range(count)], tuple(np.array_split(features, blocks)))
+    return PicturePool([f"{i}.jpg" for i in range(count)], tuple(np.array_split(features, blocks)))
 
 
-def found(text: str, pool: Pool, session: Session, **settings: Any) -> list[Hit]:
+def found(text: str, pool: PicturePool, session: Session, **settings: Any) -> list[Hit]:
     ((_, hits),) = search([parse_query(text)], pool, session, **settings)
     return hits
 
@@ -120,7 +120,7 @@ def test_threshold_looks_beyond_the_best_by_cosine(session: Session) -> None:
 
 
 def test_pictures_that_are_the_mean_are_no_hits(session: Session) -> None:
-    same = Pool(["a.jpg", "b.jpg"], (np.tile(unit(np.ones(DIM)).astype(np.float32), (2, 1)),))
+    same = PicturePool(["a.jpg", "b.jpg"], (np.tile(unit(np.ones(DIM)).astype(np.float32), (2, 1)),))
     assert [hit.score for hit in found("cat + dog", same, session)] == [0.0, 0.0]
     assert [hit.path for hit in found("cat", same, session)] == ["a.jpg", "b.jpg"]
 
@@ -134,7 +134,7 @@ def test_features_that_are_no_numbers_are_named(session: Session) -> None:
 
 def test_an_empty_pool_is_an_error(session: Session) -> None:
     with pytest.raises(UsageError, match="no picture to search in"):
-        found("cat", Pool([], ()), session)
+        found("cat", PicturePool([], ()), session)
 
 
 # ------------------------------------------------------------------------------------------- pools

@@ -9,7 +9,7 @@ from clipcls.errors import UsageError, first_line
 from clipcls.outputs.atomic import can_write, write_atomically
 from clipcls.outputs.formats.parquet import require_pyarrow
 from clipcls.outputs.vectors.numpy_files import line, mapped, read_lines, read_origin
-from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.parquet import path_columns, paths_in
 from clipcls.outputs.vectors.vector_format import DType, FolderFormat, StoredVectors, VectorRows, Vectors
 
@@ -30,7 +30,7 @@ class ClipRetrievalFolder(FolderFormat):
 
     name = "npy"
 
-    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
+    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: FeatureOrigin, dtype: DType) -> None:
         arrow, parquet = require_pyarrow()
         good = [key for key, error in zip(rows.keys, rows.errors, strict=True) if error is None]
         columns = path_columns(good)

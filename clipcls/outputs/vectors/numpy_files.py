@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 
 from clipcls.errors import UsageError, first_line, reason
 from clipcls.outputs.atomic import Draft, can_write, write_atomically
-from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.vector_format import DType, FileFormat, StoredVectors, VectorRows, Vectors, VectorSink
 
 
@@ -31,7 +31,7 @@ class NpyFile(FileFormat):
     extension = ".npy"
 
     @contextlib.contextmanager
-    def open_sink(self, path: Path, origin: Origin, dtype: DType) -> Iterator[VectorSink]:
+    def open_sink(self, path: Path, origin: FeatureOrigin, dtype: DType) -> Iterator[VectorSink]:
         with contextlib.ExitStack() as stack:
             with can_write(str(path)):
                 draft = stack.enter_context(Draft(path))
@@ -72,7 +72,7 @@ class NpzFile(FileFormat):
     extension = ".npz"
 
     @contextlib.contextmanager
-    def open_sink(self, path: Path, origin: Origin, dtype: DType) -> Iterator[VectorSink]:
+    def open_sink(self, path: Path, origin: FeatureOrigin, dtype: DType) -> Iterator[VectorSink]:
         with contextlib.ExitStack() as stack:
             with can_write(str(path)):
                 draft = stack.enter_context(Draft(path))
@@ -104,14 +104,14 @@ class NpzFile(FileFormat):
         if not all(good):
             array = array[good]
         keys = [key for key, is_good in zip(keys, good, strict=True) if is_good]
-        origin = None if stated is None else Origin.from_json(stated, str(path))
+        origin = None if stated is None else FeatureOrigin.from_json(stated, str(path))
         return StoredVectors(keys, (array,), origin, good.count(False))
 
 
 class _NpySink:
     """Writes an array whose length shows at its end, and a line for each of its rows."""
 
-    def __init__(self, array: BinaryIO, lines: BinaryIO, name: str, origin: Origin, dtype: DType) -> None:
+    def __init__(self, array: BinaryIO, lines: BinaryIO, name: str, origin: FeatureOrigin, dtype: DType) -> None:
         self._array, self._lines, self._name = array, lines, name
         self._key = "path" if origin.of == "images" else "text"
         self._dtype: DType = dtype
@@ -144,7 +144,7 @@ def _temporary(stack: contextlib.ExitStack, folder: Path) -> BinaryIO:
     return cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile(dir=folder)))
 
 
-def _write_archive(file: BinaryIO, array: BinaryIO, lines: BinaryIO, origin: Origin) -> None:
+def _write_archive(file: BinaryIO, array: BinaryIO, lines: BinaryIO, origin: FeatureOrigin) -> None:
     lines.seek(0)
     rows = [json.loads(text) for text in lines]
     keys = [row.get("path", row.get("text")) for row in rows]
@@ -214,14 +214,14 @@ def _origin_file(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def read_origin(path: Path) -> Origin | None:
+def read_origin(path: Path) -> FeatureOrigin | None:
     """Read what made some features; None where nothing says so.
 
     Raises:
         UsageError: the file can't be read.
     """
     try:
-        return Origin.from_json(path.read_bytes(), str(path))
+        return FeatureOrigin.from_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
     except OSError as exc:

@@ -8,7 +8,7 @@ from clipcls.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class FeatureOrigin:
     """What made the features in a file.
 
     Attributes:
@@ -43,7 +43,7 @@ class Origin:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | bytes, name: str) -> "Origin":
+    def from_json(cls, text: str | bytes, name: str) -> "FeatureOrigin":
         """Return what a file's text says.
 
         Args:

@@ -14,7 +14,7 @@ from clipcls.outputs.atomic import Draft, can_write
 from clipcls.outputs.formats import PARTS_FORMAT
 from clipcls.outputs.formats.parquet import require_pyarrow
 from clipcls.outputs.part_files import part_name, parts_in
-from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.vector_format import (
     DType,
     FileFormat,
@@ -44,7 +44,7 @@ class ParquetFile(FileFormat):
         require_pyarrow()
 
     @contextlib.contextmanager
-    def open_sink(self, path: Path, origin: Origin, dtype: DType) -> Iterator[VectorSink]:
+    def open_sink(self, path: Path, origin: FeatureOrigin, dtype: DType) -> Iterator[VectorSink]:
         with contextlib.ExitStack() as stack:
             with can_write(str(path)):
                 draft = stack.enter_context(Draft(path))
@@ -78,7 +78,7 @@ class ParquetParts(FolderFormat):
 
     name = "parquet"
 
-    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
+    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: FeatureOrigin, dtype: DType) -> None:
         with ParquetFile().open_sink(folder / part_name(number, PARTS_FORMAT), origin, dtype) as sink:
             sink.write(rows)
 
@@ -101,7 +101,7 @@ class ParquetParts(FolderFormat):
 class _ParquetSink:
     """Collects rows in memory, and writes them in row groups of some thousands."""
 
-    def __init__(self, file: Any, name: str, origin: Origin, dtype: DType) -> None:
+    def __init__(self, file: Any, name: str, origin: FeatureOrigin, dtype: DType) -> None:
         self._arrow, parquet = require_pyarrow()
         self._name = name
         self._dtype: DType = dtype
@@ -197,6 +197,6 @@ def _key(table: Any) -> str:
     return "text" if "text" in table.column_names else "path"
 
 
-def _origin(table: Any, path: Path) -> Origin | None:
+def _origin(table: Any, path: Path) -> FeatureOrigin | None:
     stated = (table.schema.metadata or {}).get(_ORIGIN)
-    return None if stated is None else Origin.from_json(stated, str(path))
+    return None if stated is None else FeatureOrigin.from_json(stated, str(path))

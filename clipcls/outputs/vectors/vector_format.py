@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.origin import FeatureOrigin
 
 DType = Literal["float32", "float16"]
 Vectors = NDArray[np.floating[Any]]
@@ -62,7 +62,7 @@ class StoredVectors:
 
     keys: Sequence[str]
     blocks: tuple[Vectors, ...]
-    origin: Origin | None
+    origin: FeatureOrigin | None
     failed: int = 0
 
 
@@ -96,7 +96,7 @@ class FileFormat(ABC):
         """
 
     @abstractmethod
-    def open_sink(self, path: Path, origin: Origin, dtype: DType) -> AbstractContextManager[VectorSink]:
+    def open_sink(self, path: Path, origin: FeatureOrigin, dtype: DType) -> AbstractContextManager[VectorSink]:
         """Open a sink for a file that gets its name, with the rows so far, when the context is left.
 
         Raises:
@@ -122,7 +122,7 @@ class FolderFormat(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: Origin, dtype: DType) -> None:
+    def write_part(self, folder: Path, number: int, rows: VectorRows, origin: FeatureOrigin, dtype: DType) -> None:
         """Write a part.
 
         Raises:

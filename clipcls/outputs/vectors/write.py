@@ -14,7 +14,7 @@ from clipcls.outputs.part_files import remove_draft_parts
 from clipcls.outputs.resume import Done, require_same
 from clipcls.outputs.sinks import PART_ROWS
 from clipcls.outputs.vectors import FILE_FORMATS, FOLDER_FORMATS, file_format_for
-from clipcls.outputs.vectors.origin import Origin
+from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.vector_format import DType, FileFormat, FolderFormat, VectorRows, VectorSink, joined
 
 _Format = TypeVar("_Format", FileFormat, FolderFormat)
@@ -93,7 +93,7 @@ def _named(name: str, formats: dict[str, _Format]) -> _Format:
 
 @contextlib.contextmanager
 def open_vectors(
-    destination: VectorDestination, origin: Origin, settings: Callable[[], RunSettings]
+    destination: VectorDestination, origin: FeatureOrigin, settings: Callable[[], RunSettings]
 ) -> Iterator[tuple[VectorSink, Done]]:
     """Open the output of a run.
 
@@ -142,7 +142,7 @@ def open_vectors(
 class _Parts:
     """Writes parts of PART_ROWS rows; leaving the context writes the last one."""
 
-    def __init__(self, folder: Path, format: FolderFormat, first: int, origin: Origin, dtype: DType) -> None:
+    def __init__(self, folder: Path, format: FolderFormat, first: int, origin: FeatureOrigin, dtype: DType) -> None:
         self._folder, self._format = folder, format
         self._number = first
         self._origin = origin
