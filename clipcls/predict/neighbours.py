@@ -11,7 +11,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True, slots=True)
 class NearPairs:
-    """NearPairs of pictures, each once, the nearest first.
+    """Pairs of pictures, each once, the nearest first.
 
     Attributes:
         first: (n_pairs,) indices, each smaller than the second.
