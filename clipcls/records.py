@@ -302,6 +302,8 @@ class Prediction:
         error: why there is no answer.
         explanation: None unless one was asked for.
         index: rises in input order; None except in runs on a cluster.
+        known: the share of the picture's likeness that falls on the labels rather than on words for other things, 0
+            to 1; None unless it was asked for.
     """
 
     path: str
@@ -312,6 +314,7 @@ class Prediction:
     error: str | None = None
     explanation: Explanation | None = None
     index: int | None = None
+    known: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ def row_fields(prediction: Prediction) -> dict[str, Any]:
         ],
         "error": prediction.error and os.fsencode(prediction.error).decode("utf-8", "replace"),
     }
+    if prediction.known is not None:
+        fields["known"] = _rounded(prediction.known)
     if prediction.explanation is not None:
         fields["explain"] = {
             "margin": _rounded(prediction.explanation.margin),
@@ -53,7 +55,8 @@ def prediction_of(fields: dict[str, Any]) -> Prediction:
     )
     explanation = _explanation(fields["explain"]) if fields.get("explain") else None
     numbers = _number(fields["score"]), _number(fields["similarity"])
-    return Prediction(path, label, *numbers, top, error, explanation, fields.get("index"))
+    known = _number(fields.get("known"))
+    return Prediction(path, label, *numbers, top, error, explanation, fields.get("index"), known)
 
 
 def _explanation(fields: dict[str, Any]) -> Explanation:
