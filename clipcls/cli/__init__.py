@@ -20,6 +20,7 @@ from clipcls.cli.eval import eval_command
 from clipcls.cli.mistakes import OnceCommand, explain, offline_command
 from clipcls.cli.search import search_command
 from clipcls.cli.stderr import open_stderr
+from clipcls.cli.teach import teach_command
 from clipcls.errors import ClipclsError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ app.command("eval", cls=OnceCommand, short_help="Measure models and prompts on l
 app.command("calibrate", cls=OnceCommand, short_help="Correct scores, and find each label's threshold.")(
     calibrate_command
 )
+app.command("teach", cls=OnceCommand, short_help="Improve answers by a few labelled pictures.")(teach_command)
 app.command("embed", cls=OnceCommand, short_help="Write the features of pictures to files for other programs.")(
     embed_command
 )

@@ -28,6 +28,7 @@ _LONGEST_LABEL = 24
 @options.grouped
 def calibrate_command(
     *,
+    context: typer.Context,
     data: Annotated[
         list[str],
         typer.Argument(
@@ -81,6 +82,7 @@ def calibrate_command(
     ] = None,
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
+    taught: options.TaughtOption = None,
     # with which model
     asked: options.ModelOptions,
     # how to score
@@ -104,15 +106,18 @@ def calibrate_command(
     from clipcls.predict.ranking import Scoring
 
     target = Output("table", output, None)
-    target.check([*data, wanted.labels_file, prompts, asked.model])
+    target.check([*data, wanted.labels_file, prompts, asked.model, taught])
     _keep_other_files(output)
     settings = CalibrationSettings(_rule(target_precision, best_f1, min_answers), holdout, seed)
-    names = wanted.read()
+    names = wanted.read_if_given()
+    learned = None if taught is None else options.read_taught(taught, names, prompts, template)
+    names = names if learned is None else learned.labels
     truth = options.labelled_pictures(data, names, multi_label, allow_urls)
+    prompt_set = options.prompt_set(prompts or (None if template else truth.templates_file), template)
     plan = EvalPlan(
-        labels=wanted.among(truth, names),
-        models=(asked.spec(),),
-        prompts=(options.prompt_set(prompts or (None if template else truth.templates_file), template),),
+        labels=wanted.among(truth, names) if learned is None else learned.labels,
+        models=(asked.spec_for(context, None if learned is None else learned.origin.model),),
+        prompts=(learned or prompt_set,),
         scoring=Scoring(score, truth.multi_label),
         background=background,
         execution=how.execution(limits, strict_prompts, Web() if allow_urls else None),

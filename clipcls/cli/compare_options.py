@@ -89,14 +89,17 @@ class ComparedModelOptions:
     precision: PrecisionOption = None
     runtime: options.RuntimeOption = "auto"
 
-    def specs(self) -> tuple[ModelSpec, ...]:
+    def specs(self, made_by: str | None = None) -> tuple[ModelSpec, ...]:
         """Return the models that the options name.
+
+        Args:
+            made_by: the model that stands for none; None for the usual default.
 
         Raises:
             UsageError: options for one weights file are given with several models.
         """
         # not typer's own, which would take a path with a space for two
-        names = list(dict.fromkeys(self.model or [os.environ.get("CLIPCLS_MODEL") or DEFAULT_MODEL]))
+        names = list(dict.fromkeys(self.model or [made_by or os.environ.get("CLIPCLS_MODEL") or DEFAULT_MODEL]))
         if len(names) > 1 and (self.arch or self.preprocess):
             raise UsageError("--arch and --preprocess say what one weights file is; evaluate it by itself.")
         return tuple(

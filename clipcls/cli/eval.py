@@ -1,6 +1,6 @@
 """`clipcls eval`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +15,8 @@ from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
     from clipcls.inputs.labelled.examples import Truth
+    from clipcls.predict.taught import Taught
+    from clipcls.records import PromptSet
 
 
 @options.grouped
@@ -32,6 +34,14 @@ def eval_command(
     # what to look for
     wanted: options.DataLabelOptions,
     prompting: PromptOptions,
+    taught: Annotated[
+        Path | None,
+        typer.Option(
+            "--taught",
+            metavar="FILE",
+            help="Compare what `clipcls teach` wrote with zero-shot answers, without the pictures that taught it.",
+        ),
+    ] = None,
     # with which model
     compared: ComparedModelOptions,
     # other ways to measure
@@ -85,7 +95,7 @@ def eval_command(
     from clipcls.predict.ranking import Scoring
 
     target = Output(format, output, confusion_plot)
-    target.check([*data, wanted.labels_file, predictions, *(prompting.prompts or ()), *(compared.model or ())])
+    target.check([*data, wanted.labels_file, predictions, taught, *(prompting.prompts or ()), *(compared.model or ())])
     execution = how.execution(limits, prompting.strict_prompts, Web() if allow_urls else None)
     if retrieval:
         meaningless: dict[str, object] = {
@@ -93,6 +103,7 @@ def eval_command(
             "--label": wanted.label,
             "--labels-file": wanted.labels_file,
             "--predictions": predictions,
+            "--taught": taught,
             "--score": score,
             "--multi-label": multi_label,
             "--background": background,
@@ -108,19 +119,30 @@ def eval_command(
         prompt_sets = tuple(prompt_set for _, prompt_set in prompting.sets())
         measure(pairs, RetrievalPlan(compared.specs(), prompt_sets, execution), target, verbosity.quiet)
         return
-    names = wanted.read()
+    names = wanted.read_if_given()
+    learned = None if taught is None else options.read_taught(taught, names, prompting.prompts, prompting.template)
+    names = names if learned is None else learned.labels
     truth = options.labelled_pictures(data, names, multi_label, allow_urls)
     most = DEFAULT_CONFUSED if confused is None else confused
     if predictions is not None:
-        given = {"--model": compared.model, "--prompts": prompting.prompts, "--template": prompting.template}
+        given: dict[str, object] = {"--model": compared.model, "--prompts": prompting.prompts, "--taught": taught}
+        given |= {"--template": prompting.template}
         _refuse("--predictions are judged as they are", given | {"--score": score, "--arch": compared.arch})
         Evaluation(truth, target, verbosity.quiet, verbosity.verbose).judge(predictions, names, most)
         return
     if threshold is not None and not truth.multi_label:
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
-    models, sets = compared.specs(), prompting.sets(truth.templates_file)
+    models = compared.specs(None if learned is None else learned.origin.model)
+    labels = wanted.among(truth, names) if learned is None else learned.labels
+    label_arguments = _label_arguments(wanted, truth) if learned is None else []
+    sets: list[tuple[list[str], PromptSet | Taught | None]] = [*prompting.sets(truth.templates_file)]
+    if learned is not None:
+        sets = [
+            (_label_options([label.name for label in learned.labels]), learned.prompts),
+            (["--taught", str(taught)], learned),
+        ]
     plan = EvalPlan(
-        labels=wanted.among(truth, names),
+        labels=labels,
         models=models,
         prompts=tuple(prompt_set for _, prompt_set in sets),
         scoring=Scoring(score, truth.multi_label, threshold=threshold),
@@ -131,7 +153,7 @@ def eval_command(
     command = Command(
         models=[arguments_of(model) for model in models],
         prompts=[arguments for arguments, _ in sets],
-        labels=_label_arguments(wanted, truth),
+        labels=label_arguments,
         settings={
             "--arch": compared.arch,
             "--preprocess": compared.preprocess,
@@ -157,10 +179,13 @@ def _label_arguments(wanted: options.DataLabelOptions, truth: "Truth") -> list[s
     if not wanted.are_given:
         if truth.classnames_file is not None and not truth.same:
             return ["--labels-file", truth.classnames_file]
-        names = [name for name in truth.classnames if name not in truth.same]
-        if not any("," in name for name in names):
-            return ["--labels", ",".join(names)]
-        return [part for name in names for part in ("--label", name)]
+        return _label_options([name for name in truth.classnames if name not in truth.same])
     given = [] if wanted.labels is None else ["--labels", ",".join(wanted.labels)]
     given += [part for name in wanted.label or () for part in ("--label", name)]
     return given if wanted.labels_file is None else [*given, "--labels-file", wanted.labels_file]
+
+
+def _label_options(names: Sequence[str]) -> list[str]:
+    if not any("," in name for name in names):
+        return ["--labels", ",".join(names)]
+    return [part for name in names for part in ("--label", name)]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clipcls.inputs.listing import Sources
     from clipcls.inputs.web import Web
     from clipcls.predict.error_limit import ErrorLimit
+    from clipcls.predict.taught import Taught
     from clipcls.records import Label, PromptSet
 
 
@@ -173,6 +174,10 @@ BackgroundOption = Annotated[
     str | None,
     typer.Option("--background", help="What sigmoid scores of a model without a bias compare with. [default: a photo]"),
 ]
+TaughtOption = Annotated[
+    Path | None,
+    typer.Option("--taught", metavar="FILE", help="What `clipcls teach` wrote: labels, and what examples taught."),
+]
 # execution, cache and messages
 MaxPixelsOption = Annotated[
     int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")
@@ -257,6 +262,11 @@ class LabelOptions:
     label: LabelOption = None
     labels_file: LabelsFileOption = None
 
+    @property
+    def are_given(self) -> bool:
+        """Whether any labels are given."""
+        return self.labels is not None or bool(self.label) or self.labels_file is not None
+
     def read(self) -> "tuple[Label, ...]":
         """Return the labels that the options give.
 
@@ -269,19 +279,12 @@ class LabelOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class DataLabelOptions:
+class DataLabelOptions(LabelOptions):
     """The options for labels in commands whose data name classes."""
 
     labels: DataLabelsOption = None
-    label: LabelOption = None
-    labels_file: LabelsFileOption = None
 
-    @property
-    def are_given(self) -> bool:
-        """Whether any labels are given."""
-        return self.labels is not None or bool(self.label) or self.labels_file is not None
-
-    def read(self) -> "tuple[Label, ...] | None":
+    def read_if_given(self) -> "tuple[Label, ...] | None":
         """Return the given labels, of which some may be equal; None for the data's classes."""
         from clipcls.labels.label_files import parse_labels
 
@@ -317,6 +320,16 @@ class ModelOptions:
     def spec(self) -> ModelSpec:
         """Return the model that the options name."""
         return ModelSpec(self.model, self.arch, self.preprocess, self.device, self.precision, self.runtime)
+
+    def spec_for(self, context: typer.Context, made_by: str | None) -> ModelSpec:
+        """Return the model that the options name, or that made a file, where --model isn't given.
+
+        Args:
+            made_by: the model's name; None where no file says it.
+        """
+        source = context.get_parameter_source("model")
+        is_given = source is not None and source.name == "COMMANDLINE"
+        return self.spec() if made_by is None or is_given else replace(self.spec(), name=made_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,6 +469,23 @@ def prompt_set(prompts: str | None, templates: Sequence[str] | None) -> "PromptS
     if prompts is not None:
         raise UsageError("Give --prompts or --template, not both; a file of prompts can hold all templates.")
     return templates_set(templates)
+
+
+def read_taught(path: Path, *others: object) -> "Taught":
+    """Read what --taught names, which has labels and prompts of its own.
+
+    Args:
+        others: options for labels and prompts, none of which may be given.
+
+    Raises:
+        UsageError: one is given, or the file can't be used.
+    """
+    from clipcls.errors import UsageError
+    from clipcls.predict import taught
+
+    if any(others):
+        raise UsageError("--taught has labels and prompts of its own: leave others out.")
+    return taught.read_taught(path)
 
 
 def labelled_pictures(

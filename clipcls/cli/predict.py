@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 @options.grouped
 def predict(
     *,
+    context: typer.Context,
     inputs: options.InputsArgument = None,
     # what to look for
     wanted: options.LabelOptions,
     prompts: options.PromptsOption = None,
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
+    taught: options.TaughtOption = None,
     # with which model
     asked: options.ModelOptions,
     # how to score
@@ -113,23 +115,26 @@ def predict(
     if explain:
         check_explanations(destination)
     refuse_output(
-        destination, [*(inputs or ()), further.files_from, wanted.labels_file, prompts, asked.model, calibration]
+        destination,
+        [*(inputs or ()), further.files_from, wanted.labels_file, prompts, asked.model, calibration, taught],
     )
     limit = errors.limit()
     web = fetching.web(further)
     spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, how.workers, verbosity.verbose)
-    spec = asked.spec()
+    prompt_set = options.prompt_set(prompts, template)
+    learned = None if taught is None else options.read_taught(taught, wanted.are_given, prompts, template)
+    labels = wanted.read() if learned is None else learned
+    spec = asked.spec_for(context, None if learned is None else learned.origin.model)
     if spread is not None:
         from clipcls.distributed.run import check_spread
 
         check_spread(destination, spec, spread)
-    labels = wanted.read()
     with Session(spec, how.execution(limits, strict_prompts, web)) as session:
         quantise_ahead(session, lambda: list_again(sources))
         classifier = Classifier(
             session,
             labels,
-            options.prompt_set(prompts, template),
+            prompt_set,
             Scoring(score, multi_label, top_k, threshold, min_margin),
             background=background,
             calibration=None if calibration is None else read_calibration(calibration),

@@ -1,7 +1,6 @@
 """`clipcls search`."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -92,9 +91,8 @@ def search_command(
     if stored is not None and (places or further.files_from is not None):
         raise UsageError("Give inputs or --features, not both.")
     sources = None if stored is not None else further.sources(places)
-    spec = asked.spec()
-    if stored is not None and stored.origin is not None and not _is_given(context, "model"):
-        spec = replace(spec, name=stored.origin.model)
+    made_by = None if stored is None or stored.origin is None else stored.origin.model
+    spec = asked.spec_for(context, made_by)
     prompt_set = options.prompt_set(prompts, template)
     chosen = "paths" if further.null else format or ("table" if sys.stdout and sys.stdout.isatty() else "tsv")
     web = fetching.web(further)
@@ -133,8 +131,3 @@ def _pool(
     if signals.exit_code:
         raise typer.Exit(signals.exit_code)
     return found
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

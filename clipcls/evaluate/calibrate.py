@@ -11,13 +11,12 @@ from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.evaluate.before_after import Correction, Measures, Scored, fit_scores, fit_thresholds, hold_out, measure
-from clipcls.evaluate.evaluate import EvalPlan, right_flags, right_labels
+from clipcls.evaluate.evaluate import EvalPlan, classifier_of, right_flags, right_labels, without_taught
 from clipcls.evaluate.match_labels import repeated_paths
 from clipcls.evaluate.pictures import Pictures
 from clipcls.evaluate.results import Classes, match_classes
 from clipcls.inputs.labelled.examples import Truth
 from clipcls.predict.calibration import Basis, Calibration, CalibrationOrigin, Rule
-from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Flags
 from clipcls.predict.scores import kind_names
 
@@ -88,12 +87,13 @@ def calibrate(
     if plan.scoring.multi_label:
         truth = replace(truth, multi_label=True)
     _refuse(truth, plan, settings)
+    truth = without_taught(truth, plan.prompts)
     classes = match_classes(truth, plan.labels)
     watch = watch or Watch()
     pictures = Pictures([example.image for example in truth.examples], watch)
     with Session(plan.models[0], plan.execution) as session:
         quantise_ahead(session, lambda: [example.image for example in truth.examples])
-        classifier = Classifier(session, plan.labels, plan.prompts[0], plan.scoring, background=plan.background)
+        classifier = classifier_of(plan, False, session, plan.prompts[0])
         side, basis = classifier.embed_labels(watch.labels), classifier.basis()
         watch.begin(lambda: len(truth.examples), 0)
         features = np.concatenate([features for _, features in pictures.embed(session)])

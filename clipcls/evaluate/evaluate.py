@@ -46,6 +46,7 @@ from clipcls.predict.ranking import (
     scores,
 )
 from clipcls.predict.scores import Cosine, ScoreKind
+from clipcls.predict.taught import Taught, absolute_path
 from clipcls.records import Label, ModelSpec, Prediction, PromptSet
 
 if TYPE_CHECKING:
@@ -63,14 +64,15 @@ class EvalPlan:
     """What is evaluated: each model with each prompt set.
 
     Attributes:
-        prompts: None stands for each model's own, see `Classifier`.
+        prompts: None stands for each model's own, see `Classifier`; what examples taught has prompts and a function of
+            its own, of the same labels.
         scoring: used are its `kind` and `multi_label`, and where an image may have several labels its `threshold`.
         confused: the number of most confused pairs to report.
     """
 
     labels: tuple[Label, ...]
     models: "tuple[ModelSpec | Encoder | Callable[[], Encoder], ...]"
-    prompts: tuple[PromptSet | None, ...] = (None,)
+    prompts: tuple[PromptSet | Taught | None, ...] = (None,)
     scoring: Scoring = field(default_factory=Scoring)
     background: str | None = None
     execution: Execution = field(default_factory=lambda: Execution(cache_dir=default_folder()))
@@ -89,6 +91,7 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
     """
     if truth.multi_label or plan.scoring.multi_label:
         truth, plan = replace(truth, multi_label=True), _for_labels(plan)
+    truth = without_taught(truth, plan.prompts)
     classes = match_classes(truth, plan.labels)
     watch = watch or Watch()
     pictures = Pictures([example.image for example in truth.examples], watch)
@@ -97,14 +100,14 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
         for session in sessions:
             quantise_ahead(session, lambda: [example.image for example in truth.examples])
         # before the first picture, so that errors of models and prompts come early
-        classify = partial(_classifier, plan, bool(truth.same))
+        classify = partial(classifier_of, plan, bool(truth.same))
         classifiers = [[classify(session, prompts) for prompts in plan.prompts] for session in sessions]
         sides = [[classifier.embed_labels(watch.labels) for classifier in own] for own in classifiers]
         watch.begin(lambda: len(sessions) * len(truth.examples), 0)
         tally = partial(_tally, truth, classes, plan.scoring)
         answers = [_answer(pictures, session, own, tally) for session, own in zip(sessions, sides, strict=True)]
         titles = session_titles(sessions)
-        names = [(title, one.prompts.name) for title, own in zip(titles, classifiers, strict=True) for one in own]
+        names = [(title, _prompts_title(one)) for title, own in zip(titles, classifiers, strict=True) for one in own]
     good = pictures.good()
     results = _results(list(chain(*answers)), good, plan, classes, truth)
     named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, names, strict=True)]
@@ -118,6 +121,29 @@ def session_titles(sessions: Sequence[Session]) -> list[str]:
         f"{name}, {session.facts.precision}" if names.count(name) > 1 else name
         for name, session in zip(names, sessions, strict=True)
     ]
+
+
+def without_taught(truth: Truth, prompts: "Sequence[PromptSet | Taught | None]") -> Truth:
+    """Return the data without the examples that taught any of the functions, which would look too good on them.
+
+    Raises:
+        UsageError: no others are left.
+    """
+    taught = [one for one in prompts if isinstance(one, Taught)]
+    known = {path for one in taught for path in one.origin.paths}
+    rest = [example for example in truth.examples if absolute_path(example.image.path) not in known]
+    count = len(truth.examples) - len(rest)
+    if not count:
+        return truth
+    names = " and ".join(one.name for one in taught)
+    if not rest:
+        raise UsageError(f"All pictures of the data are examples that taught {names}: measure on others.")
+    left_out = f"{count:,} pictures are examples that taught {names}, and left out"
+    return replace(truth, examples=tuple(rest), problems=(*truth.problems, left_out))
+
+
+def _prompts_title(classifier: Classifier) -> str:
+    return classifier.prompts.name if classifier.taught is None else classifier.taught.name
 
 
 def _results(
@@ -158,7 +184,12 @@ def _judged(
 # Answers of models
 
 
-def _classifier(plan: EvalPlan, allow_equal: bool, session: Session, prompts: PromptSet | None) -> Classifier:
+def classifier_of(
+    plan: EvalPlan, allow_equal: bool, session: Session, prompts: PromptSet | Taught | None
+) -> Classifier:
+    """Return the classifier with one of a plan's prompt sets, or with what examples taught."""
+    if isinstance(prompts, Taught):
+        return Classifier(session, prompts, scoring=plan.scoring, background=plan.background)
     return Classifier(session, plan.labels, prompts, plan.scoring, background=plan.background, allow_equal=allow_equal)
 
 

@@ -35,6 +35,7 @@ class Basis:
         prompt_set: the name of the prompt set.
         prompts: the result of `prompts_digest`.
         background: the prompt that labels are compared with; None where they aren't.
+        taught: the digest of what examples taught, shortened; None for zero-shot scores.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Basis:
     prompt_set: str
     prompts: str
     background: str | None = None
+    taught: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,9 @@ def _differences(then: Basis, now: Basis) -> list[str]:
         found.append(f"the prompts differ ({then.prompt_set} then, {now.prompt_set} now)")
     if then.background != now.background and then.kind == now.kind:
         found.append(f"the background was {then.background!r} and is {now.background!r}")
+    if then.taught != now.taught:
+        was, is_ = (f"taught by --taught ({one.taught})" if one.taught else "zero-shot" for one in (then, now))
+        found.append(f"they were {was} and are {is_}")
     return found
 
 
@@ -224,6 +229,7 @@ def calibration_text(calibration: Calibration) -> str:
             "kind": basis.kind,
             "multi_label": basis.multi_label,
             "background": basis.background,
+            **({} if basis.taught is None else {"taught": basis.taught}),
             "temperature": calibration.temperature,
             "logit_scale": calibration.logit_scale,
             "logit_bias": calibration.logit_bias,
@@ -299,6 +305,7 @@ def _calibration(reader: "_Reader", name: str) -> Calibration:
         prompts.text("name"),
         prompts.text("sha256"),
         score.text_or_none("background"),
+        score.text_or_none("taught") if score.has("taught") else None,
     )
     rule = None if reader.is_none("thresholds") else _rule(reader.part("thresholds"))
     calibration = Calibration(

@@ -24,6 +24,7 @@ from clipcls.predict.explanation import Explainer
 from clipcls.predict.nearness import nearest_pairs
 from clipcls.predict.ranking import Array, LabelFeatures, Scoring, rank, scores
 from clipcls.predict.scores import SCORE_KINDS, kind_names
+from clipcls.predict.taught import Taught
 from clipcls.records import ImageRef, Label, ModelFacts, Prediction, PromptSet
 
 logger = logging.getLogger(__name__)
@@ -39,14 +40,14 @@ class Classifier:
 
     Args:
         session: the model and the cache.
-        labels: names, or `Label` records.
+        labels: names, or `Label` records; or what examples taught, which has labels and prompts of its own.
         prompts: the name of a set, a file, templates, or a `PromptSet`; None for those that the model was trained
             with, where its folder states them, else `default`.
         background: the prompt that labels are compared with, for sigmoid scores of a model without a logit_bias;
             None for "a photo".
         calibration: corrects scores, and may hold a threshold for each label.
         explain: whether predictions say which prompts they rest on.
-        allow_equal: take labels with equal texts, under names of their own; every answer goes to the first of them.
+        allow_equal: take labels with equal texts, under names of their own; zero-shot answers go to the first of them.
 
     Raises:
         UsageError: labels, prompts or settings can't be used. Errors of the model are raised at first use.
@@ -55,7 +56,7 @@ class Classifier:
     def __init__(
         self,
         session: Session,
-        labels: Iterable[str | Label],
+        labels: Iterable[str | Label] | Taught,
         prompts: str | os.PathLike[str] | Sequence[str] | PromptSet | None = None,
         scoring: Scoring | None = None,
         *,
@@ -65,7 +66,13 @@ class Classifier:
         allow_equal: bool = False,
     ) -> None:
         self.session: Final = session
-        self.labels: Final = _labels(labels)
+        self.taught: Final = labels if isinstance(labels, Taught) else None
+        if self.taught is not None:
+            _refuse_for_taught(self.taught, prompts, scoring or Scoring())
+            # examples tell labels apart that have the same words
+            prompts, allow_equal = self.taught.prompts, True
+        self.labels: Final = labels.labels if isinstance(labels, Taught) else _labels(labels)
+        self._allow_equal: Final = allow_equal
         if not allow_equal:
             refuse_duplicates(self.labels)
         self.prompts: Final = _default_prompts(session) if prompts is None else _prompt_set(prompts)
@@ -146,6 +153,8 @@ class Classifier:
         # settings that are recorded only where they are used, so that older records stay valid
         if self.explain:
             settings["--explain"] = True
+        if self.taught is not None:
+            settings["--taught"] = self.taught.digest[:12]
         if self.calibration is not None:
             settings["--calibration"] = self.calibration.digest[:12]
         return settings
@@ -162,7 +171,8 @@ class Classifier:
             report: called with the numbers of labels done and to do, not counting cached ones.
 
         Raises:
-            UsageError: with `strict_prompts`, a prompt is over the context length; or the calibration doesn't fit.
+            UsageError: with `strict_prompts`, a prompt is over the context length; or the calibration, or what was
+                taught, doesn't fit.
         """
         if self._embedded is None:
             self._embedded = self._calibrated(report)
@@ -171,13 +181,21 @@ class Classifier:
     def _calibrated(self, report: Callable[[int, int], None] | None) -> LabelFeatures:
         calibration = self.calibration
         if calibration is None:
-            return self._embed_labels(report)
+            return self._taught_labels(report)
         if calibration.thresholds and self.scoring.threshold is not None:
             raise UsageError(f"{calibration.name} has a threshold for each label: leave --threshold out.")
         little = calibration.require(self.basis())
         if little:
             logger.warning("%s: %s; scores differ a little", calibration.name, ", ".join(little))
-        return calibration.apply(self._embed_labels(report))
+        return calibration.apply(self._taught_labels(report))
+
+    def _taught_labels(self, report: Callable[[int, int], None] | None) -> LabelFeatures:
+        if self.taught is None:
+            return self._embed_labels(report)
+        little = self.taught.require(self.session)
+        if little:
+            logger.warning("%s: %s; scores differ a little", self.taught.name, ", ".join(little))
+        return replace(self._embed_labels(report), head=self.taught.head)
 
     def basis(self) -> Basis:
         """Return what the scores depend on, which a calibration must match.
@@ -197,6 +215,7 @@ class Classifier:
             prompt_set=self.prompts.name,
             prompts=prompts_digest(names, self._prompts_of_labels),
             background=self._background(self.session.facts),
+            taught=None if self.taught is None else self.taught.digest[:12],
         )
 
     def _background(self, facts: ModelFacts) -> str | None:
@@ -249,9 +268,16 @@ class Classifier:
         if words is None:
             return
         known = [any(vocabulary.is_known(text, words) for text in label.texts) for label in self.labels]
-        unknown = [label.name for label, is_known in zip(self.labels, known, strict=True) if not is_known]
+        examples = (0,) * len(known) if self.taught is None else self.taught.examples
+        unknown = [
+            label.name
+            for label, is_known, count in zip(self.labels, known, examples, strict=True)
+            if not is_known and not count
+        ]
         if unknown:
             logger.warning("%s", vocabulary.unknown_message(facts.name, unknown))
+        if self._allow_equal:
+            return
         names = [label.name for label, is_known in zip(self.labels, known, strict=True) if is_known]
         pairs, count = nearest_pairs(features[np.array(known, dtype=np.bool_)], 3)
         alike = [f"{names[pair.first]!r} and {names[pair.second]!r}" for pair in pairs[:count]]
@@ -263,6 +289,17 @@ class Classifier:
                 "; ".join(alike),
                 more,
             )
+
+
+def _refuse_for_taught(taught: Taught, prompts: object, scoring: Scoring) -> None:
+    if prompts is not None:
+        raise UsageError(f"{taught.name} has prompts of its own: leave others out.")
+    if not scoring.score_kind.adds_up:
+        names = kind_names(lambda kind: kind.adds_up)
+        raise UsageError(
+            f"{taught.name} was taught which one label a picture has, so that its scores are {names} scores: leave "
+            "--multi-label and other scores out."
+        )
 
 
 def _labels(labels: Iterable[str | Label]) -> tuple[Label, ...]:

@@ -81,6 +81,24 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearHead:
+    """A linear function of image features that was taught by examples, in units of the cosine.
+
+    Attributes:
+        weights: (n_labels, embed_dim) float32.
+        bias: (n_labels,) float32.
+    """
+
+    weights: Array
+    bias: Array
+
+    def __call__(self, image_features: Array) -> Array:
+        """Return the function of (n_images, embed_dim) float32, (n_images, n_labels) float32."""
+        values = image_features.astype(np.float64) @ self.weights.T.astype(np.float64) + self.bias
+        return values.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class LabelFeatures:
     """The embedded labels of a run.
 
@@ -92,6 +110,7 @@ class LabelFeatures:
         background: (embed_dim,) float32, L2-normalised: the embedding that labels are compared with for sigmoid
             scores of a model without a bias.
         thresholds: (n_labels,) float32, each label's own; None for the same one for all.
+        head: what examples taught, which scores are computed from instead of the cosines; None for zero-shot scores.
     """
 
     names: tuple[str, ...]
@@ -100,6 +119,7 @@ class LabelFeatures:
     logit_bias: float | None = None
     background: Array | None = None
     thresholds: Array | None = None
+    head: LinearHead | None = None
 
 
 def similarities(image_features: Array, text_features: Array) -> Array:
@@ -131,7 +151,8 @@ def scores(image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> tup
 
 
 def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures, kind: ScoreKind) -> Array:
-    """Return what scores are computed from: the cosines, minus the background's cosine where there is one.
+    """Return what scores are computed from: the cosines, minus the background's cosine where there is one, or what
+    examples taught.
 
     Args:
         cosines: (n_images, n_labels) float32, of the labels.
@@ -140,6 +161,8 @@ def contrasts(cosines: Array, image_features: Array, labels: LabelFeatures, kind
     Returns:
         (n_images, n_labels) float32.
     """
+    if labels.head is not None:
+        return labels.head(image_features)
     if not kind.has_background:
         return cosines
     if labels.background is not None:
