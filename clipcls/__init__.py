@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clipcls.predict.ranking import Scoring
     from clipcls.predict.run import RunReport, run
     from clipcls.predict.search import search
+    from clipcls.predict.taught import read_taught
     from clipcls.predict.write_features import write_features
     from clipcls.records import Duplicate, Hit, ImageRef, Label, ModelSpec, Prediction, PromptSet, ScoredLabel
 
@@ -62,6 +63,7 @@ _HOMES = {
     "find_duplicates": "predict.duplicates",
     "load_encoder": "models.encoder",
     "load_prompt_set": "labels.prompts",
+    "read_taught": "predict.taught",
     "read_vectors": "outputs.vectors",
     "run": "predict.run",
     "search": "predict.search",
@@ -100,6 +102,7 @@ __all__ = [
     "find_duplicates",
     "load_encoder",
     "load_prompt_set",
+    "read_taught",
     "read_vectors",
     "run",
     "search",

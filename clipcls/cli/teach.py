@@ -106,10 +106,10 @@ def teach_command(
         raise UsageError("--taught goes with --suggest; teaching begins with examples.")
     if output == "-":
         raise UsageError("What is taught is written to a file: give -o, such as -o pets.taught.")
-    _keep_other_files(Path(output))
     answers = None if leave_one_out is None else Destination(leave_one_out)
     for destination in filter(None, [Destination(output, format_name="jsonl"), answers]):
         refuse_output(destination, sources)
+    _keep_other_files(Path(output))
     plan = TeachPlan(asked.spec(), execution, labels or (), prompt_set)
     _teach(data, plan, Path(output), answers, verbosity)
 
@@ -156,8 +156,10 @@ def _suggest(
     from clipcls.inputs.listing import Sources
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.pool import embed_pool
-    from clipcls.predict.suggest import suggest
+    from clipcls.predict.suggest import require_choice, suggest
+    from clipcls.predict.taught import Taught
 
+    require_choice(what.labels if isinstance(what, Taught) else what)
     sources = Sources(data, allow_urls=execution.web is not None)
     with Session(spec, execution) as session:
         quantise_ahead(session, lambda: list_again(sources))

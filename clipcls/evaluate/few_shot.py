@@ -60,7 +60,8 @@ def fit_few_shot(image_features: Array, truth: Indices, labels: LabelFeatures) -
     cosines = similarities(image_features, labels.features)
     gaussians = _Gaussians.fit(image_features.astype(np.float64), truth, labels.features.astype(np.float64))
     taught = gaussians.leave_one_out()
-    spread = _spread(cosines) * scale / (_spread(taught) or 1.0)
+    # where words tell labels apart little, the taught logits aren't to be as narrow
+    spread = max(_spread(cosines) * scale, 1.0) / (_spread(taught) or 1.0)
 
     chosen = np.random.default_rng(0).permutation(len(truth))[:_MOST_EXAMPLES]
     parts = [scale * cosines[chosen].astype(np.float64), spread * taught[chosen].astype(np.float64)]

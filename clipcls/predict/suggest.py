@@ -1,11 +1,14 @@
 """Choose the pictures that are most worth labelling by hand."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from clipcls.errors import UsageError
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.pool import PicturePool
 from clipcls.predict.ranking import Array, Indices, Scoring, rank, scores
-from clipcls.records import Prediction
+from clipcls.records import Label, Prediction
 
 # so many times as many pictures as are wanted are candidates, those with the least margins
 _CANDIDATES = 10
@@ -27,6 +30,7 @@ def suggest(classifier: Classifier, pool: PicturePool, count: int) -> list[Predi
         ModelError: the model can't be loaded.
         UsageError: the labels can't be used.
     """
+    require_choice(classifier.labels)
     labels, kind = classifier.label_features, classifier.scoring.score_kind
     margins = np.empty(len(pool), dtype=np.float32)
     for start in range(0, len(pool), _BLOCK):
@@ -43,6 +47,16 @@ def suggest(classifier: Classifier, pool: PicturePool, count: int) -> list[Predi
         rank(pool.paths[candidates[place]], cosines[row], found[row], labels.names, scoring)
         for row, place in enumerate(chosen)
     ]
+
+
+def require_choice(labels: Sequence[Label]) -> None:
+    """Check that there are two labels or more, between which a classifier can be unsure.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if len(labels) < 2:
+        raise UsageError("Suggestions are the pictures that might be one label or another: give two labels or more.")
 
 
 def _spread_out(features: Array, count: int) -> Indices:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from clipcls.records import Label, PromptSet
 TAUGHT_VERSION = 1
 _KEY = "clipcls_taught"
 _ARRAYS = ("weights", "bias", "about")
+# what zipfile raises for damaged bytes
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 _AGAIN = "Make it anew with `clipcls teach`."
 
 
@@ -133,7 +136,7 @@ def read_taught(path: Path) -> Taught:
         return _taught(weights, bias, json.loads(about.tobytes()), str(path))
     except OSError as exc:
         raise UsageError(f"{path}: can't be read: {reason(exc)}.") from exc
-    except (ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, RecursionError) as exc:
+    except (*_DAMAGE, ValueError, TypeError, KeyError, AttributeError) as exc:
         raise UsageError(f"{path}: not a file that `clipcls teach` wrote, or damaged. {_AGAIN}") from exc
 
 
