@@ -165,11 +165,11 @@ def _read(text: str, extension: str) -> list[Label]:
         case ".csv" | ".tsv":
             return _from_csv(text, "\t" if extension == ".tsv" else ",")
         case ".json":
-            return _from_data(_json(text))
+            return labels_from_data(_json(text))
         case ".jsonl" | ".ndjson":
-            return _from_data([_json(line) for line in text.split("\n") if line.strip()])
+            return labels_from_data([_json(line) for line in text.split("\n") if line.strip()])
         case ".yaml" | ".yml":
-            return _from_data(yaml.load(text, Loader=_Loader))
+            return labels_from_data(yaml.load(text, Loader=LabelLoader))
         case "" | ".txt" | ".names" | ".list" | ".lst":
             return [make_label(line) for line in lines_of(text)]
         case _:
@@ -181,24 +181,24 @@ def _json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_unique, parse_int=str, parse_float=str)
 
 
-class _Loader(yaml.SafeLoader):
+class LabelLoader(yaml.SafeLoader):
     """Loads numbers and dates as text (012, 1:30), and refuses duplicate keys."""
 
 
-_Loader.yaml_implicit_resolvers = {
+LabelLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("bool", "null", "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping(loader: LabelLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
     return _unique(
         [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
     )
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+LabelLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -263,14 +263,18 @@ def _folded(names: Iterable[str]) -> list[str]:
     return [name.strip().casefold() for name in names]
 
 
-def _from_data(data: Any) -> list[Label]:
-    """Read a list of names or of `{label, synonyms, prompts}`, or a mapping from label to its synonyms or details.
+def labels_from_data(data: Any) -> list[Label]:
+    """Return the labels of a list or a mapping.
 
+    A list is of names or of `{label, synonyms, prompts}`; a mapping is from labels to their synonyms or details.
     Either may stand under the key `labels`, beside a `description` and a `source`.
+
+    Raises:
+        UsageError: it is neither.
     """
     match data:
         case {"labels": list() | dict() as inner} if data.keys() <= {"labels", "description", "source"}:
-            return _from_data(inner)
+            return labels_from_data(inner)
         case list() if all(isinstance(item, str) or (isinstance(item, dict) and "label" in item) for item in data):
             return [_from_item(item) for item in data]
         case _:
