@@ -26,10 +26,10 @@ from clipcls.records import Label, Prediction, PromptSet
 
 logger = logging.getLogger(__name__)
 
-# words a group: labels that weigh as much as so many other words make a picture known by half, chosen on photographs;
-# many labels are compared with more, since each adds to what any picture has in common with them
-_GROUP = 50
-_GROUP_PER_LABEL = 2
+# all other words together weigh as much as so many of them, so that their number doesn't matter; chosen on photographs,
+# see examples/labels. Many labels are compared with more: each has something in common with any picture
+_WORDS = 20
+_WORDS_PER_LABEL = 0.5
 
 
 def known_shares(
@@ -37,8 +37,9 @@ def known_shares(
 ) -> Array:
     """Return how far each picture looks like some label rather than like other words, 0 to 1.
 
-    The words are dealt into groups. The share is the sum of the labels' softmax among labels and words of a group,
-    averaged over the groups: a word that a picture happens to be near spoils only its own.
+    It is the labels' part in a softmax among them and the words, of which each counts for less than one. NegLabel takes
+    the mean of the parts in random groups of words instead; then a near word, such as *dog* for *cat*, weighs in one
+    group only, and twice as many pictures of near things pass.
 
     Args:
         image_features: (n_images, embed_dim) float32, L2-normalised.
@@ -53,10 +54,9 @@ def known_shares(
     words = np.exp(logit_scale) * (image_features.astype(np.float64) @ word_features.T.astype(np.float64, copy=False))
     highest = np.maximum(labels.max(axis=1), words.max(axis=1))[:, None]
     mass = np.exp(labels - highest).sum(axis=1)  # (n_images,)
-    other = np.exp(words - highest)  # (n_images, n_words)
-    groups = max(1, other.shape[1] // max(_GROUP, _GROUP_PER_LABEL * labels.shape[1]))
-    shares = [mass / (mass + other[:, group::groups].sum(axis=1)) for group in range(groups)]
-    known: Array = np.mean(shares, axis=0).astype(np.float32)
+    other = np.exp(words - highest).mean(axis=1)  # (n_images,)
+    weight = max(_WORDS, _WORDS_PER_LABEL * labels.shape[1])
+    known: Array = (mass / (mass + weight * other)).astype(np.float32)
     return known
 
 

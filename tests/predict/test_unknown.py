@@ -72,23 +72,29 @@ def features_of(*texts: str) -> Any:
 # ------------------------------------------------------------------------------------------- the share
 
 
-@pytest.mark.parametrize(("n_labels", "n_words", "n_groups"), [(1, 50, 1), (3, 333, 6), (40, 333, 4), (90, 120, 1)])
-def test_share_equals_the_formula(n_labels: int, n_words: int, n_groups: int) -> None:
+@pytest.mark.parametrize(("n_labels", "n_words", "weight"), [(1, 1, 20), (3, 333, 20), (40, 333, 20), (90, 120, 45)])
+def test_share_equals_the_formula(n_labels: int, n_words: int, weight: int) -> None:
     random = np.random.default_rng(3)
     images, labels, words = (
         unit(random.standard_normal((count, 16))).astype(np.float32) for count in (5, n_labels, n_words)
     )
     expected = []
     for image in images.astype(np.float64):
-        shares = []
-        for group in range(n_groups):
-            positive = sum(np.exp(label @ image / 0.01) for label in labels.astype(np.float64))
-            negative = sum(np.exp(word @ image / 0.01) for word in words[group::n_groups].astype(np.float64))
-            shares.append(positive / (positive + negative))
-        expected.append(sum(shares) / n_groups)
+        positive = sum(np.exp(label @ image / 0.01) for label in labels.astype(np.float64))
+        negative = sum(np.exp(word @ image / 0.01) for word in words.astype(np.float64))
+        expected.append(positive / (positive + negative * weight / n_words))
     found = known_shares(images, labels, words, float(np.log(100.0)))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-12)
+
+
+def test_share_is_neglabels_where_the_words_are_as_many_as_they_weigh() -> None:
+    random = np.random.default_rng(5)
+    images, labels, words = (unit(random.standard_normal((n, 16))).astype(np.float32) for n in (7, 3, 20))
+    logits = 100.0 * images.astype(np.float64) @ np.concatenate([labels, words]).T.astype(np.float64)
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = known_shares(images, labels, words, float(np.log(100.0)))
+    np.testing.assert_allclose(found, softmax[:, :3].sum(axis=1), rtol=2e-5, atol=1e-12)
 
 
 def test_share_is_the_same_in_any_batch() -> None:
