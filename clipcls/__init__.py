@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clipcls.predict.duplicates import find_duplicates
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.pool import PicturePool, embed_pool, stored_pool
-    from clipcls.predict.ranking import Scoring
+    from clipcls.predict.ranking import Scoring, Unknown
     from clipcls.predict.run import RunReport, run
     from clipcls.predict.search import search
     from clipcls.predict.taught import read_taught
@@ -56,6 +56,7 @@ _HOMES = {
     "Session": "embed.session",
     "Sources": "inputs.listing",
     "StoppedError": "errors",
+    "Unknown": "predict.ranking",
     "UsageError": "errors",
     "VectorDestination": "outputs.vectors.write",
     "discover": "inputs.discover",
@@ -95,6 +96,7 @@ __all__ = [
     "Session",
     "Sources",
     "StoppedError",
+    "Unknown",
     "UsageError",
     "VectorDestination",
     "discover",

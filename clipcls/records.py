@@ -291,6 +291,25 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one of several questions about an image.
+
+    Attributes:
+        label: the best choice; None if the answer is unknown.
+        score: of the best choice, also where the answer is unknown.
+        similarity: the cosine of the best choice.
+        top: the best choices, best first.
+        uncorrected: the best choice before the choices' priors were taken off; None where they weren't.
+    """
+
+    label: str | None
+    score: float
+    similarity: float
+    top: tuple[ScoredLabel, ...]
+    uncorrected: ScoredLabel | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The answer for one image.
 
@@ -304,6 +323,8 @@ class Prediction:
         index: rises in input order; None except in runs on a cluster.
         known: the share of the picture's likeness that falls on the labels rather than on words for other things, 0
             to 1; None unless it was asked for.
+        answers: to each question by its name, where several were asked; None for one that wasn't asked of this image.
+            The image's own label, score, similarity and top are empty then.
     """
 
     path: str
@@ -315,6 +336,7 @@ class Prediction:
     explanation: Explanation | None = None
     index: int | None = None
     known: float | None = None
+    answers: tuple[tuple[str, Answer | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

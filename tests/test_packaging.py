@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 EXPECTED = {
     "clipcls/labels/sets/everyday.yaml",
     "clipcls/labels/sets/everyday-zh.yaml",
+    "clipcls/labels/wordnet/LICENSE.txt",
+    "clipcls/labels/wordnet/words.txt",
     "clipcls/models/everyday/open_clip_config.json",
     "clipcls/models/everyday/open_clip_model.safetensors",
     "clipcls/models/everyday/words.txt",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clipcls.outputs.destination import Destination
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.error_limit import ErrorLimit
+    from clipcls.predict.ranking import Unknown
 
 
 @options.grouped
@@ -50,6 +51,17 @@ def predict(
     ] = None,
     min_margin: Annotated[
         float | None, typer.Option("--min-margin", help="Lowest distance of the best score to the second.")
+    ] = None,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="An image that looks more like other words than like a label is unknown.")
+    ] = False,
+    min_known: Annotated[
+        float | None,
+        typer.Option("--min-known", help="--unknown, where labels have a lower share of the likeness. [default: 0.5]"),
+    ] = None,
+    unknown_words: Annotated[
+        str | None,
+        typer.Option("--unknown-words", metavar="FILE", help="--unknown by these words; a file or set as of labels."),
     ] = None,
     calibration: Annotated[
         Path | None,
@@ -116,7 +128,10 @@ def predict(
         check_explanations(destination)
     refuse_output(
         destination,
-        [*(inputs or ()), further.files_from, wanted.labels_file, prompts, asked.model, calibration, taught],
+        [
+            *(inputs or ()),
+            *(further.files_from, wanted.labels_file, prompts, asked.model, calibration, unknown_words, taught),
+        ],
     )
     limit = errors.limit()
     web = fetching.web(further)
@@ -129,13 +144,16 @@ def predict(
         from clipcls.distributed.run import check_spread
 
         check_spread(destination, spec, spread)
+    scoring = Scoring(
+        score, multi_label, top_k, threshold, min_margin, _when_unknown(unknown, min_known, unknown_words)
+    )
     with Session(spec, how.execution(limits, strict_prompts, web)) as session:
         quantise_ahead(session, lambda: list_again(sources))
         classifier = Classifier(
             session,
             labels,
             prompt_set,
-            Scoring(score, multi_label, top_k, threshold, min_margin),
+            scoring,
             background=background,
             calibration=None if calibration is None else read_calibration(calibration),
             explain=explain,
@@ -176,6 +194,16 @@ def _run(
         typer.echo(f"clipcls: {report.done:,} images in {destination.name}", err=True)
     if report.failed:
         raise typer.Exit(1)
+
+
+def _when_unknown(wanted: bool, min_known: float | None, words: str | None) -> "Unknown | None":
+    from clipcls.labels.label_files import read_labels
+    from clipcls.predict.ranking import Unknown
+
+    if not wanted and min_known is None and words is None:
+        return None
+    found = None if words is None else tuple(text for label in read_labels(words) for text in label.texts)
+    return Unknown(words=found) if min_known is None else Unknown(min_known, found)
 
 
 def _spread(

@@ -60,13 +60,13 @@ class Progress:
         return Watch(self.update_labels, begin, self.update, self.print_error)
 
     def update_labels(self, done: int, total: int) -> None:
-        """Show how many labels are embedded, of those that weren't cached."""
+        """Show how many labels, or words, are embedded, of those that weren't cached."""
         if self._bar is None:
             return
         if not self._bar.task_ids:
             self._bar.add_task("labels", total=total, failures="", already=0)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def start(self, count: Callable[[], int] | None, already: int = 0) -> None:
         """Show the bar.

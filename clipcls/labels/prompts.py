@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -74,8 +74,18 @@ def render(label: Label, prompt_set: PromptSet) -> tuple[str, ...]:
     """Return a label's own prompts; without any, every template filled with its name and each synonym."""
     if label.prompts:
         return label.prompts
-    choose = ByScript(prompt_set.templates).fitting if prompt_set.by_script else lambda text: prompt_set.templates
-    return tuple(_fill(template, text) for text in label.texts for template in choose(text))
+    templates_for = _templates_for(prompt_set)
+    return tuple(_fill(template, text) for text in label.texts for template in templates_for(text))
+
+
+def render_first(texts: Iterable[str], prompt_set: PromptSet) -> list[str]:
+    """Return the first template, of those for its script, filled with each text."""
+    templates_for = _templates_for(prompt_set)
+    return [_fill(templates_for(text)[0], text) for text in texts]
+
+
+def _templates_for(prompt_set: PromptSet) -> Callable[[str], Sequence[str]]:
+    return ByScript(prompt_set.templates).fitting if prompt_set.by_script else lambda text: prompt_set.templates
 
 
 class ByScript:

@@ -48,6 +48,11 @@ def is_known(text: str, words: frozenset[str]) -> bool:
     return not parts.isdisjoint(words)
 
 
+def is_wholly_known(text: str, words: frozenset[str]) -> bool:
+    """Tell whether `words` has every word of `text`."""
+    return all(is_known(part, words) for part in caption_words(text))
+
+
 def unknown_message(model: str, unknown: Sequence[str]) -> str:
     """Return the warning of names that a model has never seen a word of."""
     them = "it" if len(unknown) == 1 else "them"

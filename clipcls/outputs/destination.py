@@ -23,6 +23,7 @@ class Destination:
         format_name: name of the format; None to choose it by the output.
         resume: continue the results that are there.
         retry_errors: when resuming, run the images that failed again.
+        has_known: whether rows say how far a picture is known; a run sets it.
     """
 
     output: str = "-"
@@ -30,6 +31,7 @@ class Destination:
     format_name: str | None = None
     resume: bool = False
     retry_errors: bool = False
+    has_known: bool = False
 
     @property
     def name(self) -> str:
@@ -48,6 +50,10 @@ class Destination:
         Raises:
             UsageError: there is no such format.
         """
+        return self._format.with_known() if self.has_known else self._format
+
+    @property
+    def _format(self) -> OutputFormat:
         if self.format_name is not None:
             return find_format(self.format_name)
         if self.folder is not None:

@@ -2,8 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +24,7 @@ class Questionnaire:
 
     Args:
         questions: those that others are asked `when` come before them.
-        top_k: how many choices an answer lists; None for 1, or with `multi` for all that reach the threshold.
+        top_k: how many choices an answer lists; None for 1. With `multi` all that reach the threshold are listed.
         priors: (embed_dim,), the mean of the features of many pictures, from `mean_features`: each choice's cosine
             with it is taken off that with a picture, so that a choice that all pictures are near to isn't preferred.
             Both answers are given then. Questions with several answers stay as they are.
@@ -52,7 +51,7 @@ class Questionnaire:
                 session,
                 question.labels,
                 question.prompts,
-                Scoring(multi_label=question.multi, top_k=top_k, threshold=question.threshold),
+                Scoring(None, question.multi, None if question.multi else top_k, question.threshold),
                 allow_equal=True,
             )
             for question in questions
@@ -118,18 +117,19 @@ class Questionnaire:
                 own if question.multi else self._without_prior(classifier).answer(batch)
                 for question, classifier, own in zip(self.questions, self._classifiers, plain, strict=True)
             ]
+        several = {question.name for question in self.questions if question.multi}
         for row, image in enumerate(batch.images):
             if batch.errors[row] is not None:
                 yield plain[0][row]
                 continue
             answers: dict[str, Answer | None] = {}
             for question, before, after in zip(self.questions, plain, corrected, strict=True):
-                is_asked = all(_gives(answers[name], wanted) for name, wanted in question.when)
+                is_asked = all(_gives(answers[name], wanted, name in several) for name, wanted in question.when)
                 answers[question.name] = _answer_of(after[row], before[row], before is not after) if is_asked else None
             yield Prediction(image.path, None, None, None, answers=tuple(answers.items()))
 
     def _without_prior(self, classifier: Classifier) -> Classifier:
-        """Return the classifier whose cosines are taken without what the mean picture has in common with each choice."""
+        """Return the classifier without what the mean picture has in common with each choice."""
         labels = classifier.label_features
         common = labels.features.astype(np.float64) @ np.asarray(self._priors)
         return classifier.with_head(LinearHead(labels.features, (common.mean() - common).astype(np.float32)))
@@ -156,8 +156,8 @@ def _answer_of(found: Prediction, plain: Prediction, is_corrected: bool) -> Answ
     return Answer(found.label, found.score, found.similarity, found.top, uncorrected)
 
 
-def _gives(answer: Answer | None, wanted: tuple[str, ...]) -> bool:
-    """Tell whether an answer is one of those wanted; one that wasn't asked for or is unknown is none."""
+def _gives(answer: Answer | None, wanted: tuple[str, ...], several: bool) -> bool:
+    """Tell whether an answer is one of those wanted; what wasn't asked, or is unknown, is none."""
     if answer is None or answer.label is None:
         return False
-    return any(entry.label in wanted for entry in answer.top[: len(answer.top) if answer.several else 1])
+    return any(entry.label in wanted for entry in answer.top) if several else answer.label in wanted

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipcls.embed.images import ImageBatch, embed_images
 from clipcls.embed.session import Session
@@ -22,9 +23,10 @@ from clipcls.models.catalog import model_folder
 from clipcls.predict.calibration import Basis, Calibration, prompts_digest
 from clipcls.predict.explanation import Explainer
 from clipcls.predict.nearness import nearest_pairs
-from clipcls.predict.ranking import Array, LabelFeatures, Scoring, rank, scores
+from clipcls.predict.ranking import Array, LabelFeatures, LinearHead, Scoring, rank, scores
 from clipcls.predict.scores import SCORE_KINDS, kind_names
 from clipcls.predict.taught import Taught
+from clipcls.predict.unknown import embed_other_words, known_shares, with_known, words_digest
 from clipcls.records import ImageRef, Label, ModelFacts, Prediction, PromptSet
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,9 @@ class Classifier:
         self.background: Final = background
         self.calibration: Final = calibration
         self.explain: Final = explain
-        self._embedded: LabelFeatures | None = None  # until `embed_labels` is first called
+        # until `embed_labels` is first called
+        self._embedded: LabelFeatures | None = None
+        self._other_words: Array | None = None
         score_kind = self.scoring.score_kind
         if background is not None and not score_kind.has_background:
             names = kind_names(lambda kind: kind.has_background)
@@ -90,7 +94,7 @@ class Classifier:
             )
         if self.scoring.min_margin is not None and len(self.labels) == 1:
             raise UsageError("--min-margin compares the two best labels, and there is only one.")
-        if len(self.labels) == 1 and score_kind.adds_up:
+        if len(self.labels) == 1 and score_kind.adds_up and self.scoring.unknown is None:
             others = sorted(name for name, kind in SCORE_KINDS.items() if not kind.adds_up)
             logger.warning(
                 "with one label its %s score is always 1; the scores %s tell pictures apart",
@@ -124,10 +128,24 @@ class Classifier:
             ModelError: the model can't be loaded.
             UsageError: with `strict_prompts`, a prompt is over the context length.
         """
+        ready = self._ready()
+        for batch in embed_images(references(paths), self.session, stop):
+            yield from self._rank(batch, *ready)
+
+    def answer(self, batch: ImageBatch) -> list[Prediction]:
+        """Return the answers to a batch of images that are embedded, as `predict` gives them."""
+        return list(self._rank(batch, *self._ready()))
+
+    def with_head(self, head: LinearHead) -> "Classifier":
+        """Return the classifier with a function of image features instead of the cosines with its labels."""
+        other = copy.copy(self)
+        other.__dict__["_embedded"] = replace(self.label_features, head=head)
+        return other
+
+    def _ready(self) -> tuple[LabelFeatures, Explainer | None, NDArray[np.float64] | None]:
         labels = self.label_features
         explainer = Explainer(labels, self._prompts_of_labels, self.scoring, self.session) if self.explain else None
-        for batch in embed_images(_references(paths), self.session, stop):
-            yield from self._rank(batch, labels, explainer)
+        return labels, explainer, None if self._other_words is None else self._other_words.astype(np.float64)
 
     def settings(self) -> dict[str, Any]:
         """Return all that predictions depend on besides the images, by the names of the options, in JSON's types.
@@ -157,6 +175,9 @@ class Classifier:
             settings["--taught"] = self.taught.digest[:12]
         if self.calibration is not None:
             settings["--calibration"] = self.calibration.digest[:12]
+        if self.scoring.unknown is not None:
+            settings["--min-known"] = self.scoring.unknown.min_known
+            settings["--unknown-words"] = words_digest(self.scoring.unknown)
         return settings
 
     @property
@@ -167,15 +188,22 @@ class Classifier:
     def embed_labels(self, report: Callable[[int, int], None] | None = None) -> LabelFeatures:
         """Embed the labels at the first call, with warnings of truncated prompts and of labels unknown to the model.
 
+        The words that tell unknown pictures are embedded with them.
+
         Args:
-            report: called with the numbers of labels done and to do, not counting cached ones.
+            report: called with the numbers of labels done and to do, not counting cached ones; then with words'.
 
         Raises:
-            UsageError: with `strict_prompts`, a prompt is over the context length; or the calibration, or what was
-                taught, doesn't fit.
+            UsageError: with `strict_prompts`, a prompt is over the context length; the calibration, or what was taught,
+                doesn't fit; or no word differs from the labels.
         """
         if self._embedded is None:
-            self._embedded = self._calibrated(report)
+            labels, unknown = self._calibrated(report), self.scoring.unknown
+            if unknown is not None:
+                self._other_words = embed_other_words(
+                    unknown, self.labels, labels.features, self.prompts, self.session, report
+                )
+            self._embedded = labels
         return self._embedded
 
     def _calibrated(self, report: Callable[[int, int], None] | None) -> LabelFeatures:
@@ -246,8 +274,18 @@ class Classifier:
             background=None if background is None else texts[-1].features,
         )
 
-    def _rank(self, batch: ImageBatch, labels: LabelFeatures, explainer: Explainer | None) -> Iterator[Prediction]:
+    def _rank(
+        self,
+        batch: ImageBatch,
+        labels: LabelFeatures,
+        explainer: Explainer | None,
+        other_words: NDArray[np.float64] | None,
+    ) -> Iterator[Prediction]:
         cosines, label_scores = scores(batch.features, labels, self.scoring.score_kind)
+        unknown = self.scoring.unknown
+        if other_words is not None:
+            # a calibrated scale fits the labels among themselves
+            known = known_shares(batch.features, labels.features, other_words, self.session.facts.logit_scale)
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:
@@ -256,6 +294,8 @@ class Classifier:
             prediction = rank(
                 image.path, cosines[row], label_scores[row], labels.names, self.scoring, labels.thresholds
             )
+            if unknown is not None:
+                prediction = with_known(prediction, float(known[row]), unknown)
             if explainer is not None:
                 explanation = explainer.explain(batch.features[row], cosines[row], label_scores[row])
                 prediction = replace(prediction, explanation=explanation)
@@ -351,7 +391,8 @@ def _rendered(labels: Sequence[Label], prompts: PromptSet, allow_equal: bool) ->
     return found
 
 
-def _references(paths: Paths) -> Iterator[ImageRef]:
+def references(paths: Paths) -> Iterator[ImageRef]:
+    """Yield the images that paths name, and references as they are."""
     for path in [paths] if isinstance(paths, str | bytes | os.PathLike) else paths:
         if isinstance(path, ImageRef):
             yield path

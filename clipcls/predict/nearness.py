@@ -1,14 +1,17 @@
-"""Find labels that a model can hardly tell apart."""
+"""Find labels that a model can hardly tell apart, and words that may mean the same as others."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from clipcls.predict.ranking import Array
+from clipcls.predict.ranking import Array, Flags
 
 # labels whose features have at least this cosine are called nearly the same; chosen, not measured, since how near
 # labels come differs from model to model
 NEARLY_SAME = 0.97
+# words and texts whose features without the words' mean have at least this cosine may mean the same; chosen on
+# photographs, see examples/labels and examples/search
+MAY_MEAN_THE_SAME = 0.5
 _BLOCK = 512
 
 
@@ -19,6 +22,29 @@ class Pair:
     first: int
     second: int
     cosine: float
+
+
+def means_nearly(words: Array, texts: Array) -> Flags:
+    """Tell of each word whether it may mean what one of some texts means: both are alike without the words' mean.
+
+    Args:
+        words: (n_words, embed_dim) float32, L2-normalised.
+        texts: (n_texts, embed_dim) float32, L2-normalised.
+
+    Returns:
+        (n_words,).
+    """
+    if not len(words):
+        return np.zeros(0, np.bool_)
+    mean = words.mean(axis=0)
+    directions = _unit(texts - mean).T
+    blocks = [_unit(words[start : start + _BLOCK] - mean) @ directions for start in range(0, len(words), _BLOCK)]
+    return np.concatenate([(block >= MAY_MEAN_THE_SAME).any(axis=1) for block in blocks])
+
+
+def _unit(vectors: Array) -> Array:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths == 0, 1.0, lengths)).astype(np.float32, copy=False)
 
 
 def nearest_pairs(features: Array, most: int) -> tuple[list[Pair], int]:

@@ -15,6 +15,30 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class Unknown:
+    """When a picture shows none of the labels, told by words for other things; see `clipcls.predict.unknown`.
+
+    Attributes:
+        min_known: a picture is unknown whose share of likeness with labels is lower, 0 to 1.
+        words: the other words; None for the built-in ones.
+    """
+
+    min_known: float = 0.5
+    words: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            UsageError: they can't be used.
+        """
+        if not 0.0 <= self.min_known <= 1.0:
+            raise UsageError("--min-known must lie between 0 and 1.")
+        if isinstance(self.words, str) or (self.words is not None and not self.words):
+            raise UsageError(f"--unknown-words: expected a list of words, got {self.words!r}.")
+
+
+@dataclass(frozen=True, slots=True)
 class Scoring:
     """How similarities become an answer.
 
@@ -24,6 +48,7 @@ class Scoring:
         top_k: how many labels an answer lists; None for 1, or with `multi_label` for all that reach the threshold.
         threshold: an image whose best score is lower is unknown; None for none, or 0.5 with `multi_label`.
         min_margin: an image whose best score is nearer than this to the second is unknown.
+        unknown: an image that looks more like other words than like any label is unknown; None not to look at that.
     """
 
     kind: str | None = None
@@ -31,6 +56,7 @@ class Scoring:
     top_k: int | None = None
     threshold: float | None = None
     min_margin: float | None = None
+    unknown: Unknown | None = None
 
     def __post_init__(self) -> None:
         """Fill in the default kind, and check the settings.

@@ -1,7 +1,7 @@
 """Classify the pictures of some sources, and write the predictions as they come."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from clipcls.embed.watch import Watch
@@ -109,6 +109,7 @@ def run(
         UsageError: there are no images, or the output can't be resumed.
     """
     watch = watch or Watch()
+    destination = replace(destination, has_known=classifier.scoring.unknown is not None)
     left_out = LeftOut()
     images = discover(sources, left_out=left_out)
     if sources.read_standard_input:  # which may be slow to come

@@ -16,6 +16,7 @@ from clipcls.inputs.discover import image_on_web, is_web
 from clipcls.labels import vocabulary
 from clipcls.labels.label_sets import load_label_set
 from clipcls.labels.prompts import render
+from clipcls.predict.nearness import MAY_MEAN_THE_SAME
 from clipcls.predict.pool import Exact, Indices, PicturePool
 from clipcls.predict.query import Query, parse_query
 from clipcls.predict.ranking import Array, reaches
@@ -25,9 +26,6 @@ logger = logging.getLogger(__name__)
 
 #: The label set whose words texts are compared with.
 BACKGROUND = "everyday"
-# a word whose cosine to a text is higher, both without the words' mean, may mean the same; chosen on photographs, see
-# examples/search
-_NEAR = 0.5
 # float32 products of unit vectors, divided by a distance from the mean, are nearer than this to the exact ones
 _ROUNDING = 5e-5
 # queries of one text whose products are computed together hold so many numbers
@@ -134,7 +132,7 @@ class _Embedded:
             rows: (n, embed_dim), of the pictures.
         """
         mean = self.words.mean(axis=0)
-        other = self.words[_unit(self.words - mean) @ _unit(text - mean) < _NEAR]
+        other = self.words[_unit(self.words - mean) @ _unit(text - mean) < MAY_MEAN_THE_SAME]
         against = self.scale * (rows @ other.T - cosines[:, None])  # (n, n_words)
         highest = np.maximum(against.max(axis=1, initial=-np.inf), 0.0)
         total = np.exp(against - highest[:, None]).sum(axis=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clipcls.labels.vocabulary import all_words, caption_words, is_known, read_words, write_words
+from clipcls.labels.vocabulary import all_words, caption_words, is_known, is_wholly_known, read_words, write_words
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,10 @@ def test_words_file_may_be_missing_or_empty(tmp_path: Path) -> None:
     assert read_words(tmp_path) is None
     write_words(tmp_path, [])
     assert read_words(tmp_path) == frozenset()
+
+
+def test_a_text_is_wholly_known_by_all_its_words() -> None:
+    words = frozenset(["hot", "dog", "小狗"])
+    assert is_wholly_known("a hot dog", words)
+    assert not is_wholly_known("hot water", words)
+    assert is_wholly_known("小狗", words)

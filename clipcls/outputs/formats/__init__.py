@@ -31,8 +31,11 @@ def find_format(name: str) -> OutputFormat:
         raise UsageError(f"Unknown format {name!r}. Use one of: {', '.join(OUTPUT_FORMATS)}.") from None
 
 
-def format_for(path: Path) -> OutputFormat:
+def format_for(path: Path, has_known: bool = False) -> OutputFormat:
     """Return the format that a file's extension implies.
+
+    Args:
+        has_known: whether it is to be written with room for how far a picture is known.
 
     Raises:
         UsageError: it implies none.
@@ -40,7 +43,7 @@ def format_for(path: Path) -> OutputFormat:
     extension = path.suffix.lower().removeprefix(".")
     for found in OUTPUT_FORMATS.values():
         if extension in found.extensions:
-            return found
+            return found.with_known() if has_known else found
     names = "|".join(OUTPUT_FORMATS)
     raise UsageError(f"{path}: .{extension} tells no format that clipcls writes. Give --format {names}.")
 

@@ -13,6 +13,8 @@ from clipcls.records import Prediction
 from clipcls.text_files import CsvError, csv_rows
 
 COLUMNS = ("path", "label", "score", "similarity", "top", "error", "path_b64")
+_WITH_KNOWN = (*COLUMNS, "known")
+_SEMICOLONS = ((";".join(COLUMNS),), (";".join(_WITH_KNOWN),))
 
 # in bytes: a cell may hold the scores of many thousand labels
 _LONGEST_CELL = 2**31 - 1
@@ -23,46 +25,54 @@ class CsvFormat(TextFormat):
 
     name = "csv"
     extensions = ("csv",)
-    header = ",".join(COLUMNS) + "\n"
+
+    @property
+    def header(self) -> str:
+        return ",".join(self._columns) + "\n"
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return _WITH_KNOWN if self.has_known else COLUMNS
 
     def row(self, prediction: Prediction) -> str:
         fields = row_fields(prediction)
         fields["top"] = json.dumps(fields["top"], ensure_ascii=False)
         buffer = io.StringIO()
         # with this line end, cells with a lone carriage return are quoted as well
-        csv.writer(buffer, lineterminator="\r\n").writerow([fields.get(column) for column in COLUMNS])
+        csv.writer(buffer, lineterminator="\r\n").writerow([fields.get(column) for column in self._columns])
         return buffer.getvalue().removesuffix("\r\n") + "\n"
 
     def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
         csv.field_size_limit(_LONGEST_CELL)
+        header: tuple[str, ...] = COLUMNS
         rows = csv_rows(line.decode("utf-8", "surrogateescape") for line in lines)
         try:
-            header = next(rows, (0, COLUMNS))[1]
-            if tuple(header) != COLUMNS:
-                semicolons = " Save it with commas between the cells." if header == [";".join(COLUMNS)] else ""
+            header = tuple(next(rows, (0, COLUMNS))[1])
+            if header not in (COLUMNS, _WITH_KNOWN):
+                semicolons = " Save it with commas between the cells." if header in _SEMICOLONS else ""
                 raise UsageError(
                     f"{lines.name}: its first line isn't the header that `clipcls predict` writes.{semicolons}"
                 )
             for _, cells in rows:
-                yield _prediction(cells), lines.end
+                yield _prediction(cells, header), lines.end
         except CsvError as exc:
             # the last row may have been cut off, and only it
-            if not exc.is_unclosed or (lines.number > exc.first and _is_row(lines.last)):
+            if not exc.is_unclosed or (lines.number > exc.first and _is_row(lines.last, header)):
                 raise UsageError(f"{lines.name}, {exc}.") from exc
 
 
-def _is_row(line: bytes) -> bool:
+def _is_row(line: bytes, columns: tuple[str, ...]) -> bool:
     """Tell whether a line is a whole row by itself."""
     try:
         ((_, cells),) = csv_rows([line.decode("utf-8", "surrogateescape")])
-        _prediction(cells)
+        _prediction(cells, columns)
     except (CsvError, ValueError, TypeError, KeyError):
         return False
     return True
 
 
-def _prediction(cells: list[str]) -> Prediction:
-    fields: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
+def _prediction(cells: list[str], columns: tuple[str, ...]) -> Prediction:
+    fields: dict[str, Any] = dict(zip(columns, cells, strict=True))
     fields["top"] = json.loads(fields["top"])
     for column in ("label", "error"):
         # CSV can't tell an empty text from None, and labels and errors are never empty

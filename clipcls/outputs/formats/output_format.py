@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol, Self
 
@@ -21,6 +22,7 @@ class Sink(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class OutputFormat(ABC):
     """A way to write predictions to a file, and to read them back.
 
@@ -32,7 +34,10 @@ class OutputFormat(ABC):
         keeps_index: whether rows have room for the index that a run on a cluster adds.
         can_be_read: whether predictions can be read back.
         can_stream: whether rows can be read once written, which standard output and `--resume` need.
+        has_known: whether what is written has a column for how far a picture is known.
     """
+
+    has_known: bool = False
 
     name: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
@@ -58,6 +63,10 @@ class OutputFormat(ABC):
         Raises:
             UsageError: one isn't.
         """
+
+    def with_known(self) -> Self:
+        """Return the format with room for how far a picture is known."""
+        return replace(self, has_known=True)
 
     def for_labels(self, labels: tuple[str, ...]) -> Self:
         """Return the format with columns that are wide enough for these labels."""

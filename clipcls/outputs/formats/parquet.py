@@ -29,7 +29,7 @@ class ParquetFormat(OutputFormat):
 
     @contextlib.contextmanager
     def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
-        with contextlib.closing(_ParquetSink(stream, name, indexed)) as sink:
+        with contextlib.closing(_ParquetSink(stream, name, indexed, self.has_known)) as sink:
             yield sink
 
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
@@ -55,10 +55,10 @@ class ParquetFormat(OutputFormat):
 class _ParquetSink:
     """Collects rows in memory, and writes them as row groups of some thousands."""
 
-    def __init__(self, file: BinaryIO, name: str, indexed: bool) -> None:
+    def __init__(self, file: BinaryIO, name: str, indexed: bool, has_known: bool) -> None:
         self._name = name
         self._arrow, parquet = require_pyarrow()
-        self._schema = _schema(self._arrow, indexed)
+        self._schema = _schema(self._arrow, indexed, has_known)
         self._rows: list[dict[str, Any]] = []
         self._answers = 0
         with can_write(name):
@@ -103,7 +103,7 @@ def require_pyarrow() -> tuple[ModuleType, ModuleType]:
     return pyarrow, pyarrow.parquet
 
 
-def _schema(arrow: ModuleType, indexed: bool) -> Any:
+def _schema(arrow: ModuleType, indexed: bool, has_known: bool) -> Any:
     answer = arrow.struct(
         [("label", arrow.string()), ("score", arrow.float64()), ("similarity", arrow.float64())],
     )
@@ -116,6 +116,7 @@ def _schema(arrow: ModuleType, indexed: bool) -> Any:
             ("top", arrow.list_(answer)),
             ("error", arrow.string()),
             ("path_b64", arrow.string()),
+            *([("known", arrow.float64())] if has_known else []),
             *([("index", arrow.int64())] if indexed else []),
         ]
     )

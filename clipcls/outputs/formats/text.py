@@ -53,13 +53,16 @@ class TextFormat(OutputFormat):
     """A format of lines of UTF-8, in which the bytes of file names are kept.
 
     Attributes:
-        header: the beginning of a file.
         one_row_per_image: whether an image with several answers has only one row.
     """
 
     can_stream = True
-    header: ClassVar[str] = ""
     one_row_per_image: ClassVar[bool] = True
+
+    @property
+    def header(self) -> str:
+        """The beginning of a file."""
+        return ""
 
     @abstractmethod
     def row(self, prediction: Prediction) -> str:
