@@ -300,6 +300,7 @@ class Answer:
         similarity: the cosine of the best choice.
         top: the best choices, best first.
         uncorrected: the best choice before the choices' priors were taken off; None where they weren't.
+        several: whether each of `top` is an answer.
     """
 
     label: str | None
@@ -307,6 +308,14 @@ class Answer:
     similarity: float
     top: tuple[ScoredLabel, ...]
     uncorrected: ScoredLabel | None = None
+    several: bool = False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All that was answered; empty if the answer is unknown."""
+        if self.label is None:
+            return ()
+        return tuple(entry.label for entry in self.top) if self.several else (self.label,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class PartFiles:
             # a retry took images that couldn't be listed out of the plan, to list them anew
             planned = Counter(part.paths)
             kept = [row for row in self._rows(part.number) if planned[row.path] > 0]
-            self._replace(path, encode(kept, format_for(path, self.format.has_known)))
+            self._replace(path, encode(kept, format_for(path, self.format.shape)))
             rows, errors = len(kept), sum(row.error is not None for row in kept)
         return rows, errors
 
@@ -93,7 +93,7 @@ class PartFiles:
         # an earlier run may have written the file in another format
         rows = self.format.read(io.BytesIO(report.content), "memory")
         merged = self._merged(report.number, rows) if report.number in self._merging else rows
-        self._replace(path, encode(merged, format_for(path, self.format.has_known)))
+        self._replace(path, encode(merged, format_for(path, self.format.shape)))
 
     @staticmethod
     def _replace(path: Path, content: bytes) -> None:

@@ -110,7 +110,7 @@ def run_on_cluster(
         UsageError: Ray isn't installed, there are no images, or the options can't be followed on a cluster.
     """
     watch = watch or Watch()
-    destination = replace(destination, has_known=classifier.scoring.unknown is not None)
+    destination = replace(destination, shape=classifier.row_shape)
     with _opened(classifier, sources, destination, spread, watch) as run:
         total = run.total
         watch.begin(None if total is None else lambda: total, run.before)

@@ -8,6 +8,7 @@ from pathlib import Path
 from clipcls.errors import UsageError
 from clipcls.outputs.formats import PARTS_FORMAT, PIPE_FORMAT, TERMINAL_FORMAT, find_format, format_for, format_names
 from clipcls.outputs.formats.output_format import OutputFormat
+from clipcls.outputs.rows import ONE_ANSWER, RowShape
 
 # one slash, since Path drops the second; two letters or more, since a drive's name has one
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -23,7 +24,7 @@ class Destination:
         format_name: name of the format; None to choose it by the output.
         resume: continue the results that are there.
         retry_errors: when resuming, run the images that failed again.
-        has_known: whether rows say how far a picture is known; a run sets it.
+        shape: what rows hold; a run sets it.
     """
 
     output: str = "-"
@@ -31,7 +32,7 @@ class Destination:
     format_name: str | None = None
     resume: bool = False
     retry_errors: bool = False
-    has_known: bool = False
+    shape: RowShape = ONE_ANSWER
 
     @property
     def name(self) -> str:
@@ -50,7 +51,7 @@ class Destination:
         Raises:
             UsageError: there is no such format.
         """
-        return self._format.with_known() if self.has_known else self._format
+        return self._format.with_shape(self.shape)
 
     @property
     def _format(self) -> OutputFormat:

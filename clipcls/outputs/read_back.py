@@ -1,11 +1,12 @@
 """Reads predictions back from the outputs of runs, to resume, to sort or to evaluate."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from clipcls.errors import UsageError
+from clipcls.errors import UsageError, listed
 from clipcls.outputs.duplicates import begins_duplicates, read_lines, read_parquet
 from clipcls.outputs.formats import format_for, format_names
 from clipcls.outputs.formats.output_format import OutputFormat
@@ -13,14 +14,40 @@ from clipcls.outputs.formats.text import TextFormat
 from clipcls.records import Prediction
 
 
-def read_predictions(file: BinaryIO, format: OutputFormat, name: str) -> Iterator[Prediction]:
+def read_predictions(
+    file: BinaryIO, format: OutputFormat, name: str, question: str | None = None
+) -> Iterator[Prediction]:
     """Yield the predictions in a whole output; see `OutputFormat.read`.
 
     A list of duplicates counts, too: the label of a picture that may go is its group, and those to keep are left out.
 
+    Args:
+        question: the one whose answers are taken, where several were asked.
+
     Raises:
-        UsageError: it holds something else, ends within a row, or has a format that can't be read.
+        UsageError: it holds something else, ends within a row, or has a format that can't be read; or there is no such
+            question, or none is chosen.
     """
+    for prediction in _read(file, format, name):
+        yield _of_question(prediction, question, name) if question or prediction.answers else prediction
+
+
+def _of_question(prediction: Prediction, question: str | None, name: str) -> Prediction:
+    """Return the answer to one question as a prediction; a picture that it wasn't asked of is unknown."""
+    answers = dict(prediction.answers)
+    if question not in answers:
+        if not answers:
+            raise UsageError(f"{name}: its rows have one answer; leave --question out.")
+        raise UsageError(f"{name}: answers to {listed(answers)}; choose one with --question {next(iter(answers))}.")
+    answer = answers[question]
+    if answer is None:
+        return replace(prediction, answers=())
+    return replace(
+        prediction, label=answer.label, score=answer.score, similarity=answer.similarity, top=answer.top, answers=()
+    )
+
+
+def _read(file: BinaryIO, format: OutputFormat, name: str) -> Iterator[Prediction]:
     if not format.can_be_read:
         names = format_names(lambda one: one.can_be_read)
         raise UsageError(f"{name}: predictions can't be read back from {format.name}; use {names}.")

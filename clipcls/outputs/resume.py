@@ -272,7 +272,7 @@ def _go_on_in(parts: dict[int, Path], destination: Destination) -> Done:
     done = Done()
     for number, path in list(parts.items()):
         if destination.retry_errors and any(row.error is not None for row in predictions_in(path)):
-            _take_out_errors(path, format_for(path, destination.has_known))
+            _take_out_errors(path, format_for(path, destination.shape))
             # otherwise each retry in vain would leave an empty file
             if next(predictions_in(path), None) is None:
                 path.unlink()

@@ -12,6 +12,7 @@ from clipcls.embed.images import ImageBatch, embed_images
 from clipcls.embed.session import Session
 from clipcls.errors import UsageError
 from clipcls.labels.questions import Question, weaknesses
+from clipcls.outputs.rows import RowShape
 from clipcls.predict.classifier import Classifier, Paths, references
 from clipcls.predict.ranking import LabelFeatures, LinearHead, Scoring
 from clipcls.records import Answer, ImageRef, Label, Prediction, ScoredLabel
@@ -90,6 +91,11 @@ class Questionnaire:
         """Embed the choices at the first call; see `Classifier.embed_labels`."""
         return tuple(classifier.embed_labels(report) for classifier in self._classifiers)
 
+    @property
+    def row_shape(self) -> RowShape:
+        """What rows hold."""
+        return RowShape(questions=tuple(q.name for q in self.questions), has_uncorrected=self._priors is not None)
+
     def settings(self) -> dict[str, Any]:
         """Return all that answers depend on besides the images, by the names of the options, in JSON's types."""
         whole = [classifier.settings() for classifier in self._classifiers]
@@ -117,15 +123,16 @@ class Questionnaire:
                 own if question.multi else self._without_prior(classifier).answer(batch)
                 for question, classifier, own in zip(self.questions, self._classifiers, plain, strict=True)
             ]
-        several = {question.name for question in self.questions if question.multi}
         for row, image in enumerate(batch.images):
             if batch.errors[row] is not None:
                 yield plain[0][row]
                 continue
             answers: dict[str, Answer | None] = {}
             for question, before, after in zip(self.questions, plain, corrected, strict=True):
-                is_asked = all(_gives(answers[name], wanted, name in several) for name, wanted in question.when)
-                answers[question.name] = _answer_of(after[row], before[row], before is not after) if is_asked else None
+                is_asked = all(_gives(answers[name], wanted) for name, wanted in question.when)
+                answers[question.name] = (
+                    _answer_of(after[row], before[row], before is not after, question.multi) if is_asked else None
+                )
             yield Prediction(image.path, None, None, None, answers=tuple(answers.items()))
 
     def _without_prior(self, classifier: Classifier) -> Classifier:
@@ -150,14 +157,12 @@ def mean_features(images: Iterator[ImageRef], session: Session) -> NDArray[np.fl
     return total / count
 
 
-def _answer_of(found: Prediction, plain: Prediction, is_corrected: bool) -> Answer:
+def _answer_of(found: Prediction, plain: Prediction, is_corrected: bool, several: bool) -> Answer:
     assert found.score is not None and found.similarity is not None
     uncorrected = ScoredLabel(plain.top[0].label, plain.top[0].score, plain.top[0].similarity) if is_corrected else None
-    return Answer(found.label, found.score, found.similarity, found.top, uncorrected)
+    return Answer(found.label, found.score, found.similarity, found.top, uncorrected, several)
 
 
-def _gives(answer: Answer | None, wanted: tuple[str, ...], several: bool) -> bool:
+def _gives(answer: Answer | None, wanted: tuple[str, ...]) -> bool:
     """Tell whether an answer is one of those wanted; what wasn't asked, or is unknown, is none."""
-    if answer is None or answer.label is None:
-        return False
-    return any(entry.label in wanted for entry in answer.top) if several else answer.label in wanted
+    return answer is not None and any(label in wanted for label in answer.labels)

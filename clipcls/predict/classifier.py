@@ -20,6 +20,7 @@ from clipcls.labels import vocabulary
 from clipcls.labels.label_files import make_label, refuse_duplicates
 from clipcls.labels.prompts import load_prompt_set, read_model_prompts, render, templates_set
 from clipcls.models.catalog import model_folder
+from clipcls.outputs.rows import RowShape
 from clipcls.predict.calibration import Basis, Calibration, prompts_digest
 from clipcls.predict.explanation import Explainer
 from clipcls.predict.nearness import nearest_pairs
@@ -179,6 +180,11 @@ class Classifier:
             settings["--min-known"] = self.scoring.unknown.min_known
             settings["--unknown-words"] = words_digest(self.scoring.unknown)
         return settings
+
+    @property
+    def row_shape(self) -> RowShape:
+        """What rows hold besides the answer."""
+        return RowShape(has_known=self.scoring.unknown is not None)
 
     @property
     def label_features(self) -> LabelFeatures:

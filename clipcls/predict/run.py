@@ -109,7 +109,7 @@ def run(
         UsageError: there are no images, or the output can't be resumed.
     """
     watch = watch or Watch()
-    destination = replace(destination, has_known=classifier.scoring.unknown is not None)
+    destination = replace(destination, shape=classifier.row_shape)
     left_out = LeftOut()
     images = discover(sources, left_out=left_out)
     if sources.read_standard_input:  # which may be slow to come

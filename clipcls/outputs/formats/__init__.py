@@ -10,6 +10,7 @@ from clipcls.outputs.formats.output_format import OutputFormat
 from clipcls.outputs.formats.parquet import ParquetFormat
 from clipcls.outputs.formats.table import TableFormat
 from clipcls.outputs.formats.tsv import TsvFormat
+from clipcls.outputs.rows import ONE_ANSWER, RowShape
 
 #: The default formats for a terminal, a pipe and part files.
 TERMINAL_FORMAT, PIPE_FORMAT, PARTS_FORMAT = TableFormat(), TsvFormat(), ParquetFormat()
@@ -31,11 +32,11 @@ def find_format(name: str) -> OutputFormat:
         raise UsageError(f"Unknown format {name!r}. Use one of: {', '.join(OUTPUT_FORMATS)}.") from None
 
 
-def format_for(path: Path, has_known: bool = False) -> OutputFormat:
+def format_for(path: Path, shape: RowShape = ONE_ANSWER) -> OutputFormat:
     """Return the format that a file's extension implies.
 
     Args:
-        has_known: whether it is to be written with room for how far a picture is known.
+        shape: what its rows are to hold.
 
     Raises:
         UsageError: it implies none.
@@ -43,7 +44,7 @@ def format_for(path: Path, has_known: bool = False) -> OutputFormat:
     extension = path.suffix.lower().removeprefix(".")
     for found in OUTPUT_FORMATS.values():
         if extension in found.extensions:
-            return found.with_known() if has_known else found
+            return found.with_shape(shape)
     names = "|".join(OUTPUT_FORMATS)
     raise UsageError(f"{path}: .{extension} tells no format that clipcls writes. Give --format {names}.")
 

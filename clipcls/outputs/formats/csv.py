@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clipcls.errors import UsageError
+from clipcls.outputs.formats.answer_cells import answer_cells, answer_columns, answers_in, has_answers
 from clipcls.outputs.formats.text import TextFormat, WholeLines
 from clipcls.outputs.rows import prediction_of, row_fields
 from clipcls.records import Prediction
@@ -32,11 +33,16 @@ class CsvFormat(TextFormat):
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        return _WITH_KNOWN if self.has_known else COLUMNS
+        if self.shape.questions:
+            return ("path", *answer_columns(self.shape), "error", "path_b64")
+        return _WITH_KNOWN if self.shape.has_known else COLUMNS
 
     def row(self, prediction: Prediction) -> str:
-        fields = row_fields(prediction)
-        fields["top"] = json.dumps(fields["top"], ensure_ascii=False)
+        fields = row_fields(prediction, self.shape.questions)
+        if self.shape.questions:
+            fields |= dict(zip(answer_columns(self.shape), answer_cells(prediction, self.shape), strict=True))
+        else:
+            fields["top"] = json.dumps(fields["top"], ensure_ascii=False)
         buffer = io.StringIO()
         # with this line end, cells with a lone carriage return are quoted as well
         csv.writer(buffer, lineterminator="\r\n").writerow([fields.get(column) for column in self._columns])
@@ -48,7 +54,7 @@ class CsvFormat(TextFormat):
         rows = csv_rows(line.decode("utf-8", "surrogateescape") for line in lines)
         try:
             header = tuple(next(rows, (0, COLUMNS))[1])
-            if header not in (COLUMNS, _WITH_KNOWN):
+            if header not in (COLUMNS, _WITH_KNOWN) and not has_answers(header):
                 semicolons = " Save it with commas between the cells." if header in _SEMICOLONS else ""
                 raise UsageError(
                     f"{lines.name}: its first line isn't the header that `clipcls predict` writes.{semicolons}"
@@ -73,6 +79,11 @@ def _is_row(line: bytes, columns: tuple[str, ...]) -> bool:
 
 def _prediction(cells: list[str], columns: tuple[str, ...]) -> Prediction:
     fields: dict[str, Any] = dict(zip(columns, cells, strict=True))
+    if has_answers(columns):
+        return prediction_of(
+            {"path": fields["path"], "error": fields["error"] or None, "path_b64": fields["path_b64"]}
+            | answers_in(fields)
+        )
     fields["top"] = json.loads(fields["top"])
     for column in ("label", "error"):
         # CSV can't tell an empty text from None, and labels and errors are never empty

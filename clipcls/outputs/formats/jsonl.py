@@ -17,7 +17,7 @@ class JsonlFormat(TextFormat):
     keeps_index = True
 
     def row(self, prediction: Prediction) -> str:
-        return json.dumps(row_fields(prediction), ensure_ascii=False) + "\n"
+        return json.dumps(row_fields(prediction, self.shape.questions), ensure_ascii=False) + "\n"
 
     def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
         for line in lines:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol, Self
 
+from clipcls.outputs.rows import ONE_ANSWER, RowShape
 from clipcls.records import Prediction
 
 
@@ -34,10 +35,10 @@ class OutputFormat(ABC):
         keeps_index: whether rows have room for the index that a run on a cluster adds.
         can_be_read: whether predictions can be read back.
         can_stream: whether rows can be read once written, which standard output and `--resume` need.
-        has_known: whether what is written has a column for how far a picture is known.
+        shape: what the rows that are written hold.
     """
 
-    has_known: bool = False
+    shape: RowShape = ONE_ANSWER
 
     name: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
@@ -64,9 +65,9 @@ class OutputFormat(ABC):
             UsageError: one isn't.
         """
 
-    def with_known(self) -> Self:
-        """Return the format with room for how far a picture is known."""
-        return replace(self, has_known=True)
+    def with_shape(self, shape: RowShape) -> Self:
+        """Return the format with room for what rows hold."""
+        return replace(self, shape=shape)
 
     def for_labels(self, labels: tuple[str, ...]) -> Self:
         """Return the format with columns that are wide enough for these labels."""

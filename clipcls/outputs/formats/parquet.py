@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from clipcls.errors import UsageError, first_line
 from clipcls.outputs.atomic import can_write
 from clipcls.outputs.formats.output_format import OutputFormat, Sink
-from clipcls.outputs.rows import prediction_of, row_fields
+from clipcls.outputs.rows import RowShape, prediction_of, row_fields
 from clipcls.records import Prediction
 
 # a row group is written once it has as many rows, or answers listed in them
@@ -29,7 +29,7 @@ class ParquetFormat(OutputFormat):
 
     @contextlib.contextmanager
     def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
-        with contextlib.closing(_ParquetSink(stream, name, indexed, self.has_known)) as sink:
+        with contextlib.closing(_ParquetSink(stream, name, indexed, self.shape)) as sink:
             yield sink
 
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
@@ -55,18 +55,19 @@ class ParquetFormat(OutputFormat):
 class _ParquetSink:
     """Collects rows in memory, and writes them as row groups of some thousands."""
 
-    def __init__(self, file: BinaryIO, name: str, indexed: bool, has_known: bool) -> None:
+    def __init__(self, file: BinaryIO, name: str, indexed: bool, shape: RowShape) -> None:
         self._name = name
         self._arrow, parquet = require_pyarrow()
-        self._schema = _schema(self._arrow, indexed, has_known)
+        self._schema = _schema(self._arrow, indexed, shape)
+        self._questions = shape.questions
         self._rows: list[dict[str, Any]] = []
         self._answers = 0
         with can_write(name):
             self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
 
     def write(self, prediction: Prediction) -> None:
-        self._rows.append(row_fields(prediction))
-        self._answers += len(prediction.top)
+        self._rows.append(row_fields(prediction, self._questions))
+        self._answers += len(prediction.top) + sum(len(answer.top) for _, answer in prediction.answers if answer)
         if len(self._rows) >= _GROUP_ROWS or self._answers >= _GROUP_ANSWERS:
             self._write_group()
 
@@ -103,20 +104,18 @@ def require_pyarrow() -> tuple[ModuleType, ModuleType]:
     return pyarrow, pyarrow.parquet
 
 
-def _schema(arrow: ModuleType, indexed: bool, has_known: bool) -> Any:
-    answer = arrow.struct(
-        [("label", arrow.string()), ("score", arrow.float64()), ("similarity", arrow.float64())],
-    )
+def _schema(arrow: ModuleType, indexed: bool, shape: RowShape) -> Any:
+    text, number = arrow.string(), arrow.float64()
+    scored = arrow.struct([("label", text), ("score", number), ("similarity", number)])
+    answer = [("label", text), ("score", number), ("similarity", number), ("top", arrow.list_(scored))]
+    to_question = arrow.struct([*answer, *([("uncorrected", scored)] if shape.has_uncorrected else [])])
     return arrow.schema(
         [
-            ("path", arrow.string()),
-            ("label", arrow.string()),
-            ("score", arrow.float64()),
-            ("similarity", arrow.float64()),
-            ("top", arrow.list_(answer)),
-            ("error", arrow.string()),
-            ("path_b64", arrow.string()),
-            *([("known", arrow.float64())] if has_known else []),
+            ("path", text),
+            *([(name, to_question) for name in shape.questions] or answer),
+            ("error", text),
+            ("path_b64", text),
+            *([("known", number)] if shape.has_known else []),
             *([("index", arrow.int64())] if indexed else []),
         ]
     )

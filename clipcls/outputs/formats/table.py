@@ -47,7 +47,7 @@ class TableFormat(TextFormat):
         path_width = max(self.width - self.label_width - 11, 12)
         path = shortened_path(printable_cells(prediction.path), path_width)
         lines = []
-        for label, score in answers(prediction):
+        for label, score in self._answers(prediction):
             shown = fitted(printable_cells(label) or _UNKNOWN, self.label_width)
             lines.append(f"{path}  {shown}  {score:7.4f}".rstrip() + "\n")
             # only the first line of an image shows its path
@@ -58,6 +58,15 @@ class TableFormat(TextFormat):
 
     def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
         raise ValueError("what was shortened can't be read back")
+
+    def _answers(self, prediction: Prediction) -> list[tuple[str, float]]:
+        if not self.shape.questions:
+            return answers(prediction)
+        return [
+            (f"{name}: {', '.join(answer.labels) or _UNKNOWN}", answer.score)
+            for name, answer in prediction.answers
+            if answer is not None
+        ]
 
     def _explain(self, explanation: Explanation) -> list[str]:
         room = max(self.width - self.label_width - 15, 12)
