@@ -18,6 +18,7 @@ from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.embed import embed_command
 from clipcls.cli.eval import eval_command
 from clipcls.cli.mistakes import OnceCommand, explain, offline_command
+from clipcls.cli.report import report_command
 from clipcls.cli.search import search_command
 from clipcls.cli.stderr import open_stderr
 from clipcls.errors import ClipclsError
@@ -46,6 +47,7 @@ app.command("embed", cls=OnceCommand, short_help="Write the features of pictures
     embed_command
 )
 app.command("search", cls=OnceCommand, short_help="Find pictures by words or by a picture.")(search_command)
+app.command("report", cls=OnceCommand, short_help="Look at predictions on one page, and correct them.")(report_command)
 app.add_typer(models.models_app, name="models")
 app.add_typer(labels.labels_app, name="labels")
 app.add_typer(prompts.prompts_app, name="prompts")

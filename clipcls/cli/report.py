@@ -1,0 +1,153 @@
+"""`clipcls report`: one page to look at predictions, and to correct them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipcls.cli import options
+from clipcls.cli.outputs import refuse_page
+from clipcls.cli.progress import Progress
+from clipcls.errors import StoppedError, UsageError, printable
+from clipcls.records import Prediction
+
+if TYPE_CHECKING:
+    from clipcls.outputs.journal import RunRecord
+    from clipcls.predict.report import ReportOutcome
+
+
+@options.grouped
+def report_command(
+    *,
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PREDICTIONS",
+            help="What predict wrote: .jsonl, .csv, .tsv or .parquet, or a folder of part files.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    truth: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--truth", metavar="DATA", help="What is on the pictures, as eval reads it: a table, or class folders."
+        ),
+    ] = None,
+    most: Annotated[
+        int | None,
+        typer.Option(
+            "--most", metavar="N", min=1, help="Pictures to show, the least sure; others are counted. [default: 2000]"
+        ),
+    ] = None,
+    thumbnails: Annotated[
+        Path | None,
+        typer.Option(
+            "--thumbnails", metavar="DIR", help="Put the small pictures there, all of them, not into the page."
+        ),
+    ] = None,
+    column: options.ColumnOption = None,
+    allow_urls: options.AllowUrlsOption = False,
+    workers: options.WorkersOption = None,
+    limits: options.LimitOptions,
+    verbosity: options.VerbosityOptions,
+) -> None:
+    """Look at predictions on one page, and correct them.
+
+    The page needs no server and no network. It shows the least sure answers of each label first; keys set the right
+    label, and the corrections are saved as a table that eval, train and sort read.
+
+    Example: clipcls report labels.jsonl --output report.html
+    """
+    verbosity.set_up_logging()
+    from clipcls.embed.execution import Execution
+    from clipcls.images.limits import MAX_PIXELS
+    from clipcls.inputs.open_file import MAX_BYTES
+    from clipcls.inputs.web import Web
+    from clipcls.outputs.journal import read_record
+    from clipcls.outputs.report.settings import label_names, shown_settings
+    from clipcls.predict.report import ReportPlan, write_report
+
+    refuse_page("--output", output, [*predictions, *(truth or ())])
+    make_folder(thumbnails)
+    records = [read_record(path) for path in predictions]
+    settings = shared_settings(records)
+    plan = ReportPlan(
+        title=", ".join(map(str, predictions)),
+        most=most,
+        previews=thumbnails,
+        settings=shown_settings(settings),
+        labels=label_names(settings),
+        multi_label=bool(settings.get("--multi-label")),
+        truth=None if truth is None else options.labelled_pictures(truth, None, False, allow_urls),
+        column=column,
+    )
+    execution = Execution(
+        workers=workers,
+        max_pixels=limits.max_pixels or MAX_PIXELS,
+        max_bytes=limits.max_bytes or MAX_BYTES,
+        web=Web() if allow_urls else None,
+    )
+    with Progress(not verbosity.quiet, "") as progress:
+        outcome = write_report(_read(predictions, records), output, plan, execution, progress.watch())
+    if not verbosity.quiet:
+        typer.echo(f"clipcls: {summary(outcome)} in {output}", err=True)
+        warn_of_unreadable(outcome)
+    if outcome.unreadable:
+        raise typer.Exit(1)
+
+
+def make_folder(folder: Path | None) -> None:
+    """Make the folder for small pictures.
+
+    Raises:
+        StoppedError: it can't be made.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StoppedError(f"--thumbnails {folder}: can't be made: {exc.strerror}.") from exc
+
+
+def summary(outcome: "ReportOutcome") -> str:
+    """Say how many pictures a report shows."""
+    pictures = f"{outcome.total:,} {'picture' if outcome.total == 1 else 'pictures'}"
+    return pictures if outcome.shown == outcome.total else f"{outcome.shown:,} of {pictures} shown"
+
+
+def warn_of_unreadable(outcome: "ReportOutcome") -> None:
+    """Say which pictures a report can't show."""
+    found = outcome.unreadable
+    if not found:
+        return
+    path, why = found[0]
+    hint = "; run it in the folder that predict was run in" if len(found) == outcome.shown else ""
+    typer.echo(
+        f"clipcls: {len(found):,} of them can't be read again{hint}; the first: {printable(path)}: {why}", err=True
+    )
+
+
+def shared_settings(records: "Sequence[RunRecord | None]") -> dict[str, object]:
+    """Return the settings that all runs had; none where nothing is known of one of them."""
+    known = [record.settings for record in records if record is not None]
+    if len(known) < len(records):
+        return {}
+    return {name: value for name, value in known[0].items() if all(other.get(name) == value for other in known)}
+
+
+def _read(outputs: Sequence[Path], records: "Sequence[RunRecord | None]") -> Iterator[Prediction]:
+    """Yield all predictions, and the failures that only a journal keeps."""
+    from clipcls.outputs.read_back import read_results
+
+    for path, record in zip(outputs, records, strict=True):
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: no such file or folder.")
+        yield from read_results(path)
+        if record is not None:
+            yield from record.failed
