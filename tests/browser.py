@@ -16,10 +16,10 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _PATIENCE = 60.0
-_OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-extensions "  # noqa: SIM905
-    "--disable-background-networking --disable-component-update --disable-sync --remote-debugging-pipe"
-).split()
+_OPTIONS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe"),
+]
 # the codes of keys that aren't signs
 _KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Backspace": 8}
 

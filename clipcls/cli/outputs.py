@@ -39,5 +39,6 @@ def refuse_page(option: str, page: Path, sources: Sequence[str | Path | None]) -
     if page.is_dir() or not os.access(page.absolute().parent, os.W_OK):
         raise StoppedError(f"{page}: can't be written: it is a folder, or in one that isn't there or is closed.")
     for source in sources:
-        if source and page.exists() and os.path.exists(source) and page.samefile(source):  # noqa: PTH110
-            raise UsageError(f"{option} {page} is one of the inputs, which it would overwrite.")
+        is_there = source and page.exists() and os.path.exists(source)  # noqa: PTH110
+        if source and (page.samefile(source) if is_there else os.path.abspath(source) == os.path.abspath(page)):  # noqa: PTH100
+            raise UsageError(f"{option} {page} is also an input or the output, which it would overwrite.")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,11 @@ from clipcls.errors import StoppedError, UsageError, printable
 from clipcls.records import Prediction
 
 if TYPE_CHECKING:
+    from clipcls.embed.watch import Watch
+    from clipcls.inputs.listing import Sources
+    from clipcls.outputs.destination import Destination
     from clipcls.outputs.journal import RunRecord
+    from clipcls.predict.classifier import Classifier
     from clipcls.predict.report import ReportOutcome
 
 
@@ -73,14 +78,13 @@ def report_command(
     from clipcls.predict.report import ReportPlan, write_report
 
     refuse_page("--output", output, [*predictions, *(truth or ())])
-    make_folder(thumbnails)
+    _make_folder(thumbnails)
     records = [read_record(path) for path in predictions]
-    settings = shared_settings(records)
+    settings = _shared_settings(records)
     plan = ReportPlan(
         title=", ".join(map(str, predictions)),
         most=most,
         previews=thumbnails,
-        settings=shown_settings(settings),
         labels=label_names(settings),
         multi_label=bool(settings.get("--multi-label")),
         truth=None if truth is None else options.labelled_pictures(truth, None, False, allow_urls),
@@ -93,20 +97,68 @@ def report_command(
         web=Web() if allow_urls else None,
     )
     with Progress(not verbosity.quiet, "") as progress:
-        outcome = write_report(_read(predictions, records), output, plan, execution, progress.watch())
+        outcome = write_report(
+            _read(predictions, records), output, plan, shown_settings(settings), execution, progress.watch()
+        )
     if not verbosity.quiet:
-        typer.echo(f"clipcls: {summary(outcome)} in {output}", err=True)
-        warn_of_unreadable(outcome)
+        _tell(outcome, output)
     if outcome.unreadable:
         raise typer.Exit(1)
 
 
-def make_folder(folder: Path | None) -> None:
-    """Make the folder for small pictures.
+class RunPage:
+    """The page about a run of `clipcls predict`.
 
-    Raises:
-        StoppedError: it can't be made.
+    A run in this process is followed while it runs. One that goes on, or that runs on a cluster, is read back from its
+    output.
     """
+
+    def __init__(self, page: Path, classifier: "Classifier", sources: "Sources", destination: "Destination") -> None:
+        from clipcls.errors import shortened
+        from clipcls.predict.report import ReportPlan, ReportRows
+
+        self._page = page
+        self._classifier = classifier
+        self._output = Path(destination.name)
+        title = f"predictions of {', '.join(sources.names)}" if destination.is_standard_output else destination.name
+        labels = [label.name for label in classifier.labels]
+        multi_label = classifier.scoring.multi_label
+        plan = ReportPlan(shortened(title), labels=labels, multi_label=multi_label, column=sources.column)
+        self._rows = ReportRows(plan)
+        self._record: RunRecord | None = None
+
+    def following(self, watch: "Watch") -> "Watch":
+        """Return a watch that takes the predictions of the run."""
+        return replace(watch, predicted=self._rows.add)
+
+    def read_back(self) -> None:
+        """Take the predictions from the run's output."""
+        from clipcls.outputs.journal import read_record
+
+        self._record = read_record(self._output)
+        for prediction in _read([self._output], [self._record]):
+            self._rows.add(prediction)
+
+    def write(self, is_answered: bool, quiet: bool) -> None:
+        """Write the page.
+
+        Args:
+            is_answered: whether any picture has an answer, so that the model is there.
+        """
+        from clipcls.outputs.report.settings import shown_settings
+
+        session = self._classifier.session
+        model = None if session.spec is None else session.spec.name
+        settings = self._record.settings if self._record is not None else {}
+        if is_answered and self._record is None:
+            settings = self._classifier.settings()
+        with Progress(not quiet, "") as progress:
+            outcome = self._rows.write(self._page, shown_settings(settings, model), session.execution, progress.watch())
+        if not quiet:
+            _tell(outcome, self._page)
+
+
+def _make_folder(folder: Path | None) -> None:
     if folder is None:
         return
     try:
@@ -115,25 +167,19 @@ def make_folder(folder: Path | None) -> None:
         raise StoppedError(f"--thumbnails {folder}: can't be made: {exc.strerror}.") from exc
 
 
-def summary(outcome: "ReportOutcome") -> str:
-    """Say how many pictures a report shows."""
+def _tell(outcome: "ReportOutcome", page: Path) -> None:
+    """Say what a page shows, and what it can't."""
     pictures = f"{outcome.total:,} {'picture' if outcome.total == 1 else 'pictures'}"
-    return pictures if outcome.shown == outcome.total else f"{outcome.shown:,} of {pictures} shown"
+    shown = pictures if outcome.shown == outcome.total else f"{outcome.shown:,} of {pictures} shown, all counted,"
+    typer.echo(f"clipcls: {shown} in {page}", err=True)
+    if outcome.unreadable:
+        path, why = outcome.unreadable[0]
+        count = len(outcome.unreadable)
+        hint = "; run it in the folder that predict was run in" if count == outcome.shown else ""
+        typer.echo(f"clipcls: {count:,} of them can't be read again{hint}; {printable(path)}: {why}", err=True)
 
 
-def warn_of_unreadable(outcome: "ReportOutcome") -> None:
-    """Say which pictures a report can't show."""
-    found = outcome.unreadable
-    if not found:
-        return
-    path, why = found[0]
-    hint = "; run it in the folder that predict was run in" if len(found) == outcome.shown else ""
-    typer.echo(
-        f"clipcls: {len(found):,} of them can't be read again{hint}; the first: {printable(path)}: {why}", err=True
-    )
-
-
-def shared_settings(records: "Sequence[RunRecord | None]") -> dict[str, object]:
+def _shared_settings(records: "Sequence[RunRecord | None]") -> dict[str, object]:
     """Return the settings that all runs had; none where nothing is known of one of them."""
     known = [record.settings for record in records if record is not None]
     if len(known) < len(records):

@@ -36,7 +36,6 @@ class ReportPlan:
         most: the most pictures that the page shows; the others are only counted. None for `MOST_PICTURES`, or for all
             where the small pictures have a folder.
         previews: a folder for the small pictures; None to put them into the page.
-        settings: names and values of the run's settings, as far as they are known.
         labels: the run's labels, as far as they are known; the page offers them for corrections.
         multi_label: whether a picture's best labels are all answers.
         truth: the labels that pictures should have.
@@ -49,7 +48,6 @@ class ReportPlan:
     title: str
     most: int | None = None
     previews: Path | None = None
-    settings: Sequence[tuple[str, str]] = ()
     labels: Sequence[str] = ()
     multi_label: bool = False
     truth: Truth | None = None
@@ -88,12 +86,14 @@ def write_report(
     predictions: Iterable[Prediction],
     page: Path,
     plan: ReportPlan,
+    settings: Sequence[tuple[str, str]] = (),
     execution: Execution | None = None,
     watch: Watch | None = None,
 ) -> ReportOutcome:
     """Write a page on which predictions can be looked at, filtered and corrected.
 
     Args:
+        settings: names and values of the run's settings, as far as they are known.
         execution: the limits on pictures, what fetches them, and how many threads make them small.
         watch: told how many pictures are made small.
 
@@ -104,7 +104,7 @@ def write_report(
     gathered = ReportRows(plan)
     for prediction in predictions:
         gathered.add(prediction)
-    return gathered.write(page, execution, watch)
+    return gathered.write(page, settings, execution, watch)
 
 
 class ReportRows:
@@ -128,13 +128,13 @@ class ReportRows:
 
     def add(self, prediction: Prediction) -> None:
         """Count one more prediction."""
-        self._digest.update(f"{prediction.path}\0{prediction.label}\n".encode("utf-8", "surrogatepass"))
         truth, is_wrong = (None, False) if self._judge is None else self._judge.judge(prediction)
         if prediction.error is not None:
             self._reasons[prediction.error] += 1
             if len(self._failures) < _MOST_FAILURES:
                 self._failures.append((prediction.path, prediction.error))
             return
+        self._digest.update(f"{prediction.path}\0{prediction.label}\n".encode("utf-8", "surrogatepass"))
         if prediction.label is None:
             self._unknown += 1
         else:
@@ -144,7 +144,13 @@ class ReportRows:
         row = ReportRow(prediction, margin(prediction, self._plan.multi_label), truth, is_wrong)
         (self._urgent if prediction.label is None or is_wrong else self._others).add(row)
 
-    def write(self, page: Path, execution: Execution | None = None, watch: Watch | None = None) -> ReportOutcome:
+    def write(
+        self,
+        page: Path,
+        settings: Sequence[tuple[str, str]] = (),
+        execution: Execution | None = None,
+        watch: Watch | None = None,
+    ) -> ReportOutcome:
         """Make the pictures small, and write the page; see `write_report`."""
         total = self._labels.total() + self._unknown + self._reasons.total()
         if not total:
@@ -157,7 +163,7 @@ class ReportRows:
             title=self._plan.title,
             base=self._base,
             digest=self._digest.hexdigest()[:32],
-            settings=self._plan.settings,
+            settings=settings,
             labels=labels,
             total=total,
             unknown=self._unknown,
