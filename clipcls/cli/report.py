@@ -64,7 +64,7 @@ def report_command(
     """Look at predictions on one page, and correct them.
 
     The page needs no server and no network. It shows the least sure answers of each label first; keys set the right
-    label, and the corrections are saved as a table that eval, train and sort read.
+    label, and the corrections are saved as a table that eval, calibrate, train and sort read.
 
     Example: clipcls report labels.jsonl --output report.html
     """

@@ -164,11 +164,13 @@ def test_corrections_by_keys_are_exported_and_read_by_eval(tmp_path: Path, clipc
     page.press(" ")
     page.press("1")
     page.press("z", control=True)
+    page.press(" ")
+    page.press(" ")
     before = page.evaluate("[...marks]")
     page.open(address)
     assert page.evaluate("[...marks]") == before
     assert [label for _, label in before[:4]] == list(NEW_LABELS)
-    assert len(before) == 6
+    assert len(before) == len(NAMES)
     for kind, name in (("csv", "labels.csv"), ("jsonl", "labels.jsonl"), ("studio", "label-studio.json")):
         page.evaluate(f"document.querySelector('[data-export={kind}]').click()")
         shutil.copyfile(page.downloaded(name), tmp_path / f"exported-{name}")
@@ -176,14 +178,28 @@ def test_corrections_by_keys_are_exported_and_read_by_eval(tmp_path: Path, clipc
     for name in ("exported-labels.csv", "exported-labels.jsonl"):
         done = clipcls("eval", name, "--predictions", "labels.jsonl", "--format", "json")
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["measured"] == 6
+        assert json.loads(done.stdout)["measured"] == len(NAMES)
     with (tmp_path / "exported-labels.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["path", "label"]
     assert all(Path(path).is_absolute() and os.path.exists(path) for path, _ in rows[1:])  # noqa: PTH110
     assert [label for _, label in rows[1:]] == [label for _, label in before]
+    done = clipcls("sort", "exported-labels.csv", "--into", "sorted")
+    assert (done.returncode, b"clipcls: 8 files copied into sorted/" in done.stderr) == (0, True), done.stderr
     (first, *_) = json.loads((tmp_path / "exported-label-studio.json").read_text())
     assert first["predictions"][0]["result"][0]["value"] == {"choices": [NEW_LABELS[0]]}
+
+
+def test_a_browser_that_keeps_nothing_is_said(tmp_path: Path, pictures: Path, clipcls: Run, page: Page) -> None:
+    clipcls("predict", "pictures", *LABELS, "--report", "report.html")
+    refusal = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('no') } })"
+    added = page.call("Page.addScriptToEvaluateOnNewDocument", source=refusal)["identifier"]
+    page.open((tmp_path / "report.html").as_uri())
+    page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+    page.press(" ")
+    assert page.evaluate("document.getElementById('notice').textContent").startswith("This browser keeps nothing")
+    assert page.evaluate("document.getElementById('done').textContent") == "0 corrected, 1 kept"
+    assert not page.messages
 
 
 def test_filters_and_confusion_lead_to_pictures(tmp_path: Path, pictures: Path, clipcls: Run, page: Page) -> None:
@@ -201,6 +217,7 @@ def test_filters_and_confusion_lead_to_pictures(tmp_path: Path, pictures: Path, 
     page.evaluate("filter({pair: null, text: 'truck'})")
     assert page.evaluate(shown) == ["pictures/pickup-truck.png"]
     page.evaluate("filter({text: '', from: 2})")
-    assert page.evaluate("document.getElementById('none').hidden") is False
+    assert page.evaluate("document.getElementById('active').textContent").startswith("score 2 to … · 0 pictures")
+    assert page.evaluate("document.getElementById('clear').click(), order.length") == 3
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert not page.messages
