@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.command(cls=OnceCommand)(predict.predict)
 app.command(cls=OnceCommand, short_help="Put pictures into one folder for each label.")(sort.sort)
+app.command("report", cls=OnceCommand, short_help="Look at predictions on one page, and correct them.")(report_command)
 app.command(cls=OnceCommand, short_help="Find pictures that are there more than once.")(duplicates.duplicates)
 app.command("train", cls=OnceCommand, short_help="Train a model on pictures with captions.")(train.train_command)
 app.command(cls=OnceCommand, short_help="Look for what is wrong with a model, labels and prompts.")(check.check)
@@ -47,7 +48,6 @@ app.command("embed", cls=OnceCommand, short_help="Write the features of pictures
     embed_command
 )
 app.command("search", cls=OnceCommand, short_help="Find pictures by words or by a picture.")(search_command)
-app.command("report", cls=OnceCommand, short_help="Look at predictions on one page, and correct them.")(report_command)
 app.add_typer(models.models_app, name="models")
 app.add_typer(labels.labels_app, name="labels")
 app.add_typer(prompts.prompts_app, name="prompts")

@@ -6,6 +6,10 @@ FOLDER receives pictures made of the example photographs, predictions of them, a
 of the navigation, by Chromium's own performance entries: the first picture is there once a small picture is loaded and
 two frames have passed; the page is interactive once it is parsed and its last long task has ended. Then a scripted
 session corrects 30 pictures by keys alone, exports the CSV, and `clipcls eval` reads it.
+
+    python tests/benchmarks/report_page.py --draw
+
+draws the pictures of the guide.
 """
 
 import argparse
@@ -15,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -54,12 +59,16 @@ FIGURES = """(async () => {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("report-page"))
+    parser.add_argument("--draw", action="store_true", help="draw the pictures in the guide")
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--thumbnails", action="store_true", help="with the small pictures beside the page")
     options = parser.parse_args()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if options.draw:
+        draw()
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(options.folder)
     predictions = make_predictions(options.rows)
@@ -80,6 +89,27 @@ def main() -> None:
         print(f"{name:>14}: {statistics.median(values):6.0f} ms, {min(values):.0f} to {max(values):.0f}")
     with browser() as opened:
         correct(opened, page)
+
+
+def draw() -> None:
+    """Draw the page of the guide, light and dark, as its commands make it."""
+    os.chdir(Path(__file__).parents[2])
+    with tempfile.TemporaryDirectory() as folder:
+        predictions, page = Path(folder, "labels.jsonl"), Path(folder, "report.html")
+        labels = ["--labels-file", "examples/evaluation/labels.txt", "--top-k", "2", "--threshold", "0.7"]
+        command = ["clipcls", "predict", "examples/images", "examples/others", "--model", "pictogram", *labels]
+        subprocess.run([*command, "--output", predictions], check=True)
+        subprocess.run(["clipcls", "report", predictions, "--truth", "examples/truth.csv", "-o", page], check=True)
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace(json.dumps(str(predictions)), '"labels.jsonl"'), encoding="utf-8")
+        with browser() as opened:
+            for theme in ("light", "dark"):
+                opened.open(page.as_uri(), 1200, 760, dark=theme == "dark")
+                opened.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
+                opened.screenshot(page.with_suffix(".png"))
+                with Image.open(page.with_suffix(".png")) as drawn:
+                    picture = drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+                picture.save(f"examples/report/report-{theme}.png", optimize=True)
 
 
 def make_predictions(rows: int) -> str:

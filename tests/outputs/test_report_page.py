@@ -61,7 +61,6 @@ def test_names_labels_and_errors_stay_data(text: str) -> None:
     fields: dict[str, Any] = {"failures": [(text, text)], "reasons": {text: 1}, "settings": [(text, text)]}
     page = text_of(report(row, title=text, base=text, labels={text: 1}, truth=truth, **fields))
     plain = text_of(report(ReportRow(answer("a.png", 0.5), 0.5)))
-    assert page.isascii() or not text.isascii() or page.encode()
     for sign in "<>":
         # not one sign more that HTML reads
         assert page.count(sign) == plain.count(sign)
