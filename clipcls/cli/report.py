@@ -194,6 +194,8 @@ def _read(outputs: Sequence[Path], records: "Sequence[RunRecord | None]") -> Ite
     for path, record in zip(outputs, records, strict=True):
         if not os.path.lexists(path):
             raise UsageError(f"{path}: no such file or folder.")
-        yield from read_results(path)
-        if record is not None:
-            yield from record.failed
+        failed = () if record is None else record.failed
+        # where every picture failed, a format without errors has no rows
+        if not failed or path.is_dir() or path.stat().st_size:
+            yield from read_results(path)
+        yield from failed

@@ -147,8 +147,9 @@ class Journal:
 
 def read_record(output: Path) -> RunRecord | None:
     """Return what the journal of a file, or of a folder of part files, says of it; None where nothing sure is known."""
+    path = Path(os.path.realpath(output))
     try:
-        with Journal(journal_path(output), str(output), read_only=True) as journal:
+        with Journal(journal_path(path), str(output), read_only=True) as journal:
             is_whole = output.is_dir() or journal.whole == output.stat().st_size
             return RunRecord(journal.settings, tuple(journal.failed)) if journal.settings and is_whole else None
     except (OSError, StoppedError, UsageError):

@@ -59,8 +59,15 @@ def test_runs_that_go_on_and_folders_of_parts_are_read_back(tmp_path: Path, pict
         assert done.returncode == 1
         data = data_in(tmp_path / "report.html")
         assert (data["total"], data["failed"], data["counts"]) == (4, 1, [1, 1, 1])
-    assert clipcls("report", "parts", "labels.tsv", "-o", "both.html", "-q").returncode == 0
+    (tmp_path / "link.tsv").symlink_to("labels.tsv")
+    assert clipcls("report", "parts", "link.tsv", "-o", "both.html", "-q").returncode == 0
     assert data_in(tmp_path / "both.html")["total"] == 8
+
+
+def test_a_file_without_rows_tells_its_failures(tmp_path: Path, pictures: Path, clipcls: Run) -> None:
+    assert clipcls("predict", "pictures/broken.jpg", *LABELS, "-o", "labels.tsv").returncode == 1
+    assert clipcls("report", "labels.tsv").returncode == 0
+    assert data_in(tmp_path / "report.html")["failures"][0][0] == "pictures/broken.jpg"
 
 
 def test_a_run_to_standard_output_is_followed(tmp_path: Path, pictures: Path, clipcls: Run) -> None:
