@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.pool import PicturePool, embed_pool, stored_pool
     from clipcls.predict.ranking import Scoring, Unknown
+    from clipcls.predict.report import ReportPlan, write_report
     from clipcls.predict.run import RunReport, run
     from clipcls.predict.search import search
     from clipcls.predict.taught import read_taught
@@ -50,6 +51,7 @@ _HOMES = {
     "PicturePool": "predict.pool",
     "Prediction": "records",
     "PromptSet": "records",
+    "ReportPlan": "predict.report",
     "RunReport": "predict.run",
     "ScoredLabel": "records",
     "Scoring": "predict.ranking",
@@ -71,6 +73,7 @@ _HOMES = {
     "stored_pool": "predict.pool",
     "templates_set": "labels.prompts",
     "write_features": "predict.write_features",
+    "write_report": "predict.report",
 }
 
 __all__ = [
@@ -90,6 +93,7 @@ __all__ = [
     "PicturePool",
     "Prediction",
     "PromptSet",
+    "ReportPlan",
     "RunReport",
     "ScoredLabel",
     "Scoring",
@@ -111,6 +115,7 @@ __all__ = [
     "stored_pool",
     "templates_set",
     "write_features",
+    "write_report",
 ]
 
 

@@ -22,6 +22,7 @@ EXPECTED = {
     "clipcls/models/pictogram/open_clip_config.json",
     "clipcls/models/pictogram/open_clip_model.safetensors",
     "clipcls/models/pictogram/words.txt",
+    "clipcls/outputs/report/report.html",
     "clipcls/prompt_sets/default.yaml",
     "clipcls/py.typed",
 }

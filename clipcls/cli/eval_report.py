@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +14,13 @@ import typer
 from clipcls.cli.progress import Progress
 from clipcls.cli.report_output import FEW, Output
 from clipcls.cli.tables import Rows, cells, decimal, interval, table
-from clipcls.errors import UsageError, listed, printable, reason
-from clipcls.records import Label, Prediction
+from clipcls.errors import UsageError, listed, printable
+from clipcls.records import Label
 
 if TYPE_CHECKING:
     from clipcls.evaluate.evaluate import EvalPlan
     from clipcls.evaluate.results import EvalOutcome, EvalResult
     from clipcls.inputs.labelled.examples import Truth
-    from clipcls.outputs.formats.output_format import OutputFormat
 
 # most rows of a table of classes; with more classes, only those with the lowest recall are shown
 _MOST_CLASSES = 40
@@ -91,12 +90,9 @@ class Evaluation:
             typer.Exit: some images failed or have no prediction.
         """
         from clipcls.evaluate.evaluate import evaluate_predictions
+        from clipcls.outputs.read_back import read_results
 
-        try:
-            outcome = evaluate_predictions(self._truth, _read(predictions), labels, confused)
-        except OSError as exc:
-            raise UsageError(f"{predictions}: can't be read: {reason(exc)}.") from exc
-        self._finish(outcome, None)
+        self._finish(evaluate_predictions(self._truth, read_results(predictions), labels, confused), None)
 
     def _finish(self, outcome: "EvalOutcome", command: str | None) -> None:
         from clipcls.evaluate.results import outcome_record
@@ -118,35 +114,6 @@ class Evaluation:
             if not self._quiet:
                 typer.echo(f"clipcls: {without:,} of {outcome.images:,} images were left out of the figures", err=True)
             raise typer.Exit(1)
-
-
-def _read(predictions: Path) -> "Iterator[Prediction]":
-    """Yield the predictions in a file, or in the part files of a folder."""
-    from clipcls.outputs.part_files import parts_in
-    from clipcls.outputs.read_back import read_predictions
-
-    parts = parts_in(predictions).values() if predictions.is_dir() else [predictions]
-    if not parts:
-        raise UsageError(f"{predictions}: a folder without part files, as `clipcls predict --output-dir` writes them.")
-    is_empty = True
-    for part in parts:
-        format = _format_of(part)
-        with part.open("rb") as file:
-            for prediction in read_predictions(file, format, str(part)):
-                is_empty = False
-                yield prediction
-    if is_empty:
-        raise UsageError(f"{predictions}: holds no predictions.")
-
-
-def _format_of(predictions: Path) -> "OutputFormat":
-    from clipcls.outputs.formats import format_for, format_names
-
-    try:
-        return format_for(predictions)
-    except UsageError as exc:
-        names = format_names(lambda one: one.can_be_read, prefix=".")
-        raise UsageError(f"{predictions}: its name tells no format: predictions end in {names}.") from exc
 
 
 # ---------------------------------------------------------------------------------------------------------

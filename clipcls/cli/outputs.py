@@ -28,3 +28,17 @@ def refuse_output(destination: "Destination", sources: Sequence[str | Path | Non
     for source in sources:
         if source and os.path.exists(source) and path.exists() and path.samefile(source):  # noqa: PTH110, globs may be long
             raise UsageError(f"--output {destination.output!r} is one of the inputs, which it would overwrite.")
+
+
+def refuse_page(option: str, page: Path, sources: Sequence[str | Path | None]) -> None:
+    """Refuse a page that can't be written, that doesn't look like one, or that would replace an input."""
+    from clipcls.errors import StoppedError, UsageError
+
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{option} {page}: a name that ends in .html is needed.")
+    if page.is_dir() or not os.access(page.absolute().parent, os.W_OK):
+        raise StoppedError(f"{page}: can't be written: it is a folder, or in one that isn't there or is closed.")
+    for source in sources:
+        is_there = source and page.exists() and os.path.exists(source)  # noqa: PTH110
+        if source and (page.samefile(source) if is_there else os.path.abspath(source) == os.path.abspath(page)):  # noqa: PTH100
+            raise UsageError(f"{option} {page} is also an input or the output, which it would overwrite.")

@@ -1,6 +1,7 @@
 """`clipcls predict`."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,8 +9,9 @@ import typer
 
 from clipcls.cli import options
 from clipcls.cli.mistakes import refuse_split_labels
-from clipcls.cli.outputs import refuse_output
+from clipcls.cli.outputs import refuse_output, refuse_page
 from clipcls.cli.progress import Progress
+from clipcls.cli.report import RunPage
 from clipcls.cli.signals import StopSignals
 from clipcls.cli.stderr import silence_libraries
 from clipcls.records import Engine
@@ -81,6 +83,10 @@ def predict(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Folder for part files, each there once it is whole.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.html", help="Also write a page to look at answers and correct them."),
+    ] = None,
     resume: options.ResumeOption = False,
     retry_errors: options.RetryErrorsOption = False,
     # what may go wrong
@@ -126,13 +132,13 @@ def predict(
     destination = Destination(output, output_dir, format, resume, retry_errors)
     if explain:
         check_explanations(destination)
-    refuse_output(
-        destination,
-        [
-            *(inputs or ()),
-            *(further.files_from, wanted.labels_file, prompts, asked.model, calibration, unknown_words, taught),
-        ],
-    )
+    made_from = [
+        *(inputs or ()),
+        *(further.files_from, wanted.labels_file, prompts, asked.model, calibration, unknown_words, taught),
+    ]
+    refuse_output(destination, made_from)
+    if report is not None:
+        refuse_page("--report", report, [*made_from, None if output == "-" else output])
     limit = errors.limit()
     web = fetching.web(further)
     spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, how.workers, verbosity.verbose)
@@ -158,33 +164,41 @@ def predict(
             calibration=None if calibration is None else read_calibration(calibration),
             explain=explain,
         )
-        _run(classifier, sources, destination, limit, spread, verbosity)
+        page = None if report is None else RunPage(report, classifier, sources, destination)
+        _run(classifier, _Run(sources, destination, limit, spread, page), verbosity.quiet)
 
 
-def _run(
-    classifier: "Classifier",
-    sources: "Sources",
-    destination: "Destination",
-    limit: "ErrorLimit",
-    spread: "Spread | None",
-    verbosity: options.VerbosityOptions,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a run reads and writes, and how it is spread; None for `spread` in this process."""
+
+    sources: "Sources"
+    destination: "Destination"
+    limit: "ErrorLimit"
+    spread: "Spread | None"
+    page: RunPage | None
+
+
+def _run(classifier: "Classifier", asked: _Run, quiet: bool) -> None:
     """Run here or on a cluster, and exit with what came of it."""
     from clipcls.predict.run import run
 
-    quiet = verbosity.quiet
+    sources, destination, spread, page = asked.sources, asked.destination, asked.spread, asked.page
+    is_followed = page is not None and spread is None and not destination.resume
     shown = destination.output if destination.folder is None and spread is None else ""
     message = "finishing the batch at hand" if spread is None else "stopping the workers"
     with Progress(not quiet, shown) as progress, StopSignals(message) as signals:
         watch = progress.watch(destination.name)
+        if page is not None and is_followed:
+            watch = page.following(watch)
         if spread is None:
-            report = run(classifier, sources, destination, limit, signals.received, watch)
+            report = run(classifier, sources, destination, asked.limit, signals.received, watch)
         else:
             from clipcls.distributed.run import run_on_cluster
 
             if not spread.verbose:
                 silence_libraries()
-            report = run_on_cluster(classifier, sources, destination, spread, limit, signals.received, watch)
+            report = run_on_cluster(classifier, sources, destination, spread, asked.limit, signals.received, watch)
     if signals.exit_code:
         typer.echo(f"clipcls: {report.done:,} images done{report.go_on}", err=True)
         raise typer.Exit(signals.exit_code)
@@ -192,6 +206,10 @@ def _run(
         typer.echo(f"clipcls: {report.failed:,} of {report.done:,} images could not be read", err=True)
     if not quiet and not destination.is_standard_output and sys.stderr.isatty():
         typer.echo(f"clipcls: {report.done:,} images in {destination.name}", err=True)
+    if page is not None:
+        if not is_followed:
+            page.read_back()
+        page.write(report.failed < report.done, quiet)
     if report.failed:
         raise typer.Exit(1)
 

@@ -1,5 +1,6 @@
 """`clipcls sort`: pictures into one folder for each label, by what predict wrote."""
 
+import logging
 import os
 import sys
 from collections import Counter
@@ -19,6 +20,8 @@ from clipcls.records import Prediction, SortMethod
 if TYPE_CHECKING:
     from clipcls.outputs.sort.plan import SortPlan
 
+logger = logging.getLogger(__name__)
+
 _IN_MEMORY = 1 << 24  # bytes of standard input; more goes to a temporary file
 _VERBS: dict[SortMethod, str] = {"copy": "copied", "hardlink": "linked", "symlink": "linked", "move": "moved"}
 
@@ -28,7 +31,8 @@ def sort(
         str | None,
         typer.Argument(
             metavar="PREDICTIONS",
-            help="What predict or duplicates wrote: .jsonl, .csv, .tsv or .parquet; - is standard input.",
+            help="What predict or duplicates wrote, or a table of path and label: .jsonl, .csv, .tsv or .parquet; - "
+            "is standard input.",
             show_default=False,
         ),
     ] = None,
@@ -93,6 +97,9 @@ def _read(source: str, format_name: str | None) -> Iterator[Prediction]:
         with _standard_input() as file:
             yield from read_predictions(file, find_format(format_name or "jsonl"), "standard input")
         return
+    if format_name is None and _is_label_table(source):
+        yield from _labelled(source)
+        return
     try:
         for path in _files_in(Path(source)):
             with path.open("rb") as file:
@@ -101,6 +108,31 @@ def _read(source: str, format_name: str | None) -> Iterator[Prediction]:
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise UsageError(f"{source}: can't be read: {reason}.") from exc
+
+
+def _is_label_table(source: str) -> bool:
+    """Tell whether a file is a table of labels, such as a report exports, and not of predictions."""
+    from clipcls.errors import ImageError
+    from clipcls.inputs.tables import is_table, table_columns
+
+    if not is_table(source) or not os.path.isfile(source):  # noqa: PTH113
+        return False
+    try:
+        columns = table_columns(source, tried=True)
+    except (ImageError, UsageError):  # the reader of predictions says it
+        return False
+    return {"path", "label"} <= set(columns) and not {"score", "keep"} & set(columns)
+
+
+def _labelled(table: str) -> Iterator[Prediction]:
+    """Yield a prediction for each row of a table of labels."""
+    from clipcls.inputs.labelled.tables import read_table
+
+    truth = read_table(table)
+    for problem in truth.problems:
+        logger.warning("%s", problem)
+    for example in truth.examples:
+        yield Prediction(example.image.path, example.labels[0], None, None)
 
 
 def _files_in(source: Path) -> Iterable[Path]:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,6 +21,19 @@ from clipcls.records import Prediction
 RunSettings = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a journal says of an output that a run finished, and that nothing has changed since.
+
+    Attributes:
+        settings: all that the rows depend on besides the images, by the names of the options.
+        failed: the failed images that have no row in the output.
+    """
+
+    settings: RunSettings
+    failed: tuple[Prediction, ...] = ()
+
+
 def journal_path(output: Path) -> Path:
     """Return the path of the journal of an output file, or of a folder of part files."""
     return output / ".clipcls-run" if output.is_dir() else output.with_name(f".{output.name}.run")
@@ -27,6 +41,10 @@ def journal_path(output: Path) -> Path:
 
 class Journal:
     """An open and locked journal: of two runs that write to the same output, the second is refused.
+
+    Args:
+        output: the output's name, for messages.
+        read_only: the journal is only read, not made where it is missing.
 
     Attributes:
         path: the journal's path.
@@ -40,13 +58,13 @@ class Journal:
         UsageError: the file isn't a journal.
     """
 
-    def __init__(self, path: Path, output: str) -> None:
+    def __init__(self, path: Path, output: str, *, read_only: bool = False) -> None:
         self.path = path
         self._output = output
         self.settings: dict[str, Any] | None = None
         self.failed: list[Prediction] = []
         self.whole: int | None = None
-        self._file = cast("BinaryIO", path.open("ab+", buffering=0))
+        self._file = cast("BinaryIO", path.open("rb" if read_only else "ab+", buffering=0))
         try:
             require_lock(self._file, output)
             self._read()
@@ -90,7 +108,8 @@ class Journal:
         self._file.seek(0)
         data = self._file.read()
         end = data.rfind(b"\n") + 1
-        self._file.truncate(end)  # cuts off a partly written last line
+        if self._file.writable():
+            self._file.truncate(end)  # cuts off a partly written last line
         for line in data[:end].splitlines():
             self._take(line)
 
@@ -124,6 +143,17 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._file.truncate(start)
             raise
+
+
+def read_record(output: Path) -> RunRecord | None:
+    """Return what the journal of a file, or of a folder of part files, says of it; None where nothing sure is known."""
+    path = Path(os.path.realpath(output))
+    try:
+        with Journal(journal_path(path), str(output), read_only=True) as journal:
+            is_whole = output.is_dir() or journal.whole == output.stat().st_size
+            return RunRecord(journal.settings, tuple(journal.failed)) if journal.settings and is_whole else None
+    except (OSError, StoppedError, UsageError):
+        return None
 
 
 def differences(before: RunSettings, now: RunSettings) -> Iterator[str]:

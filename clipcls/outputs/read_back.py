@@ -6,11 +6,12 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from clipcls.errors import UsageError, listed
+from clipcls.errors import UsageError, listed, reason
 from clipcls.outputs.duplicates import begins_duplicates, read_lines, read_parquet
 from clipcls.outputs.formats import format_for, format_names
 from clipcls.outputs.formats.output_format import OutputFormat
 from clipcls.outputs.formats.text import TextFormat
+from clipcls.outputs.part_files import parts_in
 from clipcls.records import Prediction
 
 
@@ -62,6 +63,37 @@ def _read(file: BinaryIO, format: OutputFormat, name: str) -> Iterator[Predictio
     format.require()
     duplicates = read_parquet(file) if format.name == "parquet" else None
     yield from format.read(file, name) if duplicates is None else duplicates
+
+
+def read_results(output: Path) -> Iterator[Prediction]:
+    """Yield the predictions in a file of results, or in the part files of a folder.
+
+    Raises:
+        UsageError: it can't be read, holds something else or nothing, or its name tells no format.
+    """
+    parts = parts_in(output).values() if output.is_dir() else [output]
+    if not parts:
+        raise UsageError(f"{output}: a folder without part files, as `clipcls predict --output-dir` writes them.")
+    is_empty = True
+    try:
+        for part in parts:
+            format = _format_of(part)
+            with part.open("rb") as file:
+                for prediction in read_predictions(file, format, str(part)):
+                    is_empty = False
+                    yield prediction
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"{output}: can't be read: {reason(exc)}.") from exc
+    if is_empty:
+        raise UsageError(f"{output}: holds no predictions.")
+
+
+def _format_of(predictions: Path) -> OutputFormat:
+    try:
+        return format_for(predictions)
+    except UsageError as exc:
+        names = format_names(lambda one: one.can_be_read, prefix=".")
+        raise UsageError(f"{predictions}: its name tells no format: predictions end in {names}.") from exc
 
 
 def predictions_in(path: Path) -> Iterator[Prediction]:

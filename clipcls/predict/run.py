@@ -127,6 +127,7 @@ def run(
         tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), output.can_resume)
         for prediction in classifier.predict(before.remaining(images), stop):
             output.write(prediction)
+            watch.predicted(prediction)
             tally.add(1, [] if prediction.error is None else [(prediction.path, prediction.error)])
             if tally.exceeded:
                 break
@@ -145,7 +146,9 @@ def _fail_all(
     tally = Tally(limit, watch, (0, 0), False)
     with open_sink(destination, ()) as sink:
         for image in images:
-            sink.write(Prediction(image.path, None, None, None, error=image.error))
+            prediction = Prediction(image.path, None, None, None, error=image.error)
+            sink.write(prediction)
+            watch.predicted(prediction)
             tally.add(1, [(image.path, str(image.error))])
             if tally.exceeded:
                 break

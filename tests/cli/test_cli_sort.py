@@ -302,3 +302,16 @@ def test_sort_loads_neither_torch_nor_numpy(photos: Path, tmp_path: Path) -> Non
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     loaded = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
     assert not set(loaded.split()) & {"torch", "numpy", "PIL", "open_clip", "pyarrow", "urllib3", "yaml"}
+
+
+def test_a_table_of_labels_is_sorted_too(tmp_path: Path, clipcls: Run) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(b"content")
+    # relative paths start at the table's folder, as everywhere in such tables
+    (tmp_path / "in" / "labels.csv").write_text(f"path,label\na.png,cat\n{tmp_path}/in/b.png,dog\n,cat\n")
+    done = clipcls("sort", "in/labels.csv", "--into", "sorted")
+    assert done.returncode == 0, done.stderr
+    assert b"nothing in the column path" in done.stderr
+    assert (tmp_path / "sorted" / "cat" / "a.png").exists()
+    assert (tmp_path / "sorted" / "dog" / "b.png").exists()
