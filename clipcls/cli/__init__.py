@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from clipcls.cli import cache, check, duplicates, labels, models, predict, prompts, sort, train
+from clipcls.cli.ask import ask_command
 from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.embed import embed_command
 from clipcls.cli.eval import eval_command
@@ -46,6 +47,7 @@ app.command("calibrate", cls=OnceCommand, short_help="Correct scores, and find e
     calibrate_command
 )
 app.command("teach", cls=OnceCommand, short_help="Improve answers by a few labelled pictures.")(teach_command)
+app.command("ask", cls=OnceCommand, short_help="Ask several questions about each picture.")(ask_command)
 app.command("embed", cls=OnceCommand, short_help="Write the features of pictures to files for other programs.")(
     embed_command
 )

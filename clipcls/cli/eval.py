@@ -57,6 +57,7 @@ def eval_command(
         Path | None,
         typer.Option("--predictions", metavar="FILE", help="Judge what predict wrote, instead of running a model."),
     ] = None,
+    question: options.QuestionOption = None,
     # how to score
     score: options.ScoreOption = None,
     multi_label: options.DataMultiLabelOption = False,
@@ -128,8 +129,10 @@ def eval_command(
         given: dict[str, object] = {"--model": compared.model, "--prompts": prompting.prompts, "--taught": taught}
         given |= {"--template": prompting.template}
         _refuse("--predictions are judged as they are", given | {"--score": score, "--arch": compared.arch})
-        Evaluation(truth, target, verbosity.quiet, verbosity.verbose).judge(predictions, names, most)
+        Evaluation(truth, target, verbosity.quiet, verbosity.verbose).judge(predictions, names, most, question)
         return
+    if question is not None:
+        raise UsageError("--question chooses among the answers of --predictions.")
     if threshold is not None and not truth.multi_label:
         raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
     models = compared.specs(None if learned is None else learned.origin.model)

@@ -81,7 +81,9 @@ class Evaluation:
             outcome = evaluate(self._truth, plan, progress.watch())
         self._finish(outcome, command.of(outcome.best))
 
-    def judge(self, predictions: Path, labels: Sequence[Label] | None, confused: int) -> None:
+    def judge(
+        self, predictions: Path, labels: Sequence[Label] | None, confused: int, question: str | None = None
+    ) -> None:
         """Evaluate earlier predictions, and write the figures.
 
         Raises:
@@ -92,7 +94,7 @@ class Evaluation:
         from clipcls.evaluate.evaluate import evaluate_predictions
         from clipcls.outputs.read_back import read_results
 
-        self._finish(evaluate_predictions(self._truth, read_results(predictions), labels, confused), None)
+        self._finish(evaluate_predictions(self._truth, read_results(predictions, question), labels, confused), None)
 
     def _finish(self, outcome: "EvalOutcome", command: str | None) -> None:
         from clipcls.evaluate.results import outcome_record

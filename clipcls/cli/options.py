@@ -178,6 +178,10 @@ TaughtOption = Annotated[
     Path | None,
     typer.Option("--taught", metavar="FILE", help="What `clipcls teach` wrote: labels, and what examples taught."),
 ]
+QuestionOption = Annotated[
+    str | None,
+    typer.Option("--question", metavar="NAME", help="The question whose answers are taken, of those that ask wrote."),
+]
 # execution, cache and messages
 MaxPixelsOption = Annotated[
     int | None, typer.Option("--max-pixels", min=1, help="Larger images are errors. [default: 178956970]")

@@ -1,7 +1,5 @@
 """`clipcls predict`."""
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,18 +8,10 @@ import typer
 from clipcls.cli import options
 from clipcls.cli.mistakes import refuse_split_labels
 from clipcls.cli.outputs import refuse_output, refuse_page
-from clipcls.cli.progress import Progress
 from clipcls.cli.report import RunPage
-from clipcls.cli.signals import StopSignals
-from clipcls.cli.stderr import silence_libraries
-from clipcls.records import Engine
+from clipcls.cli.running import ClusterOptions, OutputOptions, Run, carry_out
 
 if TYPE_CHECKING:
-    from clipcls.distributed.run import Spread
-    from clipcls.inputs.listing import Sources
-    from clipcls.outputs.destination import Destination
-    from clipcls.predict.classifier import Classifier
-    from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.ranking import Unknown
 
 
@@ -75,41 +65,17 @@ def predict(
     ] = False,
     # in and out
     further: options.InputOptions,
-    format: Annotated[
-        options.FormatName | None,
-        typer.Option("--format", help="[default: by the output's extension; table on a terminal, else tsv]"),
-    ] = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-",
-    output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="Folder for part files, each there once it is whole.")
-    ] = None,
+    written: OutputOptions,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE.html", help="Also write a page to look at answers and correct them."),
     ] = None,
-    resume: options.ResumeOption = False,
-    retry_errors: options.RetryErrorsOption = False,
     # what may go wrong
     errors: options.ErrorOptions,
     limits: options.LimitOptions,
     fetching: options.FetchOptions,
     # how to run
-    engine: Annotated[Engine, typer.Option("--engine", help="This process, or a Ray cluster's workers.")] = "local",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            "--ray-address",
-            metavar="HOST:PORT",
-            help="Head node, or auto. [default: RAY_ADDRESS, else this machine alone]",
-        ),
-    ] = None,
-    ray_workers: Annotated[
-        int | None, typer.Option("--ray-workers", min=1, help="Worker processes. [default: one a GPU, or 8 cores]")
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None,
-        typer.Option("--gpus-per-worker", min=0, help="A fraction has workers share one. [default: 1 if there are]"),
-    ] = None,
+    cluster: ClusterOptions,
     how: options.RunOptions,
     verbosity: options.VerbosityOptions,
 ) -> None:
@@ -120,16 +86,14 @@ def predict(
     verbosity.set_up_logging()
     from clipcls.embed.prepare import list_again, quantise_ahead
     from clipcls.embed.session import Session
-    from clipcls.outputs.destination import Destination, check_explanations
+    from clipcls.outputs.destination import check_explanations
     from clipcls.predict.calibration import read_calibration
     from clipcls.predict.classifier import Classifier
     from clipcls.predict.ranking import Scoring
 
     refuse_split_labels(inputs or (), wanted.labels or ())
     sources = further.sources(inputs)
-    # opened by its name, what it was redirected to would be emptied
-    output = "-" if output in ("/dev/stdout", "/dev/fd/1") else output
-    destination = Destination(output, output_dir, format, resume, retry_errors)
+    destination = written.destination()
     if explain:
         check_explanations(destination)
     made_from = [
@@ -138,10 +102,10 @@ def predict(
     ]
     refuse_output(destination, made_from)
     if report is not None:
-        refuse_page("--report", report, [*made_from, None if output == "-" else output])
+        refuse_page("--report", report, [*made_from, None if destination.is_standard_output else destination.name])
     limit = errors.limit()
     web = fetching.web(further)
-    spread = _spread(engine, ray_address, ray_workers, gpus_per_worker, how.workers, verbosity.verbose)
+    spread = cluster.spread(how.workers, verbosity.verbose)
     prompt_set = options.prompt_set(prompts, template)
     learned = None if taught is None else options.read_taught(taught, wanted.are_given, prompts, template)
     labels = wanted.read() if learned is None else learned
@@ -165,53 +129,7 @@ def predict(
             explain=explain,
         )
         page = None if report is None else RunPage(report, classifier, sources, destination)
-        _run(classifier, _Run(sources, destination, limit, spread, page), verbosity.quiet)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What a run reads and writes, and how it is spread; None for `spread` in this process."""
-
-    sources: "Sources"
-    destination: "Destination"
-    limit: "ErrorLimit"
-    spread: "Spread | None"
-    page: RunPage | None
-
-
-def _run(classifier: "Classifier", asked: _Run, quiet: bool) -> None:
-    """Run here or on a cluster, and exit with what came of it."""
-    from clipcls.predict.run import run
-
-    sources, destination, spread, page = asked.sources, asked.destination, asked.spread, asked.page
-    is_followed = page is not None and spread is None and not destination.resume
-    shown = destination.output if destination.folder is None and spread is None else ""
-    message = "finishing the batch at hand" if spread is None else "stopping the workers"
-    with Progress(not quiet, shown) as progress, StopSignals(message) as signals:
-        watch = progress.watch(destination.name)
-        if page is not None and is_followed:
-            watch = page.following(watch)
-        if spread is None:
-            report = run(classifier, sources, destination, asked.limit, signals.received, watch)
-        else:
-            from clipcls.distributed.run import run_on_cluster
-
-            if not spread.verbose:
-                silence_libraries()
-            report = run_on_cluster(classifier, sources, destination, spread, asked.limit, signals.received, watch)
-    if signals.exit_code:
-        typer.echo(f"clipcls: {report.done:,} images done{report.go_on}", err=True)
-        raise typer.Exit(signals.exit_code)
-    if report.failed and not quiet:
-        typer.echo(f"clipcls: {report.failed:,} of {report.done:,} images could not be read", err=True)
-    if not quiet and not destination.is_standard_output and sys.stderr.isatty():
-        typer.echo(f"clipcls: {report.done:,} images in {destination.name}", err=True)
-    if page is not None:
-        if not is_followed:
-            page.read_back()
-        page.write(report.failed < report.done, quiet)
-    if report.failed:
-        raise typer.Exit(1)
+        carry_out(classifier, Run(sources, destination, limit, spread, page), verbosity.quiet)
 
 
 def _when_unknown(wanted: bool, min_known: float | None, words: str | None) -> "Unknown | None":
@@ -222,22 +140,3 @@ def _when_unknown(wanted: bool, min_known: float | None, words: str | None) -> "
         return None
     found = None if words is None else tuple(text for label in read_labels(words) for text in label.texts)
     return Unknown(words=found) if min_known is None else Unknown(min_known, found)
-
-
-def _spread(
-    engine: Engine,
-    address: str | None,
-    workers: int | None,
-    gpus_per_worker: float | None,
-    threads: int | None,
-    verbose: bool,
-) -> "Spread | None":
-    from clipcls.errors import UsageError
-
-    if engine == "ray":
-        from clipcls.distributed.run import Spread
-
-        return Spread(address, workers, gpus_per_worker, threads, verbose)
-    if any(option is not None for option in (address, workers, gpus_per_worker)):
-        raise UsageError("--ray-address, --ray-workers and --gpus-per-worker belong to --engine ray.")
-    return None

@@ -55,6 +55,7 @@ def report_command(
             "--thumbnails", metavar="DIR", help="Put the small pictures there, all of them, not into the page."
         ),
     ] = None,
+    question: options.QuestionOption = None,
     column: options.ColumnOption = None,
     allow_urls: options.AllowUrlsOption = False,
     workers: options.WorkersOption = None,
@@ -98,7 +99,7 @@ def report_command(
     )
     with Progress(not verbosity.quiet, "") as progress:
         outcome = write_report(
-            _read(predictions, records), output, plan, shown_settings(settings), execution, progress.watch()
+            _read(predictions, records, question), output, plan, shown_settings(settings), execution, progress.watch()
         )
     if not verbosity.quiet:
         _tell(outcome, output)
@@ -187,7 +188,9 @@ def _shared_settings(records: "Sequence[RunRecord | None]") -> dict[str, object]
     return {name: value for name, value in known[0].items() if all(other.get(name) == value for other in known)}
 
 
-def _read(outputs: Sequence[Path], records: "Sequence[RunRecord | None]") -> Iterator[Prediction]:
+def _read(
+    outputs: Sequence[Path], records: "Sequence[RunRecord | None]", question: str | None = None
+) -> Iterator[Prediction]:
     """Yield all predictions, and the failures that only a journal keeps."""
     from clipcls.outputs.read_back import read_results
 
@@ -197,5 +200,5 @@ def _read(outputs: Sequence[Path], records: "Sequence[RunRecord | None]") -> Ite
         failed = () if record is None else record.failed
         # where every picture failed, a format without errors has no rows
         if not failed or path.is_dir() or path.stat().st_size:
-            yield from read_results(path)
+            yield from read_results(path, question)
         yield from failed

@@ -47,6 +47,7 @@ def sort(
         options.FormatName | None,
         typer.Option("--format", help="Of the predictions. [default: by the extension; jsonl on standard input]"),
     ] = None,
+    question: options.QuestionOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print where each picture would go, and touch nothing.")
     ] = False,
@@ -75,7 +76,7 @@ def sort(
         raise UsageError("--by move asks first, and there is nobody to ask: give --yes. --dry-run shows what it does.")
     from clipcls.outputs.sort.plan import plan
 
-    planned = plan(_read(predictions, format), into, by)
+    planned = plan(_read(predictions, format, question), into, by)
     if not (planned.run.files or planned.left_out or planned.already_there):
         raise UsageError(f"{predictions}: no predictions in it.")
     if dry_run:
@@ -88,14 +89,14 @@ def _is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _read(source: str, format_name: str | None) -> Iterator[Prediction]:
+def _read(source: str, format_name: str | None, question: str | None) -> Iterator[Prediction]:
     """Read the predictions in a file, in the part files of a folder, or on standard input."""
     from clipcls.outputs.formats import find_format, format_for
     from clipcls.outputs.read_back import read_predictions
 
     if source == "-":
         with _standard_input() as file:
-            yield from read_predictions(file, find_format(format_name or "jsonl"), "standard input")
+            yield from read_predictions(file, find_format(format_name or "jsonl"), "standard input", question)
         return
     if format_name is None and _is_label_table(source):
         yield from _labelled(source)
@@ -104,7 +105,7 @@ def _read(source: str, format_name: str | None) -> Iterator[Prediction]:
         for path in _files_in(Path(source)):
             with path.open("rb") as file:
                 format = find_format(format_name) if format_name else format_for(path)
-                yield from read_predictions(file, format, str(path))
+                yield from read_predictions(file, format, str(path), question)
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise UsageError(f"{source}: can't be read: {reason}.") from exc

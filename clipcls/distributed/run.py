@@ -23,7 +23,7 @@ from clipcls.inputs.listing import Sources
 from clipcls.outputs.destination import Destination
 from clipcls.outputs.formats import PARTS_FORMAT, format_names
 from clipcls.outputs.resume import claim_folder
-from clipcls.predict.classifier import Classifier
+from clipcls.predict.answerer import Answerer
 from clipcls.predict.error_limit import ErrorLimit
 from clipcls.predict.run import RunReport, Tally, look_for_one, none_exists
 from clipcls.records import ModelFacts, ModelSpec
@@ -91,7 +91,7 @@ class _ClusterRun:
 
 
 def run_on_cluster(
-    classifier: Classifier,
+    classifier: Answerer,
     sources: Sources,
     destination: Destination,
     spread: Spread,
@@ -125,7 +125,7 @@ def run_on_cluster(
 
 @contextlib.contextmanager
 def _opened(
-    classifier: Classifier, sources: Sources, destination: Destination, spread: Spread, watch: Watch
+    classifier: Answerer, sources: Sources, destination: Destination, spread: Spread, watch: Watch
 ) -> Iterator[_ClusterRun]:
     """Reach the cluster, embed the labels, claim the output and plan the parts."""
     session = classifier.session

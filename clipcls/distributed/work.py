@@ -22,7 +22,7 @@ from clipcls.errors import ClipclsError, StoppedError
 from clipcls.inputs.listing import Sources
 from clipcls.outputs.formats.output_format import OutputFormat
 from clipcls.outputs.sinks import encode
-from clipcls.predict.classifier import Classifier
+from clipcls.predict.answerer import Answerer
 from clipcls.records import ImageRef, ModelFacts, Prediction
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Job:
         release: version of clipcls that started the run.
     """
 
-    classifier: Classifier
+    classifier: Answerer
     execution: Execution
     model: SentModel
     facts: ModelFacts
@@ -119,7 +119,7 @@ class Worker:
     def __init__(self, job: Job, fetch: Callable[[Any], bytes]) -> None:
         self._job = job
         self._fetch = fetch
-        self._classifier: Classifier | None = None
+        self._classifier: Answerer | None = None
 
     def label(self, task: Task) -> PartReport:
         """Label a part, and return its rows or the error that ends the run."""
@@ -134,7 +134,7 @@ class Worker:
             # Ray would take an exception for a failed machine, and reword its message
             return PartReport(part.number, stopped=(type(exc).__name__, f"on {NAME}: {exc}"))
 
-    def _prepare(self) -> Classifier:
+    def _prepare(self) -> Answerer:
         job = self._job
         if job.release != version("clipcls"):
             raise StoppedError(f"clipcls is {version('clipcls')} here, and {job.release} where the run was started.")
@@ -170,7 +170,7 @@ class Worker:
                 "a store such as s3://."
             )
 
-    def _label(self, part: Part, again: tuple[str, ...] | None, classifier: Classifier) -> PartReport:
+    def _label(self, part: Part, again: tuple[str, ...] | None, classifier: Answerer) -> PartReport:
         job = self._job
         images: Iterable[ImageRef] = part.images(job.sources)
         if again is not None:

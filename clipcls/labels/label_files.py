@@ -60,8 +60,11 @@ def parse_labels(
     return tuple(labels)
 
 
-def split_labels(comma_separated: Sequence[str]) -> list[str]:
+def split_labels(comma_separated: Sequence[str], option: str = "--labels") -> list[str]:
     """Split texts such as `cat,dog,truck` at their commas.
+
+    Args:
+        option: that gave them, for messages.
 
     Raises:
         UsageError: one has an empty part, other separators, or is a file's name.
@@ -69,16 +72,16 @@ def split_labels(comma_separated: Sequence[str]) -> list[str]:
     for text in comma_separated:
         names = [name.strip() for name in text.split(",")]
         if not all(names):
-            raise UsageError(f"--labels {shortened(text)}: an empty label; look for a doubled or trailing comma.")
+            raise UsageError(f"{option} {shortened(text)}: an empty label; look for a doubled or trailing comma.")
         sign = next((sign for sign in _OTHER_COMMAS if sign in text), None)
         if sign is not None:
             meant = ",".join(filter(None, (part.strip() for part in re.split(f"[,{_OTHER_COMMAS}]", text))))
             raise UsageError(
-                f"--labels are separated by commas (,), not by {sign}. Did you mean --labels {meant!r}? A label with "
+                f"{option} are separated by commas (,), not by {sign}. Did you mean {option} {meant!r}? A label with "
                 "that sign is given by --label."
             )
         if len(names) == 1 and Path(text).suffix.lower() in _EXTENSIONS and os.path.isfile(text):  # noqa: PTH113
-            raise UsageError(f"--labels {text}: a file. Did you mean --labels-file {text}?")
+            raise UsageError(f"{option} {text}: a file. Did you mean --labels-file {text}?")
     return [name.strip() for text in comma_separated for name in text.split(",")]
 
 

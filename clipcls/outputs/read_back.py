@@ -65,8 +65,8 @@ def _read(file: BinaryIO, format: OutputFormat, name: str) -> Iterator[Predictio
     yield from format.read(file, name) if duplicates is None else duplicates
 
 
-def read_results(output: Path) -> Iterator[Prediction]:
-    """Yield the predictions in a file of results, or in the part files of a folder.
+def read_results(output: Path, question: str | None = None) -> Iterator[Prediction]:
+    """Yield the predictions in a file of results, or in the part files of a folder; see `read_predictions`.
 
     Raises:
         UsageError: it can't be read, holds something else or nothing, or its name tells no format.
@@ -79,7 +79,7 @@ def read_results(output: Path) -> Iterator[Prediction]:
         for part in parts:
             format = _format_of(part)
             with part.open("rb") as file:
-                for prediction in read_predictions(file, format, str(part)):
+                for prediction in read_predictions(file, format, str(part), question):
                     is_empty = False
                     yield prediction
     except (OSError, ValueError) as exc:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from clipcls.embed.images import ImageBatch, embed_images
 from clipcls.embed.session import Session
+from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.labels.questions import Question, weaknesses
 from clipcls.outputs.rows import RowShape
@@ -26,9 +27,6 @@ class Questionnaire:
     Args:
         questions: those that others are asked `when` come before them.
         top_k: how many choices an answer lists; None for 1. With `multi` all that reach the threshold are listed.
-        priors: (embed_dim,), the mean of the features of many pictures, from `mean_features`: each choice's cosine
-            with it is taken off that with a picture, so that a choice that all pictures are near to isn't preferred.
-            Both answers are given then. Questions with several answers stay as they are.
 
     Raises:
         UsageError: choices, prompts or settings can't be used.
@@ -40,13 +38,12 @@ class Questionnaire:
         questions: Sequence[Question],
         *,
         top_k: int | None = None,
-        priors: NDArray[np.float64] | None = None,
     ) -> None:
         if not questions:
             raise UsageError("No questions.")
         self.session: Final = session
         self.questions: Final = tuple(questions)
-        self._priors: Final = priors
+        self._mean: NDArray[np.float64] | None = None
         self._classifiers: Final = [
             Classifier(
                 session,
@@ -77,6 +74,19 @@ class Questionnaire:
         other.__dict__["_classifiers"] = [classifier.on(session) for classifier in self._classifiers]
         return other
 
+    def without_priors(self, mean: NDArray[np.float64]) -> "Questionnaire":
+        """Return the same questions, whose choices aren't preferred for what all pictures have in common with them.
+
+        Each choice's cosine with the mean picture is taken off its cosine with a picture. Both answers are given then;
+        questions with several answers stay as they are.
+
+        Args:
+            mean: (embed_dim,), from `mean_features`.
+        """
+        other = self.on(self.session)
+        other.__dict__["_mean"] = mean
+        return other
+
     @property
     def labels(self) -> tuple[Label, ...]:
         """All choices of all questions."""
@@ -94,7 +104,7 @@ class Questionnaire:
     @property
     def row_shape(self) -> RowShape:
         """What rows hold."""
-        return RowShape(questions=tuple(q.name for q in self.questions), has_uncorrected=self._priors is not None)
+        return RowShape(questions=tuple(q.name for q in self.questions), has_uncorrected=self._mean is not None)
 
     def settings(self) -> dict[str, Any]:
         """Return all that answers depend on besides the images, by the names of the options, in JSON's types."""
@@ -105,8 +115,8 @@ class Questionnaire:
             [question.name, list(question.when), *(one[name] for name in own)]
             for question, one in zip(self.questions, whole, strict=True)
         ]
-        if self._priors is not None:
-            settings["--priors"] = [round(float(value), 4) for value in self._priors]
+        if self._mean is not None:
+            settings["--without-priors"] = [round(float(value), 4) for value in self._mean]
         return settings
 
     def predict(self, paths: Paths, stop: Callable[[], bool] = lambda: False) -> Iterator[Prediction]:
@@ -118,7 +128,7 @@ class Questionnaire:
     def _answer(self, batch: ImageBatch) -> Iterator[Prediction]:
         plain = [classifier.answer(batch) for classifier in self._classifiers]
         corrected = plain
-        if self._priors is not None:
+        if self._mean is not None:
             corrected = [
                 own if question.multi else self._without_prior(classifier).answer(batch)
                 for question, classifier, own in zip(self.questions, self._classifiers, plain, strict=True)
@@ -138,23 +148,33 @@ class Questionnaire:
     def _without_prior(self, classifier: Classifier) -> Classifier:
         """Return the classifier without what the mean picture has in common with each choice."""
         labels = classifier.label_features
-        common = labels.features.astype(np.float64) @ np.asarray(self._priors)
+        common = labels.features.astype(np.float64) @ np.asarray(self._mean)
         return classifier.with_head(LinearHead(labels.features, (common.mean() - common).astype(np.float32)))
 
 
-def mean_features(images: Iterator[ImageRef], session: Session) -> NDArray[np.float64]:
+def mean_features(
+    images: Iterable[ImageRef], session: Session, stop: Callable[[], bool] = lambda: False, watch: Watch | None = None
+) -> NDArray[np.float64]:
     """Return the mean of the features of all pictures that can be read, (embed_dim,).
+
+    Args:
+        stop: called after every batch; once it returns True, the mean is that of the pictures so far.
+        watch: told how far it is, but not of errors, which a later run meets again.
 
     Raises:
         UsageError: none can be read.
     """
-    total, count = np.zeros(session.facts.embed_dim), 0
-    for batch in embed_images(images, session):
+    total, count, done = np.zeros(session.facts.embed_dim), 0, 0
+    watch = watch or Watch()
+    watch.begin(None, 0)
+    for batch in embed_images(images, session, stop):
         total += batch.features.sum(axis=0, dtype=np.float64)
-        count += len(batch.features)
+        count, done = count + len(batch.features), done + len(batch.images)
+        watch.images(done, done - count)
     if not count:
-        raise UsageError("No picture could be read, so that no choice has a prior.")
-    return total / count
+        raise UsageError("No picture could be read, so that nothing is known of what all have in common.")
+    mean: NDArray[np.float64] = total / count
+    return mean
 
 
 def _answer_of(found: Prediction, plain: Prediction, is_corrected: bool, several: bool) -> Answer:

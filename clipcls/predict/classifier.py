@@ -139,7 +139,7 @@ class Classifier:
 
     def with_head(self, head: LinearHead) -> "Classifier":
         """Return the classifier with a function of image features instead of the cosines with its labels."""
-        other = copy.copy(self)
+        other = self.on(self.session)
         other.__dict__["_embedded"] = replace(self.label_features, head=head)
         return other
 

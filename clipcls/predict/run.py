@@ -12,7 +12,7 @@ from clipcls.inputs.listing import Sources
 from clipcls.outputs.destination import Destination
 from clipcls.outputs.resume import open_output
 from clipcls.outputs.sinks import open_sink
-from clipcls.predict.classifier import Classifier
+from clipcls.predict.answerer import Answerer
 from clipcls.predict.error_limit import ErrorLimit
 from clipcls.records import ImageRef, Prediction
 
@@ -85,7 +85,7 @@ class Tally:
 
 
 def run(
-    classifier: Classifier,
+    classifier: Answerer,
     sources: Sources,
     destination: Destination,
     limit: ErrorLimit | None = None,

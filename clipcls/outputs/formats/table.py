@@ -38,6 +38,7 @@ class TableFormat(TextFormat):
 
         width = width or shutil.get_terminal_size().columns
         longest = max((cell_len(printable_cells(label)) for label in labels), default=0)
+        longest += max((cell_len(printable_cells(name)) + 2 for name in self.shape.questions), default=0)
         label_width = max(min(longest, max(min(width // 2, width - 23), 8)), len(_UNKNOWN))
         return replace(self, width=width, label_width=label_width)
 
