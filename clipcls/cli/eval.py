@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipcls.cli import options
+from clipcls.cli.choices_report import measure_choices
 from clipcls.cli.compare_options import ComparedModelOptions, PromptOptions, arguments_of
 from clipcls.cli.eval_report import Command, Evaluation
 from clipcls.cli.report_output import Output
@@ -92,6 +93,7 @@ def eval_command(
     """
     verbosity.set_up_logging()
     from clipcls.evaluate.evaluate import DEFAULT_CONFUSED, EvalPlan
+    from clipcls.inputs.labelled.choices import has_choices
     from clipcls.inputs.web import Web
     from clipcls.predict.ranking import Scoring
 
@@ -119,6 +121,15 @@ def eval_command(
         pairs = Pairs.of(read_for_retrieval(data, allow_urls))
         prompt_sets = tuple(prompt_set for _, prompt_set in prompting.sets())
         measure(pairs, RetrievalPlan(compared.specs(), prompt_sets, execution), target, verbosity.quiet)
+        return
+    if predictions is None and has_choices(data):
+        meaningless = {"--labels": wanted.are_given, "--score": score, "--multi-label": multi_label}
+        meaningless |= {"--threshold": threshold, "--taught": taught, "--confused": confused, "--question": question}
+        _refuse("multiple-choice questions have choices of their own", meaningless | {"--background": background})
+        (model, *others), ((_, choice_prompts), *more) = compared.specs(), prompting.sets()
+        if others or more:
+            raise UsageError("Multiple-choice questions are measured with one model and one prompt set at a time.")
+        measure_choices(data[0], model, choice_prompts, execution, target, verbosity.quiet)
         return
     names = wanted.read_if_given()
     learned = None if taught is None else options.read_taught(taught, names, prompting.prompts, prompting.template)

@@ -1,5 +1,6 @@
 """Read questions about pictures, each with its choices, from a YAML file or from options."""
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,8 @@ _STATEMENTS = (
     (r"(?:what|which) (?:kind|sort|type|breed|species|make|brand) of (.+) (?:is|are) .+", r"a photo of a {}, a \1"),
     (r"(?:what|which) .+ (is|are) (?:this|that|it|these|those|shown|there)(?: .+)?", r"a photo of a {}"),
     (r"where (is|are) (.+)", r"\2 \1 {}"),
-    (r"what (is|are) (.+ing)", r"{} \1 \2"),
     (r"what (is|are) (.+) doing", r"\2 \1 {}"),
+    (r"what (is|are) (.+ing)", r"{} \1 \2"),
     (r"how (is|are) (.+)", r"\2 \1 {}"),
     (r"who (is|are) (.+)", r"{} \1 \2"),
 )
@@ -79,25 +80,26 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     """
     from clipcls.text_files import read_text
 
-    loader = LabelLoader(read_text(path))
+    text = read_text(path)
     try:
-        found = list(_Document(loader, path).questions())
+        with contextlib.closing(_Document(text, path)) as document:
+            return tuple(document.questions())
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         raise UsageError(f"{path}, line {line}: not valid YAML: {exc.problem}.") from exc
     except (yaml.YAMLError, RecursionError) as exc:
-        raise UsageError(f"{path}: not valid YAML: {exc}") from exc
-    finally:
-        loader.dispose()
-    return tuple(found)
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(exc).split())}") from exc
 
 
 class _Document:
     """The nodes of a file of questions, whose lines messages name."""
 
-    def __init__(self, loader: LabelLoader, path: Path) -> None:
-        self._loader = loader
+    def __init__(self, text: str, path: Path) -> None:
+        self._loader = LabelLoader(text)
         self._path = path
+
+    def close(self) -> None:
+        self._loader.dispose()
 
     def questions(self) -> Iterator[Question]:
         root = self._loader.get_single_node()

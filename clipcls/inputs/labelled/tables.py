@@ -139,7 +139,7 @@ def _examples(
         elif isinstance(cell.value, bytes):  # in base64
             image = ImageRef(f"{table}/{cell.row}", content=Embedded(table, str(picture), cell.row))
         else:
-            image = _image(table, str(cell.value), allow_urls)
+            image = table_image(table, str(cell.value), allow_urls)
         yield place, Example(image, answer) if columns.are_labels else Example(image, captions=answer)
 
 
@@ -197,8 +197,13 @@ def _require_utf8(table: str, cell: Cell) -> None:
         raise UsageError(f"{table}, {cell.place}: not UTF-8; save the table as UTF-8.")
 
 
-def _image(table: str, name: str, allow_urls: bool) -> ImageRef:
-    """Return the picture that a table names, without opening it."""
+def table_image(table: str, name: str, allow_urls: bool) -> ImageRef:
+    """Return the picture that a table names, without opening it.
+
+    Args:
+        name: as the table has it; relative ones start at the table's folder.
+        allow_urls: whether web addresses may be fetched; otherwise each is an error.
+    """
     name = local_path(name)
     if is_web(name):
         return image_on_web(name, allow_urls)
