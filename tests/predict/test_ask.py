@@ -1,6 +1,7 @@
 """Several questions in one pass give what runs of their own give."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_json_rows_have_an_object_a_question(pictures: Path, tmp_path: Path) -> 
     assert first.keys() == {"path", "colour", "error"}
     assert first["colour"].keys() == {"label", "score", "similarity", "top"} and first["colour"]["label"] == "red"
     assert broken["colour"] is None and broken["error"]
+
+
+def test_questions_go_to_another_process(pictures: Path) -> None:
+    with Session(FakeEncoder(), Execution()) as session:
+        asked = Questionnaire(session, [COLOUR, TAGS])
+        asked = asked.without_priors(mean_features([ImageRef(str(path)) for path in pictures.glob("?.png")], session))
+        expected = list(asked.predict([pictures]))
+        sent = pickle.dumps(asked)
+    with Session(FakeEncoder(), Execution()) as session:
+        assert list(pickle.loads(sent).on(session).predict([pictures])) == expected
 
 
 def test_no_questions(pictures: Path) -> None:
