@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 # see examples/labels. Many labels are compared with more: each has something in common with any picture
 _WORDS = 20
 _WORDS_PER_LABEL = 0.5
+# words to be embedded that are worth a message
+_MANY = 500
 
 
 def known_shares(
@@ -95,7 +97,7 @@ def embed_other_words(
     vocabulary_of_model = None if facts.words is None else vocabulary.read_words(Path(facts.words))
     words = [w for w in given if vocabulary_of_model is None or vocabulary.is_wholly_known(w, vocabulary_of_model)]
     filled = [(prompt,) for prompt in render_first(words, prompts)]
-    embedded = embed_texts(filled, session, report=_announced(report)) if words else []
+    embedded = embed_texts(filled, session, report=_announced(len(words), report)) if words else []
     features = np.stack([text.features for text in embedded]) if words else np.empty((0, facts.embed_dim), np.float32)
     relatives = wordnet.relatives(text for label in labels for text in label.texts)
     may_differ = np.array([label_key(word) not in relatives for word in words], dtype=np.bool_)
@@ -114,14 +116,14 @@ def words_digest(unknown: Unknown) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
-def _announced(report: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
-    """Return a report that first says what takes long."""
+def _announced(count: int, report: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+    """Return a report that first says what may take long."""
     is_first = True
 
     def announce(done: int, total: int) -> None:
         nonlocal is_first
-        if is_first:
-            logger.log(NOTICE, "--unknown: %s words for other things are embedded, once for this model", f"{total:,}")
+        if is_first and total >= _MANY:
+            logger.log(NOTICE, "--unknown: %s words for other things are embedded, once for this model", f"{count:,}")
         is_first = False
         if report is not None:
             report(done, total)
