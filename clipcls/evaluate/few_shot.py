@@ -38,12 +38,14 @@ class FewShot:
     Attributes:
         head: the function that replaces cosines.
         is_zero_shot: whether the zero-shot function was kept, with another temperature.
+        prototypes: (n_labels, embed_dim) float32, L2-normalised: where the labels' pictures are among texts.
         scores: (n, n_labels) float32, the softmax of each example's logits, as taught by the others.
         zero_shot: (n, n_labels) float32, the cosines.
     """
 
     head: LinearHead
     is_zero_shot: bool
+    prototypes: Array
     scores: Array
     zero_shot: Array
 
@@ -76,7 +78,7 @@ def fit_few_shot(image_features: Array, truth: Indices, labels: LabelFeatures) -
     bias = of_examples * gaussians.bias
     # the softmax is the same whatever all labels have in common
     head = LinearHead((weights - weights.mean(axis=0)).astype(np.float32), (bias - bias.mean()).astype(np.float32))
-    return FewShot(head, bool(is_zero_shot), scores, cosines)
+    return FewShot(head, bool(is_zero_shot), gaussians.among_texts(labels.features), scores, cosines)
 
 
 def log_losses(scores: Array, truth: Indices) -> Exact:
@@ -155,6 +157,18 @@ class _Gaussians:
         total = (self.prior + self.counts)[:, None]
         means: Exact = (self.prior * self.by_words + self.counts[:, None] * self.own_means) / total
         return means
+
+    def among_texts(self, texts: Array) -> Array:
+        """Return the labels' texts, drawn towards their examples, (n_labels, embed_dim) float32, L2-normalised.
+
+        The means of the examples are moved to the texts' mean, and spread as the texts are.
+        """
+        has, mean = self.counts > 0, texts.mean(axis=0)
+        lengths = [np.linalg.norm(vectors, axis=1).mean() for vectors in (texts - mean, self.own_means[has])]
+        pictures = mean + self.own_means * (lengths[0] / max(lengths[1], 1e-12))
+        found = (self.prior * texts + self.counts[:, None] * pictures) / (self.prior + self.counts)[:, None]
+        among: Array = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+        return among
 
     @property
     def weights(self) -> Exact:

@@ -123,7 +123,7 @@ def teach(truth: Truth, plan: TeachPlan, watch: Watch | None = None) -> TeachRep
         learned = fit_few_shot(examples.features, examples.truth, embedded)
         origin = _origin(session, examples.paths)
     counts = tuple(np.bincount(examples.truth, minlength=len(labels)).tolist())
-    taught = Taught(labels, classifier.prompts, learned.head, counts, origin)
+    taught = Taught(labels, classifier.prompts, learned.head, learned.prototypes, counts, origin)
     report = _report(taught, learned, examples)
     return replace(report, repeated=repeated, failed=pictures.failures(), problems=truth.problems)
 

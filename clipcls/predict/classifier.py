@@ -291,7 +291,8 @@ class Classifier:
         unknown = self.scoring.unknown
         if other_words is not None:
             # a calibrated scale fits the labels among themselves
-            known = known_shares(batch.features, labels.features, other_words, self.session.facts.logit_scale)
+            places = labels.features if self.taught is None else self.taught.prototypes
+            known = known_shares(batch.features, places, other_words, self.session.facts.logit_scale)
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:

@@ -21,7 +21,7 @@ from clipcls.records import Label, PromptSet
 
 TAUGHT_VERSION = 1
 _KEY = "clipcls_taught"
-_ARRAYS = ("weights", "bias", "about")
+_ARRAYS = ("weights", "bias", "prototypes", "about")
 # what zipfile raises for damaged bytes
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 _AGAIN = "Make it anew with `clipcls teach`."
@@ -60,6 +60,7 @@ class Taught:
         labels: all that can be answered, those without examples included.
         prompts: what the labels' texts were filled into.
         head: the function, in units of the cosine.
+        prototypes: (n_labels, embed_dim) float32, L2-normalised: what pictures are compared with beside other words.
         examples: the number of examples of each label.
         name: what messages call it.
     """
@@ -67,6 +68,7 @@ class Taught:
     labels: tuple[Label, ...]
     prompts: PromptSet
     head: LinearHead
+    prototypes: Array
     examples: tuple[int, ...]
     origin: TaughtOrigin
     name: str = field(default="What was taught", compare=False)
@@ -75,7 +77,7 @@ class Taught:
     def digest(self) -> str:
         """SHA-256 of all that changes scores, in hexadecimal digits."""
         found = hashlib.sha256(json.dumps([asdict(label) for label in self.labels]).encode())
-        found.update(self.head.weights.tobytes() + self.head.bias.tobytes())
+        found.update(self.head.weights.tobytes() + self.head.bias.tobytes() + self.prototypes.tobytes())
         return found.hexdigest()
 
     def require(self, session: Session) -> list[str]:
@@ -106,7 +108,7 @@ def absolute_path(path: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The file: NumPy's .npz with three arrays, the last of which is JSON text in UTF-8
+# The file: NumPy's .npz with four arrays, the last of which is JSON text in UTF-8
 
 
 def taught_bytes(taught: Taught) -> bytes:
@@ -120,7 +122,8 @@ def taught_bytes(taught: Taught) -> bytes:
     }
     text = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, weights=taught.head.weights, bias=taught.head.bias, about=text)
+    head = taught.head
+    np.savez_compressed(buffer, weights=head.weights, bias=head.bias, prototypes=taught.prototypes, about=text)
     return buffer.getvalue()
 
 
@@ -132,15 +135,16 @@ def read_taught(path: Path) -> Taught:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            weights, bias, about = (arrays[name] for name in _ARRAYS)
-        return _taught(weights, bias, json.loads(about.tobytes()), str(path))
+            *found, about = (arrays[name] for name in _ARRAYS)
+        return _taught(found, json.loads(about.tobytes()), str(path))
     except OSError as exc:
         raise UsageError(f"{path}: can't be read: {reason(exc)}.") from exc
     except (*_DAMAGE, ValueError, TypeError, KeyError, AttributeError) as exc:
         raise UsageError(f"{path}: not a file that `clipcls teach` wrote, or damaged. {_AGAIN}") from exc
 
 
-def _taught(weights: Array, bias: Array, about: dict[str, Any], name: str) -> Taught:
+def _taught(arrays: Sequence[Array], about: dict[str, Any], name: str) -> Taught:
+    weights, bias, prototypes = arrays
     if about[_KEY] != TAUGHT_VERSION:
         raise UsageError(f"{name}: of version {about[_KEY]!r}, and this clipcls reads {TAUGHT_VERSION}. {_AGAIN}")
     labels = tuple(Label(_text(e["name"]), _texts(e["texts"]), _texts(e["prompts"])) for e in about["labels"])
@@ -149,14 +153,15 @@ def _taught(weights: Array, bias: Array, about: dict[str, Any], name: str) -> Ta
     texts = (origin.model, origin.fingerprint, origin.precision, origin.decode, origin.date, origin.version)
     for text in texts:
         _text(text)
-    shapes = weights.dtype == bias.dtype == np.float32 and weights.ndim == 2 and bias.shape == (len(labels),)
+    shapes = weights.ndim == 2 and weights.shape == prototypes.shape and bias.shape == (len(labels),)
+    shapes &= all(array.dtype == np.float32 for array in arrays)
     counts = tuple(map(int, about["examples"]))
     if not (shapes and len(weights) == len(labels) == len(counts) > 1):
         raise ValueError("arrays and labels differ in number")
-    if not (np.isfinite(weights).all() and np.isfinite(bias).all() and math.isfinite(origin.logit_scale)):
+    if not (all(np.isfinite(array).all() for array in arrays) and math.isfinite(origin.logit_scale)):
         raise ValueError("not all are numbers")
     prompt_set = PromptSet(_text(prompts["name"]), _texts(prompts["templates"]), by_script=bool(prompts["by_script"]))
-    return Taught(labels, prompt_set, LinearHead(weights, bias), counts, origin, name)
+    return Taught(labels, prompt_set, LinearHead(weights, bias), prototypes, counts, origin, name)
 
 
 def _text(value: Any) -> str:

@@ -124,7 +124,7 @@ def test_zero_shot_is_kept_where_examples_teach_nothing_better() -> None:
         random = np.random.default_rng(seed)
         texts, examples, others = (unit(random.normal(size=(count, DIM))) for count in (LABELS, 40, 1000))
         labels = LabelFeatures(tuple("abcde"), texts, math.log(20.0))
-        zero_shot = FewShot(LinearHead(texts, np.zeros(LABELS, np.float32)), True, examples, examples)
+        zero_shot = FewShot(LinearHead(texts, np.zeros(LABELS, np.float32)), True, texts, examples, examples)
         drawn = [
             (
                 scores_of(zero_shot, pictures, labels.logit_scale).cumsum(axis=1) > random.random((len(pictures), 1))
