@@ -60,7 +60,7 @@ def _text(result: "ChoiceResult") -> str:
     rows = [("accuracy", *cells(result.accuracy)), ("by chance", f"{result.chance:.4f}", "")]
     notes = []
     if result.measured < FEW:
-        notes.append(f"intervals of {result.measured:,} questions are too narrow")
+        notes.append("intervals of so few questions are too narrow")
     notes += [
         f"{count:,} of the questions ask for {what}, which models like these are known to tell badly"
         for what, count in result.weak.items()
@@ -72,4 +72,5 @@ def _text(result: "ChoiceResult") -> str:
         notes.append(f"in the data, {len(result.problems):,} to look at: {'; '.join(result.problems[:5])}")
     told = "".join(f"Note: {printable(note)}\n" for note in notes)
     figures = table(("figure", "value", "95 % interval"), rows, left=1)
-    return f"{result.measured:,} questions measured\n\n{figures}{chr(10) if told else ''}{told}"
+    measured = f"{result.measured:,} question{'' if result.measured == 1 else 's'} measured"
+    return f"{measured}\n\n{figures}{chr(10) if told else ''}{told}"
