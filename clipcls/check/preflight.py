@@ -112,7 +112,7 @@ def _check_wording(
 def _check_known_words(labels: Sequence[Label], model: SoundModel) -> Iterator[Finding]:
     unknown = []
     if (words := model.files.words) is not None:
-        unknown = [label.name for label in labels if not any(vocabulary.is_known(text, words) for text in label.texts)]
+        unknown = vocabulary.unknown_labels(labels, words)
     if unknown:
         yield warning(
             "labels",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipcls.errors import quoted
+from clipcls.records import Label
 
 FILE_NAME = "words.txt"
 
@@ -46,6 +47,11 @@ def is_known(text: str, words: frozenset[str]) -> bool:
     parts = caption_words(text)
     parts |= {sign for part in parts if _IS_CJK.match(part) for sign in part}
     return not parts.isdisjoint(words)
+
+
+def unknown_labels(labels: Iterable[Label], words: frozenset[str]) -> list[str]:
+    """Return the names of labels of which `words` has no word, neither of its own prompts nor, without any, its texts."""
+    return [label.name for label in labels if not any(is_known(text, words) for text in label.prompts or label.texts)]
 
 
 def is_wholly_known(text: str, words: frozenset[str]) -> bool:

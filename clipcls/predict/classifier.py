@@ -314,15 +314,11 @@ class Classifier:
         words = None if facts.words is None else vocabulary.read_words(Path(facts.words))
         if words is None:
             return
-        known = [any(vocabulary.is_known(text, words) for text in label.texts) for label in self.labels]
-        examples = (0,) * len(known) if self.taught is None else self.taught.examples
-        unknown = [
-            label.name
-            for label, is_known, count in zip(self.labels, known, examples, strict=True)
-            if not is_known and not count
-        ]
-        if unknown:
-            logger.warning("%s", vocabulary.unknown_message(facts.name, unknown))
+        unknown = vocabulary.unknown_labels(self.labels, words)
+        known = [label.name not in unknown for label in self.labels]
+        shown = () if self.taught is None else self.taught.shown
+        if meaningless := [name for name in unknown if name not in shown]:
+            logger.warning("%s", vocabulary.unknown_message(facts.name, meaningless))
         if self._allow_equal:
             return
         names = [label.name for label, is_known in zip(self.labels, known, strict=True) if is_known]

@@ -74,6 +74,11 @@ class Taught:
     name: str = field(default="What was taught", compare=False)
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """The names of the labels that have examples."""
+        return tuple(label.name for label, count in zip(self.labels, self.examples, strict=True) if count)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all that changes scores, in hexadecimal digits."""
         found = hashlib.sha256(json.dumps([asdict(label) for label in self.labels]).encode())
