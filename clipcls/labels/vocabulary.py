@@ -50,7 +50,7 @@ def is_known(text: str, words: frozenset[str]) -> bool:
 
 
 def unknown_labels(labels: Iterable[Label], words: frozenset[str]) -> list[str]:
-    """Return the names of labels of which `words` has no word, neither of its own prompts nor, without any, its texts."""
+    """Return the names of labels of which `words` has no word: of their own prompts or, without any, of their texts."""
     return [label.name for label in labels if not any(is_known(text, words) for text in label.prompts or label.texts)]
 
 
