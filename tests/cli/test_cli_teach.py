@@ -90,8 +90,12 @@ def test_pictures_are_suggested(clipcls: Run, data: Path, tmp_path: Path) -> Non
     done = clipcls("teach", "next.csv", "examples.csv", *MODEL, "-o", "more.taught")
     assert done.returncode == 2 and b"one table" in done.stderr
     assert clipcls("teach", "examples.csv", *MODEL, "-o", "pets.taught").returncode == 0
-    found = rows(clipcls("teach", "--suggest", "3", str(data), "--taught", "pets.taught", "-o", "next.jsonl"))
-    assert found == [] and len((tmp_path / "next.jsonl").read_text().splitlines()) == 3
+    found = rows(clipcls("teach", "--suggest", "90", str(data), "--taught", "pets.taught", "-o", "next.jsonl"))
+    suggested = {json.loads(line)["path"] for line in (tmp_path / "next.jsonl").read_text().splitlines()}
+    with (tmp_path / "examples.csv").open(newline="") as file:
+        taught = {row["path"] for row in csv.DictReader(file)}
+    # what has a label needn't get one again
+    assert found == [] and len(suggested) == 60 and not suggested & taught
 
 
 @pytest.mark.parametrize(
