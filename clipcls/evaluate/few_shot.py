@@ -4,7 +4,7 @@ Each label is a Gaussian in the space of image features, all with one covariance
 linear in the features (linear discriminant analysis, which Wang et al. 2024, https://arxiv.org/abs/2402.04087, found
 hard to beat for CLIP). A label's mean is that of its examples, drawn towards where its words lie: words are a prior
 that counts as much as some examples. The logits are a sum of the zero-shot ones and these, with factors that minimise
-the log loss of leave-one-out answers, and zero-shot alone is kept where that does better.
+the log loss of leave-one-out answers. Zero-shot alone is kept where that does better, or answers all examples right.
 
 Tried on the same features and left out, since it wasn't better: class means without a covariance, ridge regression
 around the zero-shot function, a covariance of unlabelled pictures where each label has one example.
@@ -70,7 +70,9 @@ def fit_few_shot(image_features: Array, truth: Indices, labels: LabelFeatures) -
     both = _factors(parts, truth[chosen], _FACTORS)
     alone = (*_factors(parts[:1], truth[chosen], _FACTORS[:1]), 0.0)
     candidates = [_softmax(np.float32(a * scale) * cosines + np.float32(b * spread) * taught) for a, b in (alone, both)]
-    is_zero_shot = log_losses(candidates[0], truth).mean() <= log_losses(candidates[1], truth).mean()
+    # examples that show no mistake only make answers surer
+    is_zero_shot = bool((cosines.argmax(axis=1) == truth).all())
+    is_zero_shot |= bool(log_losses(candidates[0], truth).mean() <= log_losses(candidates[1], truth).mean())
 
     (of_words, of_examples), scores = (alone, candidates[0]) if is_zero_shot else (both, candidates[1])
     of_examples *= spread / scale
@@ -78,7 +80,7 @@ def fit_few_shot(image_features: Array, truth: Indices, labels: LabelFeatures) -
     bias = of_examples * gaussians.bias
     # the softmax is the same whatever all labels have in common
     head = LinearHead((weights - weights.mean(axis=0)).astype(np.float32), (bias - bias.mean()).astype(np.float32))
-    return FewShot(head, bool(is_zero_shot), gaussians.among_texts(labels.features), scores, cosines)
+    return FewShot(head, is_zero_shot, gaussians.among_texts(labels.features), scores, cosines)
 
 
 def log_losses(scores: Array, truth: Indices) -> Exact:

@@ -105,6 +105,8 @@ def main() -> None:
     if arguments.make_digits:
         make_digits(arguments.make_digits)
         return
+    if not arguments.sources:
+        parser.error("give folders of class folders")
     print(in_new_process(cost))
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
     tasks = [embed(source) for source in arguments.sources]
