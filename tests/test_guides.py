@@ -23,7 +23,7 @@ NOT_RUN = {
     "a Ray cluster": 5,
     "a checkpoint": 1,  # tests/models/test_weights.py runs it
     "a hub": 5,
-    "a store": 2,
+    "a store": 1,
     "an installation": 2,
     "minutes on an idle machine": 7,
     "several GPUs": 1,
