@@ -61,6 +61,7 @@ def predict(
     ] = False,
     # in and out
     further: options.InputOptions,
+    videos: options.VideoOptions,
     format: Annotated[
         options.FormatName | None,
         typer.Option("--format", help="[default: by the output's extension; table on a terminal, else tsv]"),
@@ -108,7 +109,7 @@ def predict(
     from clipcls.predict.ranking import Scoring
 
     refuse_split_labels(inputs or (), wanted.labels or ())
-    sources = further.sources(inputs)
+    sources = further.sources(inputs, videos.sampling())
     # opened by its name, what it was redirected to would be emptied
     output = "-" if output in ("/dev/stdout", "/dev/fd/1") else output
     destination = Destination(output, output_dir, format, resume, retry_errors)

@@ -133,7 +133,7 @@ def _opened(
     folder = destination.folder
     assert folder is not None
     if not sources.read_standard_input and not destination.resume:
-        left_out = LeftOut()
+        left_out = LeftOut(takes_videos=True)
         images, exist = look_for_one(discover(sources, unread=True, left_out=left_out), sources, left_out)
         if not exist:
             raise none_exists(next(images))
@@ -144,14 +144,14 @@ def _opened(
         settled, facts = _settle_model(session, session.spec, cluster, pool)
         classifier = classifier.on(settled)
         classifier.embed_labels(watch.labels)
-        settings = classifier.settings() | {"--engine": "ray", "--precision": facts.precision}
+        settings = classifier.settings() | sources.settings | {"--engine": "ray", "--precision": facts.precision}
         with claim_folder(destination, folder, settings) as (journal, files):
             if files and destination.retry_errors:
                 journal.restate(settings)
             plan = Plan(folder / PLAN_NAME, bool(files), destination.retry_errors)
             output = PartFiles(folder, destination.format, files, destination.retry_errors)
             again = output.count(plan.parts)
-            left_out = LeftOut()
+            left_out = LeftOut(takes_videos=True)
             images = discover(sources, unread=True, left_out=left_out)
             plan.extend(images, pool.workers, sources.column, files.keys(), output.mended)
             left_out.report(sources.names)

@@ -109,7 +109,7 @@ def run(
         UsageError: there are no images, or the output can't be resumed.
     """
     watch = watch or Watch()
-    left_out = LeftOut()
+    left_out = LeftOut(takes_videos=True)
     images = discover(sources, left_out=left_out)
     if sources.read_standard_input:  # which may be slow to come
         classifier.embed_labels(watch.labels)
@@ -120,7 +120,7 @@ def run(
             return _fail_all(images, destination, limit or ErrorLimit(), sources, watch)
     classifier.embed_labels(watch.labels)
     labels = tuple(label.name for label in classifier.labels)
-    with open_output(destination, labels, classifier.settings) as output:
+    with open_output(destination, labels, lambda: classifier.settings() | sources.settings) as output:
         before = output.done
         watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
         tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), output.can_resume)
