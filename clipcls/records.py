@@ -12,6 +12,7 @@ OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
 SortMethod = Literal["copy", "hardlink", "symlink", "move"]
 Likeness = Literal["bytes", "picture", "scene"]
+Per = Literal["frame", "segment", "video", "occurs"]
 ContainerKind = Literal["shard", "table", "video"]
 
 # A file that changes twice within a tick of its file system's clock looks unchanged: FAT's ticks are 2 seconds.

@@ -12,7 +12,7 @@ from clipcls.cli.outputs import refuse_output
 from clipcls.cli.progress import Progress
 from clipcls.cli.signals import StopSignals
 from clipcls.cli.stderr import silence_libraries
-from clipcls.records import Engine
+from clipcls.records import Engine, Per
 
 if TYPE_CHECKING:
     from clipcls.distributed.run import Spread
@@ -62,6 +62,10 @@ def predict(
     # in and out
     further: options.InputOptions,
     videos: options.VideoOptions,
+    per: Annotated[
+        Per,
+        typer.Option("--per", help="A row for each frame of videos, segment, or video; or for what occurs in a video."),
+    ] = "frame",
     format: Annotated[
         options.FormatName | None,
         typer.Option("--format", help="[default: by the output's extension; table on a terminal, else tsv]"),
@@ -140,6 +144,7 @@ def predict(
             background=background,
             calibration=None if calibration is None else read_calibration(calibration),
             explain=explain,
+            per=per,
         )
         _run(classifier, sources, destination, limit, spread, verbosity)
 

@@ -25,7 +25,7 @@ from clipcls.outputs.formats import PARTS_FORMAT, format_names
 from clipcls.outputs.resume import claim_folder
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.error_limit import ErrorLimit
-from clipcls.predict.run import RunReport, Tally, look_for_one, none_exists
+from clipcls.predict.run import RunReport, Tally, look_for_one, none_exists, refuse_resume
 from clipcls.records import ModelFacts, ModelSpec
 
 #: The name of the plan's file in the output folder.
@@ -113,7 +113,8 @@ def run_on_cluster(
     with _opened(classifier, sources, destination, spread, watch) as run:
         total = run.total
         watch.begin(None if total is None else lambda: total, run.before)
-        tally = Tally(limit or ErrorLimit(), watch, (run.before, run.failed), can_resume=True)
+        can_resume = classifier.per == "frame"
+        tally = Tally(limit or ErrorLimit(), watch, (run.before, run.failed), can_resume)
         for part in run.reports():
             # all failures of a part are reported, even those past the limit
             tally.add(0 if part is None else part.count, () if part is None else part.failed)
@@ -127,6 +128,7 @@ def _opened(
     classifier: Classifier, sources: Sources, destination: Destination, spread: Spread, watch: Watch
 ) -> Iterator[_ClusterRun]:
     """Reach the cluster, embed the labels, claim the output and plan the parts."""
+    refuse_resume(classifier, destination)
     session = classifier.session
     assert session.spec is not None
     check_spread(destination, session.spec, spread)

@@ -25,7 +25,8 @@ from clipcls.predict.nearness import nearest_pairs
 from clipcls.predict.ranking import Array, LabelFeatures, Scoring, rank, scores
 from clipcls.predict.scores import SCORE_KINDS, kind_names
 from clipcls.predict.taught import Taught
-from clipcls.records import ImageRef, Label, ModelFacts, Prediction, PromptSet
+from clipcls.predict.videos import FrameScorer, check_per, summarise
+from clipcls.records import ImageRef, Label, ModelFacts, Per, Prediction, PromptSet
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Classifier:
             None for "a photo".
         calibration: corrects scores, and may hold a threshold for each label.
         explain: whether predictions say which prompts they rest on.
+        per: what of videos a prediction is for, see `clipcls.predict.videos`.
         allow_equal: take labels with equal texts, under names of their own; zero-shot answers go to the first of them.
 
     Raises:
@@ -63,6 +65,7 @@ class Classifier:
         background: str | None = None,
         calibration: Calibration | None = None,
         explain: bool = False,
+        per: Per = "frame",
         allow_equal: bool = False,
     ) -> None:
         self.session: Final = session
@@ -81,6 +84,8 @@ class Classifier:
         self.background: Final = background
         self.calibration: Final = calibration
         self.explain: Final = explain
+        self.per: Final = per
+        check_per(per, self.scoring, explain)
         self._embedded: LabelFeatures | None = None  # until `embed_labels` is first called
         score_kind = self.scoring.score_kind
         if background is not None and not score_kind.has_background:
@@ -118,7 +123,8 @@ class Classifier:
                 model has begun are finished, and no more are begun.
 
         Yields:
-            One prediction for each image; an image that can't be read has its `error` set.
+            One prediction for each image, or for each video or segment of one; an image that can't be read has its
+            `error` set.
 
         Raises:
             ModelError: the model can't be loaded.
@@ -126,8 +132,13 @@ class Classifier:
         """
         labels = self.label_features
         explainer = Explainer(labels, self._prompts_of_labels, self.scoring, self.session) if self.explain else None
-        for batch in embed_images(_references(paths), self.session, stop):
-            yield from self._rank(batch, labels, explainer)
+        batches = embed_images(_references(paths), self.session, stop)
+        if self.per == "frame":
+            for batch in batches:
+                yield from self._rank(batch, labels, explainer)
+        else:
+            scorer = FrameScorer(labels, self.scoring)
+            yield from summarise(batches, self.per, scorer, lambda batch: self._rank(batch, labels, None), stop)
 
     def settings(self) -> dict[str, Any]:
         """Return all that predictions depend on besides the images, by the names of the options, in JSON's types.
@@ -153,6 +164,8 @@ class Classifier:
         # settings that are recorded only where they are used, so that older records stay valid
         if self.explain:
             settings["--explain"] = True
+        if self.per != "frame":
+            settings["--per"] = self.per
         if self.taught is not None:
             settings["--taught"] = self.taught.digest[:12]
         if self.calibration is not None:

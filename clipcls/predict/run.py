@@ -108,6 +108,7 @@ def run(
         StoppedError: the output can't be written, or too many images failed.
         UsageError: there are no images, or the output can't be resumed.
     """
+    refuse_resume(classifier, destination)
     watch = watch or Watch()
     left_out = LeftOut(takes_videos=True)
     images = discover(sources, left_out=left_out)
@@ -122,8 +123,10 @@ def run(
     labels = tuple(label.name for label in classifier.labels)
     with open_output(destination, labels, lambda: classifier.settings() | sources.settings) as output:
         before = output.done
-        watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
-        tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), output.can_resume)
+        is_countable = classifier.per == "frame" and are_countable(sources)
+        watch.begin((lambda: count(sources)) if is_countable else None, before.count)
+        can_resume = output.can_resume and classifier.per == "frame"
+        tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), can_resume)
         for prediction in classifier.predict(before.remaining(images), stop):
             output.write(prediction)
             tally.add(1, [] if prediction.error is None else [(prediction.path, prediction.error)])
@@ -133,6 +136,19 @@ def run(
     if not stopped:
         left_out.report(sources.names)
     return tally.report(sources, stopped)
+
+
+def refuse_resume(classifier: Classifier, destination: Destination) -> None:
+    """Refuse to resume rows for videos as a whole, which don't say which frames they are of.
+
+    Raises:
+        UsageError: the run has such rows, and is to be resumed.
+    """
+    if destination.resume and classifier.per != "frame":
+        raise UsageError(
+            f"--resume goes on with rows of pictures and frames, not with --per {classifier.per}: run it again without "
+            "--resume; what was done is in the cache."
+        )
 
 
 def _fail_all(

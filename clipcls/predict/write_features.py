@@ -53,10 +53,7 @@ def write_features(
         if not exist:
             raise none_exists(next(images))
     origin = image_origin(session)
-    with open_vectors(destination, origin, lambda: _settings(session, destination) | sources.settings) as (
-        sink,
-        before,
-    ):
+    with open_vectors(destination, origin, lambda: _settings(session, destination, sources)) as (sink, before):
         watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
         can_resume = destination.folder is not None
         tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), can_resume)
