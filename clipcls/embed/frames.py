@@ -8,7 +8,8 @@ from typing import Final
 
 from clipcls.embed.execution import Execution
 from clipcls.errors import ImageError
-from clipcls.images.video import Pixels, VideoReader
+from clipcls.images.frames import FrameReader, open_frames
+from clipcls.images.video import Pixels
 from clipcls.records import Frame
 
 
@@ -68,7 +69,7 @@ class _OpenVideo:
         self.first: Final = first
         self.waiting: Final[deque[AnnouncedFrame]] = deque()
         self._execution = execution
-        self._reader: VideoReader | None = None
+        self._reader: FrameReader | None = None
         self._lock = threading.Lock()
         self._has_ended = False
 
@@ -100,8 +101,7 @@ class _OpenVideo:
     def _decode(self, frame: Frame) -> Pixels | ImageError:
         try:
             if self._reader is None:
-                limit, threads = self._execution.max_pixels, self._execution.threads()
-                self._reader = VideoReader(self.path, self.first.stamp, limit, threads)
+                self._reader = open_frames(self.first, self._execution.max_pixels, self._execution.threads())
             return self._reader.frame_at(frame.time)
         except ImageError as exc:
             return exc

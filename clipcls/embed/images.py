@@ -23,10 +23,10 @@ from clipcls.embed.session import Session
 from clipcls.errors import ImageError
 from clipcls.images.decoding import DECODER_VERSION
 from clipcls.images.fit import fit, load_pixels
+from clipcls.images.frames import read_frame
 from clipcls.images.geometry import Picture
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
-from clipcls.images.video import read_frame
 from clipcls.inputs.contents import known_path, known_stamp, located, open_content
 from clipcls.inputs.tables import read_embedded
 from clipcls.records import Decode, FileStamp, Frame, ImageRef, ModelFacts

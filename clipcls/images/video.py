@@ -5,6 +5,7 @@ matrix, BT.709's from 720 rows on, and BT.601's below, as players do. Primaries 
 so that HDR isn't tone-mapped. Pixels that aren't square become so, and a frame is turned as the file says.
 """
 
+import heapq
 from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from clipcls.errors import ImageError
 from clipcls.images.limits import MAX_PIXELS
 from clipcls.inputs.video import opened, picture_stream, seconds_of, video_errors
-from clipcls.records import FileStamp, Frame
+from clipcls.records import FileStamp
 
 Pixels = NDArray[np.uint8]
 
@@ -24,10 +25,14 @@ Pixels = NDArray[np.uint8]
 _ROUNDING = Fraction(1, 2000)
 # where a format has no index, so much is decoded rather than sought
 _NEAR = 10
+_FOR_EVER = Fraction(10**12)
 # a frame is shown at least so long at a video's end
 _SHOWN_AT_END = 1
 # how far before a time to look for a keyframe, if the first one found is shown later; then twice as far
 _STEP_BACK = 1
+# packets in a row without a frame that don't mean damage: some codecs have such that are never shown
+_MOST_LOST = 3
+_DAMAGED = "the video is damaged here"
 _HD_ROWS = 720
 # FFmpeg's number (AVCOL_SPC_UNSPECIFIED) for a matrix that a file doesn't state
 _UNSTATED = 2
@@ -56,10 +61,11 @@ class VideoReader:
             from av.video.reformatter import VideoReformatter
 
             self._reformatter = VideoReformatter()
-            if FileStamp.at(video) != stamp:
-                raise ImageError("the video has changed since it was listed")
+            require_unchanged(video, stamp)
             self._stream = picture_stream(self._container)
             self._codec = self._stream.codec_context
+            if self._codec is None:
+                raise ImageError("coded in a way that FFmpeg can't decode")
             _require_fitting(self._codec.width, self._codec.height, max_pixels)
             self._max_pixels = max_pixels
             self._codec.thread_type = "AUTO"
@@ -67,6 +73,8 @@ class VideoReader:
             self._shown: tuple[Fraction, Any] | None = None
             self._next: tuple[Fraction, Any] | None = None
             self._is_damaged = False  # between these two
+            self._is_at_start = True
+            self._gap: tuple[Fraction, Fraction] | None = None  # where nothing can be decoded
             self._converted: tuple[Any, Pixels] | None = None
             self._seek_to(0)  # reads the index of some formats
             self._stack = stack.pop_all()
@@ -90,6 +98,8 @@ class VideoReader:
     def _frame_at(self, moment: Fraction) -> Pixels:
         self._approach(moment)
         while self._next is not None and self._next[0] <= moment:
+            if moment - self._next[0] <= 2 * _ROUNDING:  # no other can be shown
+                return self._convert(self._next[1])
             self._step()
         shown = self._shown or self._next
         if shown is None:
@@ -97,9 +107,12 @@ class VideoReader:
         start, frame = shown
         end = start + (frame.duration or 0) * self._stream.time_base
         if self._is_damaged and moment >= end:
-            raise ImageError("the video is damaged here")
+            raise ImageError(_DAMAGED)
         if self._next is None and moment >= max(end, start + _SHOWN_AT_END) + _ROUNDING:
             raise ImageError(f"the video's pictures end after {float(end):g} seconds")
+        return self._convert(frame)
+
+    def _convert(self, frame: Any) -> Pixels:
         if self._converted is None or self._converted[0] is not frame:
             _require_fitting(frame.width, frame.height, self._max_pixels)
             self._converted = frame, _upright(frame, self._stream.sample_aspect_ratio, self._reformatter)
@@ -107,32 +120,45 @@ class VideoReader:
 
     def _approach(self, moment: Fraction) -> None:
         """Go back to a keyframe if the moment has passed, or on to one if that skips frames."""
-        if self._shown is not None and moment < self._shown[0]:
-            self._seek(moment)
-        elif self._next is not None and moment > self._next[0]:
-            index = self._stream.index_entries
-            place = index.search_timestamp(self._time_stamp(moment)) if len(index) else -1
-            if place >= 0:
-                is_ahead = index[place].timestamp > self._time_stamp(self._next[0])
-            else:
-                is_ahead = moment > self._next[0] + _NEAR
-            if is_ahead:
+        if self._gap is not None and self._gap[0] <= moment < self._gap[1]:
+            raise ImageError(_DAMAGED)
+        earliest = self._shown or self._next
+        if earliest is not None and moment < earliest[0]:
+            if self._shown is not None or not self._is_at_start:
                 self._seek(moment)
+        elif self._next is not None and moment > self._next[0] and self._is_keyframe_between(self._next[0], moment):
+            self._seek(moment)
+
+    def _is_keyframe_between(self, position: Fraction, moment: Fraction) -> bool:
+        index = self._stream.index_entries
+        place = index.search_timestamp(self._time_stamp(moment)) if len(index) else -1
+        if place < 0:
+            return moment > position + _NEAR
+        return bool(index[place].timestamp > self._time_stamp(position))
 
     def _seek(self, moment: Fraction) -> None:
-        """Go to a keyframe that is shown at a moment or before."""
+        """Go to a keyframe that is shown at a moment or before.
+
+        Raises:
+            ImageError: nothing before the moment can be decoded.
+        """
         back = Fraction(0)
         while True:
             target = max(Fraction(0), moment - back)
             self._seek_to(target)
             if not target or (self._next is not None and self._next[0] <= moment):
                 return
+            if back and self._is_damaged:
+                # frames that are coded after a keyframe and shown before it have been looked for, too
+                self._gap = moment, _FOR_EVER if self._next is None else self._next[0]
+                raise ImageError(_DAMAGED)
             back = 2 * back or Fraction(_STEP_BACK)
 
     def _seek_to(self, target: Fraction | int) -> None:
         self._container.seek(self._time_stamp(target), stream=self._stream)
         self._frames = self._decoded()
         self._shown = self._next = self._converted = None
+        self._is_at_start = not target
         self._step()
 
     def _time_stamp(self, seconds: Fraction | int) -> int:
@@ -155,38 +181,52 @@ class VideoReader:
         """Yield frames from here on, with the times when they are shown; None where something can't be decoded."""
         import av
 
-        time = Fraction(0)
         packets = self._container.demux(self._stream)
+        waiting: list[int] = []  # time stamps of packets whose frames haven't come
+        is_first = True
         while True:
             try:
                 packet = next(packets, None)
+                if packet is not None and packet.size and packet.pts is not None:
+                    heapq.heappush(waiting, packet.pts)
                 frames = self._codec.decode(packet)
-            except av.FFmpegError as exc:
-                if isinstance(exc, av.EOFError):
-                    return
+            except av.EOFError:
+                return
+            except av.FFmpegError:
                 yield None
                 if packet is None:
                     return
                 continue
             for frame in frames:
-                stamp = frame.dts if frame.pts is None else frame.pts
-                time = time if stamp is None else seconds_of(self._container, stamp, self._stream.time_base)
-                yield None if frame.is_corrupt else (time, frame)
+                if frame.pts is None:
+                    frame.pts = frame.dts or 0
+                lost = _drop_until(waiting, frame.pts)
+                # behind a keyframe that was sought may come frames that need those before it
+                if frame.is_corrupt or (lost >= _MOST_LOST and not is_first):
+                    yield None
+                if not frame.is_corrupt:
+                    is_first = False
+                    yield seconds_of(self._container, frame.pts, self._stream.time_base), frame
             if packet is None:
                 return
 
 
-def read_frame(frame: Frame, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode a single frame, (height, width, 3); for many of one video, `VideoReader` is quicker.
+def _drop_until(waiting: list[int], stamp: int) -> int:
+    """Take time stamps up to one from a heap, and return how many were earlier."""
+    earlier = 0
+    while waiting and waiting[0] <= stamp:
+        earlier += heapq.heappop(waiting) < stamp
+    return earlier
+
+
+def require_unchanged(path: str, stamp: FileStamp) -> None:
+    """Refuse a file that has changed since its frames were listed.
 
     Raises:
-        ImageError: it can't be decoded.
+        ImageError: it has.
     """
-    reader = VideoReader(frame.video, frame.stamp, max_pixels)
-    try:
-        return reader.frame_at(frame.time)
-    finally:
-        reader.close()
+    if FileStamp.at(path) != stamp:
+        raise ImageError("the video has changed since it was listed")
 
 
 def _require_fitting(width: int, height: int, max_pixels: int) -> None:

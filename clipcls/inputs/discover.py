@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError
+from clipcls.inputs.animations import is_animation
 from clipcls.inputs.folders import has_magic, is_pattern, matches, walk, why_unopened
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources, read_list
@@ -87,7 +88,7 @@ def discover(
       unless the pattern holds a `**`, which matches what is in them already.
     - A video (`.mp4`, `.m4v`, `.mov`, `.mkv`, `.webm`, `.avi`) gives frames, called `clip.mp4#t=12.5` by their time in
       seconds; where no file has such a name, it means that frame itself, and `clip.mp4#t=3,8.5` the frames in between.
-      In folders, videos are left out unless `sampling` is given.
+      In folders, videos are left out unless `sampling` is given. With it, animated GIF and WebP files give frames, too.
     - Braces in a shard's name stand for several names: `{000..009}.tar`, `{train,test}.tar`.
     - `http://…` and `https://…` are addresses of single pictures.
     - Other addresses (`s3://bucket/…`, see `inputs.stores`) name any of these in a store. One that ends in `/` is a
@@ -133,6 +134,12 @@ def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = Non
         yield from list_frames(image.path, sources.sampling)
     else:
         yield from _from_table(image.path, _Place(sources), part and range(*part))
+
+
+def is_frame(path: str) -> bool:
+    """Tell whether a path names one frame of a video that is there, and no file."""
+    named = split_path(path)
+    return named is not None and named[2] is None and os.path.isfile(named[0]) and not os.path.lexists(path)  # noqa: PTH113
 
 
 def exists(image: ImageRef) -> bool:
@@ -279,10 +286,16 @@ def _from_path(path: str, place: _Place) -> Iterator[ImageRef]:
         yield from _from_folder(path, place)
     elif stat.S_ISREG(mode) and (is_shard(path) or is_table(path)):
         yield from _from_container(path, place)
-    elif stat.S_ISREG(mode) and is_video(path) and not looks_like_picture(path):
+    elif stat.S_ISREG(mode) and _has_frames(path, place):
         yield from _from_video(path, place)
     else:
         yield ImageRef(path)
+
+
+def _has_frames(path: str, place: _Place) -> bool:
+    if is_animation(path):
+        return place.sources.sampling is not None
+    return is_video(path) and not looks_like_picture(path)
 
 
 def _from_video(path: str, place: _Place) -> Iterator[ImageRef]:
@@ -409,12 +422,13 @@ def _from_folder(folder: str, place: _Place) -> Iterator[ImageRef]:
     has_tables = place.sources.column is not None or is_parquet(folder.rstrip("/"))
     for image, is_folder in walk(folder, place.left_out):
         extension = _extension(image.path)
-        if image.error is not None or (not is_folder and extension in EXTENSIONS):
+        has_frames = place.sources.sampling is not None and (is_video(image.path) or is_animation(image.path))
+        if image.error is None and not is_folder and has_frames:
+            yield from _from_stored(image, place) if in_store(image.path) else _from_path(image.path, place)
+        elif image.error is not None or (not is_folder and extension in EXTENSIONS):
             yield image
         elif is_folder:
             continue
-        elif place.sources.sampling is not None and is_video(image.path):
-            yield from _from_path(image.path, place)
         elif has_tables and is_part(image.path):
             yield from _from_container(image.path, place)
         elif not extension.strip(".0123456789") and not in_store(image.path) and looks_like_picture(image.path):
@@ -439,6 +453,7 @@ def _from_pattern(pattern: str, place: _Place) -> Iterator[ImageRef]:
             continue
         found = True
         may_hold = not gone_through or is_shard(image.path) or is_table(image.path) or is_video(image.path)
+        may_hold |= is_animation(image.path)
         if image.error is not None or not may_hold:
             yield image
         elif is_address(image.path):

@@ -1,4 +1,4 @@
-"""List the frames of videos, without decoding any: `clipcls.images.video` does that.
+"""List the frames of videos and animations, without decoding any: `clipcls.images.frames` does that.
 
 A frame's path is the video's with a media fragment (W3C, Media Fragments URI 1.0): `clip.mp4#t=12.5` is the frame that
 is shown 12.5 seconds after the video's start, `clip.mp4#t=3,8.5` what is shown from 3 to 8.5 seconds.
@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from clipcls.errors import ImageError, UsageError, reason
+from clipcls.inputs.animations import frame_ends, is_animation
 from clipcls.inputs.open_file import open_file
 from clipcls.records import FileStamp, Frame, ImageRef
 
@@ -39,7 +40,7 @@ class Sampling:
 
     Attributes:
         kind: `fps`: some every second; `frames`: some evenly in time, each amid its share; `keyframes`: those that are
-            coded without others.
+            coded without others, of an animation all.
         amount: how many, for `fps` and `frames`.
     """
 
@@ -76,7 +77,7 @@ def frame_path(video: str, start: int, end: int | None = None) -> str:
 def split_path(path: str) -> tuple[str, int, int | None] | None:
     """Return the video, the start and the end of a path that `frame_path` may have made; None for any other."""
     found = _FRAGMENT.fullmatch(path)
-    if found is None or not is_video(found[1]):
+    if found is None or not (is_video(found[1]) or is_animation(found[1])):
         return None
     start, end = (None if text is None else round(float(text) * 1000) for text in found.group(2, 3))
     assert start is not None
@@ -94,35 +95,69 @@ def list_frames(
     """List frames of a video in order of time; a fault of the video becomes an image with its name and an error.
 
     Only the video's header and its end are read, and for keyframes where those are. Of a video that is cut off, the
-    frames before that are listed, then the error.
+    frames before that are listed, then the error. A GIF or WebP file that isn't animated is a picture.
 
     Args:
         sampling: None for a frame a second.
         start: the earliest time, in milliseconds.
         end: the time to stop before; None for the video's end.
     """
-    sampling = sampling or Sampling()
     try:
-        stamp = FileStamp.at(video)
-        with opened(video) as container:
-            stream = picture_stream(container)
-            stop, said = _end(container, stream)
-            times: Iterable[int] = _times(sampling, stop)
-            if sampling.kind == "keyframes":
-                times = _keyframes(container, stream)
-            decoder = decoder_name()
-            if start >= stop:
-                raise ImageError(f"its pictures end after {_seconds(stop)} seconds")
+        contents = _contents(video, sampling or Sampling())
+        if contents is not None and start >= contents.end:
+            raise ImageError(f"its pictures end after {_seconds(contents.end)} seconds")
     except ImageError as exc:
         yield ImageRef(frame_path(video, start, end) if start else video, str(exc))
         return
-    assert stamp is not None  # since it was opened
-    last = stop if end is None else min(stop, end)
-    inside = (time for time in times if start <= time < last)
+    if contents is None:
+        yield ImageRef(video)
+        return
+    last = contents.end if end is None else min(contents.end, end)
+    inside = (time for time in contents.times if start <= time < last)
     for time, until in itertools.pairwise(itertools.chain(inside, [last])):
-        yield ImageRef(frame_path(video, time), content=Frame(video, time, until, stamp, decoder))
-    if said is not None and (end is None or end > stop):
-        yield ImageRef(video, f"cut off after {_seconds(stop)} of its {_seconds(said)} seconds")
+        frame = Frame(video, time, until, contents.stamp, contents.decoder)
+        yield ImageRef(frame_path(video, time), content=frame)
+    if contents.said is not None and (end is None or end > contents.end):
+        said = _seconds(contents.said)
+        yield ImageRef(video, f"cut off after {_seconds(contents.end)} of its {said} seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """The frames that are taken of a video; times are in milliseconds.
+
+    Attributes:
+        times: rise.
+        end: of the pictures.
+        said: where the header says that the file ends, if it is cut off.
+    """
+
+    stamp: FileStamp
+    decoder: str
+    times: Iterable[int]
+    end: int
+    said: int | None = None
+
+
+def _contents(video: str, sampling: Sampling) -> _Contents | None:
+    """Look at a video or an animation; return None where what may be an animation is a single picture.
+
+    Raises:
+        ImageError: it can't be read.
+    """
+    stamp = FileStamp.at(video)
+    if is_animation(video):
+        ends = frame_ends(video)
+        if stamp is None or not ends:
+            return None
+        times = [0, *ends[:-1]] if sampling.kind == "keyframes" else _times(sampling, ends[-1])
+        return _Contents(stamp, decoder_name(video), times, ends[-1])
+    with opened(video) as container:
+        stream = picture_stream(container)
+        end, said = _end(container, stream)
+        times = _keyframes(container, stream) if sampling.kind == "keyframes" else _times(sampling, end)
+    assert stamp is not None  # since it was opened
+    return _Contents(stamp, decoder_name(video), times, end, said)
 
 
 def frame_at(video: str, time: int) -> ImageRef:
@@ -130,7 +165,7 @@ def frame_at(video: str, time: int) -> ImageRef:
     path = frame_path(video, time)
     stamp = FileStamp.at(video)
     try:
-        decoder = decoder_name()
+        decoder = decoder_name(video)
     except ImageError as exc:
         return ImageRef(path, str(exc))
     return ImageRef(path, content=None if stamp is None else Frame(video, time, time, stamp, decoder))
@@ -149,12 +184,16 @@ def require_whole(images: Iterable[ImageRef]) -> Iterator[ImageRef]:
 # What FFmpeg knows of a file
 
 
-def decoder_name() -> str:
-    """Return what decodes videos, with its version.
+def decoder_name(video: str) -> str:
+    """Return what decodes a video or an animation, with its version.
 
     Raises:
-        ImageError: PyAV isn't installed.
+        ImageError: it isn't installed.
     """
+    if is_animation(video):
+        import PIL
+
+        return f"pillow {PIL.__version__} {_VERSION}"
     return f"av {_av().__version__} {_VERSION}"
 
 
