@@ -94,7 +94,7 @@ def list_frames(
 ) -> Iterator[ImageRef]:
     """List frames of a video in order of time; a fault of the video becomes an image with its name and an error.
 
-    Only the video's header and its end are read, and for keyframes where those are. Of a video that is cut off, the
+    Only the video's header and its end are read, and for keyframes all of it, though nothing is decoded. Of a video that is cut off, the
     frames before that are listed, then the error. A GIF or WebP file that isn't animated is a picture.
 
     Args:
@@ -308,7 +308,7 @@ def _keyframes(container: Any, stream: Any) -> list[int]:
     found = set()
     try:
         container.seek(0)
-        stream.discard = av.stream.Discard.nonkey  # where the format has an index, only these are read
+        # all packets, since FFmpeg gives wrong times where it is told to skip some of an MP4
         for packet in container.demux(stream):
             if packet.is_keyframe and packet.pts is not None and not packet.is_corrupt:
                 found.add(max(0, round(seconds_of(container, packet.pts, packet.time_base) * 1000)))
