@@ -94,8 +94,9 @@ def list_frames(
 ) -> Iterator[ImageRef]:
     """List frames of a video in order of time; a fault of the video becomes an image with its name and an error.
 
-    Only the video's header and its end are read, and for keyframes all of it, though nothing is decoded. Of a video that is cut off, the
-    frames before that are listed, then the error. A GIF or WebP file that isn't animated is a picture.
+    Only the video's header and its end are read, and for keyframes all of it, though nothing is decoded. Of a video
+    that is cut off, the frames before that are listed, then the error. A GIF or WebP file that isn't animated is a
+    picture.
 
     Args:
         sampling: None for a frame a second.
