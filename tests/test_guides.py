@@ -24,7 +24,7 @@ NOT_RUN = {
     "a checkpoint": 1,  # tests/models/test_weights.py runs it
     "a hub": 5,
     "a store": 2,
-    "an installation": 2,
+    "an installation": 3,
     "minutes on an idle machine": 5,
     "several GPUs": 1,
     "the web": 1,

@@ -12,6 +12,9 @@ from clipcls.images.frames import FrameReader, open_frames
 from clipcls.images.video import Pixels
 from clipcls.records import Frame
 
+# that decode one video; each holds frames in memory
+_MOST_THREADS = 16
+
 
 @dataclass(slots=True, eq=False)
 class AnnouncedFrame:
@@ -101,7 +104,9 @@ class _OpenVideo:
     def _decode(self, frame: Frame) -> Pixels | ImageError:
         try:
             if self._reader is None:
-                self._reader = open_frames(self.first, self._execution.max_pixels, self._execution.threads())
+                how = self._execution
+                threads = min(how.threads(), _MOST_THREADS)
+                self._reader = open_frames(self.first, how.max_pixels, threads, how.decode)
             return self._reader.frame_at(frame.time)
         except ImageError as exc:
             return exc

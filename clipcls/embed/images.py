@@ -124,7 +124,7 @@ def read_pixels(image: ImageRef, facts: ModelFacts, execution: Execution) -> NDA
         ImageError: it can't be read.
     """
     if isinstance(image.content, Frame):
-        return _fitted(read_frame(image.content, execution.max_pixels), facts, execution)
+        return _fitted(read_frame(image.content, execution.max_pixels, execution.decode), facts, execution)
     with open_content(located(image), execution.max_bytes, execution.web) as opened:
         return load_pixels(opened.file, facts.preprocess, execution.decode, execution.max_pixels)
 

@@ -107,6 +107,16 @@ def test_a_damaged_part_is_an_error_there_and_nowhere_else(tmp_path: Path) -> No
     assert found == [False] * 8 + [True] * 4 + [False] * 8
 
 
+def test_exact_colours_are_nearer(tmp_path: Path) -> None:
+    smooth = np.linspace(30, 220, 64, dtype=np.uint8)
+    picture = np.stack(
+        [np.tile(smooth, (64, 1)), np.tile(smooth[:, None], (1, 64)), np.full((64, 64), 90, np.uint8)], 2
+    )
+    listed = frame(write_video(tmp_path / "a.mkv", [picture], qp="0"), 0)
+    fast, exact = (np.abs(read_frame(listed, decode=how) - picture.astype(int)).mean() for how in ("fast", "exact"))
+    assert exact < 1.1 < fast < 3
+
+
 def test_large_and_changed_videos_are_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", cut([("red", 0.5)]))
     listed = frame(path, 0)
