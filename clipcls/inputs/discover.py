@@ -162,7 +162,7 @@ def hint(sources: Sources) -> str | None:
 def are_countable(sources: Sources) -> bool:
     """Tell whether pictures can be counted first, at little cost beside classifying them.
 
-    Not so with lists, which may be readable only once, and with tables, compressed shards, stores, and videos' keyframes.
+    Not so with lists, which may be readable only once, and with tables, compressed shards, stores and keyframes.
     """
     if sources.sampling is not None and sources.sampling.kind == "keyframes":
         return False
