@@ -12,6 +12,8 @@ OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
 SortMethod = Literal["copy", "hardlink", "symlink", "move"]
 Likeness = Literal["bytes", "picture", "scene"]
+Per = Literal["frame", "segment", "video", "occurs"]
+ContainerKind = Literal["shard", "table", "video"]
 
 # A file that changes twice within a tick of its file system's clock looks unchanged: FAT's ticks are 2 seconds.
 RACY_SECONDS = 2.0
@@ -237,10 +239,31 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """A shard or a Parquet table that hasn't been opened."""
+class Frame:
+    """The frame of a video that is shown at a time.
 
-    kind: Literal["shard", "table"]
+    Times are in milliseconds from the video's start.
+
+    Attributes:
+        video: path of the video.
+        time: when the frame is shown.
+        until: the time of the next frame that is taken, or the video's end.
+        stamp: the video's, taken when it was listed.
+        decoder: names what decodes it; another version may give other pixels.
+    """
+
+    video: str
+    time: int
+    until: int
+    stamp: FileStamp
+    decoder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A shard, a Parquet table or a video that hasn't been opened."""
+
+    kind: ContainerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +279,7 @@ class ImageRef:
 
     path: str
     error: str | None = None
-    content: "bytes | Span | Address | Stored | Embedded | Container | None" = None
+    content: "bytes | Span | Address | Stored | Embedded | Frame | Container | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ def ask_command(
     ] = False,
     # in and out
     further: options.InputOptions,
+    videos: options.VideoOptions,
     written: OutputOptions,
     # what may go wrong
     errors: options.ErrorOptions,
@@ -72,7 +73,7 @@ def ask_command(
     from clipcls.embed.session import Session
     from clipcls.predict.ask import Questionnaire
 
-    sources, destination = further.sources(inputs), written.destination()
+    sources, destination = further.sources(inputs, videos.sampling()), written.destination()
     refuse_output(destination, [*(inputs or ()), further.files_from, questions, asked.model])
     limit, web = errors.limit(), fetching.web(further)
     spread, spec = cluster.spread(how.workers, verbosity.verbose), asked.spec()

@@ -36,6 +36,7 @@ def embed_command(
     asked: options.ModelOptions,
     # in and out
     further: options.InputOptions,
+    videos: options.VideoOptions,
     format: Annotated[
         Literal["parquet", "npy", "npz"] | None,
         typer.Option("--format", help="[default: by the output's extension; parquet in a folder]"),
@@ -81,7 +82,7 @@ def embed_command(
         if of_texts:
             _write_texts(session, [*(text or ()), *read_texts(texts)], prompts, template, destination)
             return
-        sources = further.sources(inputs)
+        sources = further.sources(inputs, videos.sampling())
         limit = errors.limit()
         quantise_ahead(session, lambda: list_again(sources))
         _write_pictures(session, sources, destination, limit, verbosity.quiet)

@@ -16,7 +16,7 @@ from clipcls.labels.questions import Question, weaknesses
 from clipcls.outputs.rows import RowShape
 from clipcls.predict.classifier import Classifier, Paths, references
 from clipcls.predict.ranking import LabelFeatures, LinearHead, Scoring
-from clipcls.records import Answer, ImageRef, Label, Prediction, ScoredLabel
+from clipcls.records import Answer, ImageRef, Label, Per, Prediction, ScoredLabel
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,9 @@ class Questionnaire:
                     weakness,
                     source,
                 )
+
+    #: Videos have a row for each frame.
+    per: Final[Per] = "frame"
 
     def __getstate__(self) -> dict[str, Any]:
         # a session belongs to its process; see `on`

@@ -108,9 +108,10 @@ def run(
         StoppedError: the output can't be written, or too many images failed.
         UsageError: there are no images, or the output can't be resumed.
     """
+    refuse_resume(classifier, destination)
     watch = watch or Watch()
     destination = replace(destination, shape=classifier.row_shape)
-    left_out = LeftOut()
+    left_out = LeftOut(takes_videos=True)
     images = discover(sources, left_out=left_out)
     if sources.read_standard_input:  # which may be slow to come
         classifier.embed_labels(watch.labels)
@@ -121,10 +122,12 @@ def run(
             return _fail_all(images, destination, limit or ErrorLimit(), sources, watch)
     classifier.embed_labels(watch.labels)
     labels = tuple(label.name for label in classifier.labels)
-    with open_output(destination, labels, classifier.settings) as output:
+    with open_output(destination, labels, lambda: classifier.settings() | sources.settings) as output:
         before = output.done
-        watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
-        tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), output.can_resume)
+        is_countable = classifier.per == "frame" and are_countable(sources)
+        watch.begin((lambda: count(sources)) if is_countable else None, before.count)
+        can_resume = output.can_resume and classifier.per == "frame"
+        tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), can_resume)
         for prediction in classifier.predict(before.remaining(images), stop):
             output.write(prediction)
             watch.predicted(prediction)
@@ -135,6 +138,19 @@ def run(
     if not stopped:
         left_out.report(sources.names)
     return tally.report(sources, stopped)
+
+
+def refuse_resume(classifier: Answerer, destination: Destination) -> None:
+    """Refuse to resume rows for videos as a whole, which don't say which frames they are of.
+
+    Raises:
+        UsageError: the run has such rows, and is to be resumed.
+    """
+    if destination.resume and classifier.per != "frame":
+        raise UsageError(
+            f"--resume goes on with rows of pictures and frames, not with --per {classifier.per}: run it again without "
+            "--resume; what was done is in the cache."
+        )
 
 
 def _fail_all(

@@ -46,14 +46,14 @@ def write_features(
         UsageError: there are no pictures, none exists, or the output can't be resumed.
     """
     watch = watch or Watch()
-    left_out = LeftOut()
+    left_out = LeftOut(takes_videos=True)
     images = discover(sources, left_out=left_out)
     if not destination.resume:
         images, exist = look_for_one(images, sources, left_out)
         if not exist:
             raise none_exists(next(images))
     origin = image_origin(session)
-    with open_vectors(destination, origin, lambda: _settings(session, destination)) as (sink, before):
+    with open_vectors(destination, origin, lambda: _settings(session, destination, sources)) as (sink, before):
         watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
         can_resume = destination.folder is not None
         tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), can_resume)
@@ -113,7 +113,7 @@ def _origin(session: Session, **more: object) -> FeatureOrigin:
     )
 
 
-def _settings(session: Session, destination: VectorDestination) -> dict[str, object]:
+def _settings(session: Session, destination: VectorDestination, sources: Sources) -> dict[str, object]:
     """Return all that rows depend on besides the pictures, by the names of the options, in JSON's types."""
     return {
         "--model": session.fingerprint.hex(),
@@ -122,4 +122,4 @@ def _settings(session: Session, destination: VectorDestination) -> dict[str, obj
         "--dtype": destination.dtype,
         "--max-pixels": session.execution.max_pixels,
         "--max-bytes": session.execution.max_bytes,
-    }
+    } | sources.settings
