@@ -43,3 +43,11 @@ def test_options_that_make_no_sense_are_refused(
     done = clipcls("predict", clip, "--labels", "red,green", "--model", tiny_model, *options)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_report_shows_frames(clipcls: Run, clip: str, tiny_model: Path) -> None:
+    for per in ("frame", "video"):
+        page = ("--report", f"{per}.html", "--output", f"{per}.jsonl", "--labels", "red,blue", "--per", per)
+        done = clipcls("predict", clip, "--model", str(tiny_model), *page)
+        assert done.returncode == 0 and b"can't be read again" not in done.stderr, done.stderr
+    assert clipcls("report", "frame.jsonl").returncode == 0
