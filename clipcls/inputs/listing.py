@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError, reason
 from clipcls.inputs.stores import local_path, open_named
+from clipcls.records import Part
 from clipcls.text_files import UTF8_MARK, refuse_utf16
 
 _CHUNK = 1 << 16
@@ -26,6 +27,7 @@ class Sources:
         allow_urls: whether web addresses may be fetched; otherwise each is an error.
         allow_private_urls: whether lists and tables may name stores on any server, such as `ftp://…`.
         stdin: what `-` reads; the process's own standard input by default.
+        part: the part of the pictures that is read; None for all of them.
     """
 
     inputs: str | Sequence[str | os.PathLike[str]] = ()
@@ -35,6 +37,7 @@ class Sources:
     allow_urls: bool = False
     allow_private_urls: bool = False
     stdin: BinaryIO | None = None
+    part: Part | None = None
 
     @property
     def names(self) -> list[str]:
