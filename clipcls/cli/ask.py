@@ -74,6 +74,8 @@ def ask_command(
 
     sources = further.sources(inputs)
     destination = written.destination(sources)
+    if without_priors and sources.part is not None:
+        raise UsageError("--without-priors looks at all pictures, and --part at some; leave one out.")
     refuse_output(destination, [*(inputs or ()), further.files_from, questions, asked.model])
     limit, web = errors.limit(), fetching.web(further)
     spread, spec = cluster.spread(how.workers, verbosity.verbose), asked.spec()
@@ -108,8 +110,6 @@ def _mean(sources: "Sources", session: "Session", quiet: bool) -> "NDArray[np.fl
     from clipcls.inputs.discover import discover
     from clipcls.predict.ask import mean_features
 
-    if sources.part is not None:
-        raise UsageError("--without-priors looks at all pictures, and --part at some; leave one out.")
     if sources.read_standard_input:
         raise UsageError("--without-priors looks at all pictures first, and standard input can be read once only.")
     with Progress(not quiet, "") as progress, StopSignals("stopping without a result") as signals:
