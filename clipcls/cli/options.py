@@ -168,6 +168,10 @@ OnErrorOption = Annotated[OnError, typer.Option("--on-error", help="What a bad i
 MaxErrorsOption = Annotated[
     str | None, typer.Option("--max-errors", metavar="N|P%", help="More bad images than that stop the run.")
 ]
+PartOption = Annotated[
+    str | None,
+    typer.Option("--part", metavar="I/N", help="Only the I-th of N parts of the inputs, as 3/16; `merge` joins them."),
+]
 # outputs
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")]
 RetryErrorsOption = Annotated[
@@ -406,6 +410,31 @@ class VideoOptions:
         if self.frames is not None:
             return Sampling("frames", self.frames)
         return None if self.fps is None else Sampling("fps", self.fps)
+
+
+@dataclass(frozen=True, slots=True)
+class DividedInputOptions(InputOptions):
+    """The options for where pictures are in commands that can run over a part of them."""
+
+    part: PartOption = None
+
+    def sources(self, inputs: Sequence[str] | None, sampling: "Sampling | None" = None) -> "Sources":
+        """Return where the pictures are, and the part that is read.
+
+        Args:
+            sampling: which frames of videos are taken.
+
+        Raises:
+            UsageError: nothing says where, or there is no such part.
+        """
+        from clipcls.errors import UsageError
+        from clipcls.records import Part
+
+        try:
+            part = None if self.part is None else Part.parse(self.part)
+        except ValueError:
+            raise UsageError(f"--part {self.part}: give its number and how many there are, such as 3/16.") from None
+        return replace(InputOptions.sources(self, inputs, sampling), part=part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def predict(
         typer.Option("--explain", help="Also the similarity of each prompt of the two best labels, and the margin."),
     ] = False,
     # in and out
-    further: options.InputOptions,
+    further: options.DividedInputOptions,
     videos: options.VideoOptions,
     per: Annotated[
         Per,
@@ -99,7 +99,7 @@ def predict(
 
     refuse_split_labels(inputs or (), wanted.labels or ())
     sources = further.sources(inputs, videos.sampling())
-    destination = written.destination()
+    destination = written.destination(sources)
     if explain:
         check_explanations(destination)
     made_from = [

@@ -25,7 +25,7 @@ from clipcls.outputs.formats import PARTS_FORMAT, format_names
 from clipcls.outputs.resume import claim_folder
 from clipcls.predict.answerer import Answerer
 from clipcls.predict.error_limit import ErrorLimit
-from clipcls.predict.run import RunReport, Tally, look_for_one, none_exists, refuse_resume
+from clipcls.predict.run import RunReport, Tally, look_for_one, none_exists, refuse_resume, shape_for
 from clipcls.records import ModelFacts, ModelSpec
 
 #: The name of the plan's file in the output folder.
@@ -110,7 +110,7 @@ def run_on_cluster(
         UsageError: Ray isn't installed, there are no images, or the options can't be followed on a cluster.
     """
     watch = watch or Watch()
-    destination = replace(destination, shape=classifier.row_shape)
+    destination = replace(destination, shape=shape_for(sources, classifier.row_shape))
     with _opened(classifier, sources, destination, spread, watch) as run:
         total = run.total
         watch.begin(None if total is None else lambda: total, run.before)
@@ -180,6 +180,8 @@ def check_spread(destination: Destination, spec: ModelSpec, spread: Spread) -> N
     Raises:
         UsageError: there are such options, or Ray isn't installed.
     """
+    if destination.shape.has_index:
+        raise UsageError("--engine ray divides the inputs itself; leave --part out.")
     if destination.folder is None:
         raise UsageError("--engine ray writes part files: give --output-dir DIR.")
     if not destination.format.keeps_index:

@@ -20,6 +20,7 @@ from clipcls.inputs.folders import has_magic, is_pattern, matches, walk, why_uno
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources, read_list
 from clipcls.inputs.open_file import MAX_BYTES
+from clipcls.inputs.parts import Listed, numbered_share
 from clipcls.inputs.shards import expand_braces, is_shard, read_pictures
 from clipcls.inputs.signatures import HEAD_BYTES, kind_of, looks_like_picture
 from clipcls.inputs.stores import beside, in_store, is_address, local_path, look, require_readable
@@ -35,7 +36,7 @@ from clipcls.inputs.tables import (
     table_columns,
 )
 from clipcls.inputs.video import frame_at, is_video, list_frames, split_path
-from clipcls.records import Address, Container, ImageRef, Stored
+from clipcls.records import Address, Container, ImageRef, Part, Stored
 
 #: Extensions of pictures in folders and shards; a file that is named itself is tried whatever its extension.
 EXTENSIONS = frozenset(
@@ -53,6 +54,7 @@ class _Place:
 
     Attributes:
         unread: whether shards, Parquet tables and videos are left unopened.
+        elsewhere: whether other processes open the pictures, which don't see those on standard input or in text.
         in_list: whether the name was in a list or a table.
         in_table: whether the name was in a table.
         left_out: receives what is left out of folders.
@@ -61,6 +63,7 @@ class _Place:
     sources: Sources
     left_out: LeftOut | None = None
     unread: bool = False
+    elsewhere: bool = False
     in_list: bool = False
     in_table: bool = False
 
@@ -70,6 +73,7 @@ def discover(
     *,
     unread: bool = False,
     left_out: LeftOut | None = None,
+    listed: Listed | None = None,
 ) -> Iterator[ImageRef]:
     """List the pictures that the inputs name, lazily and in order.
 
@@ -98,10 +102,14 @@ def discover(
 
     A path that leads nowhere, a broken shard, table or video is an `ImageRef` with an error, not an exception.
 
+    With `sources.part`, only the pictures of that part are listed, each with its index; see `inputs.parts`.
+
     Args:
         sources: the inputs, or a `Sources` with more options.
-        unread: yield each shard, Parquet table and video unopened, as an `ImageRef` with a `Container` for `expand`.
+        unread: yield each shard, Parquet table and video unopened, as an `ImageRef` with a `Container` for `expand`;
+            not with `sources.part`.
         left_out: receives what is left out of folders.
+        listed: receives what all parts list, if `sources.part` is given.
 
     Returns:
         An iterator; before its first element, only `files_from` and the tables among `inputs` are opened.
@@ -113,7 +121,18 @@ def discover(
     sources = sources if isinstance(sources, Sources) else Sources(sources)
     for name in sources.names:
         _check_table(name, sources.column)
-    return _discover(_Place(sources, left_out, unread), sources.open_list())
+    if sources.part is None:
+        return _discover(_Place(sources, left_out, unread, elsewhere=unread), sources.open_list())
+    images = _discover(_Place(sources, left_out, unread=True), sources.open_list())
+    return _of_part(images, sources, sources.part, listed or Listed())
+
+
+def _of_part(images: Iterator[ImageRef], sources: Sources, part: Part, listed: Listed) -> Iterator[ImageRef]:
+    for image, is_own in numbered_share(images, part):
+        listed.add(image, exists)
+        if is_own:
+            for held in expand(image, sources):
+                yield replace(held, index=image.index)
 
 
 def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = None) -> Iterator[ImageRef]:
@@ -222,7 +241,7 @@ def _discover(place: _Place, listing: BinaryIO | None) -> Iterator[ImageRef]:
 def _from_standard_input(listing: BinaryIO, place: _Place) -> Iterator[ImageRef]:
     """Yield the picture on standard input, or those of the list there."""
     if _begins_a_picture(listing):
-        if place.unread:
+        if place.elsewhere:
             yield ImageRef("-", "a picture on standard input, which workers elsewhere don't see")
         else:
             yield ImageRef("-", content=listing.read(MAX_BYTES + 1))
@@ -308,7 +327,7 @@ def _from_video(path: str, place: _Place) -> Iterator[ImageRef]:
 
 
 def _from_part_of_video(video: str, start: int, end: int | None, place: _Place) -> Iterator[ImageRef]:
-    if place.unread:
+    if place.elsewhere:
         yield ImageRef(video, "a part of a video, where workers elsewhere read whole ones")
     elif end is None:
         yield frame_at(video, start)
@@ -396,7 +415,7 @@ def _from_cell(table: str, cell: Cell, place: _Place) -> Iterator[ImageRef]:
     name = f"{table}/{cell.row}"
     if cell.value is None:
         yield ImageRef(name, cell.error)
-    elif isinstance(cell.value, bytes) and place.unread:
+    elif isinstance(cell.value, bytes) and place.elsewhere:
         yield ImageRef(name, "a picture in base64, which workers elsewhere read from Parquet only")
     elif isinstance(cell.value, bytes):
         yield ImageRef(name, content=cell.value)

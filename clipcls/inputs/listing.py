@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from clipcls.errors import ImageError, UsageError, reason
 from clipcls.inputs.stores import local_path, open_named
 from clipcls.inputs.video import Sampling
+from clipcls.records import Part
 from clipcls.text_files import UTF8_MARK, refuse_utf16
 
 _CHUNK = 1 << 16
@@ -29,6 +30,7 @@ class Sources:
         stdin: what `-` reads; the process's own standard input by default.
         sampling: which frames of videos are taken; None for one a second of videos that are named, and for none in
             folders.
+        part: the part of the pictures that is read; None for all of them.
     """
 
     inputs: str | Sequence[str | os.PathLike[str]] = ()
@@ -39,6 +41,7 @@ class Sources:
     allow_private_urls: bool = False
     stdin: BinaryIO | None = None
     sampling: Sampling | None = None
+    part: Part | None = None
 
     @property
     def names(self) -> list[str]:

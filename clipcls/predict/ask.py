@@ -146,7 +146,7 @@ class Questionnaire:
                 answers[question.name] = (
                     _answer_of(after[row], before[row], before is not after, question.multi) if is_asked else None
                 )
-            yield Prediction(image.path, None, None, None, answers=tuple(answers.items()))
+            yield Prediction(image.path, None, None, None, index=image.index, answers=tuple(answers.items()))
 
     def _without_prior(self, classifier: Classifier) -> Classifier:
         """Return the classifier without what the mean picture has in common with each choice."""

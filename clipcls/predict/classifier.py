@@ -309,7 +309,7 @@ class Classifier:
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:
-                yield Prediction(image.path, None, None, None, error=error)
+                yield Prediction(image.path, None, None, None, error=error, index=image.index)
                 continue
             prediction = rank(
                 image.path, cosines[row], label_scores[row], labels.names, self.scoring, labels.thresholds
@@ -319,7 +319,7 @@ class Classifier:
             if explainer is not None:
                 explanation = explainer.explain(batch.features[row], cosines[row], label_scores[row])
                 prediction = replace(prediction, explanation=explanation)
-            yield prediction
+            yield prediction if image.index is None else replace(prediction, index=image.index)
             row += 1
 
     def _report_unknown(self, facts: ModelFacts, features: Array) -> None:
