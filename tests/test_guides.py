@@ -25,7 +25,7 @@ NOT_RUN = {
     "a Slurm cluster": 1,
     "a hub": 5,
     "a store": 2,
-    "an installation": 2,
+    "an installation": 3,
     "minutes on an idle machine": 5,
     "several GPUs": 2,
     "the web": 1,
