@@ -95,14 +95,17 @@ def open_log(path: Path) -> Iterator[BinaryIO]:
     Raises:
         StoppedError: it can't be written, or another process does.
     """
-    with can_write(str(path)), contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("ab"))
-        require_lock(file, str(path))
-        if file.tell():
-            _cut_partial_line(path)
-        yield file
-        if not file.tell():
-            path.unlink()
+    with contextlib.ExitStack() as stack:
+        with can_write(str(path)):
+            file = stack.enter_context(path.open("ab"))
+            require_lock(file, str(path))
+            if file.tell():
+                _cut_partial_line(path)
+        try:
+            yield file
+        finally:
+            if not file.tell():
+                path.unlink()
 
 
 def _cut_partial_line(path: Path) -> None:
