@@ -25,7 +25,7 @@ NOT_RUN = {
     "a Slurm cluster": 1,
     "a hub": 5,
     "a store": 1,
-    "an installation": 2,
+    "an installation": 3,
     "minutes on an idle machine": 7,
     "several GPUs": 2,
     "the web": 1,
@@ -124,9 +124,10 @@ def test_every_option_named_in_prose_exists() -> None:
         assert named <= known | ELSEWHERE, name_of(page)
 
 
-# options of pip, uv, ray, torchrun, benchmarks and cog
+# options of pip, uv, ray, sbatch, torchrun, benchmarks and cog
 ELSEWHERE = {
     "--address",
+    "--array",
     "--block",
     "--check",
     "--head",
