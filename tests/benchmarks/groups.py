@@ -1,7 +1,9 @@
 """Compares figures of groups with fairlearn's and statsmodels' on the same answers, and counts what intervals hold.
 
-pip install fairlearn statsmodels
-python tests/benchmarks/groups.py
+    pip install fairlearn statsmodels
+    python tests/benchmarks/groups.py
+
+Prints the largest differences, how often intervals hold the truth of simulated answers, and what 50,000 pictures cost.
 """
 
 import time
