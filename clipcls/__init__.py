@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipcls.errors import ClipclsError, ImageError, ModelError, StoppedError, UsageError
     from clipcls.inputs.discover import discover
     from clipcls.inputs.listing import Sources
+    from clipcls.inputs.video import Sampling
     from clipcls.labels.prompts import load_prompt_set, templates_set
     from clipcls.models.encoder import Encoder, load_encoder
     from clipcls.outputs.destination import Destination
@@ -53,6 +54,7 @@ _HOMES = {
     "PromptSet": "records",
     "ReportPlan": "predict.report",
     "RunReport": "predict.run",
+    "Sampling": "inputs.video",
     "ScoredLabel": "records",
     "Scoring": "predict.ranking",
     "Session": "embed.session",
@@ -95,6 +97,7 @@ __all__ = [
     "PromptSet",
     "ReportPlan",
     "RunReport",
+    "Sampling",
     "ScoredLabel",
     "Scoring",
     "Session",

@@ -12,6 +12,8 @@ OnError = Literal["skip", "stop"]
 Engine = Literal["local", "ray"]
 SortMethod = Literal["copy", "hardlink", "symlink", "move"]
 Likeness = Literal["bytes", "picture", "scene"]
+Per = Literal["frame", "segment", "video", "occurs"]
+ContainerKind = Literal["shard", "table", "video"]
 
 # A file that changes twice within a tick of its file system's clock looks unchanged: FAT's ticks are 2 seconds.
 RACY_SECONDS = 2.0
@@ -180,6 +182,48 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One of several equal shares of a job's inputs, each of which is a run of its own.
+
+    Attributes:
+        number: from 1.
+        count: the number of parts.
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """Return the part whose text form this is, such as `3/16`.
+
+        Raises:
+            ValueError: the text isn't a part's.
+        """
+        number, count = (int(figure) if figure.isdecimal() else 0 for figure in text.split("/"))
+        if not 1 <= number <= count:
+            raise ValueError(f"{text}: no part")
+        return cls(number, count)
+
+    def __str__(self) -> str:
+        """Return the text form."""
+        return f"{self.number}/{self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What all inputs of a job were, those of its other parts included.
+
+    Attributes:
+        count: the number of pictures, shards and Parquet tables that the inputs named.
+        digest: BLAKE2b of their paths in order, in hexadecimal digits.
+    """
+
+    count: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """A picture inside a larger file that isn't compressed, such as a tar shard.
 
@@ -237,10 +281,31 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """A shard or a Parquet table that hasn't been opened."""
+class Frame:
+    """The frame of a video that is shown at a time.
 
-    kind: Literal["shard", "table"]
+    Times are in milliseconds from the video's start.
+
+    Attributes:
+        video: path of the video.
+        time: when the frame is shown.
+        until: the time of the next frame that is taken, or the video's end.
+        stamp: the video's, taken when it was listed.
+        decoder: names what decodes it; another version may give other pixels.
+    """
+
+    video: str
+    time: int
+    until: int
+    stamp: FileStamp
+    decoder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A shard, a Parquet table or a video that hasn't been opened."""
+
+    kind: ContainerKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,11 +317,13 @@ class ImageRef:
         error: why it can't be opened, if that is known beforehand (such as a name that doesn't exist).
         content: where the picture is, or the bytes of its file; None for the file at `path`. A container isn't a
             picture, but holds some (`clipcls.inputs.discover.expand`).
+        index: place in the inputs, from 0, if only a part of them is read; pictures of a container share its place.
     """
 
     path: str
     error: str | None = None
-    content: "bytes | Span | Address | Stored | Embedded | Container | None" = None
+    content: "bytes | Span | Address | Stored | Embedded | Frame | Container | None" = None
+    index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +396,7 @@ class Prediction:
         top: the best labels, best first.
         error: why there is no answer.
         explanation: None unless one was asked for.
-        index: rises in input order; None except in runs on a cluster.
+        index: rises in input order; None except in runs on a cluster, and of a part of the inputs.
         known: the share of the picture's likeness that falls on the labels rather than on words for other things, 0
             to 1; None unless it was asked for.
         answers: to each question by its name, where several were asked; None for one that wasn't asked of this image.

@@ -22,11 +22,12 @@ GUIDES = [page for page in PAGES if page.parent.name not in RECIPES and page != 
 NOT_RUN = {
     "a Ray cluster": 5,
     "a checkpoint": 1,  # tests/models/test_weights.py runs it
+    "a Slurm cluster": 1,
     "a hub": 5,
-    "a store": 2,
+    "a store": 1,
     "an installation": 2,
-    "minutes on an idle machine": 6,
-    "several GPUs": 1,
+    "minutes on an idle machine": 7,
+    "several GPUs": 2,
     "the web": 1,
 }
 

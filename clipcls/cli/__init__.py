@@ -18,10 +18,12 @@ from clipcls.cli.ask import ask_command
 from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.embed import embed_command
 from clipcls.cli.eval import eval_command
+from clipcls.cli.merge import merge_command
 from clipcls.cli.mistakes import OnceCommand, explain, offline_command
 from clipcls.cli.report import report_command
 from clipcls.cli.search import search_command
 from clipcls.cli.stderr import open_stderr
+from clipcls.cli.tag import tag_command
 from clipcls.cli.teach import teach_command
 from clipcls.errors import ClipclsError
 
@@ -38,6 +40,8 @@ app = typer.Typer(
 )
 app.command(cls=OnceCommand)(predict.predict)
 app.command(cls=OnceCommand, short_help="Put pictures into one folder for each label.")(sort.sort)
+app.command("tag", cls=OnceCommand, short_help="Write labels as keywords beside pictures or into them.")(tag_command)
+app.command("merge", cls=OnceCommand, short_help="Put the outputs of a job's parts together.")(merge_command)
 app.command("report", cls=OnceCommand, short_help="Look at predictions on one page, and correct them.")(report_command)
 app.command(cls=OnceCommand, short_help="Find pictures that are there more than once.")(duplicates.duplicates)
 app.command("train", cls=OnceCommand, short_help="Train a model on pictures with captions.")(train.train_command)

@@ -52,7 +52,8 @@ def ask_command(
         ),
     ] = False,
     # in and out
-    further: options.InputOptions,
+    further: options.DividedInputOptions,
+    videos: options.VideoOptions,
     written: OutputOptions,
     # what may go wrong
     errors: options.ErrorOptions,
@@ -72,7 +73,10 @@ def ask_command(
     from clipcls.embed.session import Session
     from clipcls.predict.ask import Questionnaire
 
-    sources, destination = further.sources(inputs), written.destination()
+    sources = further.sources(inputs, videos.sampling())
+    destination = written.destination(sources)
+    if without_priors and sources.part is not None:
+        raise UsageError("--without-priors looks at all pictures, and --part at some; leave one out.")
     refuse_output(destination, [*(inputs or ()), further.files_from, questions, asked.model])
     limit, web = errors.limit(), fetching.web(further)
     spread, spec = cluster.spread(how.workers, verbosity.verbose), asked.spec()

@@ -35,7 +35,8 @@ def embed_command(
     # with which model
     asked: options.ModelOptions,
     # in and out
-    further: options.InputOptions,
+    further: options.DividedInputOptions,
+    videos: options.VideoOptions,
     format: Annotated[
         Literal["parquet", "npy", "npz"] | None,
         typer.Option("--format", help="[default: by the output's extension; parquet in a folder]"),
@@ -70,9 +71,9 @@ def embed_command(
     from clipcls.errors import UsageError
     from clipcls.outputs.vectors.write import VectorDestination
 
-    destination = VectorDestination(output, output_dir, format, dtype, resume)
+    destination = VectorDestination(output, output_dir, format, dtype, resume, has_index=further.part is not None)
     of_texts = bool(text) or texts is not None
-    if of_texts and (inputs or further.files_from is not None):
+    if of_texts and (inputs or further.files_from is not None or further.part is not None):
         raise UsageError("Give pictures, or --text and --texts; each in a file of its own.")
     if not of_texts and (prompts or template):
         raise UsageError("--prompts and --template are for --text and --texts.")
@@ -81,7 +82,7 @@ def embed_command(
         if of_texts:
             _write_texts(session, [*(text or ()), *read_texts(texts)], prompts, template, destination)
             return
-        sources = further.sources(inputs)
+        sources = further.sources(inputs, videos.sampling())
         limit = errors.limit()
         quantise_ahead(session, lambda: list_again(sources))
         _write_pictures(session, sources, destination, limit, verbosity.quiet)

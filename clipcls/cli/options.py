@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clipcls.embed.execution import Execution
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.inputs.listing import Sources
+    from clipcls.inputs.video import Sampling
     from clipcls.inputs.web import Web
     from clipcls.predict.error_limit import ErrorLimit
     from clipcls.predict.taught import Taught
@@ -153,9 +154,23 @@ UrlTimeoutOption = Annotated[
 UrlRetriesOption = Annotated[
     int, typer.Option("--url-retries", min=0, help="How often a fetch that failed is tried again.")
 ]
+FpsOption = Annotated[
+    float | None,
+    typer.Option("--fps", metavar="F", help="Frames to take every second of videos. [default: 1; in folders none]"),
+]
+FramesOption = Annotated[
+    int | None, typer.Option("--frames", metavar="N", help="Frames to take of each video, evenly in time.")
+]
+KeyframesOption = Annotated[
+    bool, typer.Option("--keyframes", help="Take the frames of videos that are coded without others.")
+]
 OnErrorOption = Annotated[OnError, typer.Option("--on-error", help="What a bad image does to the run.")]
 MaxErrorsOption = Annotated[
     str | None, typer.Option("--max-errors", metavar="N|P%", help="More bad images than that stop the run.")
+]
+PartOption = Annotated[
+    str | None,
+    typer.Option("--part", metavar="I/N", help="Only the I-th of N parts of the inputs, as 3/16; `merge` joins them."),
 ]
 # outputs
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the output where an earlier run ended.")]
@@ -346,8 +361,11 @@ class InputOptions:
     allow_urls: AllowUrlsOption = False
     allow_private_urls: AllowPrivateUrlsOption = False
 
-    def sources(self, inputs: Sequence[str] | None) -> "Sources":
+    def sources(self, inputs: Sequence[str] | None, sampling: "Sampling | None" = None) -> "Sources":
         """Return where the pictures are.
+
+        Args:
+            sampling: which frames of videos are taken.
 
         Raises:
             UsageError: nothing says so.
@@ -357,7 +375,66 @@ class InputOptions:
 
         if not inputs and self.files_from is None:
             raise UsageError("No images. Give files, directories, globs, or - for paths on standard input.")
-        return Sources(inputs or (), self.files_from, self.null, self.column, self.allow_urls, self.allow_private_urls)
+        return Sources(
+            inputs or (),
+            self.files_from,
+            self.null,
+            self.column,
+            self.allow_urls,
+            self.allow_private_urls,
+            sampling=sampling,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOptions:
+    """The options for which frames of videos are taken."""
+
+    fps: FpsOption = None
+    frames: FramesOption = None
+    keyframes: KeyframesOption = False
+
+    def sampling(self) -> "Sampling | None":
+        """Return which frames are taken; None where no option says so.
+
+        Raises:
+            UsageError: several options do, or a number is out of range.
+        """
+        from clipcls.errors import UsageError
+        from clipcls.inputs.video import Sampling
+
+        if (self.fps is not None) + (self.frames is not None) + self.keyframes > 1:
+            raise UsageError("Give --fps, --frames or --keyframes, not several of them.")
+        if self.keyframes:
+            return Sampling("keyframes")
+        if self.frames is not None:
+            return Sampling("frames", self.frames)
+        return None if self.fps is None else Sampling("fps", self.fps)
+
+
+@dataclass(frozen=True, slots=True)
+class DividedInputOptions(InputOptions):
+    """The options for where pictures are in commands that can run over a part of them."""
+
+    part: PartOption = None
+
+    def sources(self, inputs: Sequence[str] | None, sampling: "Sampling | None" = None) -> "Sources":
+        """Return where the pictures are, and the part that is read.
+
+        Args:
+            sampling: which frames of videos are taken.
+
+        Raises:
+            UsageError: nothing says where, or there is no such part.
+        """
+        from clipcls.errors import UsageError
+        from clipcls.records import Part
+
+        try:
+            part = None if self.part is None else Part.parse(self.part)
+        except ValueError:
+            raise UsageError(f"--part {self.part}: give its number and how many there are, such as 3/16.") from None
+        return replace(InputOptions.sources(self, inputs, sampling), part=part)
 
 
 @dataclass(frozen=True, slots=True)

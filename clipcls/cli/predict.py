@@ -10,6 +10,7 @@ from clipcls.cli.mistakes import refuse_split_labels
 from clipcls.cli.outputs import refuse_output, refuse_page
 from clipcls.cli.report import RunPage
 from clipcls.cli.running import ClusterOptions, OutputOptions, Run, carry_out
+from clipcls.records import Per
 
 if TYPE_CHECKING:
     from clipcls.predict.ranking import Unknown
@@ -64,7 +65,12 @@ def predict(
         typer.Option("--explain", help="Also the similarity of each prompt of the two best labels, and the margin."),
     ] = False,
     # in and out
-    further: options.InputOptions,
+    further: options.DividedInputOptions,
+    videos: options.VideoOptions,
+    per: Annotated[
+        Per,
+        typer.Option("--per", help="A row for each frame of videos, segment, or video; or for what occurs in a video."),
+    ] = "frame",
     written: OutputOptions,
     report: Annotated[
         Path | None,
@@ -92,8 +98,8 @@ def predict(
     from clipcls.predict.ranking import Scoring
 
     refuse_split_labels(inputs or (), wanted.labels or ())
-    sources = further.sources(inputs)
-    destination = written.destination()
+    sources = further.sources(inputs, videos.sampling())
+    destination = written.destination(sources)
     if explain:
         check_explanations(destination)
     made_from = [
@@ -127,6 +133,7 @@ def predict(
             background=background,
             calibration=None if calibration is None else read_calibration(calibration),
             explain=explain,
+            per=per,
         )
         page = None if report is None else RunPage(report, classifier, sources, destination)
         carry_out(classifier, Run(sources, destination, limit, spread, page), verbosity.quiet)

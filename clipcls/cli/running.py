@@ -55,13 +55,15 @@ class OutputOptions:
     resume: options.ResumeOption = False
     retry_errors: options.RetryErrorsOption = False
 
-    def destination(self) -> "Destination":
-        """Return where results are written."""
+    def destination(self, sources: "Sources") -> "Destination":
+        """Return where the results of some sources are written."""
         from clipcls.outputs.destination import Destination
+        from clipcls.outputs.rows import RowShape
 
         # opened by its name, what it was redirected to would be emptied
         output = "-" if self.output in ("/dev/stdout", "/dev/fd/1") else self.output
-        return Destination(output, self.output_dir, self.format, self.resume, self.retry_errors)
+        shape = RowShape(has_index=sources.part is not None)
+        return Destination(output, self.output_dir, self.format, self.resume, self.retry_errors, shape)
 
 
 @dataclass(frozen=True, slots=True)

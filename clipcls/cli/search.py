@@ -52,6 +52,7 @@ def search_command(
     asked: options.ModelOptions,
     # in and out
     further: options.InputOptions,
+    videos: options.VideoOptions,
     format: Annotated[
         Literal["table", "tsv", "jsonl"] | None,
         typer.Option("--format", help="[default: table on a terminal, else tsv; with -0 bare paths]"),
@@ -90,7 +91,7 @@ def search_command(
     stored = None if features is None else read_vectors(features)
     if stored is not None and (places or further.files_from is not None):
         raise UsageError("Give inputs or --features, not both.")
-    sources = None if stored is not None else further.sources(places)
+    sources = None if stored is not None else further.sources(places, videos.sampling())
     made_by = None if stored is None or stored.origin is None else stored.origin.model
     spec = asked.spec_for(context, made_by)
     prompt_set = options.prompt_set(prompts, template)

@@ -1,28 +1,25 @@
 """`clipcls sort`: pictures into one folder for each label, by what predict wrote."""
 
-import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipcls.cli import options
+from clipcls.cli.predictions import read_source
 from clipcls.cli.progress import Progress
 from clipcls.cli.signals import StopSignals
 from clipcls.errors import StoppedError, UsageError
-from clipcls.records import Prediction, SortMethod
+from clipcls.records import SortMethod
 
 if TYPE_CHECKING:
     from clipcls.outputs.sort.plan import SortPlan
 
-logger = logging.getLogger(__name__)
-
-_IN_MEMORY = 1 << 24  # bytes of standard input; more goes to a temporary file
 _VERBS: dict[SortMethod, str] = {"copy": "copied", "hardlink": "linked", "symlink": "linked", "move": "moved"}
 
 
@@ -74,9 +71,11 @@ def sort(
     asks = by == "move" and not yes and not dry_run
     if asks and (predictions == "-" or not _is_terminal()):
         raise UsageError("--by move asks first, and there is nobody to ask: give --yes. --dry-run shows what it does.")
+    from clipcls.outputs.read_back import read_predictions
     from clipcls.outputs.sort.plan import plan
 
-    planned = plan(_read(predictions, format, question), into, by)
+    read = partial(read_predictions, question=question)
+    planned = plan(read_source(predictions, format, read), into, by)
     if not (planned.run.files or planned.left_out or planned.already_there):
         raise UsageError(f"{predictions}: no predictions in it.")
     if dry_run:
@@ -87,79 +86,6 @@ def sort(
 
 def _is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _read(source: str, format_name: str | None, question: str | None) -> Iterator[Prediction]:
-    """Read the predictions in a file, in the part files of a folder, or on standard input."""
-    from clipcls.outputs.formats import find_format, format_for
-    from clipcls.outputs.read_back import read_predictions
-
-    if source == "-":
-        with _standard_input() as file:
-            yield from read_predictions(file, find_format(format_name or "jsonl"), "standard input", question)
-        return
-    if format_name is None and _is_label_table(source):
-        yield from _labelled(source)
-        return
-    try:
-        for path in _files_in(Path(source)):
-            with path.open("rb") as file:
-                format = find_format(format_name) if format_name else format_for(path)
-                yield from read_predictions(file, format, str(path), question)
-    except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
-        raise UsageError(f"{source}: can't be read: {reason}.") from exc
-
-
-def _is_label_table(source: str) -> bool:
-    """Tell whether a file is a table of labels, such as a report exports, and not of predictions."""
-    from clipcls.errors import ImageError
-    from clipcls.inputs.tables import is_table, table_columns
-
-    if not is_table(source) or not os.path.isfile(source):  # noqa: PTH113
-        return False
-    try:
-        columns = table_columns(source, tried=True)
-    except (ImageError, UsageError):  # the reader of predictions says it
-        return False
-    return {"path", "label"} <= set(columns) and not {"score", "keep"} & set(columns)
-
-
-def _labelled(table: str) -> Iterator[Prediction]:
-    """Yield a prediction for each row of a table of labels."""
-    from clipcls.inputs.labelled.tables import read_table
-
-    truth = read_table(table)
-    for problem in truth.problems:
-        logger.warning("%s", problem)
-    for example in truth.examples:
-        yield Prediction(example.image.path, example.labels[0], None, None)
-
-
-def _files_in(source: Path) -> Iterable[Path]:
-    """Return the files that `predict --output` or `--output-dir` wrote."""
-    from clipcls.outputs.part_files import parts_in
-
-    if not source.is_dir():
-        return [source]
-    parts = parts_in(source)
-    if not parts:
-        raise UsageError(f"{source}: there are no part files in it that `clipcls predict --output-dir` writes.")
-    return parts.values()
-
-
-@contextmanager
-def _standard_input() -> Iterator[BinaryIO]:
-    """All of it, so that its end is seen, and Parquet can be read from it."""
-    import shutil
-    import tempfile
-
-    if sys.stdin is None:
-        raise UsageError("Standard input is closed, so no predictions can be read from it.")
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.seek(0)
-        yield cast("BinaryIO", file)
 
 
 def _show(planned: "SortPlan", quiet: bool) -> None:

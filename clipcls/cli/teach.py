@@ -170,7 +170,10 @@ def _suggest(
             pool, report = embed_pool(session, sources, stop=signals.received, watch=watch)
         if signals.exit_code:
             raise typer.Exit(signals.exit_code)
-        _write(suggest(classifier, pool, count), destination, classifier.labels)
+        found = suggest(classifier, pool, count)
+        _write(found, destination, classifier.labels)
+    if not found and not quiet:
+        typer.echo("clipcls: nothing to suggest: all these pictures are examples already", err=True)
     if report.failed:
         if not quiet:
             typer.echo(f"clipcls: {report.failed:,} of {report.done:,} images could not be read", err=True)

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.discover import expand
@@ -21,7 +21,7 @@ from clipcls.inputs.listing import Sources
 from clipcls.inputs.stores import in_store, look
 from clipcls.inputs.tables import row_groups
 from clipcls.outputs.atomic import can_write, write_atomically
-from clipcls.records import Address, Container, FileStamp, ImageRef, Span, Stored
+from clipcls.records import Address, Container, ContainerKind, FileStamp, ImageRef, Span, Stored
 
 #: A row's index is ROWS times its part's number, plus its place in the part.
 ROWS = 10**9
@@ -52,10 +52,9 @@ class Part:
 
     @property
     def container(self) -> str | None:
-        """The path of the shard or table that the part is in; None for picture files."""
+        """The path of the shard, table or video that the part is in; None for picture files."""
         fields = json.loads(self.line)
-        path: str | None = fields.get("shard", fields.get("table"))
-        return path
+        return next((fields[kind] for kind in get_args(ContainerKind) if kind in fields), None)
 
     @property
     def paths(self) -> list[str]:
@@ -293,7 +292,7 @@ def _stored(size: int | None, stamp: str | None) -> Stored:
 
 
 def _parsed(fields: dict[str, Any]) -> tuple[list[ImageRef], tuple[int, int] | None]:
-    for kind in ("shard", "table"):
+    for kind in get_args(ContainerKind):
         if kind in fields:
             return [ImageRef(fields[kind], content=Container(kind))], fields["rows"] and tuple(fields["rows"])
     return [_image(*entry) for entry in fields["images"]], None

@@ -25,7 +25,7 @@ from clipcls.outputs.formats import PARTS_FORMAT, format_names
 from clipcls.outputs.resume import claim_folder
 from clipcls.predict.answerer import Answerer
 from clipcls.predict.error_limit import ErrorLimit
-from clipcls.predict.run import RunReport, Tally, look_for_one, none_exists
+from clipcls.predict.run import RunReport, Tally, look_for_one, none_exists, refuse_resume, shape_for
 from clipcls.records import ModelFacts, ModelSpec
 
 #: The name of the plan's file in the output folder.
@@ -110,11 +110,12 @@ def run_on_cluster(
         UsageError: Ray isn't installed, there are no images, or the options can't be followed on a cluster.
     """
     watch = watch or Watch()
-    destination = replace(destination, shape=classifier.row_shape)
+    destination = replace(destination, shape=shape_for(sources, classifier.row_shape))
     with _opened(classifier, sources, destination, spread, watch) as run:
         total = run.total
         watch.begin(None if total is None else lambda: total, run.before)
-        tally = Tally(limit or ErrorLimit(), watch, (run.before, run.failed), can_resume=True)
+        can_resume = classifier.per == "frame"
+        tally = Tally(limit or ErrorLimit(), watch, (run.before, run.failed), can_resume)
         for part in run.reports():
             # all failures of a part are reported, even those past the limit
             tally.add(0 if part is None else part.count, () if part is None else part.failed)
@@ -128,13 +129,14 @@ def _opened(
     classifier: Answerer, sources: Sources, destination: Destination, spread: Spread, watch: Watch
 ) -> Iterator[_ClusterRun]:
     """Reach the cluster, embed the labels, claim the output and plan the parts."""
+    refuse_resume(classifier, destination)
     session = classifier.session
     assert session.spec is not None
     check_spread(destination, session.spec, spread)
     folder = destination.folder
     assert folder is not None
     if not sources.read_standard_input and not destination.resume:
-        left_out = LeftOut()
+        left_out = LeftOut(takes_videos=True)
         images, exist = look_for_one(discover(sources, unread=True, left_out=left_out), sources, left_out)
         if not exist:
             raise none_exists(next(images))
@@ -145,14 +147,14 @@ def _opened(
         settled, facts = _settle_model(session, session.spec, cluster, pool)
         classifier = classifier.on(settled)
         classifier.embed_labels(watch.labels)
-        settings = classifier.settings() | {"--engine": "ray", "--precision": facts.precision}
+        settings = classifier.settings() | sources.settings | {"--engine": "ray", "--precision": facts.precision}
         with claim_folder(destination, folder, settings) as (journal, files):
             if files and destination.retry_errors:
                 journal.restate(settings)
             plan = Plan(folder / PLAN_NAME, bool(files), destination.retry_errors)
             output = PartFiles(folder, destination.format, files, destination.retry_errors)
             again = output.count(plan.parts)
-            left_out = LeftOut()
+            left_out = LeftOut(takes_videos=True)
             images = discover(sources, unread=True, left_out=left_out)
             plan.extend(images, pool.workers, sources.column, files.keys(), output.mended)
             left_out.report(sources.names)
@@ -178,6 +180,8 @@ def check_spread(destination: Destination, spec: ModelSpec, spread: Spread) -> N
     Raises:
         UsageError: there are such options, or Ray isn't installed.
     """
+    if destination.shape.has_index:
+        raise UsageError("--engine ray divides the inputs itself; leave --part out.")
     if destination.folder is None:
         raise UsageError("--engine ray writes part files: give --output-dir DIR.")
     if not destination.format.keeps_index:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,16 +17,19 @@ from numpy.typing import NDArray
 from clipcls.embed.batches import Batches
 from clipcls.embed.cache.entries import CachedImage
 from clipcls.embed.execution import Execution
+from clipcls.embed.frames import AnnouncedFrame, FrameQueue, pixels_digest
 from clipcls.embed.read_ahead import Ahead
 from clipcls.embed.session import Session
 from clipcls.errors import ImageError
 from clipcls.images.decoding import DECODER_VERSION
-from clipcls.images.fit import load_pixels
+from clipcls.images.fit import fit, load_pixels
+from clipcls.images.frames import read_frame
+from clipcls.images.geometry import Picture
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.sources import Source
 from clipcls.inputs.contents import known_path, known_stamp, located, open_content
 from clipcls.inputs.tables import read_embedded
-from clipcls.records import Decode, FileStamp, ImageRef, ModelFacts
+from clipcls.records import Decode, FileStamp, Frame, ImageRef, ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +123,15 @@ def read_pixels(image: ImageRef, facts: ModelFacts, execution: Execution) -> NDA
     Raises:
         ImageError: it can't be read.
     """
+    if isinstance(image.content, Frame):
+        return _fitted(read_frame(image.content, execution.max_pixels, execution.decode), facts, execution)
     with open_content(located(image), execution.max_bytes, execution.web) as opened:
         return load_pixels(opened.file, facts.preprocess, execution.decode, execution.max_pixels)
+
+
+def _fitted(pixels: NDArray[np.uint8], facts: ModelFacts, execution: Execution) -> NDArray[np.uint8]:
+    size = pixels.shape[1], pixels.shape[0]
+    return fit(Picture(pixels, size, size), facts.preprocess, execution.decode)
 
 
 class _Pipeline:
@@ -134,6 +145,7 @@ class _Pipeline:
         self._space = image_space(facts, execution.decode)
         self._batch_size = execution.batch_size_on(facts.device)
         self._items: deque[_Item] = deque()
+        self._frames = FrameQueue(execution)
         self._unread: deque[_Item] = deque()  # those of `_items` that no thread has begun to read
         self._reading = 0
         self._running: deque[tuple[list[_Item], Future[list[CachedImage]]]] = deque()
@@ -203,6 +215,7 @@ class _Pipeline:
         """Log the cache's hits, and end the threads."""
         if self._total:
             logger.info("images: %d of %d from the cache", self._hits, self._total)
+        self._frames.close()
         for pool in (self._readers, self._encoders):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -218,7 +231,11 @@ class _Pipeline:
             if self._readers is None:
                 self._readers = ThreadPoolExecutor(self._execution.threads(), thread_name_prefix="decode")
             item = self._unread.popleft()
-            item.future = self._readers.submit(self._read, item.image)
+            if isinstance(item.image.content, Frame):
+                announced = self._frames.announce(item.image.content)
+                item.future = self._readers.submit(self._read_frame, announced)
+            else:
+                item.future = self._readers.submit(self._read, item.image)
             self._reading += 1
 
     def _take(self, flush: bool) -> list[_Item]:
@@ -279,6 +296,19 @@ class _Pipeline:
             if features is not None and self._fits(features):
                 return _Read(None, features, content, opened.stamp, opened.seen)
             return _Read(self._pixels(source), None, content, opened.stamp, opened.seen)
+
+    def _read_frame(self, announced: AnnouncedFrame) -> _Read:
+        """Do what `_read` does for a frame of a video, whose content is what was decoded."""
+        seen = time.time()
+        pixels = announced.read()
+        if not self._cache.is_on:
+            return _Read(_fitted(pixels, self._facts, self._execution))
+        content = pixels_digest(pixels)
+        features = self._cache.get_image(content, self._space)
+        if features is not None and self._fits(features):
+            return _Read(None, features, content, announced.frame.stamp, seen)
+        fitted = _fitted(pixels, self._facts, self._execution)
+        return _Read(fitted, None, content, announced.frame.stamp, seen)
 
     def _pixels(self, source: Source) -> NDArray[np.uint8]:
         execution = self._execution

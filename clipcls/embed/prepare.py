@@ -95,7 +95,7 @@ def read_quantised(session: Session) -> Quantised:
 
 
 def list_again(sources: Sources) -> Iterator[ImageRef]:
-    """Return the pictures of a run, which are listed once more when it begins.
+    """Return the pictures of a run, which are listed once more when it begins; those of its other parts included.
 
     Raises:
         UsageError: standard input names them, which can't be read twice.
@@ -105,7 +105,7 @@ def list_again(sources: Sources) -> Iterator[ImageRef]:
             "--precision int8 is calibrated on some of the pictures, and standard input can't be read twice: quantise "
             "the model first, by clipcls models prepare NAME --precision int8 --images FOLDER."
         )
-    return discover(sources)
+    return discover(replace(sources, part=None))  # so that all parts are computed alike
 
 
 def _compiled(session: Session) -> CompiledEncoder:

@@ -2,10 +2,12 @@
 
 import io
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clipcls.images.decoding import decode_picture
-from clipcls.images.geometry import as_image, placement
+from clipcls.images.geometry import Picture, as_image, placement
 from clipcls.images.limits import MAX_PIXELS
 from clipcls.images.pillow_errors import pillow_errors
 from clipcls.images.resizing import resize_quickly
@@ -16,18 +18,24 @@ from clipcls.records import Preprocessing
 PREVIEW_SIDE = 160
 _QUALITY = 76
 
+Pixels = NDArray[np.uint8]
 
-def make_preview(source: Source, max_pixels: int = MAX_PIXELS) -> bytes:
+
+def make_preview(source: Source | Pixels, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return a WebP of the whole picture, upright, on white where it is transparent; a small one keeps its size.
 
     Args:
-        source: a path, a file's bytes, or an open binary file (left open).
+        source: a path, a file's bytes, or an open binary file (left open); or pixels, (height, width, 3) uint8.
         max_pixels: a picture with more is refused before it is decoded.
 
     Raises:
         ImageError: the file can't be read or decoded, or is refused.
     """
-    picture = decode_picture(source, _within(PREVIEW_SIDE), max_pixels=max_pixels)
+    if isinstance(source, np.ndarray):
+        size = source.shape[1], source.shape[0]
+        picture = Picture(source, size, size)
+    else:
+        picture = decode_picture(source, _within(PREVIEW_SIDE), max_pixels=max_pixels)
     place = placement(picture.size, _within(min(PREVIEW_SIDE, max(picture.size))))
     content = io.BytesIO()
     with pillow_errors("image"):

@@ -13,7 +13,7 @@ from clipcls.inputs import stores
 from clipcls.inputs.open_file import MAX_BYTES, open_file, reading
 from clipcls.inputs.tables import read_embedded
 from clipcls.inputs.web import Web
-from clipcls.records import Address, Container, Embedded, FileStamp, ImageRef, Span, Stored
+from clipcls.records import Address, Container, Embedded, FileStamp, Frame, ImageRef, Span, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
             yield opened
     elif isinstance(image.content, Container):
         raise ImageError(f"a {image.content.kind}, and no picture")
+    elif isinstance(image.content, Frame):
+        raise ImageError("a frame of a video, which has no file of its own")
     elif image.content is not None:
         _require_fitting(len(image.content), max_bytes)
         yield Content(io.BytesIO(image.content))
@@ -77,12 +79,13 @@ def open_content(image: ImageRef, max_bytes: int = MAX_BYTES, web: Web | None = 
 def known_stamp(image: ImageRef) -> FileStamp | None:
     """Return the stamp that changes with an input, without opening it; None if it has none.
 
-    A file's stamp is taken now; a part of a file, or a file in a store, has that from when it was listed.
+    A file's stamp is taken now; a part of a file, a frame of a video, or a file in a store has that from when it was
+    listed.
     """
     match image.content:
         case None:
             return FileStamp.at(image.path)
-        case Span() | Stored():
+        case Span() | Stored() | Frame():
             return image.content.stamp
         case _:
             return None
@@ -91,12 +94,14 @@ def known_stamp(image: ImageRef) -> FileStamp | None:
 def known_path(image: ImageRef) -> str:
     """Return the path under which an input's stamp is cached.
 
-    For a part of a file that includes its offset and size, since a shard may hold a name twice. An address in a store
-    begins with `/`: it doesn't depend on the working directory.
+    For a part of a file that includes its offset and size, since a shard may hold a name twice; for a frame of a video,
+    what decodes it. An address in a store begins with `/`: it doesn't depend on the working directory.
     """
     match image.content:
         case Span(file, offset, size):
             return f"{file}/{offset}+{size}"
+        case Frame(video, time, _, _, decoder):
+            return f"{video}/{decoder}#t={time}"
         case Stored():
             return f"/{image.path}"
         case _:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from clipcls.errors import ImageError, UsageError
+from clipcls.inputs.animations import is_animation
 from clipcls.inputs.folders import has_magic, is_pattern, matches, walk, why_unopened
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources, read_list
 from clipcls.inputs.open_file import MAX_BYTES
+from clipcls.inputs.parts import Listed, numbered_share
 from clipcls.inputs.shards import expand_braces, is_shard, read_pictures
 from clipcls.inputs.signatures import HEAD_BYTES, kind_of, looks_like_picture
 from clipcls.inputs.stores import beside, in_store, is_address, local_path, look, require_readable
@@ -33,7 +35,8 @@ from clipcls.inputs.tables import (
     read_column,
     table_columns,
 )
-from clipcls.records import Address, Container, ImageRef, Stored
+from clipcls.inputs.video import frame_at, is_video, list_frames, split_path
+from clipcls.records import Address, Container, ImageRef, Part, Stored
 
 #: Extensions of pictures in folders and shards; a file that is named itself is tried whatever its extension.
 EXTENSIONS = frozenset(
@@ -50,7 +53,8 @@ class _Place:
     """How an input is read, and where its name was found.
 
     Attributes:
-        unread: whether shards and Parquet tables are left unopened.
+        unread: whether shards, Parquet tables and videos are left unopened.
+        elsewhere: whether other processes open the pictures, which don't see those on standard input or in text.
         in_list: whether the name was in a list or a table.
         in_table: whether the name was in a table.
         left_out: receives what is left out of folders.
@@ -59,6 +63,7 @@ class _Place:
     sources: Sources
     left_out: LeftOut | None = None
     unread: bool = False
+    elsewhere: bool = False
     in_list: bool = False
     in_table: bool = False
 
@@ -68,6 +73,7 @@ def discover(
     *,
     unread: bool = False,
     left_out: LeftOut | None = None,
+    listed: Listed | None = None,
 ) -> Iterator[ImageRef]:
     """List the pictures that the inputs name, lazily and in order.
 
@@ -84,6 +90,9 @@ def discover(
     - A pattern (`*`, `?`, `[…]`, `**` for any number of folders) that isn't itself a file's name gives what it gives in
       a shell: all matches, sorted, hidden ones only for a part that begins with a dot. Folders among them are walked,
       unless the pattern holds a `**`, which matches what is in them already.
+    - A video (`.mp4`, `.m4v`, `.mov`, `.mkv`, `.webm`, `.avi`) gives frames, called `clip.mp4#t=12.5` by their time in
+      seconds; where no file has such a name, it means that frame itself, and `clip.mp4#t=3,8.5` the frames in between.
+      In folders, videos are left out unless `sampling` is given. With it, animated GIF and WebP files give frames, too.
     - Braces in a shard's name stand for several names: `{000..009}.tar`, `{train,test}.tar`.
     - `http://…` and `https://…` are addresses of single pictures.
     - Other addresses (`s3://bucket/…`, see `inputs.stores`) name any of these in a store. One that ends in `/` is a
@@ -91,12 +100,16 @@ def discover(
     - `-` and `files_from` are lists of paths and addresses, in which patterns, braces and `-` mean themselves; or `-`
       is one picture.
 
-    A path that leads nowhere, a broken shard or table is an `ImageRef` with an error, not an exception.
+    A path that leads nowhere, a broken shard, table or video is an `ImageRef` with an error, not an exception.
+
+    With `sources.part`, only the pictures of that part are listed, each with its index; see `inputs.parts`.
 
     Args:
         sources: the inputs, or a `Sources` with more options.
-        unread: yield each shard and Parquet table unopened, as an `ImageRef` with a `Container` for `expand`.
+        unread: yield each shard, Parquet table and video unopened, as an `ImageRef` with a `Container` for `expand`;
+            not with `sources.part`.
         left_out: receives what is left out of folders.
+        listed: receives what all parts list, if `sources.part` is given.
 
     Returns:
         An iterator; before its first element, only `files_from` and the tables among `inputs` are opened.
@@ -108,7 +121,18 @@ def discover(
     sources = sources if isinstance(sources, Sources) else Sources(sources)
     for name in sources.names:
         _check_table(name, sources.column)
-    return _discover(_Place(sources, left_out, unread), sources.open_list())
+    if sources.part is None:
+        return _discover(_Place(sources, left_out, unread, elsewhere=unread), sources.open_list())
+    images = _discover(_Place(sources, left_out, unread=True), sources.open_list())
+    return _of_part(images, sources, sources.part, listed or Listed())
+
+
+def _of_part(images: Iterator[ImageRef], sources: Sources, part: Part, listed: Listed) -> Iterator[ImageRef]:
+    for image, is_own in numbered_share(images, part):
+        listed.add(image, exists)
+        if is_own:
+            for held in expand(image, sources):
+                yield replace(held, index=image.index)
 
 
 def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = None) -> Iterator[ImageRef]:
@@ -125,8 +149,16 @@ def expand(image: ImageRef, sources: Sources, part: tuple[int, int] | None = Non
         yield image
     elif image.content.kind == "shard":
         yield from itertools.islice(read_pictures(image.path, EXTENSIONS), *(part or (None,)))
+    elif image.content.kind == "video":
+        yield from list_frames(image.path, sources.sampling)
     else:
         yield from _from_table(image.path, _Place(sources), part and range(*part))
+
+
+def is_frame(path: str) -> bool:
+    """Tell whether a path names one frame of a video that is there, and no file."""
+    named = split_path(path)
+    return named is not None and named[2] is None and os.path.isfile(named[0]) and not os.path.lexists(path)  # noqa: PTH113
 
 
 def exists(image: ImageRef) -> bool:
@@ -149,8 +181,10 @@ def hint(sources: Sources) -> str | None:
 def are_countable(sources: Sources) -> bool:
     """Tell whether pictures can be counted first, at little cost beside classifying them.
 
-    Not so with lists, which may be readable only once, and with tables, compressed shards and stores.
+    Not so with lists, which may be readable only once, and with tables, compressed shards, stores and keyframes.
     """
+    if sources.sampling is not None and sources.sampling.kind == "keyframes":
+        return False
     return sources.files_from is None and not any(map(_costs_twice, sources.names))
 
 
@@ -207,7 +241,7 @@ def _discover(place: _Place, listing: BinaryIO | None) -> Iterator[ImageRef]:
 def _from_standard_input(listing: BinaryIO, place: _Place) -> Iterator[ImageRef]:
     """Yield the picture on standard input, or those of the list there."""
     if _begins_a_picture(listing):
-        if place.unread:
+        if place.elsewhere:
             yield ImageRef("-", "a picture on standard input, which workers elsewhere don't see")
         else:
             yield ImageRef("-", content=listing.read(MAX_BYTES + 1))
@@ -264,6 +298,8 @@ def _from_path(path: str, place: _Place) -> Iterator[ImageRef]:
             yield image_on_web(path, place.sources.allow_urls)
         elif in_store(path):
             yield from _from_store(path, place)
+        elif (named := split_path(path)) is not None and os.path.isfile(named[0]):  # noqa: PTH113
+            yield from _from_part_of_video(*named, place)
         else:
             yield ImageRef(path, why_unopened(path, exc))
         return
@@ -271,8 +307,32 @@ def _from_path(path: str, place: _Place) -> Iterator[ImageRef]:
         yield from _from_folder(path, place)
     elif stat.S_ISREG(mode) and (is_shard(path) or is_table(path)):
         yield from _from_container(path, place)
+    elif stat.S_ISREG(mode) and _has_frames(path, place):
+        yield from _from_video(path, place)
     else:
         yield ImageRef(path)
+
+
+def _has_frames(path: str, place: _Place) -> bool:
+    if is_animation(path):
+        return place.sources.sampling is not None
+    return is_video(path) and not looks_like_picture(path)
+
+
+def _from_video(path: str, place: _Place) -> Iterator[ImageRef]:
+    if place.unread:
+        yield ImageRef(path, content=Container("video"))
+    else:
+        yield from list_frames(path, place.sources.sampling)
+
+
+def _from_part_of_video(video: str, start: int, end: int | None, place: _Place) -> Iterator[ImageRef]:
+    if place.elsewhere:
+        yield ImageRef(video, "a part of a video, where workers elsewhere read whole ones")
+    elif end is None:
+        yield frame_at(video, start)
+    else:
+        yield from list_frames(video, place.sources.sampling, start, end)
 
 
 def _from_container(path: str, place: _Place) -> Iterator[ImageRef]:
@@ -300,8 +360,9 @@ def is_web(text: str) -> bool:
 def image_on_web(url: str, allow_urls: bool) -> ImageRef:
     """Return the picture at a web address, with an error unless addresses may be fetched."""
     bare = re.split("[?#]", url, maxsplit=1)[0]
-    if is_shard(bare) or is_table(bare):
-        return ImageRef(url, f"a {'shard' if is_shard(bare) else 'table'} on the web, which has to be downloaded first")
+    if is_shard(bare) or is_table(bare) or is_video(bare):
+        kind = "shard" if is_shard(bare) else "table" if is_table(bare) else "video"
+        return ImageRef(url, f"a {kind} on the web, which has to be downloaded first")
     if not allow_urls:
         return ImageRef(url, "an address; --allow-urls has it fetched")
     return ImageRef(url, content=Address(url))
@@ -320,6 +381,8 @@ def _from_stored(image: ImageRef, place: _Place) -> Iterator[ImageRef]:
         yield from _from_folder(image.path, place)
     elif is_shard(image.path) or is_table(image.path):
         yield from _from_container(image.path, place)
+    elif is_video(image.path):
+        yield ImageRef(image.path, "a video in a store, which has to be downloaded first")
     elif image.content is not None:
         yield image
     elif _extension(image.path) in EXTENSIONS:  # the store isn't asked yet, which would hold up a long list
@@ -352,7 +415,7 @@ def _from_cell(table: str, cell: Cell, place: _Place) -> Iterator[ImageRef]:
     name = f"{table}/{cell.row}"
     if cell.value is None:
         yield ImageRef(name, cell.error)
-    elif isinstance(cell.value, bytes) and place.unread:
+    elif isinstance(cell.value, bytes) and place.elsewhere:
         yield ImageRef(name, "a picture in base64, which workers elsewhere read from Parquet only")
     elif isinstance(cell.value, bytes):
         yield ImageRef(name, content=cell.value)
@@ -380,7 +443,10 @@ def _from_folder(folder: str, place: _Place) -> Iterator[ImageRef]:
     has_tables = place.sources.column is not None or is_parquet(folder.rstrip("/"))
     for image, is_folder in walk(folder, place.left_out):
         extension = _extension(image.path)
-        if image.error is not None or (not is_folder and extension in EXTENSIONS):
+        has_frames = place.sources.sampling is not None and (is_video(image.path) or is_animation(image.path))
+        if image.error is None and not is_folder and has_frames:
+            yield from _from_stored(image, place) if in_store(image.path) else _from_path(image.path, place)
+        elif image.error is not None or (not is_folder and extension in EXTENSIONS):
             yield image
         elif is_folder:
             continue
@@ -407,7 +473,8 @@ def _from_pattern(pattern: str, place: _Place) -> Iterator[ImageRef]:
         if gone_through and image.error is None and _is_folder(image.path):
             continue
         found = True
-        may_hold = not gone_through or is_shard(image.path) or is_table(image.path)
+        may_hold = not gone_through or is_shard(image.path) or is_table(image.path) or is_video(image.path)
+        may_hold |= is_animation(image.path)
         if image.error is not None or not may_hold:
             yield image
         elif is_address(image.path):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clipcls.errors import NOTICE, listed, printable
+from clipcls.inputs.video import VIDEOS
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,15 @@ _MOST_KINDS = 8
 
 
 class LeftOut:
-    """What was left out: files that aren't pictures by their names, unless they are texts, and folders of programs."""
+    """What was left out: files that aren't pictures by their names, unless they are texts, and folders of programs.
 
-    def __init__(self) -> None:
+    Args:
+        takes_videos: whether the run would take videos if it were asked to.
+    """
+
+    def __init__(self, takes_videos: bool = False) -> None:
         self._kinds: Counter[str] = Counter()
+        self._takes_videos = takes_videos
 
     def add_file(self, path: str) -> None:
         """Count a file."""
@@ -50,4 +56,5 @@ class LeftOut:
         if self._kinds:
             kinds = (f"{count:,} {kind}" for kind, count in self._kinds.most_common())
             said = listed(map(printable, kinds), _MOST_KINDS)
-            logger.log(NOTICE, "left out of %s: %s (-v lists them)", listed(map(printable, names), 2), said)
+            hint = "; --fps 1 takes frames of the videos" if self._takes_videos and VIDEOS & self._kinds.keys() else ""
+            logger.log(NOTICE, "left out of %s: %s (-v lists them)%s", listed(map(printable, names), 2), said, hint)

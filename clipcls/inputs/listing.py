@@ -4,10 +4,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from clipcls.errors import ImageError, UsageError, reason
 from clipcls.inputs.stores import local_path, open_named
+from clipcls.inputs.video import Sampling
+from clipcls.records import Part
 from clipcls.text_files import UTF8_MARK, refuse_utf16
 
 _CHUNK = 1 << 16
@@ -26,6 +28,9 @@ class Sources:
         allow_urls: whether web addresses may be fetched; otherwise each is an error.
         allow_private_urls: whether lists and tables may name stores on any server, such as `ftp://…`.
         stdin: what `-` reads; the process's own standard input by default.
+        sampling: which frames of videos are taken; None for one a second of videos that are named, and for none in
+            folders.
+        part: the part of the pictures that is read; None for all of them.
     """
 
     inputs: str | Sequence[str | os.PathLike[str]] = ()
@@ -35,6 +40,8 @@ class Sources:
     allow_urls: bool = False
     allow_private_urls: bool = False
     stdin: BinaryIO | None = None
+    sampling: Sampling | None = None
+    part: Part | None = None
 
     @property
     def names(self) -> list[str]:
@@ -46,6 +53,11 @@ class Sources:
     def read_standard_input(self) -> bool:
         """Whether standard input is read."""
         return self.files_from == "-" or "-" in self.names
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run's record says of how the inputs are read, by the names of the options."""
+        return {} if self.sampling is None else self.sampling.settings
 
     def open_list(self) -> BinaryIO | None:
         """Open the list that `files_from` names.

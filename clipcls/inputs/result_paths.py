@@ -10,6 +10,7 @@ from clipcls.inputs.listing import Sources
 from clipcls.inputs.shards import is_shard
 from clipcls.inputs.stores import in_store, require_readable
 from clipcls.inputs.tables import is_table
+from clipcls.inputs.video import frame_at, is_video, split_path
 from clipcls.records import ImageRef, Stored
 
 
@@ -55,12 +56,21 @@ def _picture(path: str, allow_urls: bool) -> ImageRef:
     if path == "-":
         return ImageRef(path, "it came on standard input, which keeps nothing")
     if not in_store(path):
-        return ImageRef(path)
+        return _local(path)
     try:
         require_readable(path, trusted=False)
     except ImageError as exc:
         return ImageRef(path, str(exc))
     return ImageRef(path, content=Stored())
+
+
+def _local(path: str) -> ImageRef:
+    """Return a picture, or the first frame of a video or of a part of one."""
+    part = None if os.path.lexists(path) else split_path(path)
+    if part is None and not is_video(path):
+        return ImageRef(path)
+    video, start, _ = part or (path, 0, None)
+    return ImageRef(path, "no such file or directory") if not os.path.exists(video) else frame_at(video, start)  # noqa: PTH110
 
 
 def _held(container: str, wanted: dict[str, list[int]], sources: Sources) -> Iterator[tuple[int, ImageRef]]:

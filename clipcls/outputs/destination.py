@@ -89,6 +89,11 @@ def check_destination(destination: Destination) -> None:
     if folder is not None and not format.fits_parts:
         names = format_names(lambda one: one.fits_parts, first=PARTS_FORMAT)
         raise UsageError(f"--output-dir: {format.name} has no rows for images that failed; use {names}.")
+    if destination.shape.has_index and destination.is_standard_output:
+        raise UsageError("--part: give --output FILE or --output-dir DIR, beside which is recorded which part it is.")
+    if destination.shape.has_index and not format.keeps_index:
+        names = format_names(lambda one: one.keeps_index, prefix=".")
+        raise UsageError(f"--part: {format.name} has no room for a row's place in the whole; write {names}.")
     format.require()
     if folder is None and output == "-" and not format.can_stream:
         raise UsageError(

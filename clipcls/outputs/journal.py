@@ -1,24 +1,27 @@
 """The journal: a file beside an output that records the settings of its run, so that the run can be resumed.
 
 It holds lines of JSON, appended whole: `settings` first, and again after failures were removed; `failed` for an image
-that has no row because the format keeps no errors; `retry`, which voids all failures before it; `whole` when a run ends
-in order, with the output's size in bytes.
+that has no row because the format keeps no errors; `retry`, which voids all failures before it; `listing` when the rows
+of a part of a job are complete, with what the job's inputs were, or null once they may no longer be; `whole` when a run
+ends in order, with the output's size in bytes.
 """
 
 import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from clipcls.errors import StoppedError, UsageError
 from clipcls.outputs.atomic import can_write, require_lock
 from clipcls.outputs.rows import prediction_of, row_fields
-from clipcls.records import Prediction
+from clipcls.records import Listing, Prediction
 
 RunSettings = Mapping[str, Any]
+#: The setting that says which part of a job an output holds, recorded only where it is one.
+PART_SETTING = "--part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Journal:
         path: the journal's path.
         settings: the settings by the names of their options; None for a new journal.
         failed: the failed images that have no row in the output.
+        listing: what the inputs of a part's job were; None unless the part is complete.
         whole: the output's size in bytes when a run ended in order; None if none did.
 
     Raises:
@@ -63,6 +67,7 @@ class Journal:
         self._output = output
         self.settings: dict[str, Any] | None = None
         self.failed: list[Prediction] = []
+        self.listing: Listing | None = None
         self.whole: int | None = None
         self._file = cast("BinaryIO", path.open("rb" if read_only else "ab+", buffering=0))
         try:
@@ -81,7 +86,7 @@ class Journal:
     def begin(self, settings: RunSettings) -> None:
         """Empty the journal and record the settings of an output that is empty."""
         self._file.truncate(0)
-        self.settings, self.failed, self.whole = dict(settings), [], None
+        self.settings, self.failed, self.listing, self.whole = dict(settings), [], None, None
         self._append({"settings": self.settings})
         # without the settings, no run could be resumed after a power failure
         os.fsync(self._file.fileno())
@@ -99,6 +104,11 @@ class Journal:
         """Void all recorded failures."""
         self.failed = []
         self._append({"retry": True})
+
+    def complete(self, listing: Listing | None) -> None:
+        """Record that the output has all rows of its part, and what the job's inputs were; None for no longer."""
+        self.listing = listing
+        self._append({"listing": None if listing is None else asdict(listing)})
 
     def finish(self, size: int) -> None:
         """Record that the output's rows are whole up to its size in bytes."""
@@ -122,6 +132,10 @@ class Journal:
                     self.failed.append(prediction_of(row))
                 case {"retry": True}:
                     self.failed = []
+                case {"listing": None}:
+                    self.listing = None
+                case {"listing": {"count": int(count), "digest": str(digest)}}:
+                    self.listing = Listing(count, digest)
                 case {"whole": int(size)}:
                     self.whole = size
                 case _:

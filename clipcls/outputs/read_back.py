@@ -29,7 +29,7 @@ def read_predictions(
         UsageError: it holds something else, ends within a row, or has a format that can't be read; or there is no such
             question, or none is chosen.
     """
-    for prediction in _read(file, format, name):
+    for prediction in read_rows(file, format, name):
         yield _of_question(prediction, question, name) if question or prediction.answers else prediction
 
 
@@ -48,7 +48,8 @@ def _of_question(prediction: Prediction, question: str | None, name: str) -> Pre
     )
 
 
-def _read(file: BinaryIO, format: OutputFormat, name: str) -> Iterator[Prediction]:
+def read_rows(file: BinaryIO, format: OutputFormat, name: str) -> Iterator[Prediction]:
+    """Yield the predictions in a whole output, with the answers to all questions; see `read_predictions`."""
     if not format.can_be_read:
         names = format_names(lambda one: one.can_be_read)
         raise UsageError(f"{name}: predictions can't be read back from {format.name}; use {names}.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from clipcls.errors import StoppedError, UsageError
+from clipcls.errors import StoppedError, UsageError, printable
 from clipcls.outputs.atomic import can_write
 from clipcls.outputs.destination import Destination, check_destination
 from clipcls.outputs.formats import format_for
@@ -20,7 +20,7 @@ from clipcls.outputs.journal import Journal, RunSettings, differences, journal_p
 from clipcls.outputs.part_files import parts_in, remove_draft_parts
 from clipcls.outputs.read_back import predictions_in
 from clipcls.outputs.sinks import Parts, open_sink, published
-from clipcls.records import ImageRef, Prediction
+from clipcls.records import ImageRef, Listing, Prediction
 
 if TYPE_CHECKING:
     from clipcls.outputs.vectors.write import VectorDestination
@@ -42,27 +42,45 @@ class Done:
 
     count: int = 0
     failed: int = 0
-    _paths: Counter[str] = field(default_factory=Counter)
+    _rows: Counter[str | tuple[str, int]] = field(default_factory=Counter)
+    _have_index: bool = False
 
-    def add(self, path: str, error: str | None) -> None:
+    def add(self, path: str, error: str | None, index: int | None = None) -> None:
         """Count an image."""
         self.count += 1
         self.failed += error is not None
-        self._paths[path] += 1
+        self._rows[_key(path, index)] += 1
+        self._have_index = self._have_index or index is not None
 
     def remove(self, prediction: Prediction) -> None:
         """Undo the count of an image."""
         self.count -= 1
         self.failed -= prediction.error is not None
-        self._paths[prediction.path] -= 1
+        self._rows[_key(prediction.path, prediction.index)] -= 1
 
     def remaining(self, images: Iterable[ImageRef]) -> Iterator[ImageRef]:
-        """Yield the images that aren't done; one that is listed n times is skipped as often as it was done."""
+        """Yield the images that aren't done; one that is listed n times is skipped as often as it was done.
+
+        Raises:
+            UsageError: a part of a job has rows of images that aren't, or no longer, at their place in the inputs.
+        """
         for image in images:
-            if self._paths[image.path] > 0:
-                self._paths[image.path] -= 1
+            key = _key(image.path, image.index)
+            if self._rows[key] > 0:
+                self._rows[key] -= 1
             else:
                 yield image
+        if self._have_index and self._rows.total():
+            key = next(key for key, left in self._rows.items() if left)
+            path = printable(key if isinstance(key, str) else key[0])
+            raise UsageError(
+                f"The inputs have changed since this part was begun ({path} isn't where it was), so its rows can't be "
+                "put in order: run it anew, without --resume."
+            )
+
+
+def _key(path: str, index: int | None) -> str | tuple[str, int]:
+    return path if index is None else (path, index)
 
 
 class RunOutput:
@@ -71,6 +89,7 @@ class RunOutput:
     Attributes:
         done: the images that it held before.
         can_resume: whether a stopped run can be resumed.
+        listing: what the job's inputs were, which a run sets once all rows of its part of them are written.
     """
 
     def __init__(
@@ -81,6 +100,7 @@ class RunOutput:
         self._journal = journal
         self.done = done or Done()
         self.can_resume = journal is not None
+        self.listing: Listing | None = None
 
     def write(self, prediction: Prediction) -> None:
         """Write one prediction.
@@ -116,9 +136,44 @@ def open_output(
     elif destination.is_resumable and isinstance(format, TextFormat):
         with _open_text(destination, format, labels, settings()) as output:
             yield output
+    elif destination.shape.has_index:
+        with _open_part(destination, labels, settings()) as output:
+            yield output
     else:
         with open_sink(destination, labels) as sink:
             yield RunOutput(sink, format)
+
+
+@contextlib.contextmanager
+def _open_part(destination: Destination, labels: tuple[str, ...], settings: RunSettings) -> Iterator[RunOutput]:
+    """Open a file for a part of a job that can't be resumed, but has a journal that says which part it is."""
+    with journal_of_new(Path(destination.output), settings) as journal:
+        with open_sink(destination, labels) as sink:
+            output = RunOutput(sink, destination.format)
+            yield output
+        _complete(journal, output)
+
+
+@contextlib.contextmanager
+def journal_of_new(output: Path, settings: RunSettings) -> Iterator[Journal]:
+    """Open a new journal of a file that is written anew inside of the context.
+
+    Raises:
+        StoppedError: it can't be written, or another run writes to the file.
+    """
+    path = Path(os.path.realpath(output))
+    with contextlib.ExitStack() as stack:
+        with can_write(str(journal_path(path))):
+            journal = stack.enter_context(Journal(journal_path(path), str(output)))
+        journal.begin(settings)
+        yield journal
+        with can_write(str(output)):
+            journal.finish(path.stat().st_size)
+
+
+def _complete(journal: Journal, output: RunOutput) -> None:
+    if output.listing is not None:
+        journal.complete(output.listing)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -136,7 +191,7 @@ def _open_text(
         try:
             journal = stack.enter_context(Journal(journal_path(path), name))
         except OSError as exc:
-            if destination.resume:
+            if destination.resume or destination.shape.has_index:
                 raise StoppedError(f"{journal_path(path)}: can't be written: {exc.strerror}.") from exc
             logger.warning(
                 "%s: can't be written (%s), so that this run can't be resumed", journal_path(path), exc.strerror
@@ -149,9 +204,13 @@ def _open_text(
             stream = cast("BinaryIO", stack.enter_context(path.open("rb+" if goes_on else "wb", buffering=0)))
             if not goes_on:
                 journal.begin(settings)
+            elif journal.listing is not None:
+                journal.complete(None)
             begins = not stream.seek(0, os.SEEK_END)
         sink = TextSink(stream, format.for_labels(labels), name, begins=begins)
-        yield RunOutput(sink, format, journal, done)
+        output = RunOutput(sink, format, journal, done)
+        yield output
+        _complete(journal, output)
         with contextlib.suppress(StoppedError):  # without it, the next run only repeats one image
             journal.finish(stream.tell())
 
@@ -166,13 +225,13 @@ def _go_on(destination: Destination, path: Path, format: TextFormat, journal: Jo
         journal.restate(settings)
     done = Done()
     for failed in journal.failed:
-        done.add(failed.path, failed.error)
+        done.add(failed.path, failed.error, failed.index)
     # of several rows of one image, the last may be missing
     is_whole = format.one_row_per_image or not _lists_several(settings) or journal.whole == path.stat().st_size
     last, end, end_before = None, 0, 0
     with path.open("rb+") as file:
         for last, row_end in format.read_rows(WholeLines(file, destination.output)):
-            done.add(last.path, last.error)
+            done.add(last.path, last.error, last.index)
             end_before, end = end, row_end
         if last is not None and not is_whole:
             done.remove(last)
@@ -264,8 +323,12 @@ def _open_folder(destination: Destination, folder: Path, settings: RunSettings) 
             done = _go_on_in(parts, destination)
         if parts and destination.retry_errors:
             journal.restate(settings)
+        if journal.listing is not None:
+            journal.complete(None)
         with Parts(folder, destination.format, max(parts, default=-1) + 1) as sink:
-            yield RunOutput(sink, destination.format, journal, done)
+            output = RunOutput(sink, destination.format, journal, done)
+            yield output
+        _complete(journal, output)
 
 
 def _go_on_in(parts: dict[int, Path], destination: Destination) -> Done:
@@ -279,5 +342,5 @@ def _go_on_in(parts: dict[int, Path], destination: Destination) -> Done:
                 del parts[number]
                 continue
         for prediction in predictions_in(path):
-            done.add(prediction.path, prediction.error)
+            done.add(prediction.path, prediction.error, prediction.index)
     return done

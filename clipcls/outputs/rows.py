@@ -21,11 +21,13 @@ class RowShape:
         has_known: how far a picture is known.
         questions: an answer to each of these, instead of one.
         has_uncorrected: these answers also as they were before the choices' priors were taken off.
+        has_index: the place in the inputs, since other outputs hold other rows of the job.
     """
 
     has_known: bool = False
     questions: tuple[str, ...] = ()
     has_uncorrected: bool = False
+    has_index: bool = False
 
 
 #: The shape of rows with one answer and nothing besides.

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -116,7 +117,7 @@ def _publish(rows: contextlib.ExitStack, draft: Draft, path: Path) -> None:
 def encode(predictions: Iterable[Prediction], format: OutputFormat) -> bytes:
     """Return the content of a file of predictions that have an index."""
     content = io.BytesIO()
-    with format.open_sink(content, "memory", indexed=True) as sink:
+    with format.with_shape(replace(format.shape, has_index=True)).open_sink(content, "memory") as sink:
         for prediction in predictions:
             sink.write(prediction)
     return content.getvalue()

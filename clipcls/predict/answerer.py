@@ -5,7 +5,7 @@ from typing import Any, Protocol, Self
 
 from clipcls.embed.session import Session
 from clipcls.outputs.rows import RowShape
-from clipcls.records import ImageRef, Label, Prediction
+from clipcls.records import ImageRef, Label, Per, Prediction
 
 
 class Answerer(Protocol):
@@ -14,6 +14,10 @@ class Answerer(Protocol):
     @property
     def session(self) -> Session:
         """The model and the cache."""
+
+    @property
+    def per(self) -> Per:
+        """What videos have a row for."""
 
     @property
     def labels(self) -> tuple[Label, ...]:

@@ -16,7 +16,7 @@ from clipcls.labels.questions import Question, weaknesses
 from clipcls.outputs.rows import RowShape
 from clipcls.predict.classifier import Classifier, Paths, references
 from clipcls.predict.ranking import LabelFeatures, LinearHead, Scoring
-from clipcls.records import Answer, ImageRef, Label, Prediction, ScoredLabel
+from clipcls.records import Answer, ImageRef, Label, Per, Prediction, ScoredLabel
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,9 @@ class Questionnaire:
                     weakness,
                     source,
                 )
+
+    #: Videos have a row for each frame.
+    per: Final[Per] = "frame"
 
     def __getstate__(self) -> dict[str, Any]:
         # a session belongs to its process; see `on`
@@ -143,7 +146,7 @@ class Questionnaire:
                 answers[question.name] = (
                     _answer_of(after[row], before[row], before is not after, question.multi) if is_asked else None
                 )
-            yield Prediction(image.path, None, None, None, answers=tuple(answers.items()))
+            yield Prediction(image.path, None, None, None, index=image.index, answers=tuple(answers.items()))
 
     def _without_prior(self, classifier: Classifier) -> Classifier:
         """Return the classifier without what the mean picture has in common with each choice."""

@@ -28,7 +28,8 @@ from clipcls.predict.ranking import Array, LabelFeatures, LinearHead, Scoring, r
 from clipcls.predict.scores import SCORE_KINDS, kind_names
 from clipcls.predict.taught import Taught
 from clipcls.predict.unknown import embed_other_words, known_shares, with_known, words_digest
-from clipcls.records import ImageRef, Label, ModelFacts, Prediction, PromptSet
+from clipcls.predict.videos import FrameScorer, check_per, summarise
+from clipcls.records import ImageRef, Label, ModelFacts, Per, Prediction, PromptSet
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Classifier:
             None for "a photo".
         calibration: corrects scores, and may hold a threshold for each label.
         explain: whether predictions say which prompts they rest on.
+        per: what of videos a prediction is for, see `clipcls.predict.videos`.
         allow_equal: take labels with equal texts, under names of their own; zero-shot answers go to the first of them.
 
     Raises:
@@ -66,6 +68,7 @@ class Classifier:
         background: str | None = None,
         calibration: Calibration | None = None,
         explain: bool = False,
+        per: Per = "frame",
         allow_equal: bool = False,
     ) -> None:
         self.session: Final = session
@@ -84,6 +87,8 @@ class Classifier:
         self.background: Final = background
         self.calibration: Final = calibration
         self.explain: Final = explain
+        self.per: Final = per
+        check_per(per, self.scoring, explain)
         # until `embed_labels` is first called
         self._embedded: LabelFeatures | None = None
         self._other_words: Array | None = None
@@ -123,15 +128,21 @@ class Classifier:
                 model has begun are finished, and no more are begun.
 
         Yields:
-            One prediction for each image; an image that can't be read has its `error` set.
+            One prediction for each image, or for each video or segment of one; an image that can't be read has its
+            `error` set.
 
         Raises:
             ModelError: the model can't be loaded.
             UsageError: with `strict_prompts`, a prompt is over the context length.
         """
         ready = self._ready()
-        for batch in embed_images(references(paths), self.session, stop):
-            yield from self._rank(batch, *ready)
+        batches = embed_images(references(paths), self.session, stop)
+        if self.per == "frame":
+            for batch in batches:
+                yield from self._rank(batch, *ready)
+        else:
+            scorer = FrameScorer(ready[0], self.scoring)
+            yield from summarise(batches, self.per, scorer, lambda batch: self._rank(batch, *ready), stop)
 
     def answer(self, batch: ImageBatch) -> list[Prediction]:
         """Return the answers to a batch of images that are embedded, as `predict` gives them."""
@@ -172,6 +183,8 @@ class Classifier:
         # settings that are recorded only where they are used, so that older records stay valid
         if self.explain:
             settings["--explain"] = True
+        if self.per != "frame":
+            settings["--per"] = self.per
         if self.taught is not None:
             settings["--taught"] = self.taught.digest[:12]
         if self.calibration is not None:
@@ -296,7 +309,7 @@ class Classifier:
         row = 0
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:
-                yield Prediction(image.path, None, None, None, error=error)
+                yield Prediction(image.path, None, None, None, error=error, index=image.index)
                 continue
             prediction = rank(
                 image.path, cosines[row], label_scores[row], labels.names, self.scoring, labels.thresholds
@@ -306,7 +319,7 @@ class Classifier:
             if explainer is not None:
                 explanation = explainer.explain(batch.features[row], cosines[row], label_scores[row])
                 prediction = replace(prediction, explanation=explanation)
-            yield prediction
+            yield prediction if image.index is None else replace(prediction, index=image.index)
             row += 1
 
     def _report_unknown(self, facts: ModelFacts, features: Array) -> None:

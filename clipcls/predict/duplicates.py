@@ -20,6 +20,7 @@ from clipcls.inputs.discover import discover
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
 from clipcls.inputs.tables import read_embedded
+from clipcls.inputs.video import require_whole
 from clipcls.predict.error_limit import ErrorLimit
 from clipcls.predict.keeping import File, GroupMember, pixels, rows_of
 from clipcls.predict.linkage import complete_linkage
@@ -92,7 +93,7 @@ def find_duplicates(
     images, exist = look_for_one(discover(sources, left_out=left_out), sources, left_out)
     if not exist:
         raise none_exists(next(images))
-    listed = list(images)
+    listed = list(require_whole(images))
     watch.begin(lambda: len(listed), 0)
     tally = Tally(limit or ErrorLimit(), watch, (0, 0), False)
     with ThreadPoolExecutor(session.execution.threads(), thread_name_prefix="read") as pool:

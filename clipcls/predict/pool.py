@@ -140,7 +140,7 @@ def embed_pool(
         UsageError: there are no pictures, or none exists.
     """
     watch = watch or Watch()
-    left_out = LeftOut()
+    left_out = LeftOut(takes_videos=True)
     images, exist = look_for_one(discover(sources, left_out=left_out), sources, left_out)
     if not exist:
         raise none_exists(next(images))

@@ -10,11 +10,12 @@ from pathlib import Path
 from clipcls.embed.execution import Execution
 from clipcls.embed.watch import Watch
 from clipcls.errors import ImageError
+from clipcls.images.frames import read_frame
 from clipcls.images.preview import make_preview
 from clipcls.inputs.contents import located, open_content
 from clipcls.inputs.result_paths import pictures_at
 from clipcls.outputs.atomic import can_write
-from clipcls.records import ImageRef
+from clipcls.records import Frame, ImageRef
 
 # pictures that are found and read before the next ones are looked for
 _CHUNK = 64
@@ -60,6 +61,8 @@ def _preview(image: ImageRef, execution: Execution) -> bytes | ImageError:
     if image.error is not None:
         return ImageError(image.error)
     try:
+        if isinstance(image.content, Frame):
+            return make_preview(read_frame(image.content, execution.max_pixels))
         with open_content(located(image), execution.max_bytes, execution.web) as opened:
             return make_preview(opened.file, execution.max_pixels)
     except ImageError as exc:

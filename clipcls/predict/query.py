@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from clipcls.errors import UsageError
-from clipcls.inputs.discover import EXTENSIONS, is_web
+from clipcls.inputs.discover import EXTENSIONS, is_frame, is_web
 
 _OPERATOR = re.compile(r"(?<!\S)([+-])(?!\S)")
 _WEIGHTED = re.compile(r"(\d+(?:\.\d*)?|\.\d+):(.+)", re.DOTALL)
@@ -86,4 +86,4 @@ def _looks_like_path(value: str) -> bool:
 
 
 def _is_picture(value: str) -> bool:
-    return os.path.isfile(value) or is_web(value)  # noqa: PTH113
+    return os.path.isfile(value) or is_web(value) or is_frame(value)  # noqa: PTH113

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 from clipcls.embed.watch import Watch
@@ -9,8 +10,11 @@ from clipcls.errors import StoppedError, UsageError, printable
 from clipcls.inputs.discover import are_countable, discover, exists, hint
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
+from clipcls.inputs.parts import Listed
 from clipcls.outputs.destination import Destination
+from clipcls.outputs.journal import PART_SETTING, RunSettings
 from clipcls.outputs.resume import open_output
+from clipcls.outputs.rows import RowShape
 from clipcls.outputs.sinks import open_sink
 from clipcls.predict.answerer import Answerer
 from clipcls.predict.error_limit import ErrorLimit
@@ -66,11 +70,11 @@ class Tally:
         if not self.exceeded:
             self._watch.images(self._before[0] + self._done, self._before[1] + self._failed)
 
-    def report(self, sources: Sources, stopped: bool) -> RunReport:
+    def report(self, sources: Sources, may_be_empty: bool) -> RunReport:
         """Return the result of the run, once its output is closed.
 
         Args:
-            stopped: whether the run was stopped before its last image.
+            may_be_empty: whether there need be no image: the run was stopped, or others have all of the images.
 
         Raises:
             StoppedError: too many images failed.
@@ -79,7 +83,7 @@ class Tally:
         report = RunReport(self._before[0] + self._done, self._before[1] + self._failed, self._can_resume)
         if self.exceeded:
             raise StoppedError(f"{self._limit}; {report.done:,} done{report.go_on}.")
-        if not report.done and not stopped:
+        if not report.done and not may_be_empty:
             raise none_found(sources)
         return report
 
@@ -98,6 +102,9 @@ def run(
     model is: where no picture exists, none is loaded and no file is written. A destination that is resumed keeps
     what it holds, and only the images that it lacks are classified.
 
+    With `sources.part`, rows have an index, and the output is one that `clipcls.outputs.merge` puts together with those
+    of the other parts; a part may have no images at all.
+
     Args:
         limit: how many images may fail; any number by default.
         stop: called after every batch; once it returns True, the run ends with the images that the model has begun.
@@ -108,33 +115,65 @@ def run(
         StoppedError: the output can't be written, or too many images failed.
         UsageError: there are no images, or the output can't be resumed.
     """
+    refuse_resume(classifier, destination)
+    if sources.part is not None and classifier.per != "frame":
+        raise UsageError(f"--part is for rows of pictures and frames; leave it out with --per {classifier.per}.")
     watch = watch or Watch()
-    destination = replace(destination, shape=classifier.row_shape)
-    left_out = LeftOut()
-    images = discover(sources, left_out=left_out)
+    destination = replace(destination, shape=shape_for(sources, classifier.row_shape))
+    left_out, listed = LeftOut(takes_videos=True), Listed()
+    images = discover(sources, left_out=left_out, listed=listed)
     if sources.read_standard_input:  # which may be slow to come
         classifier.embed_labels(watch.labels)
     # rows of a pipe to a pipe come as they are asked for, missing pictures' too
     if not destination.resume and not (sources.read_standard_input and destination.is_standard_output):
-        images, exist = look_for_one(images, sources, left_out)
+        images, exist = look_for_one(images, sources, left_out, listed)
         if not exist:
             return _fail_all(images, destination, limit or ErrorLimit(), sources, watch)
     classifier.embed_labels(watch.labels)
     labels = tuple(label.name for label in classifier.labels)
-    with open_output(destination, labels, classifier.settings) as output:
+    settings = partial(settings_for, sources, classifier.settings)
+    with open_output(destination, labels, settings) as output:
         before = output.done
-        watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
-        tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), output.can_resume)
+        is_countable = classifier.per == "frame" and are_countable(sources)
+        watch.begin((lambda: count(sources)) if is_countable else None, before.count)
+        can_resume = output.can_resume and classifier.per == "frame"
+        tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), can_resume)
         for prediction in classifier.predict(before.remaining(images), stop):
             output.write(prediction)
             watch.predicted(prediction)
             tally.add(1, [] if prediction.error is None else [(prediction.path, prediction.error)])
             if tally.exceeded:
                 break
-    stopped = stop()
+        stopped = stop()
+        if sources.part is not None and not (stopped or tally.exceeded):
+            output.listing = listed.listing
     if not stopped:
         left_out.report(sources.names)
-    return tally.report(sources, stopped)
+    return tally.report(sources, stopped or listed.listing.count > 0)
+
+
+def shape_for(sources: Sources, shape: RowShape) -> RowShape:
+    """Return the shape of rows with the index that those of a part have."""
+    return replace(shape, has_index=sources.part is not None)
+
+
+def settings_for(sources: Sources, settings: Callable[[], RunSettings]) -> RunSettings:
+    """Return the settings of a run with which frames and which part of the inputs it is of."""
+    part = {} if sources.part is None else {PART_SETTING: str(sources.part)}
+    return {**settings(), **sources.settings, **part}
+
+
+def refuse_resume(classifier: Answerer, destination: Destination) -> None:
+    """Refuse to resume rows for videos as a whole, which don't say which frames they are of.
+
+    Raises:
+        UsageError: the run has such rows, and is to be resumed.
+    """
+    if destination.resume and classifier.per != "frame":
+        raise UsageError(
+            f"--resume goes on with rows of pictures and frames, not with --per {classifier.per}: run it again without "
+            "--resume; what was done is in the cache."
+        )
 
 
 def _fail_all(
@@ -146,7 +185,7 @@ def _fail_all(
     tally = Tally(limit, watch, (0, 0), False)
     with open_sink(destination, ()) as sink:
         for image in images:
-            prediction = Prediction(image.path, None, None, None, error=image.error)
+            prediction = Prediction(image.path, None, None, None, error=image.error, index=image.index)
             sink.write(prediction)
             watch.predicted(prediction)
             tally.add(1, [(image.path, str(image.error))])
@@ -160,8 +199,13 @@ def count(sources: Sources) -> int:
     return sum(1 for _ in discover(sources))
 
 
-def look_for_one(images: Iterator[ImageRef], sources: Sources, left_out: LeftOut) -> tuple[Iterator[ImageRef], bool]:
+def look_for_one(
+    images: Iterator[ImageRef], sources: Sources, left_out: LeftOut, listed: Listed | None = None
+) -> tuple[Iterator[ImageRef], bool]:
     """Return all images again, and whether any exists.
+
+    Args:
+        listed: what all parts list; it is enough if one of them has an image that exists.
 
     Raises:
         UsageError: there are none.
@@ -171,6 +215,10 @@ def look_for_one(images: Iterator[ImageRef], sources: Sources, left_out: LeftOut
         if image.error is None or exists(image):
             return chain(missing, [image], images), True
         missing.append(image)
+    if listed is not None and listed.has_existing:
+        return iter(missing), True
+    if listed is not None and listed.first is not None:  # another part's, where this one has none
+        missing = missing or [listed.first]
     if not missing:
         left_out.report(sources.names)
         raise none_found(sources)

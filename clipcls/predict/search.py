@@ -12,7 +12,7 @@ from clipcls.embed.images import embed_images
 from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
 from clipcls.errors import UsageError
-from clipcls.inputs.discover import image_on_web, is_web
+from clipcls.inputs.discover import discover, image_on_web, is_frame, is_web
 from clipcls.labels import vocabulary
 from clipcls.labels.label_sets import load_label_set
 from clipcls.labels.prompts import render
@@ -150,10 +150,14 @@ def _embed_texts(texts: Sequence[str], session: Session, prompts: PromptSet | No
     return np.stack(features).astype(np.float64) if features else np.empty((0, session.facts.embed_dim))
 
 
+def _picture(name: str, session: Session) -> ImageRef:
+    if is_web(name):
+        return image_on_web(name, session.execution.web is not None)
+    return next(discover([name])) if is_frame(name) else ImageRef(name)
+
+
 def _embed_pictures(names: Sequence[str], session: Session) -> Iterator[Exact]:
-    images = [
-        image_on_web(name, session.execution.web is not None) if is_web(name) else ImageRef(name) for name in names
-    ]
+    images = [_picture(name, session) for name in names]
     for batch in embed_images(images, session):
         for image, error in zip(batch.images, batch.errors, strict=True):
             if error is not None:

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from clipcls.embed.watch import Watch
 from clipcls.inputs.discover import are_countable, discover
 from clipcls.inputs.left_out import LeftOut
 from clipcls.inputs.listing import Sources
+from clipcls.inputs.parts import Listed
 from clipcls.labels.prompts import render
 from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.vector_format import VectorRows
 from clipcls.outputs.vectors.write import VectorDestination, open_vectors
 from clipcls.predict.error_limit import ErrorLimit
-from clipcls.predict.run import RunReport, Tally, count, look_for_one, none_exists
+from clipcls.predict.run import RunReport, Tally, count, look_for_one, none_exists, settings_for
 from clipcls.records import Label, PromptSet
 
 
@@ -33,7 +35,7 @@ def write_features(
     """Write the features of pictures, a row each, in input order; a picture that can't be read has a row without any.
 
     Features come from the cache where it has them. A folder that is resumed keeps what it holds, and only the pictures
-    that it lacks are added.
+    that it lacks are added. With `sources.part`, rows have an index; see `clipcls.predict.run.run`.
 
     Args:
         limit: how many pictures may fail; any number by default.
@@ -46,27 +48,33 @@ def write_features(
         UsageError: there are no pictures, none exists, or the output can't be resumed.
     """
     watch = watch or Watch()
-    left_out = LeftOut()
-    images = discover(sources, left_out=left_out)
+    destination = replace(destination, has_index=sources.part is not None)
+    left_out, listed = LeftOut(takes_videos=True), Listed()
+    images = discover(sources, left_out=left_out, listed=listed)
     if not destination.resume:
-        images, exist = look_for_one(images, sources, left_out)
+        images, exist = look_for_one(images, sources, left_out, listed)
         if not exist:
             raise none_exists(next(images))
     origin = image_origin(session)
-    with open_vectors(destination, origin, lambda: _settings(session, destination)) as (sink, before):
+    settings = partial(settings_for, sources, lambda: _settings(session, destination))
+    with open_vectors(destination, origin, settings) as output:
+        before = output.done
         watch.begin((lambda: count(sources)) if are_countable(sources) else None, before.count)
         can_resume = destination.folder is not None
         tally = Tally(limit or ErrorLimit(), watch, (before.count, before.failed), can_resume)
         for batch in embed_images(before.remaining(images), session, stop):
             paths = tuple(image.path for image in batch.images)
-            sink.write(VectorRows(paths, batch.features, batch.errors))
+            indices = tuple(image.index for image in batch.images if image.index is not None)
+            output.sink.write(VectorRows(paths, batch.features, batch.errors, indices or None))
             tally.add(len(paths), [(p, e) for p, e in zip(paths, batch.errors, strict=True) if e is not None])
             if tally.exceeded:
                 break
-    stopped = stop()
+        stopped = stop()
+        if sources.part is not None and not (stopped or tally.exceeded):
+            output.listing = listed.listing
     if not stopped:
         left_out.report(sources.names)
-    return tally.report(sources, stopped)
+    return tally.report(sources, stopped or listed.listing.count > 0)
 
 
 def write_text_features(
@@ -82,9 +90,9 @@ def write_text_features(
     filled = [render(Label(text, (text,)), prompts) for text in texts]
     embedded = embed_texts(filled, session, strict=session.execution.strict_prompts)
     origin = text_origin(session, prompts.templates)
-    with open_vectors(destination, origin, dict) as (sink, _):
+    with open_vectors(destination, origin, dict) as output:
         features = np.stack([text.features for text in embedded])
-        sink.write(VectorRows(tuple(texts), features, (None,) * len(texts)))
+        output.sink.write(VectorRows(tuple(texts), features, (None,) * len(texts)))
 
 
 def image_origin(session: Session) -> FeatureOrigin:

@@ -13,8 +13,10 @@ from clipcls.distributed.plan import ROWS, Part, Plan, read_part
 from clipcls.errors import UsageError
 from clipcls.inputs.discover import discover
 from clipcls.inputs.listing import Sources
+from clipcls.inputs.video import Sampling
 from clipcls.records import Address, Container, FileStamp, ImageRef, Stored
 from conftest import save_pictures
+from videos import cut, write_video
 
 pytest.importorskip("pyarrow")
 
@@ -222,3 +224,15 @@ def test_indexes_of_parts_never_meet(tmp_path: Path) -> None:
     assert 9_000_000 * ROWS < 2**53
     assert read_part(part.line) == part
     assert json.loads(part.line)["part"] == part.number
+
+
+def test_a_video_is_a_part_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    video = write_video(tmp_path / "a.mp4", cut([("red", 3)]))
+    sources = Sources([str(video)], sampling=Sampling("frames", 2))
+    plan = planned(tmp_path, [*files(2), *discover(sources, unread=True)])
+    assert sizes(plan) == [2, None]
+    assert (plan.parts[1].container, plan.parts[1].place) == (str(video), str(video))
+    assert list(plan.parts[1].images(sources)) == list(discover(sources))
+    plan.write()
+    assert [part.line for part in Plan(tmp_path / "plan", goes_on=True).parts] == [part.line for part in plan.parts]

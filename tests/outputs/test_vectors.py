@@ -48,9 +48,9 @@ def destination(place: Path, **more: Any) -> VectorDestination:
 
 
 def write(place: Path, *rows: VectorRows, origin: FeatureOrigin = ORIGIN, settings: Any = None, **more: Any) -> None:
-    with open_vectors(destination(place, **more), origin, lambda: settings or {}) as (sink, _):
+    with open_vectors(destination(place, **more), origin, lambda: settings or {}) as output:
         for part in rows:
-            sink.write(part)
+            output.sink.write(part)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -121,9 +121,9 @@ def test_resume_knows_what_is_there(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="other settings: --model"):
         write(tmp_path / name, MORE, settings={"--model": "b"}, resume=True)
     again = destination(tmp_path / name, resume=True)
-    with open_vectors(again, ORIGIN, lambda: {"--model": "a"}) as (sink, done):
-        assert (done.count, done.failed) == (4, 1)
-        sink.write(MORE)
+    with open_vectors(again, ORIGIN, lambda: {"--model": "a"}) as output:
+        assert (output.done.count, output.done.failed) == (4, 1)
+        output.sink.write(MORE)
     stored = read_vectors(tmp_path / name)
     assert stored.keys == GOOD
     assert len(stored.blocks) == 2
@@ -139,9 +139,9 @@ def test_a_folder_has_one_format(tmp_path: Path) -> None:
 def test_failures_of_a_part_that_was_never_finished_are_forgotten(tmp_path: Path) -> None:
     write(tmp_path / "retrieval", ROWS)
     (tmp_path / "retrieval/metadata/metadata_0.parquet").unlink()  # the last file of a part
-    with open_vectors(destination(tmp_path / "retrieval", resume=True), ORIGIN, dict) as (sink, done):
-        assert done.count == 0
-        sink.write(MORE)
+    with open_vectors(destination(tmp_path / "retrieval", resume=True), ORIGIN, dict) as output:
+        assert output.done.count == 0
+        output.sink.write(MORE)
     stored = read_vectors(tmp_path / "retrieval")
     assert (stored.keys, stored.failed) == (["b.png"], 0)
 

@@ -37,12 +37,14 @@ def test_embedding_reader_gives_each_path_its_features(
     features = np.random.default_rng(0).standard_normal((90, DIM)).astype(np.float32)
     # the third part has no features at all; parts from the eleventh on come before the third by their names
     has_failed = [10 <= number < 15 or number % 7 == 3 for number in range(90)]
-    with open_vectors(VectorDestination(folder=tmp_path, format_name="npy", dtype=dtype), ORIGIN, dict) as (sink, _):
+    with open_vectors(VectorDestination(folder=tmp_path, format_name="npy", dtype=dtype), ORIGIN, dict) as output:
         for start in range(0, 90, 5):
             part = slice(start, start + 5)
             errors = tuple("truncated" if failed else None for failed in has_failed[part])
             good = [number for number in range(90)[part] if not has_failed[number]]
-            sink.write(VectorRows(tuple(f"é {number}.png" for number in range(90)[part]), features[good], errors))
+            output.sink.write(
+                VectorRows(tuple(f"é {number}.png" for number in range(90)[part]), features[good], errors)
+            )
     assert len(list((tmp_path / "img_emb").iterdir())) == len(list((tmp_path / "metadata").iterdir())) == 17
     expected = {f"é {number}.png": features[number] for number in range(90) if not has_failed[number]}
     rows, meta = read(tmp_path, metadata=True)
@@ -55,8 +57,8 @@ def test_embedding_reader_gives_each_path_its_features(
     assert stored.failed == sum(has_failed)
     with open_vectors(
         VectorDestination(folder=tmp_path, format_name="npy", dtype=dtype, resume=True), ORIGIN, dict
-    ) as (_, done):
-        assert (done.count, done.failed) == (90, sum(has_failed))
+    ) as output:
+        assert (output.done.count, output.done.failed) == (90, sum(has_failed))
 
 
 def test_folder_of_clip_retrieval_may_pad_numbers(tmp_path: Path) -> None:
@@ -89,5 +91,5 @@ def test_what_a_killed_run_left_of_a_part_is_written_anew(tmp_path: Path, left: 
     assert format.parts_in(tmp_path) == {}
     format.write_part(tmp_path, 0, VectorRows(("a.png",), np.empty((0, DIM)), ("gone",)), ORIGIN, "float32")
     (part,) = format.parts_in(tmp_path).values()
-    assert list(format.rows_of(part)) == [("a.png", "gone")]
+    assert list(format.rows_of(part)) == [("a.png", "gone", None)]
     assert list((tmp_path / "img_emb").iterdir()) == []

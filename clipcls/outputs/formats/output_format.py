@@ -32,7 +32,7 @@ class OutputFormat(ABC):
         extensions: the extensions of its files, without the dot; part files have the first.
         keeps_errors: whether images that failed have rows.
         keeps_explanations: whether rows have room for explanations.
-        keeps_index: whether rows have room for the index that a run on a cluster adds.
+        keeps_index: whether rows have room for an index; see `RowShape`.
         can_be_read: whether predictions can be read back.
         can_stream: whether rows can be read once written, which standard output and `--resume` need.
         shape: what the rows that are written hold.
@@ -74,13 +74,12 @@ class OutputFormat(ABC):
         return self
 
     @abstractmethod
-    def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> AbstractContextManager[Sink]:
+    def open_sink(self, stream: BinaryIO, name: str) -> AbstractContextManager[Sink]:
         """Open a sink at the beginning of a stream.
 
         Args:
             stream: preferably unbuffered, so that a row that a full disk cuts off can be removed.
             name: the output's name, for messages.
-            indexed: whether predictions have an index.
         """
 
     @abstractmethod

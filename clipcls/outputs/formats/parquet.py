@@ -28,8 +28,8 @@ class ParquetFormat(OutputFormat):
         require_pyarrow()
 
     @contextlib.contextmanager
-    def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
-        with contextlib.closing(_ParquetSink(stream, name, indexed, self.shape)) as sink:
+    def open_sink(self, stream: BinaryIO, name: str) -> Iterator[Sink]:
+        with contextlib.closing(_ParquetSink(stream, name, self.shape)) as sink:
             yield sink
 
     def read(self, file: BinaryIO, name: str, *, torn: bool = False) -> Iterator[Prediction]:
@@ -55,10 +55,10 @@ class ParquetFormat(OutputFormat):
 class _ParquetSink:
     """Collects rows in memory, and writes them as row groups of some thousands."""
 
-    def __init__(self, file: BinaryIO, name: str, indexed: bool, shape: RowShape) -> None:
+    def __init__(self, file: BinaryIO, name: str, shape: RowShape) -> None:
         self._name = name
         self._arrow, parquet = require_pyarrow()
-        self._schema = _schema(self._arrow, indexed, shape)
+        self._schema = _schema(self._arrow, shape)
         self._questions = shape.questions
         self._rows: list[dict[str, Any]] = []
         self._answers = 0
@@ -104,7 +104,7 @@ def require_pyarrow() -> tuple[ModuleType, ModuleType]:
     return pyarrow, pyarrow.parquet
 
 
-def _schema(arrow: ModuleType, indexed: bool, shape: RowShape) -> Any:
+def _schema(arrow: ModuleType, shape: RowShape) -> Any:
     text, number = arrow.string(), arrow.float64()
     scored = arrow.struct([("label", text), ("score", number), ("similarity", number)])
     answer = [("label", text), ("score", number), ("similarity", number), ("top", arrow.list_(scored))]
@@ -116,6 +116,6 @@ def _schema(arrow: ModuleType, indexed: bool, shape: RowShape) -> Any:
             ("error", text),
             ("path_b64", text),
             *([("known", number)] if shape.has_known else []),
-            *([("index", arrow.int64())] if indexed else []),
+            *([("index", arrow.int64())] if shape.has_index else []),
         ]
     )

@@ -105,7 +105,7 @@ class TextFormat(OutputFormat):
             raise UsageError(_CUT_SHORT.format(name))
 
     @contextlib.contextmanager
-    def open_sink(self, stream: BinaryIO, name: str, *, indexed: bool = False) -> Iterator[Sink]:
+    def open_sink(self, stream: BinaryIO, name: str) -> Iterator[Sink]:
         yield TextSink(stream, self, name)
 
 

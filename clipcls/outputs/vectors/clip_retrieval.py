@@ -63,13 +63,13 @@ class ClipRetrievalFolder(FolderFormat):
                     found[int(number)] = path
         return dict(sorted(found.items()))
 
-    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
+    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None, int | None]]:
         if part.parent.name == "metadata":
             for key in _paths(part):
-                yield key, None
+                yield key, None, None
         failures = _part_file(part.parent.parent, "failed", _number(part))
         if failures.exists():
-            yield from read_lines(failures)
+            yield from ((key, error, None) for key, error in read_lines(failures))
 
     def read(self, folder: Path) -> StoredVectors:
         keys: list[str] = []

@@ -21,6 +21,7 @@ from clipcls.outputs.vectors.vector_format import (
     FolderFormat,
     StoredVectors,
     VectorRows,
+    Vectors,
     VectorSink,
     joined,
 )
@@ -34,11 +35,12 @@ class ParquetFile(FileFormat):
     """A table with the columns `path` (of texts `text`), `embedding` and `error`.
 
     Rows without features have a null for `embedding`. A path that isn't UTF-8 gets replacement characters, and
-    `path_b64`. The schema's metadata holds the origin.
+    `path_b64`. The schema's metadata holds the origin. Rows of a part of some inputs have a column `index`.
     """
 
     name = "parquet"
     extension = ".parquet"
+    keeps_index = True
 
     def require(self) -> None:
         require_pyarrow()
@@ -77,6 +79,7 @@ class ParquetParts(FolderFormat):
     """Files as `ParquetFile` writes them, `part-000000.parquet` and so on."""
 
     name = "parquet"
+    keeps_index = True
 
     def write_part(self, folder: Path, number: int, rows: VectorRows, origin: FeatureOrigin, dtype: DType) -> None:
         with ParquetFile().open_sink(folder / part_name(number, PARTS_FORMAT), origin, dtype) as sink:
@@ -85,9 +88,11 @@ class ParquetParts(FolderFormat):
     def parts_in(self, folder: Path) -> dict[int, Path]:
         return parts_in(folder)
 
-    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
-        table = _read(part, ("path", "path_b64", "text", "error"))
-        yield from zip(paths_in(table, _key(table)), table.column("error").to_pylist(), strict=True)
+    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None, int | None]]:
+        table = _read(part, ("path", "path_b64", "text", "error", "index"))
+        keys, errors = paths_in(table, _key(table)), table.column("error").to_pylist()
+        indices = table.column("index").to_pylist() if "index" in table.column_names else [None] * len(keys)
+        yield from zip(keys, errors, indices, strict=True)
 
     def read(self, folder: Path) -> StoredVectors:
         parts = [ParquetFile().read(part) for part in self.parts_in(folder).values()]
@@ -102,23 +107,29 @@ class _ParquetSink:
     """Collects rows in memory, and writes them in row groups of some thousands."""
 
     def __init__(self, file: Any, name: str, origin: FeatureOrigin, dtype: DType) -> None:
-        self._arrow, parquet = require_pyarrow()
-        self._name = name
+        self._arrow, self._parquet = require_pyarrow()
+        self._file, self._name = file, name
         self._dtype: DType = dtype
         self._width = origin.embed_dim
         self._waiting: list[VectorRows] = []
         self._rows = 0
+        self._origin = origin
+        self._schema: Any = None
+        self._writer: Any = None
+
+    def _begin(self, has_index: bool) -> None:
         arrow = self._arrow
-        kind = arrow.list_(arrow.from_numpy_dtype(np.dtype(dtype)), self._width)
-        key = _KEY_OF[origin.of]
+        kind = arrow.list_(arrow.from_numpy_dtype(np.dtype(self._dtype)), self._width)
+        key = _KEY_OF[self._origin.of]
         fields = [(key, arrow.string()), ("embedding", kind), ("error", arrow.string())]
-        self._schema = arrow.schema([*fields, ("path_b64", arrow.string())] if key == "path" else fields)
-        self._schema = self._schema.with_metadata({_ORIGIN: origin.to_json()})
-        with can_write(name):
+        fields += [("path_b64", arrow.string())] if key == "path" else []
+        fields += [("index", arrow.int64())] if has_index else []
+        self._schema = arrow.schema(fields).with_metadata({_ORIGIN: self._origin.to_json()})
+        with can_write(self._name):
             # features don't compress, and their statistics say nothing
             names = [name for name in self._schema.names if name != "embedding"]
-            self._writer = parquet.ParquetWriter(
-                file,
+            self._writer = self._parquet.ParquetWriter(
+                self._file,
                 self._schema,
                 compression=dict.fromkeys(names, "zstd") | {"embedding": "none"},
                 use_dictionary=names,
@@ -126,12 +137,16 @@ class _ParquetSink:
             )
 
     def write(self, rows: VectorRows) -> None:
+        if self._writer is None:
+            self._begin(rows.indices is not None)
         self._waiting.append(rows)
         self._rows += len(rows.keys)
         if self._rows >= _GROUP_ROWS:
             self._write_group()
 
     def close(self) -> None:
+        if self._writer is None:  # a file without rows
+            self._begin(has_index=False)
         try:
             self._write_group()
         finally:
@@ -155,8 +170,46 @@ class _ParquetSink:
         ]
         if "path_b64" in self._schema.names:
             columns.append(arrow.array(named.get("path_b64", [None] * len(rows.keys)), arrow.string()))
+        if "index" in self._schema.names:
+            columns.append(arrow.array(rows.indices, arrow.int64()))
         with can_write(self._name):
             self._writer.write_table(arrow.Table.from_arrays(columns, schema=self._schema))
+
+
+#: A row of a part of some inputs: index, path, error and features, which are None with an error.
+IndexedRow = tuple[int, str, str | None, Vectors | None]
+
+
+def stated_origin(path: Path) -> FeatureOrigin:
+    """Read what made the features in a file.
+
+    Raises:
+        UsageError: the file holds something else, or isn't whole.
+    """
+    origin = _origin(_read(path, ()), path)
+    if origin is None:
+        raise UsageError(f"{path}: nothing in it says what made its features.")
+    return origin
+
+
+def indexed_rows(path: Path) -> Iterator[IndexedRow]:
+    """Yield the rows of a file with a part of some inputs.
+
+    Raises:
+        UsageError: the file holds something else, or isn't whole.
+    """
+    arrow, parquet = require_pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                table = file.read_row_group(number)
+                column = table.column("embedding").combine_chunks()
+                features = iter(np.from_dlpack(column.flatten()).reshape(-1, column.type.list_size))
+                named = zip(*(table.column(name).to_pylist() for name in ("index", "error")), strict=True)
+                for key, (index, error) in zip(paths_in(table, "path"), named, strict=True):
+                    yield index, key, error, next(features) if error is None else None
+    except (OSError, KeyError, arrow.ArrowException) as exc:
+        raise UsageError(f"{path}: not features of a part, or not whole: {first_line(exc).rstrip('.')}.") from exc
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> Any:

@@ -24,11 +24,13 @@ class VectorRows:
         keys: paths of pictures, or texts.
         features: (n_good, embed_dim), of the rows without an error, in order.
         errors: for each row, why it has no features; None if it has.
+        indices: for each row, its place in the inputs, if they are a part's.
     """
 
     keys: tuple[str, ...]
     features: Vectors
     errors: tuple[str | None, ...]
+    indices: tuple[int, ...] | None = None
 
     @property
     def has_features(self) -> NDArray[np.bool_]:
@@ -46,7 +48,8 @@ def joined(parts: Sequence[VectorRows]) -> VectorRows:
     """Return the rows of several parts, at least one."""
     keys = tuple(key for part in parts for key in part.keys)
     errors = tuple(error for part in parts for error in part.errors)
-    return VectorRows(keys, np.concatenate([part.features for part in parts]), errors)
+    indices = None if parts[0].indices is None else tuple(index for part in parts for index in part.indices or ())
+    return VectorRows(keys, np.concatenate([part.features for part in parts]), errors, indices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,12 @@ class FileFormat(ABC):
     Attributes:
         name: the name for `--format`.
         extension: of its files, with the dot.
+        keeps_index: whether rows have room for their place in the inputs.
     """
 
     name: ClassVar[str]
     extension: ClassVar[str]
+    keeps_index: ClassVar[bool] = False
 
     def require(self) -> None:  # noqa: B027, most need none
         """Check that the libraries of the format are installed.
@@ -117,9 +122,11 @@ class FolderFormat(ABC):
 
     Attributes:
         name: the name for `--format`.
+        keeps_index: whether rows have room for their place in the inputs.
     """
 
     name: ClassVar[str]
+    keeps_index: ClassVar[bool] = False
 
     @abstractmethod
     def write_part(self, folder: Path, number: int, rows: VectorRows, origin: FeatureOrigin, dtype: DType) -> None:
@@ -134,8 +141,8 @@ class FolderFormat(ABC):
         """Return a file of each whole part in a folder, by the parts' numbers, in order."""
 
     @abstractmethod
-    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None]]:
-        """Yield the path and the error of each row of a part."""
+    def rows_of(self, part: Path) -> Iterator[tuple[str, str | None, int | None]]:
+        """Yield the path, the error and the index of each row of a part."""
 
     @abstractmethod
     def read(self, folder: Path) -> StoredVectors:

@@ -11,11 +11,12 @@ from clipcls.outputs.atomic import can_write
 from clipcls.outputs.formats.parquet import require_pyarrow
 from clipcls.outputs.journal import Journal, RunSettings, journal_path
 from clipcls.outputs.part_files import remove_draft_parts
-from clipcls.outputs.resume import Done, require_same
+from clipcls.outputs.resume import Done, journal_of_new, require_same
 from clipcls.outputs.sinks import PART_ROWS
 from clipcls.outputs.vectors import FILE_FORMATS, FOLDER_FORMATS, file_format_for
 from clipcls.outputs.vectors.origin import FeatureOrigin
 from clipcls.outputs.vectors.vector_format import DType, FileFormat, FolderFormat, VectorRows, VectorSink, joined
+from clipcls.records import Listing
 
 _Format = TypeVar("_Format", FileFormat, FolderFormat)
 
@@ -30,6 +31,7 @@ class VectorDestination:
         format_name: name of the format; None to choose it by the output.
         dtype: of the features.
         resume: continue the features that are there.
+        has_index: rows have their place in the inputs, since other outputs hold other rows of the job; a run sets it.
     """
 
     output: Path | None = None
@@ -37,6 +39,7 @@ class VectorDestination:
     format_name: str | None = None
     dtype: DType = "float32"
     resume: bool = False
+    has_index: bool = False
     retry_errors = False
 
     def __post_init__(self) -> None:
@@ -47,6 +50,8 @@ class VectorDestination:
         """
         if (self.output is None) == (self.folder is None):
             raise UsageError("Features are no text: give --output FILE or --output-dir DIR, one of them.")
+        if self.has_index and not (self.folder_format() if self.output is None else self.file_format()).keeps_index:
+            raise UsageError("--part: only Parquet has room for a row's place in the whole; give --output ….parquet.")
         if self.output is None:
             self.folder_format()
             require_pyarrow()
@@ -91,17 +96,29 @@ def _named(name: str, formats: dict[str, _Format]) -> _Format:
     raise UsageError(f"Unknown format {name!r}. Use one of: {', '.join(FILE_FORMATS)}.")
 
 
+@dataclass(slots=True)
+class VectorOutput:
+    """An open output of a run.
+
+    Attributes:
+        sink: writes rows.
+        done: the pictures that it held before.
+        listing: what the job's inputs were, which a run sets once all rows of its part of them are written.
+    """
+
+    sink: VectorSink
+    done: Done
+    listing: Listing | None = None
+
+
 @contextlib.contextmanager
 def open_vectors(
     destination: VectorDestination, origin: FeatureOrigin, settings: Callable[[], RunSettings]
-) -> Iterator[tuple[VectorSink, Done]]:
+) -> Iterator[VectorOutput]:
     """Open the output of a run.
 
     Args:
         settings: returns all settings that rows depend on, by option name; with others the run isn't resumed.
-
-    Yields:
-        What writes rows, and the pictures that the output already holds.
 
     Raises:
         StoppedError: the output can't be written, or another run writes to it.
@@ -109,8 +126,15 @@ def open_vectors(
     """
     dtype = destination.dtype
     if destination.output is not None:
-        with destination.file_format().open_sink(destination.output, origin, dtype) as sink:
-            yield sink, Done()
+        with contextlib.ExitStack() as stack:
+            journal = None
+            if destination.has_index:
+                journal = stack.enter_context(journal_of_new(destination.output, settings()))
+            with destination.file_format().open_sink(destination.output, origin, dtype) as sink:
+                output = VectorOutput(sink, Done())
+                yield output
+            if journal is not None and output.listing is not None:
+                journal.complete(output.listing)
         return
     assert destination.folder is not None
     folder, format = destination.folder, destination.folder_format()
@@ -133,10 +157,15 @@ def open_vectors(
             require_same(destination, journal, settings())
         done = Done()
         for part in parts.values():
-            for key, error in format.rows_of(part):
-                done.add(key, error)
+            for key, error, index in format.rows_of(part):
+                done.add(key, error, index)
+        if journal.listing is not None:
+            journal.complete(None)
         with _Parts(folder, format, max(parts, default=-1) + 1, origin, dtype) as part_sink:
-            yield part_sink, done
+            output = VectorOutput(part_sink, done)
+            yield output
+        if output.listing is not None:
+            journal.complete(output.listing)
 
 
 class _Parts:
