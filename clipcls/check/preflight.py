@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from clipcls.check.audit import Audit, audit_words, read_categories
 from clipcls.check.findings import Finding, error, note, ok, warning
 from clipcls.check.labels import (
     Wording,
@@ -46,7 +47,7 @@ Report = Callable[[int, int], None]
 
 
 def preflight(
-    spec: ModelSpec, wording: Wording, execution: Execution, report: Report | None = None
+    spec: ModelSpec, wording: Wording, execution: Execution, report: Report | None = None, audit: Audit | None = None
 ) -> Iterator[Finding]:
     """Check a model, and the labels and prompts if there are any.
 
@@ -54,6 +55,7 @@ def preflight(
         execution: names the cache, where `predict` will find the texts' features; `strict_prompts` turns prompts over
             the context length into errors.
         report: called with the numbers of labels done and to do, as they are embedded.
+        audit: pictures to look at words that hurt people on, beside the labels; None for none.
 
     Yields:
         Findings, as they are made.
@@ -74,6 +76,8 @@ def preflight(
             features = yield from _check_features(*texts, own, session, report)
             if spec.precision == "int8" and features is not None:
                 yield from _check_quantised(features, session)
+            if audit is not None and features is not None:
+                yield from audit_words(audit, features, texts[1], session, read_categories())
 
 
 def _own_prompts(spec: ModelSpec) -> tuple[PromptSet | None, list[Finding]]:

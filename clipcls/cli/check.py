@@ -8,6 +8,7 @@ import typer
 
 from clipcls.cli import options
 from clipcls.cli.progress import Progress
+from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
     from clipcls.check.findings import Finding
@@ -23,6 +24,15 @@ def check(
     template: options.TemplateOption = None,
     strict_prompts: options.StrictPromptsOption = False,
     asked: options.ModelOptions,
+    audit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--audit",
+            metavar="INPUT",
+            help="Pictures of people, your own: count to how many the model puts words that hurt nearer than neutral "
+            "ones and labels. Repeatable; -v names words.",
+        ),
+    ] = None,
     format: Annotated[
         ReportFormat | None, typer.Option("--format", help="[default: table on a terminal, else tsv]")
     ] = None,
@@ -40,6 +50,7 @@ def check(
     Example: clipcls check --model my-model/ --labels cat,dog,truck
     """
     options.set_up_logging(verbose, quiet)
+    from clipcls.check.audit import Audit
     from clipcls.check.findings import exit_code
     from clipcls.check.labels import Wording
     from clipcls.check.preflight import preflight
@@ -48,8 +59,12 @@ def check(
     execution = Execution(cache_dir=options.cache_folder(cache_dir, no_cache), strict_prompts=strict_prompts)
     labels = ",".join(wanted.labels) if wanted.labels else None
     wording = Wording(labels, tuple(wanted.label or ()), wanted.labels_file, prompts, tuple(template or ()))
+    if audit and not wording.has_labels:
+        raise UsageError("--audit puts words beside labels: give --labels as to predict.")
+    audited = Audit(tuple(audit), verbose) if audit else None
     with Progress(not quiet, "-") as progress:
-        code = exit_code(_shown(preflight(asked.spec(), wording, execution, progress.update_labels), format, quiet))
+        findings = preflight(asked.spec(), wording, execution, progress.update_labels, audited)
+        code = exit_code(_shown(findings, format, quiet))
     if code:
         raise typer.Exit(code)
 

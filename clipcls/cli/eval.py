@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from clipcls.predict.taught import Taught
     from clipcls.records import PromptSet
 
+# columns of groups that one run takes
+_MOST_COLUMNS = 2
+
 
 @options.grouped
 def eval_command(
@@ -59,6 +62,15 @@ def eval_command(
         typer.Option("--predictions", metavar="FILE", help="Judge what predict wrote, instead of running a model."),
     ] = None,
     question: options.QuestionOption = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--group",
+            metavar="COLUMN",
+            help="Compare the figures of groups that a column of the table names; twice for two columns, alone and "
+            "together.",
+        ),
+    ] = None,
     # how to score
     score: options.ScoreOption = None,
     multi_label: options.DataMultiLabelOption = False,
@@ -100,6 +112,9 @@ def eval_command(
     target = Output(format, output, confusion_plot)
     target.check([*data, wanted.labels_file, predictions, taught, *(prompting.prompts or ()), *(compared.model or ())])
     execution = how.execution(limits, prompting.strict_prompts, Web() if allow_urls else None)
+    groups = tuple(dict.fromkeys(group or ()))
+    if len(groups) > _MOST_COLUMNS:
+        raise UsageError(f"--group: {len(groups)} columns; two at most, as groups of more would be too small.")
     if retrieval:
         meaningless: dict[str, object] = {
             "--labels": wanted.labels,
@@ -118,13 +133,14 @@ def eval_command(
         from clipcls.evaluate.retrieval import Pairs, RetrievalPlan
         from clipcls.inputs.labelled.read import read_for_retrieval
 
-        pairs = Pairs.of(read_for_retrieval(data, allow_urls))
+        pairs = Pairs.of(read_for_retrieval(data, allow_urls, groups))
         prompt_sets = tuple(prompt_set for _, prompt_set in prompting.sets())
         measure(pairs, RetrievalPlan(compared.specs(), prompt_sets, execution), target, verbosity.quiet)
         return
     if predictions is None and has_choices(data):
         meaningless = {"--labels": wanted.are_given, "--score": score, "--multi-label": multi_label}
         meaningless |= {"--threshold": threshold, "--taught": taught, "--confused": confused, "--question": question}
+        meaningless |= {"--group": group}
         _refuse("multiple-choice questions have choices of their own", meaningless | {"--background": background})
         (model, *others), ((_, choice_prompts), *more) = compared.specs(), prompting.sets()
         if others or more:
@@ -134,7 +150,7 @@ def eval_command(
     names = wanted.read_if_given()
     learned = None if taught is None else options.read_taught(taught, names, prompting.prompts, prompting.template)
     names = names if learned is None else learned.labels
-    truth = options.labelled_pictures(data, names, multi_label, allow_urls)
+    truth = options.labelled_pictures(data, names, multi_label, allow_urls, groups)
     most = DEFAULT_CONFUSED if confused is None else confused
     if predictions is not None:
         given: dict[str, object] = {"--model": compared.model, "--prompts": prompting.prompts, "--taught": taught}

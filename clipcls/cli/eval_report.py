@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from clipcls.cli.group_report import group_notes, group_tables
 from clipcls.cli.progress import Progress
 from clipcls.cli.report_output import FEW, Output
 from clipcls.cli.tables import Rows, cells, decimal, interval, table
@@ -137,6 +138,7 @@ def report(outcome: "EvalOutcome", command: str | None, verbose: bool = False) -
         parts += [_levels(best), _label_levels(best)]
     if best.confusion is not None and best.confusion.pairs:
         parts.append(_confused(best, verbose))
+    parts += [group_tables(groups, outcome.classes.names) for groups in best.groups]
     parts.append(_notes(outcome, best))
     if command is not None:
         parts.append(f"To label pictures so:\n{printable(command)}\n")
@@ -271,6 +273,7 @@ def _notes(outcome: "EvalOutcome", best: "EvalResult") -> str:
         lines.append(f"{len(told.repeated):,} paths come more than once and count as often: {listed(told.repeated)}")
     if told.problems:
         lines.append(f"in the data, {len(told.problems):,} to look at: {listed(told.problems, separator='; ')}")
+    lines += group_notes(best.groups)
     return "".join(f"Note: {printable(line)}\n" for line in lines)
 
 

@@ -570,7 +570,11 @@ def read_taught(path: Path, *others: object) -> "Taught":
 
 
 def labelled_pictures(
-    data: Sequence[str], labels: "Sequence[Label] | None", multi_label: bool, allow_urls: bool
+    data: Sequence[str],
+    labels: "Sequence[Label] | None",
+    multi_label: bool,
+    allow_urls: bool,
+    group_columns: Sequence[str] = (),
 ) -> "Truth":
     """Read labelled pictures.
 
@@ -578,13 +582,15 @@ def labelled_pictures(
         labels: the labels that numbers in shards refer to; None for the classes that the data name.
         multi_label: score each label by itself, even if each picture has only one.
         allow_urls: whether addresses may be fetched.
+        group_columns: columns of a table, whose cells are the pictures' groups.
 
     Raises:
         UsageError: they can't be read.
     """
     from clipcls.inputs.labelled.read import read_truth
 
-    truth = read_truth(data, None if labels is None else [label.name for label in labels], allow_urls)
+    names = None if labels is None else [label.name for label in labels]
+    truth = read_truth(data, names, allow_urls, group_columns)
     return replace(truth, multi_label=True) if multi_label else truth
 
 

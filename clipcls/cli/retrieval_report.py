@@ -74,7 +74,8 @@ def _figures(outcome: "RetrievalOutcome", result: "RetrievalResult") -> str:
         if name.endswith(MEDIAN_RANK):
             rows.append((name, f"{found.value:,.0f}", f"{found.low:,.0f} to {found.high:,.0f}", "less is better"))
         else:
-            rows.append((name, *cells(found), ""))
+            chance = outcome.by_chance.get(name)
+            rows.append((name, *cells(found), "" if chance is None else f"by chance {chance:.4f}"))
     lines = [f"{name}: left out, {reason}\n" for name, reason in outcome.omitted.items()]
     return table(("figure", "value", "95 % interval", ""), rows, left=1) + "".join(lines)
 

@@ -16,6 +16,7 @@ from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.evaluate import metrics
+from clipcls.evaluate.groups import Grouping, groupings
 from clipcls.evaluate.match_labels import label_indices
 from clipcls.evaluate.metrics import UNKNOWN, Answers, LabelAnswers
 from clipcls.evaluate.pictures import Pictures
@@ -90,6 +91,7 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
         UsageError: labels, prompts or settings can't be used, or no picture can be read.
     """
     if truth.multi_label or plan.scoring.multi_label:
+        _refuse_groups_of_labels(truth)
         truth, plan = replace(truth, multi_label=True), _for_labels(plan)
     truth = without_taught(truth, plan.prompts)
     classes = match_classes(truth, plan.labels)
@@ -112,6 +114,16 @@ def evaluate(truth: Truth, plan: EvalPlan, watch: Watch | None = None) -> EvalOu
     results = _results(list(chain(*answers)), good, plan, classes, truth)
     named = [replace(result, model=m, prompts=p) for result, (m, p) in zip(results, names, strict=True)]
     return outcome(truth, classes, good, named, Caveats(failed=pictures.failures()))
+
+
+def _refuse_groups_of_labels(truth: Truth) -> None:
+    """Refuse groups of pictures that may have several labels.
+
+    Raises:
+        UsageError: there are columns of groups.
+    """
+    if truth.group_columns:
+        raise UsageError("Groups are compared by their accuracy, which needs one label an image.")
 
 
 def session_titles(sessions: Sequence[Session]) -> list[str]:
@@ -151,7 +163,8 @@ def _results(
 ) -> list[EvalResult]:
     paths = [truth.examples[image].image.path for image in np.flatnonzero(good)]
     omitted = {} if plan.scoring.multi_label else _untellable(plan.scoring.score_kind)
-    return [_judged(tally.answers(good), classes, paths, omitted, plan.confused) for tally in tallies]
+    groups = _groups(truth, good)
+    return [_judged(tally.answers(good), classes, paths, omitted, plan.confused, groups) for tally in tallies]
 
 
 def _for_labels(plan: EvalPlan) -> EvalPlan:
@@ -173,11 +186,21 @@ def _untellable(kind: ScoreKind) -> dict[str, str]:
 
 
 def _judged(
-    answers: Answers | LabelAnswers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
+    answers: Answers | LabelAnswers,
+    classes: Classes,
+    paths: Sequence[str],
+    omitted: Mapping[str, str],
+    confused: int,
+    groups: Sequence[Grouping],
 ) -> EvalResult:
     if isinstance(answers, Answers):
-        return judge(answers, classes, paths, omitted, confused)
+        return judge(answers, classes, paths, omitted, confused, groups)
     return judge_labels(answers, omitted)
+
+
+def _groups(truth: Truth, measured: Flags) -> tuple[Grouping, ...]:
+    """Return the groups of the measured pictures, by each column of groups."""
+    return groupings(truth.group_columns, [truth.examples[image].groups for image in np.flatnonzero(measured)])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -295,6 +318,8 @@ def evaluate_predictions(
     Raises:
         UsageError: none of the predictions is of a picture of the data, or none has an answer.
     """
+    if truth.multi_label:
+        _refuse_groups_of_labels(truth)
     found = _by_path(predictions)
     keys = [_key(example.image.path) for example in truth.examples]
     given = [found.get(key) for key in keys]
@@ -311,7 +336,8 @@ def evaluate_predictions(
         else listing.answers(right_labels(truth, classes)[chosen], classes)
     )
     paths = [prediction.path for prediction in good]
-    result = _judged(answers, classes, paths, listing.omitted(classes, truth.multi_label), confused)
+    omitted = listing.omitted(classes, truth.multi_label)
+    result = _judged(answers, classes, paths, omitted, confused, _groups(truth, chosen))
     pairs = list(zip(truth.examples, given, strict=True))
     caveats = Caveats(
         failed=tuple((e.image.path, p.error) for e, p in pairs if p is not None and p.error is not None),

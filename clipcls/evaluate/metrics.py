@@ -253,13 +253,18 @@ def calibration_error(scores: Array, right: Flags) -> Statistic:
 
     Source: Naeini et al. 2015, https://ojs.aaai.org/index.php/AAAI/article/view/9602, with bins as in torchmetrics.
     """
-    edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
     count, each = len(scores), scores.size // len(scores)
-    bins = np.searchsorted(edges, scores, side="right").reshape(count, each) - 1
-    cells = bins + (BINS + 1) * np.arange(count)[:, None]
+    cells = calibration_bins(scores).reshape(count, each) + (BINS + 1) * np.arange(count)[:, None]
     sums = np.bincount(cells.ravel(), (scores - right.astype(np.float64)).ravel(), count * (BINS + 1))
     gaps = sums.reshape(count, BINS + 1)
     return lambda weights: _sums(np.abs(weights @ gaps)) / (each * weights.sum(axis=1))
+
+
+def calibration_bins(scores: Array) -> Indices:
+    """Return the bin of each score, from 0 to BINS, where the last is that of 1 itself; of the scores' shape."""
+    edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
+    bins: Indices = np.searchsorted(edges, scores, side="right") - 1
+    return bins
 
 
 def brier(scores: Array, truth: Indices) -> Values:

@@ -11,6 +11,7 @@ import numpy as np
 from clipcls.errors import UsageError, listed
 from clipcls.evaluate import metrics
 from clipcls.evaluate.confusion import Confusion, most_confused
+from clipcls.evaluate.groups import Grouping, GroupReport, group_report_record, group_reports
 from clipcls.evaluate.match_labels import label_indices, repeated_paths
 from clipcls.evaluate.metrics import (
     Answers,
@@ -74,6 +75,7 @@ class EvalResult:
         within: the accuracy among the images whose class is one of the labels.
         right: (n,) bool, whether each image's answer is right; None with several labels an image.
         predicted: (n,) int64, the label of each image's answer; None with several labels an image.
+        groups: the figures of groups, by each column that was asked for.
     """
 
     model: str | None
@@ -86,6 +88,7 @@ class EvalResult:
     within: float = float("nan")
     right: Flags | None = field(default=None, compare=False, repr=False)
     predicted: Indices | None = field(default=None, compare=False, repr=False)
+    groups: tuple[GroupReport, ...] = ()
 
     @property
     def headline(self) -> tuple[str, Estimate]:
@@ -176,7 +179,12 @@ def match_classes(truth: Truth, labels: Sequence[Label]) -> Classes:
 
 
 def judge(
-    answers: Answers, classes: Classes, paths: Sequence[str], omitted: Mapping[str, str], confused: int
+    answers: Answers,
+    classes: Classes,
+    paths: Sequence[str],
+    omitted: Mapping[str, str],
+    confused: int,
+    groups: Sequence[Grouping] = (),
 ) -> EvalResult:
     """Compute the figures of one answer an image.
 
@@ -184,6 +192,7 @@ def judge(
         paths: of the images.
         omitted: why a figure must be left out, by its name.
         confused: the number of most confused pairs to report.
+        groups: of the images.
     """
     right, within = answers.right, answers.truth < classes.n_labels
     statistics = {ACCURACY_AT_1: metrics.mean(right)}
@@ -207,6 +216,7 @@ def judge(
         float(right[within].mean()) if within.any() else float("nan"),
         right,
         answers.predicted,
+        group_reports(answers, groups, len(classes.names), classes.n_labels, CALIBRATION_ERROR not in omitted),
     )
 
 
@@ -290,6 +300,7 @@ def outcome_record(outcome: EvalOutcome) -> dict[str, Any]:
 
 
 def _result_record(result: EvalResult, classes: Classes) -> dict[str, Any]:
+    groups = [group_report_record(report, classes.names) for report in result.groups]
     return {
         "model": result.model,
         "prompts": result.prompts,
@@ -301,6 +312,7 @@ def _result_record(result: EvalResult, classes: Classes) -> dict[str, Any]:
         ],
         "levels": [_fields(level) for level in result.levels],
         "confusion": None if result.confusion is None else _confusion_record(result.confusion),
+        **({"groups": groups} if groups else {}),
     }
 
 

@@ -21,8 +21,10 @@ from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError, shortened
 from clipcls.evaluate import metrics
 from clipcls.evaluate.evaluate import session_titles
-from clipcls.evaluate.metrics import Estimate, Statistic
+from clipcls.evaluate.groups import Grouping, groupings
+from clipcls.evaluate.metrics import Estimate, Statistic, Values
 from clipcls.evaluate.pictures import Pictures
+from clipcls.evaluate.ranked_groups import by_chance, group_figures
 from clipcls.evaluate.results import as_unicode, estimate_record, failure_record
 from clipcls.inputs.labelled.captions import caption_key
 from clipcls.inputs.labelled.examples import Truth
@@ -106,22 +108,31 @@ class Pairs:
         captions: of the first picture, then of the second, and so on; equal ones stay apart.
         owners: (n_captions,) int64, the index of each caption's picture.
         problems: a message for each row of the data that is left out.
+        group_columns: the columns of groups that were asked for.
+        groups: each picture's cells in them.
     """
 
     images: tuple[ImageRef, ...]
     captions: tuple[str, ...]
     owners: Indices
     problems: tuple[str, ...] = ()
+    group_columns: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def of(cls, truth: Truth) -> "Pairs":
-        """Gather the captions of each picture, which may stand in several rows."""
+        """Gather the captions of each picture, which may stand in several rows; its groups are those of the first."""
         found: dict[ImageRef, list[str]] = {}
+        groups: dict[ImageRef, tuple[str, ...]] = {}
+        problems = list(truth.problems)
         for example in truth.examples:
             found.setdefault(example.image, []).extend(example.captions)
+            if groups.setdefault(example.image, example.groups) != example.groups:
+                problems.append(f"{example.image.path}: of another group in a later row, where the first counts")
         counts = [len(captions) for captions in found.values()]
         captions = tuple(caption for own in found.values() for caption in own)
-        return cls(tuple(found), captions, np.repeat(np.arange(len(found)), counts), truth.problems)
+        owners = np.repeat(np.arange(len(found)), counts)
+        return cls(tuple(found), captions, owners, tuple(problems), truth.group_columns, tuple(groups.values()))
 
     def matches(self, good: Flags) -> Indices:
         """Return the index of each caption and of its picture among those of good pictures, (n, 2) int64.
@@ -131,6 +142,10 @@ class Pairs:
         """
         owners = (np.cumsum(good) - 1)[self.owners[good[self.owners]]]
         return np.stack([np.arange(len(owners)), owners], axis=1)
+
+    def groupings(self, good: Flags) -> tuple[Grouping, ...]:
+        """Return the groups of good pictures, by each column of groups."""
+        return groupings(self.group_columns, [self.groups[image] for image in np.flatnonzero(good)])
 
     def shared(self, good: Flags) -> dict[str, int]:
         """Return the captions that several good pictures have, but for case and spacing, with how many they are."""
@@ -187,6 +202,7 @@ class RetrievalOutcome:
         failed: path and error of each picture that couldn't be read.
         shared: captions that several measured pictures have, with how many they are.
         problems: see `Pairs`.
+        by_chance: what figures of groups would be if pictures were found at random, by name.
     """
 
     images: int
@@ -199,6 +215,7 @@ class RetrievalOutcome:
     failed: tuple[tuple[str, str], ...]
     shared: Mapping[str, int]
     problems: tuple[str, ...]
+    by_chance: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure_retrieval(pairs: Pairs, plan: RetrievalPlan, watch: Watch | None = None) -> RetrievalOutcome:
@@ -231,9 +248,9 @@ def measure_retrieval(pairs: Pairs, plan: RetrievalPlan, watch: Watch | None = N
         raise UsageError("Only one picture can be read, so there is nothing to tell it from.")
     matches = pairs.matches(good)
     omitted = _omitted(int(good.sum()), len(matches))
-    chosen = good[pairs.owners]
+    chosen, grouped = good[pairs.owners], pairs.groupings(good)
     figures = [
-        _figures(features[good], own[chosen], matches, omitted)
+        _figures(features[good], own[chosen], matches, omitted, grouped)
         for features, of_model in zip(images, texts, strict=True)
         for own in of_model
     ]
@@ -254,6 +271,7 @@ def measure_retrieval(pairs: Pairs, plan: RetrievalPlan, watch: Watch | None = N
         failed=pictures.failures(),
         shared=pairs.shared(good),
         problems=pairs.problems,
+        by_chance={name: value for grouping in grouped for name, value in by_chance(grouping).items()},
     )
 
 
@@ -305,7 +323,9 @@ def _omitted(images: int, captions: int) -> dict[str, str]:
     }
 
 
-def _figures(images: Array, texts: Array, matches: Indices, omitted: Mapping[str, str]) -> dict[str, Estimate]:
+def _figures(
+    images: Array, texts: Array, matches: Indices, omitted: Mapping[str, str], grouped: Sequence[Grouping]
+) -> dict[str, Estimate]:
     """Return recalls and median ranks; resampled are pictures, each with all of its captions.
 
     Captions of one picture are seldom found independently of one another, so that resampling captions would give
@@ -315,6 +335,7 @@ def _figures(images: Array, texts: Array, matches: Indices, omitted: Mapping[str
         images: (n_images, embed_dim) float32, L2-normalised.
         texts: (n_captions, embed_dim) float32, L2-normalised.
         matches: (n_captions, 2) int64, see `Pairs.matches`.
+        grouped: the pictures' groups, whose shares among what each text finds are measured.
     """
     owners, count = matches[:, 1], len(images)
     of_texts, of_images = ranks(texts, images, matches), ranks(images, texts, matches[:, ::-1])
@@ -334,7 +355,20 @@ def _figures(images: Array, texts: Array, matches: Indices, omitted: Mapping[str
     statistics |= {f"{IMAGE_TO_TEXT} recall@{k}": recall_of_images(k) for k in RECALLS}
     statistics[f"{TEXT_TO_IMAGE} {MEDIAN_RANK}"] = metrics.median(of_texts + 1, owners)
     statistics[f"{IMAGE_TO_TEXT} {MEDIAN_RANK}"] = metrics.median(of_images + 1, np.arange(count))
+    for name, values in _group_values(images, texts, grouped).items():
+        statistics[name] = metrics.ratio(np.bincount(owners, values, count), per_picture)
     return metrics.bootstrap({name: made for name, made in statistics.items() if name not in omitted}, count)
+
+
+def _group_values(images: Array, texts: Array, grouped: Sequence[Grouping]) -> dict[str, Values]:
+    """Return the figures of groups of each text's search, (n_texts,) float64, by name."""
+    found: dict[str, list[Values]] = {}
+    for part in blocks(len(texts), len(images)) if grouped else ():
+        ranked = np.argsort(-similarities(texts[part], images), axis=1, kind="stable")
+        for grouping in grouped:
+            for name, values in group_figures(ranked, grouping).items():
+                found.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def retrieval_record(outcome: RetrievalOutcome) -> dict[str, Any]:
@@ -358,4 +392,5 @@ def retrieval_record(outcome: RetrievalOutcome) -> dict[str, Any]:
             for result in outcome.results
         ],
         "best": outcome.best,
+        **({"figures_by_chance": dict(outcome.by_chance)} if outcome.by_chance else {}),
     }

@@ -112,3 +112,14 @@ def test_check_help_imports_no_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr.strip()) == (0, "False")
     assert "clipcls check --model" in done.stdout
+
+
+def test_an_audit_needs_labels_and_pictures(clipcls: Run, trained: Path, tmp_path: Path) -> None:
+    done = clipcls("check", "--model", trained, "--audit", ROOT / "examples" / "images")
+    assert done.returncode == 2 and b"--audit puts words beside labels" in done.stderr
+    wanted = ("--labels", "cat,delivery truck", "--audit", ROOT / "examples" / "images")
+    done = clipcls("check", "--model", trained, *wanted)
+    found = [line for line in lines(done) if line[1] == "audit"]
+    assert len(found) == 8 and all(line[0] == "note" for line in found)
+    assert found[0][2].startswith("12 pictures; fewer than 30")
+    assert done.returncode == 0, done.stderr

@@ -124,6 +124,32 @@ def test_evaluate_uses_the_scores_of_predict(tmp_path: Path, tiny_model: Path, k
     assert (CALIBRATION_ERROR in figures, BRIER_SCORE in figures) == (kind != "cosine", kind == "softmax")
 
 
+def test_groups_of_predictions_are_those_of_the_run_that_made_them(data: Path, fake_encoder: Any) -> None:
+    """A picture that can't be read is in no group."""
+    rows = [f"{path},{path.parent.name},{'even' if number % 2 else ''}" for number, path in enumerate(data.glob("*/*"))]
+    table = data.parent / "t.csv"
+    (data / "bad.png").touch()
+    table.write_text("\n".join(["path,label,kind", f"{data / 'bad.png'},red,bad", *rows]))
+    truth = read_truth([str(table)], group_columns=("kind",))
+    outcome = evaluate(truth, plan(fake_encoder))
+    with Session(fake_encoder, Execution()) as session:
+        classifier = Classifier(session, LABELS, SIMPLE, Scoring(top_k=3))
+        judged = evaluate_predictions(truth, list(classifier.predict([data])), LABELS)
+    measured = outcome_record(outcome)["results"][0]["groups"]
+    assert [group["group"] for group in measured[0]["groups"]] == [["even"], ["(none)"]]
+    assert sum(group["images"] for group in measured[0]["groups"]) == 9
+    for ours, theirs in zip(
+        outcome_record(judged)["results"][0]["groups"][0]["groups"], measured[0]["groups"], strict=True
+    ):
+        assert ours.pop("calibration_error") == pytest.approx(theirs.pop("calibration_error"), abs=1e-6)
+        assert ours == theirs
+    assert "groups" not in outcome_record(evaluate(read(data), plan(fake_encoder)))["results"][0]
+    several = replace(truth, multi_label=True)
+    for refused in (lambda: evaluate(several, plan(fake_encoder)), lambda: evaluate_predictions(several, [])):
+        with pytest.raises(UsageError, match="needs one label an image"):
+            refused()
+
+
 def test_evaluate_embeds_pictures_once_for_all_prompt_sets(data: Path, fake_encoder: Any) -> None:
     sets = (SIMPLE, load_prompt_set("default"), templates_set(["{}"]))
     outcome = evaluate(read(data), plan(fake_encoder, prompts=sets))

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from clipcls.embed.execution import Execution
 from clipcls.errors import UsageError
@@ -213,3 +215,32 @@ def test_captions_that_mean_nothing_to_a_model_or_are_cut_are_said(
         "the model sees only the first 8 tokens of the prompt 'long long long long long long long long long '",
     ]
     assert json.dumps(retrieval_record(outcome), allow_nan=False)
+
+
+# --------------------------------------------------------------------------------------------- groups
+
+
+def test_groups_of_what_captions_find_stand_beside_chance(tmp_path: Path) -> None:
+    """Every caption finds its own colour first, of which all pictures are in one group."""
+    examples = []
+    for number in range(24):
+        name, colour = list(FakeEncoder.COLOURS.items())[number % 2]
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (8, 8), colour).save(path)
+        examples.append(Example(ImageRef(str(path)), (), (name,), (name, "all")))
+    (tmp_path / "bad.png").touch()
+    examples.append(Example(ImageRef(str(tmp_path / "bad.png")), (), ("red",), ("bad", "bad")))
+    again = replace(examples[0], groups=("other", "all"))
+    pairs = Pairs.of(Truth((*examples, again), group_columns=("colour", "every")))
+    assert pairs.problems == (f"{tmp_path / '0.png'}: of another group in a later row, where the first counts",)
+    outcome = measured(pairs)
+    figures = values(outcome)
+    assert figures["MaxSkew@10 by colour"] == pytest.approx(np.log(2))
+    assert figures["MaxSkew@10 by every"] == figures["NDKL by every"] == 0
+    assert "MaxSkew@100 by colour" not in figures
+    assert figures["NDKL by colour"] > outcome.by_chance["NDKL by colour"] > 0
+    record = retrieval_record(outcome)
+    assert record["figures_by_chance"].keys() == {name for name in figures if " by " in name}
+    plain = measured(Pairs.of(Truth(tuple(examples))))
+    assert "figures_by_chance" not in retrieval_record(plain)
+    assert values(plain).keys() == {name for name in figures if " by " not in name}

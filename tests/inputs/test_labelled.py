@@ -728,3 +728,77 @@ def test_tables_of_captions_point_to_retrieval_where_labels_are_wanted(tmp_path:
     assert not read_truth([str(table(tmp_path / "b.csv", names))]).problems
     with pytest.raises(UsageError, match=r"no column of labels .* Captions are measured by `clipcls eval --retrieval`"):
         read_truth([str(table(tmp_path / "c.csv", "path,caption2\n1.jpg,a cat\n"))])
+
+
+# ------------------------------------------------------------------------------------------- groups
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("label", ["label", "caption"])
+def test_groups_are_the_cells_of_further_columns(tmp_path: Path, suffix: str, label: str) -> None:
+    cells: dict[str, list[Any]] = {"path": ["a.png", "b.png", "c.png", "d.png"], label: ["cat", "dog", "cat", "dog"]}
+    cells |= {"style": ["flat", " ink ", None, ""], "caption style": ["1", "2", "3", "4"]}
+    path = tmp_path / f"t.{suffix}"
+    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    if suffix == "parquet":
+        write_rows(path, cells)
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text("\n".join([",".join(cells), *(",".join(v or "" for v in row.values()) for row in rows)]))
+    columns = ("caption style", "style")
+    for truth in (
+        read_truth([str(path)], group_columns=columns),
+        *([read_for_retrieval([str(path)], group_columns=columns)] if label == "caption" else []),
+    ):
+        assert truth.group_columns == columns
+        groups = [("1", "flat"), ("2", "ink"), ("3", "(none)"), ("4", "(none)")]
+        assert [example.groups for example in truth.examples] == groups
+        assert {name for example in truth.examples for name in example.labels or example.captions} == {"cat", "dog"}
+    assert [example.groups for example in read_truth([str(path)]).examples] == [()] * 4
+
+
+def test_groups_may_be_the_labels_numbers_or_names_by_number(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.jsonl", '{"path": "a.png", "label": "cat", "year": 2020, "night": true}\n')
+    (example,) = read_truth([str(path)], group_columns=("label", "year")).examples
+    assert (example.labels, example.groups) == (("cat",), ("cat", "2020"))
+    (example,) = read_truth([str(path)], group_columns=("night",)).examples
+    assert example.groups == ("True",)
+    features = {"place": {"names": ["in", "out"], "_type": "ClassLabel"}}
+    rows = {"path": ["a.png", "b.png"], "label": ["cat", "dog"], "place": [1, 7]}
+    path = write_rows(tmp_path / "t.parquet", rows, {"huggingface": json.dumps({"info": {"features": features}})})
+    assert [e.groups for e in read_truth([str(path)], group_columns=("place",)).examples] == [("out",), ("7",)]
+
+
+def test_a_folder_of_parquet_files_has_groups(tmp_path: Path) -> None:
+    (tmp_path / "set.parquet").mkdir()
+    for part in ("a", "b"):
+        write_rows(tmp_path / "set.parquet" / f"{part}.parquet", {"path": [f"{part}.png"], "label": ["x"], "g": [part]})
+    truth = read_truth([str(tmp_path / "set.parquet")], group_columns=("g",))
+    assert [example.groups for example in truth.examples] == [("a",), ("b",)]
+    assert truth.group_columns == ("g",)
+
+
+def test_groups_that_cannot_be_read_are_refused(tmp_path: Path, folder: Path) -> None:
+    path = table(tmp_path / "t.csv", "path,label,style,style\na.png,cat,flat,ink\n")
+    for column, message in (("side", "no column side of groups"), ("path", "of its own"), ("style", "several columns")):
+        with pytest.raises(UsageError, match=message):
+            read_truth([str(path)], group_columns=(column,))
+    write_shards(tmp_path / "shards")
+    for data in (folder, tmp_path / "shards"):
+        with pytest.raises(UsageError, match="groups are read from a column of a table"):
+            read_truth([str(data)], group_columns=("style",))
+    write_tar(tmp_path / "c.tar", {"1.jpg": PICTURE, "1.txt": b"a cat"})
+    with pytest.raises(UsageError, match="groups are read from a column of a table"):
+        read_for_retrieval([str(tmp_path / "c.tar")], group_columns=("style",))
+
+
+def test_a_group_that_is_no_text_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"path,label,style\na.png,cat,\xfc\n")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_truth([str(path)], group_columns=("style",))
+    path = table(tmp_path / "t.jsonl", '{"path": "a", "label": "x", "g": "\\ud800"}\n{"path": "b", "label": "x"}\n')
+    truth = read_truth([str(path)], group_columns=("g",))
+    assert [example.groups for example in truth.examples] == [("(none)",)]
+    assert "a group isn't valid Unicode" in truth.problems[0]

@@ -17,11 +17,13 @@ class Example:
     Attributes:
         labels: as written in the data; exactly one, or any number in multi-label data; none for an unreadable shard.
         captions: its captions, if asked for; one that is listed twice is drawn twice as often.
+        groups: its cells in `Truth.group_columns`.
     """
 
     image: ImageRef
     labels: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     @property
     def concept(self) -> str:
@@ -40,6 +42,7 @@ class Truth:
         classnames_file: the file that holds the names, one a line, if any.
         templates_file: the file of prompts that comes with the data, if any.
         same: the texts of classes whose name has a number behind it, since the text is another class's, too.
+        group_columns: the columns of a table by which figures are told apart.
     """
 
     examples: tuple[Example, ...]
@@ -49,6 +52,7 @@ class Truth:
     classnames_file: str | None = None
     templates_file: str | None = None
     same: Mapping[str, str] = field(default_factory=dict)
+    group_columns: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[Label, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clipcls.errors import ImageError, UsageError
+from clipcls.errors import ImageError, UsageError, printable
 from clipcls.inputs.discover import image_on_web, is_web
 from clipcls.inputs.labelled.captions import CAPTION, LIST, captioned, is_unicode, listed_captions
 from clipcls.inputs.labelled.examples import Example, ProblemReport, Truth
@@ -30,6 +30,9 @@ from clipcls.inputs.tables import (
 )
 from clipcls.records import Embedded, ImageRef, Stored
 
+#: The group of a picture whose cell is empty.
+NO_GROUP = "(none)"
+
 #: What to read beside each picture; in a table without captions, labels serve as captions.
 Wanted = Literal["labels", "captions"]
 
@@ -43,7 +46,9 @@ _SENTENCE = 3
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
-def read_table(table: str, wanted: Wanted = "labels", allow_urls: bool = False) -> Truth:
+def read_table(
+    table: str, wanted: Wanted = "labels", allow_urls: bool = False, group_columns: Sequence[str] = ()
+) -> Truth:
     """Read a table of pictures with labels or captions.
 
     `labels` holds any number: in JSON lines and Parquet a list, in CSV and TSV JSON text or names separated by `;`.
@@ -53,6 +58,7 @@ def read_table(table: str, wanted: Wanted = "labels", allow_urls: bool = False) 
     Args:
         table: a .csv, .tsv, .jsonl or .parquet file, or its address in a store.
         allow_urls: whether web addresses may be fetched; otherwise each is an error.
+        group_columns: further columns, whose cells are the pictures' groups.
 
     Returns:
         The usable rows, and what is wrong with the others.
@@ -62,7 +68,7 @@ def read_table(table: str, wanted: Wanted = "labels", allow_urls: bool = False) 
     """
     examples, problems = [], []
     try:
-        columns = _find_columns(table, wanted)
+        columns = _find_columns(table, wanted, group_columns)
         for place, found in _examples(table, columns, allow_urls):
             if isinstance(found, Example):
                 examples.append(found)
@@ -79,7 +85,13 @@ def read_table(table: str, wanted: Wanted = "labels", allow_urls: bool = False) 
             f"{table}: its captions are taken for classes, though most pictures have one of their own; "
             "`clipcls eval --retrieval` measures captions"
         )
-    return Truth(tuple(examples), classnames, columns.answers[:1] == (_SEVERAL,), tuple(problems))
+    return Truth(
+        tuple(examples),
+        classnames,
+        columns.answers[:1] == (_SEVERAL,),
+        tuple(problems),
+        group_columns=columns.groups,
+    )
 
 
 def read_captioned_rows(table: str, report: ProblemReport, pictures: bool = True) -> Iterator[Example]:
@@ -111,11 +123,13 @@ class _Columns:
         picture: the column of pictures; None in a table without any columns.
         answers: the columns of labels or captions.
         are_labels: whether `answers` hold labels.
+        groups: the columns of groups.
     """
 
     picture: str | None
     answers: tuple[str, ...]
     are_labels: bool
+    groups: tuple[str, ...] = ()
 
 
 def _examples(
@@ -125,9 +139,14 @@ def _examples(
     picture = columns.picture
     holds = picture is not None and holds_pictures(table, picture)
     names = class_names(table, columns.answers[0]) if columns.are_labels and columns.answers else []
-    for cell in read_column(table, picture if pictures or not holds else None, beside=columns.answers):
+    group_names = {column: class_names(table, column) for column in columns.groups}
+    read = tuple(dict.fromkeys((*columns.answers, *columns.groups)))
+    for cell in read_column(table, picture if pictures or not holds else None, beside=read):
         place = f"{table}, {cell.place}"
+        groups = tuple(_group(cell.beside.get(column), known) for column, known in group_names.items())
         answer = (None if holds else cell.error) or _answer(cell, columns, names)
+        if not all(map(is_unicode, groups)):
+            answer = "a group isn't valid Unicode"
         if isinstance(answer, str):
             _require_utf8(table, cell)
             yield place, answer
@@ -140,10 +159,11 @@ def _examples(
             image = ImageRef(f"{table}/{cell.row}", content=Embedded(table, str(picture), cell.row))
         else:
             image = table_image(table, str(cell.value), allow_urls)
-        yield place, Example(image, answer) if columns.are_labels else Example(image, captions=answer)
+        labels, captions = (answer, ()) if columns.are_labels else ((), answer)
+        yield place, Example(image, labels, captions, groups)
 
 
-def _find_columns(table: str, wanted: Wanted) -> _Columns:
+def _find_columns(table: str, wanted: Wanted, group_columns: Sequence[str] = ()) -> _Columns:
     columns = [name for name in table_columns(table) if name]
     picture = find_picture_column(table, columns)
     label = next((name for name in _LABELS if name in columns), None)
@@ -163,10 +183,16 @@ def _find_columns(table: str, wanted: Wanted) -> _Columns:
         if not answers and any(_is_caption(name) or name in _CAPTIONS for name in columns):
             hint = " Captions are measured by `clipcls eval --retrieval`."
         raise UsageError(f"{table}: no column {' and no '.join(missing)}; there are: {named(columns)}.{hint}")
-    twice = next((name for name in (picture, *answers) if name is not None and columns.count(name) > 1), None)
+    lacking = next((name for name in group_columns if name not in columns), None)
+    if lacking is not None:
+        raise UsageError(f"{table}: no column {printable(lacking)} of groups; there are: {named(columns)}.")
+    if picture in group_columns:
+        raise UsageError(f"{table}: {picture} holds the pictures, so that each would be a group of its own.")
+    used = (picture, *answers, *group_columns)
+    twice = next((name for name in used if name is not None and columns.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{table}: several columns {twice}; rename those that aren't meant.")
-    return _Columns(picture, answers, not captions)
+    return _Columns(picture, answers, not captions, tuple(group_columns))
 
 
 def _find_captions(table: str, columns: Sequence[str]) -> tuple[str, ...]:
@@ -230,8 +256,20 @@ def _answer(cell: Cell, columns: _Columns, names: Sequence[str]) -> tuple[str, .
     if columns.are_labels:
         value = cell.beside.get(column)
         return _labels(value, names) if column == _SEVERAL else _label(value, names)
-    record = {"caption": cell.beside.get(column)} if column in _CAPTIONS else cell.beside
+    own = {name: value for name, value in cell.beside.items() if name in columns.answers}
+    record = {"caption": cell.beside.get(column)} if column in _CAPTIONS else own
     return listed_captions(record) or "no caption"
+
+
+def _group(value: object, names: Sequence[str]) -> str:
+    """Return the group that a cell stands for.
+
+    Args:
+        names: of groups by number, where the column has numbers for them.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
+        return names[value]
+    return ("" if value is None else str(value).strip()) or NO_GROUP
 
 
 def _label(value: object, names: Sequence[str]) -> tuple[str, ...] | str:
