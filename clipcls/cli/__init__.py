@@ -18,6 +18,7 @@ from clipcls.cli.ask import ask_command
 from clipcls.cli.calibrate import calibrate_command
 from clipcls.cli.embed import embed_command
 from clipcls.cli.eval import eval_command
+from clipcls.cli.heatmap import heatmap_command
 from clipcls.cli.merge import merge_command
 from clipcls.cli.mistakes import OnceCommand, explain, offline_command
 from clipcls.cli.report import report_command
@@ -52,6 +53,9 @@ app.command("calibrate", cls=OnceCommand, short_help="Correct scores, and find e
 )
 app.command("teach", cls=OnceCommand, short_help="Improve answers by a few labelled pictures.")(teach_command)
 app.command("ask", cls=OnceCommand, short_help="Ask several questions about each picture.")(ask_command)
+app.command("heatmap", cls=OnceCommand, short_help="Draw where in pictures the scores of labels come from.")(
+    heatmap_command
+)
 app.command("embed", cls=OnceCommand, short_help="Write the features of pictures to files for other programs.")(
     embed_command
 )
