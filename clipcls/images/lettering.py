@@ -6,12 +6,17 @@ from functools import cache
 
 from PIL import ImageFont
 
+from clipcls.errors import quoted
+
 logger = logging.getLogger(__name__)
+
+_ASCII = frozenset(range(128))
+_PRINTED = frozenset(range(33, 127))
 
 
 def font_for(text: str, points: int) -> ImageFont.FreeTypeFont:
     """Return a font that has all signs of a text, DejaVu Sans if that does; warn if this machine has none."""
-    return ImageFont.truetype(_path_for(frozenset(map(ord, text)) - {ord(" ")}), points)
+    return ImageFont.truetype(_path_for(frozenset(map(ord, text)) - _ASCII), points)
 
 
 @cache
@@ -23,10 +28,10 @@ def _path_for(signs: frozenset[int]) -> str:
     others = sorted({entry.fname for entry in font_manager.fontManager.ttflist if "Last Resort" not in entry.name})
     for path in (usual, *others):
         with suppress(OSError, RuntimeError):  # a font that can't be read
-            if signs <= get_font(path).get_charmap().keys():
+            if signs | _PRINTED <= get_font(path).get_charmap().keys():
                 return path
     logger.warning(
-        "no font of this machine has the signs of %s: boxes are drawn; install one, such as fonts-noto-cjk",
-        ascii("".join(map(chr, sorted(signs))))[:60],
+        "no font of this machine has all of %s: boxes are drawn; install one, such as fonts-noto-cjk",
+        quoted(map(chr, sorted(signs))),
     )
     return usual

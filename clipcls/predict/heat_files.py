@@ -28,7 +28,7 @@ from clipcls.predict.run import RunReport, Tally, count, look_for_one, none_exis
 from clipcls.records import ScoredLabel
 
 _MEANINGS = {
-    "gradient": "how much the label's logit would grow by more attention to a part (LeGrad: the gradient by the "
+    "gradient": "how much the label's logit would grow by more attention to a part (after LeGrad: the gradient by the "
     "attention, without what is negative, mean of heads and layers)",
     "occlusion": "how far the label's logit falls where a part is hidden",
 }

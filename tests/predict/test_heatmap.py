@@ -12,6 +12,7 @@ from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import UsageError
 from clipcls.images.heat_panels import Sheet, colour_of, draw_sheet, overlay
+from clipcls.images.lettering import font_for
 from clipcls.inputs.listing import Sources
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.heat_files import HeatDestination, write_heat_maps
@@ -146,3 +147,11 @@ def test_gradient_of_a_tiny_model(tmp_path: Path, tiny_model: Path, monkeypatch:
     monkeypatch.setattr("clipcls.predict.heatmap._MOST_GRADIENTS", 1)
     with pytest.raises(UsageError, match="use --method occlusion"):
         HeatMapper(made, HeatSettings(against_others=True)).map_picture(image)
+
+
+def test_signs_that_no_font_has_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    assert font_for("café 0.5", 12).getlength("café") > 0
+    assert not caplog.messages
+    font_for("\U000f1234 0.5", 12)
+    font_for("\U000f1234 0.7", 12)
+    assert len(caplog.messages) == 1 and "boxes are drawn" in caplog.messages[0]
