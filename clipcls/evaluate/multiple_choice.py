@@ -86,7 +86,7 @@ def evaluate_choices(
             weak[what] = weak.get(what, 0) + 1
     return ChoiceResult(
         figures["accuracy"],
-        float(np.mean([1 / len(examples[row].choices) for row in np.flatnonzero(good)])),
+        float(np.mean([1 / len(examples[row].choices) for row in np.flatnonzero(good).tolist()])),
         int(good.sum()),
         pictures.failures(),
         tuple(examples[row].name for row in np.flatnonzero(good & ~right).tolist()),
