@@ -144,13 +144,13 @@ def test_rows_come_back(extension: str, pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("extension", ["csv", "tsv"])
 def test_several_answers_come_back_whatever_is_in_them(extension: str, tmp_path: Path) -> None:
     names, path = ("x;y", "back\\slash\\", ";", "two\nlines", "a, b", '"'), tmp_path / f"rows.{extension}"
-    for own in (names, names[::-1], *((name,) for name in names)):
+    for own in (names, names[::-1], *((name,) for name in names), ()):
         top = tuple(ScoredLabel(name, 0.5, 0.5) for name in own)
-        answer = Answer(own[0], 0.5, 0.5, top, several=True)
+        answer = Answer(own[0] if own else None, 0.5, 0.5, top, several=True)
         with open_sink(Destination(str(path), shape=RowShape(questions=("q",))), ()) as sink:
             sink.write(Prediction("a.png", None, None, None, answers=(("q", answer),)))
         (found,) = read_results(path, "q")
-        assert found.label == own[0] and [entry.label for entry in found.top] == list(own)
+        assert found.label == (own[0] if own else None) and [entry.label for entry in found.top] == list(own)
 
 
 def test_json_rows_have_an_object_a_question(pictures: Path, tmp_path: Path) -> None:

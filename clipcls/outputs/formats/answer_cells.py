@@ -45,9 +45,9 @@ def answers_in(cells: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = column.removesuffix(_LABEL)
         score = cells[name + _SCORE]
-        labels = _split(cells[column])
+        labels = _split(cells[column]) if cells[column] else []
         top = [{"label": label, "score": score, "similarity": math.nan} for label in labels]
-        answer = {"label": labels[0] or None, "score": score, "similarity": math.nan, "top": top}
+        answer = {"label": labels[0] if labels else None, "score": score, "similarity": math.nan, "top": top}
         found[name] = answer if score else None
     return found
 
@@ -57,7 +57,7 @@ def _joined(labels: Iterable[str]) -> str:
 
 
 def _split(cell: str) -> list[str]:
-    """Return the labels in a cell, the best first; a single empty one where there is none."""
+    """Return the labels in a cell, the best first."""
     labels = [""]
     for escaped, sign in _SIGNS.findall(cell):
         if sign == _SEPARATOR:
