@@ -15,7 +15,7 @@ from clipcls.evaluate.metrics import Estimate
 from clipcls.evaluate.pictures import Pictures
 from clipcls.inputs.labelled.choices import ChoiceExample
 from clipcls.labels.prompts import load_prompt_set, render
-from clipcls.labels.questions import make_question, weaknesses
+from clipcls.labels.questions import Question, make_question, weaknesses
 from clipcls.predict.ranking import similarities
 from clipcls.records import ModelSpec, PromptSet
 
@@ -57,10 +57,10 @@ def evaluate_choices(
 
     Raises:
         ModelError: the model can't be loaded.
-        UsageError: no picture can be read.
+        UsageError: no picture can be read, or two choices of a question mean the same.
     """
     watch = watch or Watch()
-    asked = [make_question(example.question, example.choices) for example in examples]
+    asked = [_question(example) for example in examples]
     default = load_prompt_set("default")
     statements = [
         [render(label, prompts or question.prompts or default) for label in question.labels] for question in asked
@@ -86,10 +86,17 @@ def evaluate_choices(
             weak[what] = weak.get(what, 0) + 1
     return ChoiceResult(
         figures["accuracy"],
-        float(np.mean([1 / len(example.choices) for example in examples])),
+        float(np.mean([1 / len(examples[row].choices) for row in np.flatnonzero(good).tolist()])),
         int(good.sum()),
         pictures.failures(),
         tuple(examples[row].name for row in np.flatnonzero(good & ~right).tolist()),
         weak,
         tuple(problems),
     )
+
+
+def _question(example: ChoiceExample) -> Question:
+    try:
+        return make_question(example.question, example.choices)
+    except UsageError as exc:
+        raise UsageError(f"{example.name}: {exc}") from exc

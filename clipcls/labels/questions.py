@@ -216,6 +216,8 @@ def _number(value: Any) -> float | None:
     if value is None:
         return None
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         raise UsageError(f"threshold: expected a number, found {value!r}") from None

@@ -100,14 +100,31 @@ def test_multiple_choice(clipcls: Run, tmp_path: Path) -> None:
         + row("dog.jpg", "B", "cat", "dog", id=2)
         + row("poodle.webp", 0, "dog", "cat")
         + row("fire-engine.jpg", 1, "truck", "cat", id="wrong")
-        + row("gone.png", 0, "dog", "cat")
+        + row("gone.png", 0, "dog", "cat", "truck", "rose")
         + row("cat.png", 7, "dog", "cat")
     )
     done = clipcls("eval", "mc.jsonl", *MODEL, "--format", "json")
     assert done.returncode == 1
     record = json.loads(done.stdout)
     assert record["accuracy"]["value"] == 0.75 and record["measured"] == 4 and record["wrong"] == ["wrong"]
-    assert record["chance"] == pytest.approx((1 / 3 + 4 * 0.5) / 5)
+    assert record["chance"] == pytest.approx((1 / 3 + 3 * 0.5) / 4)  # of those that were measured
     assert record["problems"] == ["mc.jsonl, line 6: the answer 7 is none of the choices"]
     shown = clipcls("eval", "mc.jsonl", *MODEL, "-q").stdout.decode()
     assert shown.startswith("4 questions measured\n") and max(map(len, shown.splitlines())) <= 120
+
+
+def test_multiple_choice_leaves_out_odd_answers(clipcls: Run, tmp_path: Path) -> None:
+    row = {"image": str(EXAMPLES / "cat.png"), "question": "What?", "choices": ["dog", "cat"]}
+    rows = [json.dumps(row | {"answer": answer}) + "\n" for answer in ("1", "²", "9" * 5000, "", None, [0])]
+    (tmp_path / "mc.jsonl").write_text("".join(rows))
+    done = clipcls("eval", "mc.jsonl", *MODEL, "--format", "json")
+    record = json.loads(done.stdout)
+    assert record["measured"] == 1 and len(record["problems"]) == 5 and max(map(len, record["problems"])) < 120
+    assert record["problems"][0] == "mc.jsonl, line 2: the answer '²' is none of the choices"
+
+
+def test_multiple_choice_names_the_question_whose_choices_are_the_same(clipcls: Run, tmp_path: Path) -> None:
+    row = {"image": str(EXAMPLES / "cat.png"), "question": "What?", "choices": ["Cat", "cat"], "answer": 0, "id": "one"}
+    (tmp_path / "mc.jsonl").write_text(json.dumps(row) + "\n")
+    done = clipcls("eval", "mc.jsonl", *MODEL)
+    assert done.returncode == 2 and b"error: one: Labels 'Cat' and 'cat' are the same" in done.stderr

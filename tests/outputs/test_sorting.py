@@ -201,6 +201,9 @@ def test_plan_leaves_out_what_is_no_file_of_its_own(tmp_path: Path, monkeypatch:
     (tmp_path / "dangling").symlink_to("nowhere")
     reasons = {
         "x.tar/key.jpg": "inside x.tar, not a file of its own",
+        "x.tar#t=1.5": "a part of x.tar, not a file of its own",
+        "x.tar#t=1,3": "a part of x.tar, not a file of its own",
+        "gone.mp4#t=1": "no such file",
         "http://example.com/a.jpg": "an address, not a file",
         "folder": "a folder, not a file",
         "folder/": "a folder, not a file",

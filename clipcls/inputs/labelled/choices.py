@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipcls.errors import ImageError, UsageError
+from clipcls.errors import ImageError, UsageError, shortened
 from clipcls.inputs.labelled.tables import table_image
 from clipcls.inputs.tables import find_picture_column, holds_pictures, is_table, read_column, table_columns
 from clipcls.records import Embedded, ImageRef
 
 _COLUMNS = ("question", "choices", "answer")
 _ID = "id"
+# int() refuses thousands of digits
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,8 @@ def _question(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], int] | str:
         return question, tuple(choices), choices.index(answer)
     if isinstance(answer, str) and len(answer) == 1 and answer.upper() in string.ascii_uppercase:
         answer = string.ascii_uppercase.index(answer.upper())
-    if isinstance(answer, str) and answer.isdigit():
+    if isinstance(answer, str) and answer.isdecimal() and len(answer) <= _MOST_DIGITS:
         answer = int(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        return f"the answer {answer!r} is none of the choices"
+        return f"the answer {shortened(repr(answer), 60)} is none of the choices"
     return question, tuple(choices), answer

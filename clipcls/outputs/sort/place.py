@@ -20,6 +20,8 @@ from clipcls.records import FileStamp, SortMethod
 
 _BLOCK = 1 << 20
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# a frame, or a part of a video, by its time
+_FRAME = re.compile(r"(.+)#t=[\d.,]+", re.DOTALL)
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -290,6 +292,8 @@ def _why_not(path: str, exc: OSError) -> str:
     if isinstance(exc, NotADirectoryError):
         parents = [parent for parent in Path(path).parents if parent.is_file()]
         return f"inside {shown(Path(parents[0].name))}, not a file of its own" if parents else "no such file"
+    if (frame := _FRAME.fullmatch(path)) and Path(frame[1]).is_file():
+        return f"a part of {shown(Path(Path(frame[1]).name))}, not a file of its own"
     if isinstance(exc, FileNotFoundError):
         return "a link that leads nowhere" if os.path.lexists(path) else "no such file"
     return reason(exc)
