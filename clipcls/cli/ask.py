@@ -102,7 +102,7 @@ def _questions(file: Path | None, text: str | None, choices: "list[str] | tuple[
         if text is not None or choices:
             raise UsageError("Give --questions FILE, or --question with --choices.")
         return read_questions(file)
-    if text is None:
+    if not text or not text.strip():
         raise UsageError("No question. Give --questions FILE.yaml, or --question with --choices red,blue,green.")
     return (make_question(text, split_labels(choices, "--choices")),)
 

@@ -1,6 +1,7 @@
 """`clipcls report`: one page to look at predictions, and to correct them."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -162,10 +163,16 @@ class RunPage:
 def _make_folder(folder: Path | None) -> None:
     if folder is None:
         return
+    if any(not re.fullmatch("[0-9a-f]{2}", entry.name) for entry in _entries(folder)):
+        raise UsageError(f"--thumbnails {folder}: it holds other files; give a folder of its own.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise StoppedError(f"--thumbnails {folder}: can't be made: {exc.strerror}.") from exc
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
 
 
 def _tell(outcome: "ReportOutcome", page: Path) -> None:

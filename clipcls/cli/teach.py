@@ -106,6 +106,8 @@ def teach_command(
         raise UsageError("--taught goes with --suggest; teaching begins with examples.")
     if output == "-":
         raise UsageError("What is taught is written to a file: give -o, such as -o pets.taught.")
+    if leave_one_out in ("-", "/dev/stdout"):
+        raise UsageError("--leave-one-out needs a file: the figures go to standard output.")
     answers = None if leave_one_out is None else Destination(leave_one_out)
     for destination in filter(None, [Destination(output, format_name="jsonl"), answers]):
         refuse_output(destination, sources)

@@ -1,6 +1,7 @@
 """Name where the pictures of a run are, and read lists of paths."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from clipcls.records import Part
 from clipcls.text_files import UTF8_MARK, refuse_utf16
 
 _CHUNK = 1 << 16
+# how MP4 and MOV, Matroska and WebM, and AVI begin
+_VIDEO = re.compile(rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
 _LONGEST = 1 << 20  # bytes in one path of a list; a longer one means no list, or another separator
 
 
@@ -110,6 +113,8 @@ def _lines(listing: BinaryIO) -> Iterator[bytes]:
     """Yield lines without their ends, and without the CR and byte order mark of lists made on Windows."""
     is_first = True
     while line := listing.readline(_LONGEST):
+        if is_first and _VIDEO.match(line):
+            raise UsageError("a video stands where a list of paths was expected; give its file's name instead")
         if is_first and b"\0" in line:  # names may begin with any bytes
             refuse_utf16(line, "the list of paths")
         is_first = False

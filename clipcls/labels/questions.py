@@ -216,11 +216,11 @@ def _number(value: Any) -> float | None:
     if value is None:
         return None
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not 0 <= float(value) <= 1:
             raise TypeError
         return float(value)
     except (TypeError, ValueError):
-        raise UsageError(f"threshold: expected a number, found {value!r}") from None
+        raise UsageError(f"threshold: expected a number from 0 to 1, found {value!r}") from None
 
 
 def _conditions(data: Any, before: dict[str, Question]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -71,6 +71,7 @@ def test_one_question_in_a_table(clipcls: Run) -> None:
         ("ask PICTURES --questions nowhere.yaml", "nowhere.yaml: can't be read"),
         ("ask PICTURES --questions bad.yaml", "bad.yaml, line 3: question 'b': when: 'c' is no question before"),
         ("ask PICTURES --questions q.yaml --choices a,b", "Give --questions FILE, or --question with --choices"),
+        ("ask PICTURES --question= --choices a,b", "No question. Give --questions FILE.yaml"),
         ("ask PICTURES --question what --choices a", "two choices or more"),
         ("ask PICTURES --question what --choices a,,b", "--choices a,,b: an empty label"),
         ("ask --questions q.yaml", "No images."),

@@ -107,6 +107,7 @@ def test_pictures_that_have_moved_are_said(tmp_path: Path, pictures: Path, clipc
         (("page.html", "-o", "page.html"), 2, "--output page.html is also an input or the output"),
         (("good.jsonl", "-o", "none/page.html"), 4, "none/page.html: can't be written"),
         (("good.jsonl", "--thumbnails", "text.jsonl"), 4, "--thumbnails text.jsonl: can't be made"),
+        (("good.jsonl", "--thumbnails", "pictures"), 2, "--thumbnails pictures: it holds other files"),
         (("good.jsonl", "--truth", "truth.csv"), 2, "None of the predictions is of a picture of the truth"),
         (("good.jsonl", "--most", "0"), 2, "0"),
     ],
@@ -120,6 +121,8 @@ def test_bad_input(tmp_path: Path, clipcls: Run, arguments: tuple[str, ...], cod
     (tmp_path / "page.html").touch()
     (tmp_path / "picture.png").touch()
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
     done = clipcls("report", *arguments)
     assert done.returncode == code
     assert message in done.stderr.decode()

@@ -102,6 +102,7 @@ def test_pictures_are_suggested(clipcls: Run, data: Path, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         ("teach examples.csv --model pictogram", "give -o, such as -o pets.taught"),
+        ("teach examples.csv -o a.taught --leave-one-out -", "--leave-one-out needs a file"),
         ("teach examples.csv -o examples.csv", "is one of the inputs, which it would overwrite"),
         ("teach examples.csv -o notes.txt", "there is a file that `clipcls teach` didn't write"),
         ("teach examples.csv -o cat.png", "not a name for results"),

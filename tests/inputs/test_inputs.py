@@ -671,3 +671,9 @@ def test_discover_takes_a_single_name_and_paths(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     for given in (str(tmp_path / "a.png"), [tmp_path / "a.png"]):
         assert [ref.path for ref in discover(given)] == [str(tmp_path / "a.png")]
+
+
+@pytest.mark.parametrize("start", [b"\0\0\0\x20ftypisom\0\0", b"\x1aE\xdf\xa3\xa3B", b"RIFF\0\1\0\0AVI LIST"])
+def test_video_is_no_list_of_paths(start: bytes) -> None:
+    with pytest.raises(UsageError, match="a video stands where a list of paths was expected"):
+        list(discover(Sources(["-"], stdin=io.BytesIO(start + b"\n" * 40))))

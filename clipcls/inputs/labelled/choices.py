@@ -88,7 +88,7 @@ def _question(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], int] | str:
     if not isinstance(question, str) or not question.strip():
         return "no question"
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        return "choices aren't a list of texts"
+        return "choices aren't a list of texts, as .jsonl and .parquet have them"
     if len(choices) < 2 or len(set(choices)) < len(choices):
         return "two choices or more are needed, all different"
     if isinstance(answer, str) and answer in choices:

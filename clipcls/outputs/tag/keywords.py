@@ -1,9 +1,9 @@
 """Keywords for a picture, from a row of predictions."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clipcls.outputs.formats.answer_cells import SEPARATOR
 from clipcls.outputs.journal import RunSettings
 from clipcls.records import Prediction, ScoredLabel
 
@@ -39,7 +39,9 @@ def _answers(prediction: Prediction, settings: RunSettings) -> Iterator[tuple[st
     several = {name for name, *_, is_multi, _, _ in settings.get("--questions", ()) if is_multi}
     for name, answer in prediction.answers:
         if answer is not None:
-            yield from ((name, label) for label in _labels(answer.label, answer.top, name in several))
+            # cells of CSV and TSV hold answers only, and no cosines
+            are_several = name in several or all(math.isnan(entry.similarity) for entry in answer.top)
+            yield from ((name, label) for label in _labels(answer.label, answer.top, are_several))
     is_multi = bool(settings.get("--multi-label"))
     yield from ((None, label) for label in _labels(prediction.label, prediction.top, is_multi))
 
@@ -47,5 +49,4 @@ def _answers(prediction: Prediction, settings: RunSettings) -> Iterator[tuple[st
 def _labels(label: str | None, top: tuple[ScoredLabel, ...], are_several: bool) -> tuple[str, ...]:
     if label is None:
         return ()
-    listed = tuple(entry.label for entry in top)
-    return listed if listed and (are_several or label == SEPARATOR.join(listed)) else (label,)
+    return tuple(entry.label for entry in top) if top and are_several else (label,)
