@@ -10,6 +10,7 @@ from clipcls.embed.cache.store import Cache
 from clipcls.embed.cores import computing_threads
 from clipcls.embed.model_facts import absolute, recall, remember
 from clipcls.errors import ModelError, UsageError
+from clipcls.models import catalog
 from clipcls.models.runtime.choice import choose_runtime
 from clipcls.models.runtime.conversions import Conversions
 from clipcls.records import ModelFacts, ModelSpec
@@ -155,6 +156,12 @@ def _conversions(facts: ModelFacts, cache: Cache) -> Conversions | None:
 
 def _load(spec: ModelSpec, cache: Cache) -> "tuple[Encoder, dict[str, Any]]":
     """Open a model's torch encoder, and return what the runtime changes in its facts."""
+    entry = catalog.find(spec.name)
+    if entry is not None and entry.repo and entry.extra is None:
+        # importing torch takes seconds, and this error should not
+        from clipcls.models.hub import require_within_reach
+
+        require_within_reach(entry.repo, catalog.WEIGHT_NAMES)
     # torch is imported only here, so that a run with only cached features doesn't import it
     from clipcls.models.device import choose_device
     from clipcls.models.encoder import load_encoder

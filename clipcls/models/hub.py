@@ -90,6 +90,16 @@ def cached(repo: str, candidates: Sequence[str]) -> Path | None:
     return None
 
 
+def require_within_reach(repo: str, candidates: Sequence[str]) -> None:
+    """Refuse a repository that can't be had, before anything that takes long; nothing is downloaded.
+
+    Raises:
+        HubUnreachableError: none of `candidates` is cached, and the hub can't be reached.
+    """
+    if cached(repo, candidates) is None and not reachable():
+        raise HubUnreachableError(_unreachable(repo))
+
+
 def is_download(path: Path) -> bool:
     """Return whether a file is in the hub's cache."""
     return path.is_relative_to(constants.HF_HUB_CACHE)

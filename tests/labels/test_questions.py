@@ -71,7 +71,7 @@ def test_all_that_a_file_may_say(tmp_path: Path) -> None:
         ("a:\n  choices: [x, y]\n  templates: 'a photo'\n", 1, "No prompt set or file 'a photo'"),
         ("a:\n  choices: [x, y]\n  templates: ['{b}']\n", 1, "unknown placeholder {b}"),
         ("a:\n  choices: [x, y]\n  threshold: high\n", 1, "threshold: expected a number from 0 to 1, found 'high'"),
-        ("a:\n  choices: [x, y]\n  threshold: true\n", 1, "threshold: expected a number, found True"),
+        ("a:\n  choices: [x, y]\n  threshold: true\n", 1, "threshold: expected a number from 0 to 1, found True"),
         ("a:\n  choices: [x, y]\n  threshold: -3\n", 1, "threshold: expected a number from 0 to 1, found '-3'"),
         ("a:\n  choices: [x, y]\n  multi: perhaps\n", 1, "multi: expected true or false"),
         ("a:\n  statements: [x, y]\n", 1, "statements: expected each choice with a statement"),
