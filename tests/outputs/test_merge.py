@@ -14,6 +14,7 @@ from clipcls.embed.session import Session
 from clipcls.errors import StoppedError, UsageError
 from clipcls.inputs.discover import discover
 from clipcls.inputs.listing import Sources
+from clipcls.inputs.parts import numbered_share
 from clipcls.labels.questions import make_question
 from clipcls.outputs.destination import Destination
 from clipcls.outputs.journal import read_record
@@ -25,7 +26,7 @@ from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring, Unknown
 from clipcls.predict.run import run
 from clipcls.predict.write_features import write_features
-from clipcls.records import Part
+from clipcls.records import ImageRef, Part
 from conftest import save_pictures
 
 COUNT = 3
@@ -72,10 +73,15 @@ def test_each_picture_is_in_one_part_and_stays_there(folder: Path) -> None:
     before = listed()
     found = sorted((image.index, image.path) for part in before for image in part)
     assert found == list(enumerate(image.path for image in discover(str(folder))))
-    assert all(3 < len(part) < 13 for part in before)
     save_pictures(folder / "a", 10, (8, 8))
     for old, new in zip(before, listed(), strict=True):
         assert {image.path for image in old} <= {image.path for image in new}
+
+
+def test_parts_are_about_equal() -> None:
+    images = [ImageRef(f"{number}.jpg") for number in range(3000)]
+    for number in (1, 2, 3):
+        assert 900 < sum(is_own for _, is_own in numbered_share(images, Part(number, 3))) < 1100
 
 
 @pytest.mark.parametrize("name", ["part-{}.jsonl", "part-{}.parquet", "part-{}"])
