@@ -182,7 +182,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class InputPart:
     """One of several equal shares of a job's inputs, each of which is a run of its own.
 
     Attributes:
@@ -194,7 +194,7 @@ class Part:
     count: int
 
     @classmethod
-    def parse(cls, text: str) -> "Part":
+    def parse(cls, text: str) -> "InputPart":
         """Return the part whose text form this is, such as `3/16`.
 
         Raises:

@@ -168,7 +168,10 @@ def eval_command(
     sets: list[tuple[list[str], PromptSet | Taught | None]] = [*prompting.sets(truth.templates_file)]
     if learned is not None:
         sets = [
-            (_label_options([label.name for label in learned.labels]), learned.prompts),
+            (
+                [*_prompt_options(learned.prompts), *_label_options([label.name for label in learned.labels])],
+                learned.prompts,
+            ),
             (["--taught", str(taught)], learned),
         ]
     plan = EvalPlan(
@@ -219,3 +222,12 @@ def _label_options(names: Sequence[str]) -> list[str]:
     if not any("," in name for name in names):
         return ["--labels", ",".join(names)]
     return [part for name in names for part in ("--label", name)]
+
+
+def _prompt_options(prompts: "PromptSet") -> list[str]:
+    """The options that give prompts which aren't used anyway."""
+    from clipcls.labels.prompts import load_prompt_set
+
+    if prompts.by_script or prompts.templates == load_prompt_set("default").templates:
+        return []
+    return [part for template in prompts.templates for part in ("--template", template)]

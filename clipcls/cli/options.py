@@ -428,10 +428,10 @@ class DividedInputOptions(InputOptions):
             UsageError: nothing says where, or there is no such part.
         """
         from clipcls.errors import UsageError
-        from clipcls.records import Part
+        from clipcls.records import InputPart
 
         try:
-            part = None if self.part is None else Part.parse(self.part)
+            part = None if self.part is None else InputPart.parse(self.part)
         except ValueError:
             raise UsageError(f"--part {self.part}: give its number and how many there are, such as 3/16.") from None
         return replace(InputOptions.sources(self, inputs, sampling), part=part)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from clipcls.errors import printable
 
 if TYPE_CHECKING:
-    from clipcls.evaluate.groups import Share
+    from clipcls.evaluate.groups import GroupShare
     from clipcls.evaluate.metrics import Estimate
 
 Rows = list[tuple[str, ...]]
@@ -41,7 +41,7 @@ def cells(estimate: "Estimate") -> tuple[str, str]:
     return decimal(estimate.value), interval(estimate)
 
 
-def interval(estimate: "Estimate | Share") -> str:
+def interval(estimate: "Estimate | GroupShare") -> str:
     """Return the ends of a figure's interval."""
     return f"{decimal(estimate.low)} to {decimal(estimate.high)}"
 

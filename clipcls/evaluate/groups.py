@@ -28,7 +28,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class GroupShare:
     """A share of pictures."""
 
     part: int
@@ -51,7 +51,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class ShareDifference:
     """How far one share is above another, with its 95 % interval."""
 
     value: float
@@ -95,11 +95,11 @@ class GroupFigures:
     """
 
     name: tuple[str, ...]
-    accuracy: Share
-    recalls: tuple[Share, ...]
-    answers: tuple[Share, ...]
+    accuracy: GroupShare
+    recalls: tuple[GroupShare, ...]
+    answers: tuple[GroupShare, ...]
     calibration_error: Estimate | None
-    to_the_rest: Difference | None = None
+    to_the_rest: ShareDifference | None = None
     p: float | None = None
     p_corrected: float | None = None
 
@@ -191,17 +191,19 @@ def _report(answers: Answers, grouping: Grouping, classes: int, labels: int, cal
     for index, name in enumerate(grouping.names):
         own = grouping.indices == index
         rest = (int(right.sum() - rights[index]), int(len(right) - sizes[index]))
-        accuracy = Share(int(rights[index]), int(sizes[index]))
+        accuracy = GroupShare(int(rights[index]), int(sizes[index]))
         is_tested = accuracy.whole >= FEWEST and rest[1] >= FEWEST
         figures.append(
             GroupFigures(
                 name,
                 accuracy,
-                tuple(Share(int(part), int(whole)) for part, whole in zip(found[index], support[index], strict=True)),
-                tuple(Share(int(part), accuracy.whole) for part in answered[index]),
+                tuple(
+                    GroupShare(int(part), int(whole)) for part, whole in zip(found[index], support[index], strict=True)
+                ),
+                tuple(GroupShare(int(part), accuracy.whole) for part in answered[index]),
                 _calibration_error(answers.score[own], right[own]) if calibrated else None,
-                difference(accuracy, Share(*rest)) if is_tested else None,
-                fisher(accuracy, Share(*rest)) if is_tested else None,
+                difference(accuracy, GroupShare(*rest)) if is_tested else None,
+                fisher(accuracy, GroupShare(*rest)) if is_tested else None,
             )
         )
     gaps = [_gap(ACCURACY, None, [of_group.accuracy for of_group in figures])]
@@ -226,7 +228,7 @@ def _calibration_error(scores: Array, right: Flags) -> Estimate:
 # Tests
 
 
-def difference(one: Share, other: Share) -> Difference:
+def difference(one: GroupShare, other: GroupShare) -> ShareDifference:
     """Return how far one share is above another of different pictures.
 
     Source: Newcombe 1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I
@@ -234,10 +236,10 @@ def difference(one: Share, other: Share) -> Difference:
     value = one.value - other.value
     down = math.hypot(one.value - one.low, other.high - other.value)
     up = math.hypot(one.high - one.value, other.value - other.low)
-    return Difference(value, value - down, value + up)
+    return ShareDifference(value, value - down, value + up)
 
 
-def fisher(one: Share, other: Share) -> float:
+def fisher(one: GroupShare, other: GroupShare) -> float:
     """Return the two-sided p of Fisher's exact test that two shares of different pictures are the same.
 
     Source: Fisher 1935, https://doi.org/10.2307/2342435
@@ -298,7 +300,7 @@ def _corrected(reports: Sequence[GroupReport]) -> tuple[GroupReport, ...]:
 # Gaps
 
 
-def _gap(figure: str, label: int | None, shares: Sequence[Share]) -> Gap | None:
+def _gap(figure: str, label: int | None, shares: Sequence[GroupShare]) -> Gap | None:
     """Return the gap of a share; None where fewer than two groups have enough pictures."""
     enough = [index for index, share in enumerate(shares) if share.whole >= FEWEST]
     if len(enough) < 2:
@@ -384,14 +386,14 @@ def _group_record(group: GroupFigures, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _named(shares: Sequence[Share], names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _named(shares: Sequence[GroupShare], names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((name, _share_record(share)) for name, share in zip(names, shares, strict=False))
 
 
-def _share_record(share: Share) -> dict[str, Any]:
+def _share_record(share: GroupShare) -> dict[str, Any]:
     ends: dict[str, float | None] = {"value": None, "low": None, "high": None} if not share.whole else _ends(share)
     return {**ends, "part": share.part, "whole": share.whole}
 
 
-def _ends(figure: Share | Difference | Estimate) -> dict[str, float | None]:
+def _ends(figure: GroupShare | ShareDifference | Estimate) -> dict[str, float | None]:
     return {"value": figure.value, "low": figure.low, "high": figure.high}

@@ -36,7 +36,7 @@ from clipcls.inputs.tables import (
     table_columns,
 )
 from clipcls.inputs.video import frame_at, is_video, list_frames, split_path
-from clipcls.records import Address, Container, ImageRef, Part, Stored
+from clipcls.records import Address, Container, ImageRef, InputPart, Stored
 
 #: Extensions of pictures in folders and shards; a file that is named itself is tried whatever its extension.
 EXTENSIONS = frozenset(
@@ -127,7 +127,7 @@ def discover(
     return _of_part(images, sources, sources.part, listed or Listed())
 
 
-def _of_part(images: Iterator[ImageRef], sources: Sources, part: Part, listed: Listed) -> Iterator[ImageRef]:
+def _of_part(images: Iterator[ImageRef], sources: Sources, part: InputPart, listed: Listed) -> Iterator[ImageRef]:
     for image, is_own in numbered_share(images, part):
         listed.add(image, exists)
         if is_own:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from clipcls.errors import ImageError, UsageError, reason
 from clipcls.inputs.stores import local_path, open_named
 from clipcls.inputs.video import Sampling
-from clipcls.records import Part
+from clipcls.records import InputPart
 from clipcls.text_files import UTF8_MARK, refuse_utf16
 
 _CHUNK = 1 << 16
@@ -44,7 +44,7 @@ class Sources:
     allow_private_urls: bool = False
     stdin: BinaryIO | None = None
     sampling: Sampling | None = None
-    part: Part | None = None
+    part: InputPart | None = None
 
     @property
     def names(self) -> list[str]:

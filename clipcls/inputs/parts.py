@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from clipcls.records import Container, ImageRef, Listing, Part
+from clipcls.records import Container, ImageRef, InputPart, Listing
 
 
 class Listed:
@@ -35,7 +35,7 @@ class Listed:
         return Listing(self._count, self._digest.hexdigest())
 
 
-def numbered_share(images: Iterable[ImageRef], part: Part) -> Iterator[tuple[ImageRef, bool]]:
+def numbered_share(images: Iterable[ImageRef], part: InputPart) -> Iterator[tuple[ImageRef, bool]]:
     """Yield all pictures and containers with their index, and whether each belongs to a part.
 
     A picture belongs to the part that a hash of its path gives, 64 bits of BLAKE2b, and so stays there when others

@@ -60,7 +60,7 @@ class AttendingTower:
         grid = _grid(tower, encoder.preprocess)
         return None if grid is None else cls(tower, grid, encoder.preprocess)
 
-    def look(self, pixels: NDArray[np.uint8]) -> "Look":
+    def look(self, pixels: NDArray[np.uint8]) -> "AttentionLook":
         """Send one picture through the tower.
 
         Args:
@@ -77,10 +77,10 @@ class AttendingTower:
         patches = self.grid[0] * self.grid[1]
         if not weights or any(layer.shape[-1] < patches for layer in weights):
             raise UsageError("the model's attention can't be followed: use --method occlusion.")
-        return Look(features, weights, self.grid)
+        return AttentionLook(features, weights, self.grid)
 
 
-class Look:
+class AttentionLook:
     """One picture in a tower, with what all gradients have in common.
 
     Attributes:

@@ -27,7 +27,7 @@ from clipcls.outputs.sinks import open_sink, published
 from clipcls.outputs.vectors import file_format_for
 from clipcls.outputs.vectors.parquet import IndexedRow, ParquetParts, indexed_rows, stated_origin
 from clipcls.outputs.vectors.vector_format import VectorRows
-from clipcls.records import Listing, Part, Prediction
+from clipcls.records import InputPart, Listing, Prediction
 
 #: A setting of runs over features, and of no others.
 _OF_FEATURES = "--dtype"
@@ -49,7 +49,7 @@ class PartOutput:
     """
 
     path: Path
-    part: Part
+    part: InputPart
     settings: RunSettings
     listing: Listing | None
 
@@ -164,7 +164,7 @@ def _read_part(path: Path) -> PartOutput | None:
         raise UsageError(f"{path}: {journal_file}, which says what part it is, can't be read: {reason(exc)}.") from exc
     if PART_SETTING not in settings:
         return None
-    part = Part.parse(settings.pop(PART_SETTING))
+    part = InputPart.parse(settings.pop(PART_SETTING))
     return PartOutput(path, part, settings, listing if is_whole else None)
 
 

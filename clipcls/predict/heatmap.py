@@ -142,7 +142,7 @@ def _directions(labels: LabelFeatures, kind: ScoreKind) -> Array:
 # The methods
 
 
-class _Look(Protocol):
+class _PictureView(Protocol):
     """What is known of one picture.
 
     Attributes:
@@ -162,7 +162,7 @@ class _Look(Protocol):
 class _Eye(Protocol):
     name: str
 
-    def look(self, pixels: Pixels) -> _Look: ...
+    def look(self, pixels: Pixels) -> _PictureView: ...
 
 
 def _choose(method: Method, session: Session) -> _Eye:
@@ -189,7 +189,7 @@ class _Gradient:
     def __init__(self, tower: "AttendingTower") -> None:
         self._tower = tower
 
-    def look(self, pixels: Pixels) -> _Look:
+    def look(self, pixels: Pixels) -> _PictureView:
         return self._tower.look(pixels)
 
 
@@ -208,7 +208,7 @@ class _Occlusion:
         # the colour that the model takes for zero
         self._hidden = np.round(np.array(session.facts.preprocess.mean) * 255).astype(np.uint8)
 
-    def look(self, pixels: Pixels) -> _Look:
+    def look(self, pixels: Pixels) -> _PictureView:
         starts = [(row, column) for row in range(_GRID - _HIDDEN + 1) for column in range(_GRID - _HIDDEN + 1)]
         rows, columns = (np.linspace(0, side, _GRID + 1).round().astype(int) for side in pixels.shape[:2])
         variants = [pixels]

@@ -16,7 +16,7 @@ from clipcls.evaluate.groups import (
     FEWEST,
     RECALL,
     GroupReport,
-    Share,
+    GroupShare,
     difference,
     fisher,
     group_reports,
@@ -79,7 +79,7 @@ def compare_with_statsmodels(seed: int) -> tuple[float, float, float, float]:
     for _ in range(500):
         wholes = [int(whole) for whole in random.integers(1, 2000, 2)]
         parts = [int(random.integers(0, whole + 1)) for whole in wholes]
-        one, other = (Share(part, whole) for part, whole in zip(parts, wholes, strict=True))
+        one, other = (GroupShare(part, whole) for part, whole in zip(parts, wholes, strict=True))
         wilson = proportion_confint(one.part, one.whole, method="wilson")
         newcombe = confint_proportions_2indep(
             parts[0], wholes[0], parts[1], wholes[1], method="newcomb", compare="diff"
@@ -103,7 +103,7 @@ def coverage(size: int, accuracy: float, gap: float, seed: int = 0) -> tuple[flo
     one, rest = random.binomial(size, accuracy, RUNS), random.binomial(4 * size, accuracy - gap, RUNS)
     covered = np.zeros(2)
     for part, other in zip(one.tolist(), rest.tolist(), strict=True):
-        share, others = Share(part, size), Share(other, 4 * size)
+        share, others = GroupShare(part, size), GroupShare(other, 4 * size)
         apart = difference(share, others)
         covered += (share.low <= accuracy <= share.high, apart.low <= gap <= apart.high)
     return float(covered[0] / RUNS), float(covered[1] / RUNS)

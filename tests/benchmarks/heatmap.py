@@ -207,7 +207,7 @@ def score_each_layer(mapper: HeatMapper) -> None:
     tower = mapper._eye._tower._tower
     first = len(tower.transformer.resblocks) // 2
 
-    class LayerLook(heat.Look):
+    class LayerLook(heat.AttentionLook):
         def maps(self, directions: np.ndarray) -> np.ndarray:
             rows, columns = self._grid
             result = []
@@ -232,7 +232,7 @@ def score_each_layer(mapper: HeatMapper) -> None:
 
     look = mapper._eye._tower.look
 
-    def looked(pixels: np.ndarray) -> heat.Look:
+    def looked(pixels: np.ndarray) -> heat.AttentionLook:
         tokens.clear()
         found = look(pixels)
         return LayerLook(found._features, found._weights, found._grid)

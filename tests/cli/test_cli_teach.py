@@ -10,6 +10,8 @@ import pytest
 from test_cli_calibrate import rows, save_classes
 from test_start_up import loaded_by
 
+from conftest import EXAMPLES
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 MODEL = ("--model", "pictogram")
@@ -138,3 +140,16 @@ def test_cached_features_need_no_torch(data: Path, tmp_path: Path, monkeypatch: 
     assert "torch" not in loaded_by(*teach)
     loaded_by("predict", str(data / "cat"), "--taught", "pets.taught")
     assert "torch" not in loaded_by("predict", str(data / "cat"), "--taught", "pets.taught")
+
+
+def test_the_command_for_zero_shot_answers_has_the_prompts_of_the_file(
+    clipcls: Run, data: Path, tmp_path: Path
+) -> None:
+    shown = {"dog.jpg": "dog", "poodle.webp": "dog", "fire-engine.jpg": "truck", "pickup-truck.png": "truck"}
+    rows_of_table = [f"{EXAMPLES / name},{label}\n" for name, label in shown.items()]
+    (tmp_path / "right.csv").write_text("path,label\n" + "".join(rows_of_table))
+    taught = ("teach", "right.csv", *MODEL, "--template", "the {}", "--labels", "cat,dog,truck", "-o", "pets.taught")
+    assert b"zero-shot answers are kept" in clipcls(*taught).stdout
+    record = json.loads(clipcls("eval", str(data), "--taught", "pets.taught", "--format", "json").stdout)
+    assert record["best"] == 0
+    assert record["command"].endswith("--model pictogram --template 'the {}' --labels cat,dog,truck")

@@ -16,7 +16,7 @@ from clipcls.evaluate.groups import (
     RECALL,
     Gap,
     GroupReport,
-    Share,
+    GroupShare,
     difference,
     fisher,
     group_report_record,
@@ -81,10 +81,10 @@ def test_figures_of_groups_are_those_of_their_pictures() -> None:
             own = np.array([group.name in ((cell[0],), (cell[1],), cell) for cell in cells])
             rest = answers.select(~own)
             of_group = answers.select(own)
-            assert group.accuracy == Share(int(of_group.right.sum()), int(own.sum()))
+            assert group.accuracy == GroupShare(int(of_group.right.sum()), int(own.sum()))
             for label, share in enumerate(group.recalls):
                 of_class = of_group.truth == label
-                assert share == Share(int(of_group.right[of_class].sum()), int(of_class.sum()))
+                assert share == GroupShare(int(of_group.right[of_class].sum()), int(of_class.sum()))
             assert [share.part for share in group.answers] == [
                 int((of_group.predicted == label).sum()) for label in range(LABELS)
             ]
@@ -188,7 +188,7 @@ def test_fishers_p_is_scipys() -> None:
     for _ in range(40):
         wholes = random.integers(1, 300, 2)
         parts = [int(random.integers(0, whole + 1)) for whole in wholes]
-        one, other = Share(parts[0], int(wholes[0])), Share(parts[1], int(wholes[1]))
+        one, other = GroupShare(parts[0], int(wholes[0])), GroupShare(parts[1], int(wholes[1]))
         table = [[share.part, share.whole - share.part] for share in (one, other)]
         assert fisher(one, other) == pytest.approx(fisher_exact(table).pvalue, rel=1e-6)
 
@@ -212,7 +212,7 @@ def test_intervals_of_differences_are_newcombes(
     one: tuple[int, int], other: tuple[int, int], low: float, high: float
 ) -> None:
     """The examples of his paper."""
-    found = difference(Share(*one), Share(*other))
+    found = difference(GroupShare(*one), GroupShare(*other))
     assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -223,7 +223,7 @@ def test_intervals_hold_the_true_share_as_often_as_they_say() -> None:
     sizes, rests = random.integers(FEWEST, 300, runs), random.integers(FEWEST, 1000, runs)
     covered = 0, 0
     for p, q, n, m in zip(accuracy, accuracy + gap, sizes, rests, strict=True):
-        one, other = Share(random.binomial(n, p), int(n)), Share(random.binomial(m, q), int(m))
+        one, other = GroupShare(random.binomial(n, p), int(n)), GroupShare(random.binomial(m, q), int(m))
         apart = difference(one, other)
         covered = covered[0] + (one.low <= p <= one.high), covered[1] + (apart.low <= p - q <= apart.high)
     assert all(0.93 <= count / runs <= 0.97 for count in covered), covered
@@ -235,7 +235,7 @@ def test_equal_groups_are_seldom_told_apart() -> None:
     runs, false = 2000, 0
     for _ in range(runs):
         parts, size = random.binomial(60, 0.8, 5), 60
-        shares = [(Share(part, size), Share(int(parts.sum()) - part, 4 * size)) for part in parts.tolist()]
+        shares = [(GroupShare(part, size), GroupShare(int(parts.sum()) - part, 4 * size)) for part in parts.tolist()]
         false += min(holm([fisher(*pair) for pair in shares])) < 0.05
     assert false / runs <= 0.055
 

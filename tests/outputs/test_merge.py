@@ -26,7 +26,7 @@ from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring, Unknown
 from clipcls.predict.run import run
 from clipcls.predict.write_features import write_features
-from clipcls.records import ImageRef, Part
+from clipcls.records import ImageRef, InputPart
 from conftest import save_pictures
 
 COUNT = 3
@@ -51,7 +51,7 @@ def run_parts(answerer: Answerer, folder: Path, name: str = "part-{}.jsonl", **m
     outputs[0].parent.mkdir(exist_ok=True)
     for number, output in enumerate(outputs, 1):
         where = Destination(str(output)) if output.suffix else Destination(folder=output, format_name="jsonl")
-        run(answerer, Sources([str(folder)], part=Part(number, COUNT)), replace(where, **more))
+        run(answerer, Sources([str(folder)], part=InputPart(number, COUNT)), replace(where, **more))
     return outputs
 
 
@@ -68,7 +68,7 @@ def merged(parts: list[Path], name: str = "merged.jsonl") -> Path:
 
 def test_each_picture_is_in_one_part_and_stays_there(folder: Path) -> None:
     def listed() -> list[list[Any]]:
-        return [list(discover(Sources([str(folder)], part=Part(number, COUNT)))) for number in (1, 2, 3)]
+        return [list(discover(Sources([str(folder)], part=InputPart(number, COUNT)))) for number in (1, 2, 3)]
 
     before = listed()
     found = sorted((image.index, image.path) for part in before for image in part)
@@ -81,7 +81,7 @@ def test_each_picture_is_in_one_part_and_stays_there(folder: Path) -> None:
 def test_parts_are_about_equal() -> None:
     images = [ImageRef(f"{number}.jpg") for number in range(3000)]
     for number in (1, 2, 3):
-        assert 900 < sum(is_own for _, is_own in numbered_share(images, Part(number, 3))) < 1100
+        assert 900 < sum(is_own for _, is_own in numbered_share(images, InputPart(number, 3))) < 1100
 
 
 @pytest.mark.parametrize("name", ["part-{}.jsonl", "part-{}.parquet", "part-{}"])
@@ -125,7 +125,7 @@ def test_containers_are_dealt_out_whole_and_an_empty_part_is_one(classifier: Cla
     inputs = Sources([str(folder / "1.tar"), str(folder / "0.tar")])
     for number in range(1, COUNT + 1):
         where = Destination(str(tmp_path / f"{number}.jsonl"))
-        report = run(classifier, replace(inputs, part=Part(number, COUNT)), where)
+        report = run(classifier, replace(inputs, part=InputPart(number, COUNT)), where)
         assert report.done == (4 if number < 3 else 0)
     run(classifier, inputs, Destination(str(tmp_path / "whole.jsonl")))
     parts = [tmp_path / f"{number}.jsonl" for number in (1, 2, 3)]
@@ -136,7 +136,7 @@ def test_containers_are_dealt_out_whole_and_an_empty_part_is_one(classifier: Cla
 def test_nothing_there_is_said_by_every_part(classifier: Classifier, tmp_path: Path) -> None:
     for number in (1, 2):
         with pytest.raises(UsageError, match="nowhere: no such file"):
-            run(classifier, Sources(["nowhere"], part=Part(number, 2)), Destination(str(tmp_path / "x.jsonl")))
+            run(classifier, Sources(["nowhere"], part=InputPart(number, 2)), Destination(str(tmp_path / "x.jsonl")))
 
 
 def test_what_is_missing_or_does_not_belong_is_named(classifier: Classifier, folder: Path) -> None:
@@ -152,11 +152,11 @@ def test_what_is_missing_or_does_not_belong_is_named(classifier: Classifier, fol
     for given, said in cases:
         with pytest.raises(UsageError, match=said):
             merged(given)
-    run(classifier, Sources([str(folder)], part=Part(1, 2)), Destination(str(folder.parent / "half.jsonl")))
+    run(classifier, Sources([str(folder)], part=InputPart(1, 2)), Destination(str(folder.parent / "half.jsonl")))
     with pytest.raises(UsageError, match=r"is part 1/2, and .* part 1/3: not of one job"):
         merged([parts[0], folder.parent / "half.jsonl"])
     other = Classifier(classifier.session, ["red", "green"])
-    run(other, Sources([str(folder)], part=Part(2, COUNT)), Destination(str(parts[1])))
+    run(other, Sources([str(folder)], part=InputPart(2, COUNT)), Destination(str(parts[1])))
     with pytest.raises(UsageError, match=r"other settings than .*: --labels"):
         merged(parts)
     (parts[1].parent / f".{parts[1].name}.run").unlink()
@@ -167,7 +167,7 @@ def test_what_is_missing_or_does_not_belong_is_named(classifier: Classifier, fol
 
 def test_part_that_was_stopped_is_not_merged_until_it_has_gone_on(classifier: Classifier, folder: Path) -> None:
     parts = run_parts(classifier, folder)
-    sources, where = Sources([str(folder)], part=Part(2, COUNT)), Destination(str(parts[1]))
+    sources, where = Sources([str(folder)], part=InputPart(2, COUNT)), Destination(str(parts[1]))
     run(classifier, sources, where, stop=lambda: True)
     with pytest.raises(UsageError, match=r"Not complete: part 2 \(.*part-2\.jsonl\)"):
         merged(parts)
@@ -178,7 +178,7 @@ def test_part_that_was_stopped_is_not_merged_until_it_has_gone_on(classifier: Cl
     with pytest.raises(UsageError, match="Not complete: part 2"):
         merged(parts)
     with pytest.raises(UsageError, match=r"--part \(2/3 then, 1/3 now\)"):
-        run(classifier, replace(sources, part=Part(1, COUNT)), replace(where, resume=True))
+        run(classifier, replace(sources, part=InputPart(1, COUNT)), replace(where, resume=True))
 
 
 @pytest.mark.parametrize("name", ["part-{}.jsonl", "part-{}"])
@@ -195,13 +195,13 @@ def test_inputs_that_change_between_the_runs_are_noticed(classifier: Classifier,
     parts = run_parts(classifier, folder)
     save_pictures(folder / "000", 1, (8, 8))
     for number in (1, 2):
-        run(classifier, Sources([str(folder)], part=Part(number, COUNT)), Destination(str(parts[number - 1])))
+        run(classifier, Sources([str(folder)], part=InputPart(number, COUNT)), Destination(str(parts[number - 1])))
     with pytest.raises(UsageError, match=r"changed between the runs of .*part-2\.jsonl and .*part-3\.jsonl"):
         merged(parts)
     with pytest.raises(UsageError, match="The inputs have changed since this part was begun"):
         run(
             classifier,
-            Sources([str(folder)], part=Part(3, COUNT)),
+            Sources([str(folder)], part=InputPart(3, COUNT)),
             Destination(str(parts[2]), resume=True),
         )
 
@@ -212,7 +212,7 @@ def test_features_of_parts_are_merged(fake_encoder: Any, folder: Path, place: st
     parts = [folder.parent / place.format(number) for number in range(1, COUNT + 1)]
     for number, part in enumerate(parts, 1):
         where = VectorDestination(part) if part.suffix else VectorDestination(folder=part)
-        write_features(session, Sources([str(folder)], part=Part(number, COUNT)), where)
+        write_features(session, Sources([str(folder)], part=InputPart(number, COUNT)), where)
     write_features(session, Sources([str(folder)]), VectorDestination(folder.parent / "whole.npy"))
     report = merge(parts, Destination(str(folder.parent / "merged.npy")))
     assert report == MergeReport(3, 23, 2)
@@ -222,7 +222,7 @@ def test_features_of_parts_are_merged(fake_encoder: Any, folder: Path, place: st
     assert np.load(folder.parent / "merged.npy").shape == (23, 3)
     with pytest.raises(UsageError, match="only Parquet has room"):
         where = VectorDestination(folder.parent / "part.npy")
-        write_features(session, Sources([str(folder)], part=Part(1, COUNT)), where)
+        write_features(session, Sources([str(folder)], part=InputPart(1, COUNT)), where)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_outputs_that_cannot_be_merged_are_refused(
     classifier: Classifier, folder: Path, output: str, said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        run(classifier, Sources([str(folder)], part=Part(1, 2)), Destination(output))
+        run(classifier, Sources([str(folder)], part=InputPart(1, 2)), Destination(output))
 
 
 def test_row_without_an_index_and_full_disk(
