@@ -100,7 +100,8 @@ def test_a_damaged_part_is_an_error_there_and_nowhere_else(tmp_path: Path) -> No
     data = bytearray(write_video(tmp_path / "a.mp4", noise, g="10").read_bytes())
     media = data.index(b"mdat")
     size = int.from_bytes(data[media - 4 : media], "big")
-    data[media + size * 4 // 10 : media + size * 6 // 10] = bytes(size // 5)
+    start, end = media + size * 4 // 10, media + size * 6 // 10
+    data[start:end] = bytes(end - start)  # the encoder's sizes differ between runs
     path = tmp_path / "bad.mp4"
     path.write_bytes(data)
     found = ["damaged" in text for text in seen(path, list(range(0, 10_000, 500)))]
