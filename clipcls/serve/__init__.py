@@ -1,0 +1,1 @@
+"""Answer over HTTP, in the dialects that clients already speak."""
