@@ -57,6 +57,7 @@ class Batcher:
         self._encoders = ThreadPoolExecutor(encoder.streams, "encode", initializer=encoder.enter_stream)
         # the same threads read and encode, so that there aren't more of them than cores
         self._is_shared = facts.device == "cpu" and encoder.streams == execution.threads()
+        self._sharers = encoder.streams if facts.device == "cpu" else 1
         self._readers = self._encoders if self._is_shared else ThreadPoolExecutor(execution.threads(), "decode")
         self._changed = threading.Condition()
         self._ready: deque[_Waiting] = deque()
@@ -78,6 +79,7 @@ class Batcher:
             self._reading += len(images)
         answers: list[Future[Features]] = [Future() for _ in images]
         for image, answer in zip(images, answers, strict=True):
+            answer.set_running_or_notify_cancel()  # so that it can't be cancelled, which would hurt others of its batch
             answer.add_done_callback(self._count_answer)
             self._readers.submit(self._read, image, answer)
         return answers
@@ -137,4 +139,6 @@ class Batcher:
             while not self._is_shared and 0 < len(self._ready) < self._size and self._reading:
                 if not self._changed.wait(deadline - time.monotonic()):
                     break
-            return [self._ready.popleft() for _ in range(min(self._size, len(self._ready)))]
+            # where each thread has a core of its own, one mustn't take what keeps all of them busy
+            share = -(-len(self._ready) // self._sharers)
+            return [self._ready.popleft() for _ in range(min(self._size, share))]

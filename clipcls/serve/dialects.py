@@ -16,15 +16,15 @@ from clipcls.records import ImageRef
 from clipcls.serve.bodies import Body, BodyReader
 from clipcls.serve.endpoints import count_pictures, refuse_lone_error, require_ready
 from clipcls.serve.problems import RequestError
-from clipcls.serve.requests import MOST_TEXTS, PredictRequest, images_of
+from clipcls.serve.requests import MOST_TEXTS, PredictRequest, Text, images_of
 from clipcls.serve.service import MOST_PICTURES, Service
 
 
 class ZeroShotParameters(BaseModel):
     """The parameters of Hugging Face's task `zero-shot-image-classification`."""
 
-    candidate_labels: list[str] | None = Field(default=None, min_length=1, max_length=MOST_TEXTS)
-    hypothesis_template: str | None = None
+    candidate_labels: list[Text] | None = Field(default=None, min_length=1, max_length=MOST_TEXTS)
+    hypothesis_template: Text | None = None
 
 
 class ZeroShotRequest(BaseModel):

@@ -112,11 +112,11 @@ class _Server(uvicorn.Server):
 
 
 class _PatientProtocol(H11Protocol):
-    """HTTP/1.1, with a time for a request's head: what is never sent would hold a connection for ever."""
+    """HTTP/1.1 that closes connections whose clients neither send what they began nor take their answer."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._cycle_seen: Any = None
+        self._seen: Any = None
         self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -124,9 +124,17 @@ class _PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _look(self) -> None:
-        is_idle = self.conn.their_state is h11.IDLE and self.cycle is self._cycle_seen
-        if is_idle:
-            self.transport.close()
+        unsent = self.transport.get_write_buffer_size()
+        is_answered = self.cycle is not None and self.cycle.response_complete
+        waits_for_client = (
+            unsent > 0
+            or self.conn.their_state is h11.IDLE
+            # of a body that nobody wants
+            or (self.conn.their_state is h11.SEND_BODY and is_answered)
+        )
+        now = (self.cycle, self.conn.their_state, unsent)
+        if waits_for_client and now == self._seen:
+            self.transport.abort()
             return
-        self._cycle_seen = self.cycle
+        self._seen = now
         self._watch = self.loop.call_later(HEAD_SECONDS, self._look)

@@ -82,7 +82,11 @@ def running(command: list[str], port: int) -> Iterator[int]:
                 raise SystemExit(f"the server doesn't start: {' '.join(command)}")
             time.sleep(0.1)
         yield process.pid
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with {process.returncode}: {' '.join(command)}")
     finally:
+        if process.poll() is not None:
+            print(f"the server ended with {process.returncode}: {' '.join(command)}", file=sys.stderr)
         process.terminate()
         process.wait(60)
 
