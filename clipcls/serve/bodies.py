@@ -17,7 +17,7 @@ from clipcls.serve.problems import RequestError
 UPLOAD_SECONDS = 60.0
 _MOST_FIELDS = 20_000
 # lists, objects and what is in them: many take far more memory than the body
-_MOST_VALUES = 1_000_000
+_MOST_VALUES = 250_000
 
 
 @dataclass(frozen=True, slots=True)

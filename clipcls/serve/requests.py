@@ -14,6 +14,8 @@ from clipcls.records import ImageRef
 from clipcls.serve.bodies import Body
 from clipcls.serve.problems import RequestError
 
+#: Pictures of one request.
+MOST_PICTURES = 64
 #: Labels, texts or templates of one request.
 MOST_TEXTS = 10_000
 #: Signs of one of them: a word's tokens take time with the square of its length, and models see some 300 signs.
@@ -47,7 +49,9 @@ class _Request(BaseModel):
 
 class _WithImages(_Request):
     images: list[str | NamedImage] = Field(
-        default=[], description="pictures: base64, data: URIs, or, where the server fetches, addresses"
+        default=[],
+        max_length=MOST_PICTURES,
+        description="pictures: base64, data: URIs, or, where the server fetches, addresses",
     )
 
 

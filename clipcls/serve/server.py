@@ -21,6 +21,8 @@ STOP_SECONDS = 20
 #: The time in which a request's head has to come.
 HEAD_SECONDS = 30.0
 _MOST_HEAD_BYTES = 2**16
+# at once from one client: in chunks of a byte they keep the loop busy for a tenth of a second
+_MOST_READ_BYTES = 2**14
 _BACKLOG = 2048
 
 
@@ -115,6 +117,7 @@ class _PatientProtocol(H11Protocol):
     """HTTP/1.1 that closes connections whose clients neither send what they began nor take their answer."""
 
     def connection_made(self, transport: Any) -> None:
+        transport.max_size = _MOST_READ_BYTES
         super().connection_made(transport)
         self._seen: Any = None
         self._watch = self.loop.call_later(HEAD_SECONDS, self._look)

@@ -29,10 +29,8 @@ from clipcls.records import Address, Hit, ImageRef, Label, Prediction, PromptSet
 from clipcls.serve.batcher import Batcher
 from clipcls.serve.classifiers import ClassifierStore, ReadyClassifier, collected_warnings
 from clipcls.serve.problems import RequestError
-from clipcls.serve.requests import PredictRequest, SearchRequest
+from clipcls.serve.requests import MOST_PICTURES, PredictRequest, SearchRequest
 
-#: Pictures of one request.
-MOST_PICTURES = 64
 #: Prompts of one request: of each label or text, as many as there are templates.
 MOST_PROMPTS = 100_000
 # threads that embed up to so many prompts, and those that embed more: many don't keep few waiting, nor known labels
