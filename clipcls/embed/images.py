@@ -21,7 +21,7 @@ from clipcls.embed.frames import AnnouncedFrame, FrameQueue, pixels_digest
 from clipcls.embed.read_ahead import Ahead
 from clipcls.embed.session import Session
 from clipcls.errors import ImageError
-from clipcls.images.decoding import DECODER_VERSION
+from clipcls.images.decoding import DECODER_VERSION, decode_picture
 from clipcls.images.fit import fit, load_pixels
 from clipcls.images.frames import read_frame
 from clipcls.images.geometry import Picture
@@ -123,10 +123,21 @@ def read_pixels(image: ImageRef, facts: ModelFacts, execution: Execution) -> NDA
     Raises:
         ImageError: it can't be read.
     """
+    return fit(read_picture(image, facts, execution), facts.preprocess, execution.decode)
+
+
+def read_picture(image: ImageRef, facts: ModelFacts, execution: Execution) -> Picture:
+    """Return a picture as it is decoded for a model, before it is fitted to its input.
+
+    Raises:
+        ImageError: it can't be read.
+    """
     if isinstance(image.content, Frame):
-        return _fitted(read_frame(image.content, execution.max_pixels, execution.decode), facts, execution)
+        pixels = read_frame(image.content, execution.max_pixels, execution.decode)
+        size = pixels.shape[1], pixels.shape[0]
+        return Picture(pixels, size, size)
     with open_content(located(image), execution.max_bytes, execution.web) as opened:
-        return load_pixels(opened.file, facts.preprocess, execution.decode, execution.max_pixels)
+        return decode_picture(opened.file, facts.preprocess, execution.decode, execution.max_pixels)
 
 
 def _fitted(pixels: NDArray[np.uint8], facts: ModelFacts, execution: Execution) -> NDArray[np.uint8]:
