@@ -33,6 +33,12 @@ PLACES = {
 }
 
 _PAPER, _INK = (252, 252, 247), (24, 24, 32)
+#: The names of the variants; the blank one, in the largest size, tells what the paper does without the writing.
+NOTE, BLANK = "note", "blank note"
+
+#: One more label, which pictures with notes may get.
+NOTE_LABEL = "paper note"
+
 # from the edge of what the model sees, as a share of its shorter side
 _MARGIN = 0.03
 # notes are drawn so large, and scaled down
@@ -100,7 +106,8 @@ class TextAttack:
         severities: tuple[int, ...] | None,
     ) -> None:
         chosen = checked_severities(severities, len(SIZES) - 1, "text")
-        self.variants = tuple(Variant("note", severity, f"{SIZES[severity]:.1%}") for severity in chosen)
+        notes_of = [Variant(NOTE, severity, f"{SIZES[severity]:.1%}") for severity in chosen]
+        self.variants = (*notes_of, Variant(BLANK, chosen[-1], notes_of[-1].strength))
         self._texts = [written_text(label) for label in labels]
         self._notes = {
             picture: (label, place)
@@ -114,11 +121,12 @@ class TextAttack:
         box = shown_box(picture, placement(picture.size, self._preprocess))
         for variant in self.variants:
             share = SIZES[variant.severity]
-            yield picture if share == 0 else _with_note(picture, self._texts[label], share, corner, box)
+            note = draw_note(self._texts[label], variant.name == BLANK)
+            yield picture if share == 0 else _with_note(picture, note, share, corner, box)
 
 
 def _with_note(
-    picture: Picture, text: str, share: float, place: int, box: tuple[float, float, float, float]
+    picture: Picture, note: Image.Image, share: float, place: int, box: tuple[float, float, float, float]
 ) -> Picture:
     """Return a picture with a note on it.
 
@@ -128,7 +136,6 @@ def _with_note(
     """
     left, top, right, bottom = box
     breadth, height = right - left, bottom - top
-    note = draw_note(text)
     wide = (share * breadth * height * note.width / note.height) ** 0.5
     margin = _MARGIN * min(breadth, height)
     wide = min(wide, breadth - 2 * margin)
@@ -146,8 +153,12 @@ def _with_note(
 
 
 @lru_cache(maxsize=1024)
-def draw_note(text: str) -> Image.Image:
-    """Return a note with a text on it, in a size to be scaled down."""
+def draw_note(text: str, blank: bool = False) -> Image.Image:
+    """Return a note with a text on it, in a size to be scaled down.
+
+    Args:
+        blank: leave the text out, on paper of the same form.
+    """
     shown = printable(text)
     font = font_for(shown, _POINTS, handwritten=True)
     canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
@@ -156,7 +167,8 @@ def draw_note(text: str) -> Image.Image:
     form, (left, top, right, bottom) = min(boxes.items(), key=lambda item: abs(np.log(_aspect(item[1]) / _ASPECT)))
     pad = _POINTS // 3
     note = Image.new("RGB", (round(right - left) + 2 * pad, round(bottom - top) + 2 * pad), _PAPER)
-    ImageDraw.Draw(note).multiline_text((pad - left, pad - top), form, _INK, font, align="center")
+    if not blank:
+        ImageDraw.Draw(note).multiline_text((pad - left, pad - top), form, _INK, font, align="center")
     return note
 
 
