@@ -229,18 +229,13 @@ def _remedy(outcome: "AttackOutcome", notes: "NoteFigures") -> list[str]:
 def _fallen(outcome: "AttackOutcome") -> list[str]:
     """Return in plain words how many answers stand."""
     lines = []
-    whole = [figures for figures in outcome.variants if not figures.accuracy.value]
+    whole = [figures.variant.strength for figures in outcome.variants if not figures.accuracy.value]
+    made = "noise that nobody sees, made by somebody who has the model"
     if whole:
-        lines.append(
-            f"everything falls: at {whole[0].variant.strength}, not one right answer withstands noise that nobody sees, "
-            "made by somebody who has the model"
-        )
+        lines.append(f"everything falls: at {whole[0]}, not one right answer withstands {made}")
     else:
         last = outcome.variants[-1]
-        lines.append(
-            f"at {last.variant.strength}, {last.relative_drop.value:.0%} of the right answers fall to noise that nobody "
-            "sees, made by somebody who has the model"
-        )
+        lines.append(f"at {last.variant.strength}, {last.relative_drop.value:.0%} of the right answers fall to {made}")
     lines.append("torch computed these answers in fp32, so that the accuracy may differ from that of other precisions")
     return lines
 
