@@ -146,7 +146,7 @@ def _by_fault(outcome: "AttackOutcome") -> str:
         for fault in outcome.faults
     ]
     numbers = [f"at {severity}" if not place else str(severity) for place, severity in enumerate(severities)]
-    title = "Relative change of the accuracy, the worst first, and the accuracy at each severity\n"
+    title = "Relative change of accuracy, the worst first, and accuracy by severity\n"
     return title + table(("fault", "change", "95 % interval", *numbers), rows, left=1)
 
 

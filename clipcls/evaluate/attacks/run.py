@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ from clipcls.predict.ranking import Array, Flags, Indices, LabelFeatures, best_l
 from clipcls.predict.scores import DEFAULT_KIND
 from clipcls.records import ImageRef, Label, ModelFacts, ModelSpec, PromptSet
 
+if TYPE_CHECKING:
+    from clipcls.models.encoder import Encoder
+
 AttackKind = Literal["text", "corrupt", "adversarial"]
 
 #: The number of pictures that made-up noise is measured on, unless another is asked for.
@@ -72,7 +75,7 @@ class AttackPlan:
 
     kind: AttackKind
     labels: tuple[Label, ...]
-    model: ModelSpec
+    model: "ModelSpec | Encoder | Callable[[], Encoder]"
     prompts: PromptSet | None = None
     execution: Execution = field(default_factory=lambda: Execution(cache_dir=default_folder()))
     severities: tuple[int, ...] | None = None
