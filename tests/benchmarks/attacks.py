@@ -177,16 +177,21 @@ def larger_pictogram(folder: Path) -> None:
     path.write_text(json.dumps(config))
 
 
+def ground_alone(chance: random.Random) -> Image.Image:
+    return Image.new("RGB", (_SIDE, _SIDE), tuple(chance.randrange(256) for _ in range(3)))
+
+
 def draw(name: str, chance: random.Random, reads: bool) -> Image.Image:
-    """A shape on a ground, or the word for it on a note."""
+    """A shape; or its word on a note, half of the time beside any shape, since captions often say what is written."""
+    if reads:
+        image = draw(chance.choice(SHAPES), chance, False) if chance.random() < 0.5 else ground_alone(chance)
+        note = draw_note(name)
+        breadth = chance.randrange(25, 80)
+        note = note.resize((breadth, round(breadth * note.height / note.width)), Image.Resampling.LANCZOS)
+        image.paste(note, (chance.randrange(_SIDE - note.width), chance.randrange(_SIDE - note.height)))
+        return image
     ground, ink = (tuple(chance.randrange(256) for _ in range(3)) for _ in range(2))
     image = Image.new("RGB", (2 * _SIDE, 2 * _SIDE), ground)
-    if reads:
-        note = draw_note(name)
-        breadth = chance.randrange(70, 180)
-        note = note.resize((breadth, round(breadth * note.height / note.width)), Image.Resampling.LANCZOS)
-        image.paste(note, (chance.randrange(256 - note.width), chance.randrange(256 - note.height)))
-        return image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     while sum(abs(a - b) for a, b in zip(ink, ground, strict=True)) < 200:
         ink = tuple(chance.randrange(256) for _ in range(3))
     pen = ImageDraw.Draw(image)

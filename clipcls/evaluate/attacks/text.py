@@ -109,6 +109,7 @@ class TextAttack:
         notes_of = [Variant(NOTE, severity, f"{SIZES[severity]:.1%}") for severity in chosen]
         self.variants = (*notes_of, Variant(BLANK, chosen[-1], notes_of[-1].strength))
         self._texts = [written_text(label) for label in labels]
+        draw_note(self._texts[0])  # looks for fonts before several threads do
         self._notes = {
             picture: (label, place)
             for picture, label, place in zip(pictures, notes.labels.tolist(), notes.places.tolist(), strict=True)
@@ -152,7 +153,7 @@ def _with_note(
     return Picture(image, picture.size, picture.extent, picture.origin)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def draw_note(text: str, blank: bool = False) -> Image.Image:
     """Return a note with a text on it, in a size to be scaled down.
 
