@@ -117,6 +117,20 @@ def _choose(count: int, plan: AttackPlan) -> list[int]:
     return sorted(drawn)
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A changed picture.
+
+    Attributes:
+        row: the picture's index among the chosen ones.
+        variant: the index of what was done to it.
+    """
+
+    row: int
+    variant: int
+    pixels: _Pixels
+
+
 class _Run:
     """One attack on the chosen pictures of a data set.
 
@@ -178,31 +192,33 @@ class _Run:
 
     def _changed_answers(self, sides: Sequence[LabelFeatures], made: PictureAttack, plain: Indices) -> Indices:
         """Return the answers to the changed pictures, (n_sides, n_variants, n) int64."""
+        found = np.repeat(plain[:, None], len(made.variants), axis=1)
+        views = (
+            _View(row, variant, fitted)
+            for row, changed in self._ahead(lambda row, image: self._changed(row, image, made))
+            for variant, fitted in enumerate(changed)
+            if fitted is not None  # else the answer is that to the picture as it is
+        )
+        for batch, features in self._encoded(views):
+            rows, variants = [view.row for view in batch], [view.variant for view in batch]
+            found[:, variants, rows] = _answers(features, sides)
+        return found
+
+    def _encoded(self, views: Iterator["_View"]) -> Iterator[tuple[list["_View"], Array]]:
+        """Yield views of pictures with their features, batch by batch; nothing is looked up or kept in the cache."""
         session = self._session
         encoder = session.encoder
-        encoder.build_image_tower(at_once=True)
+        encoder.build_image_tower()
         batches = Batches(encoder.encode_image, session.execution.batch_size_on(session.facts.device))
-        found = np.repeat(plain[:, None], len(made.variants), axis=1)
-        pixels: list[_Pixels] = []
-        variants: list[int] = []
-        rows: list[int] = []
-
-        def encode() -> None:
-            if pixels:
-                found[:, variants, rows] = _answers(batches.encode(pixels), sides)
-            for each in (pixels, variants, rows):
-                each.clear()
-
-        for row, changed in self._ahead(lambda row, image: self._changed(row, image, made)):
-            for variant, fitted in enumerate(changed):
-                if fitted is not None:  # else the answer is that to the picture as it is
-                    pixels.append(fitted)
-                    variants.append(variant)
-                    rows.append(row)
-            if len(pixels) >= batches.size:
-                encode()
-        encode()
-        return found
+        running: deque[tuple[list[_View], Future[Array]]] = deque()
+        with ThreadPoolExecutor(encoder.streams, "encode", initializer=encoder.enter_stream) as encoders:
+            while batch := list(islice(views, batches.size)):
+                running.append((batch, encoders.submit(batches.encode, [view.pixels for view in batch])))
+                if len(running) > encoder.streams:
+                    done, future = running.popleft()
+                    yield done, future.result()
+            for done, future in running:
+                yield done, future.result()
 
     def _changed(self, row: int, image: ImageRef, made: PictureAttack) -> list[_Pixels | None]:
         """Return a picture's pixels, changed in each way; None where it stays as it is."""
