@@ -108,8 +108,7 @@ def _by_size(outcome: "AttackOutcome") -> str:
     rows: Rows = []
     for figures in outcome.variants:
         blank = " blank" if figures.variant.name == BLANK else ""
-        success = ("", "") if figures.success is None else cells(figures.success)
-        rows.append((figures.variant.strength + blank, *_change(figures), *success))
+        rows.append((figures.variant.strength + blank, *_change(figures), *_success(figures)))
     return table(("size of note", "accuracy", "change", "95 % interval", "success", "95 % interval"), rows, left=1)
 
 
@@ -151,17 +150,19 @@ def _by_fault(outcome: "AttackOutcome") -> str:
 
 
 def _by_noise(outcome: "AttackOutcome") -> str:
-    rows = [
-        (figures.variant.strength, *cells(figures.accuracy), *cells(figures.relative_drop))
-        for figures in outcome.variants
-    ]
-    return table(("noise", "accuracy", "95 % interval", "success", "95 % interval"), rows, left=1)
+    rows = [(figures.variant.strength, *_change(figures), *_success(figures)) for figures in outcome.variants]
+    return table(("noise", "accuracy", "change", "95 % interval", "success", "95 % interval"), rows, left=1)
 
 
 def _change(figures: "VariantFigures") -> tuple[str, str, str]:
     """Return the accuracy, and how far it is from that of the pictures as they are."""
     drop = figures.drop
     return decimal(figures.accuracy.value), _signed(-drop.value), _turned(drop.low, drop.high)
+
+
+def _success(figures: "VariantFigures") -> tuple[str, str]:
+    share = figures.success
+    return ("", "") if share is None else (decimal(share.value), interval(share))
 
 
 def _turned(low: float, high: float) -> str:

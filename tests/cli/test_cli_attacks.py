@@ -49,7 +49,7 @@ def test_figures_are_told_as_json_and_a_bad_picture_is_left_out(clipcls: Run, tm
     made = json.loads(done.stdout)
     assert (made["attack"], made["seed"], made["images"], made["measured"]) == ("text", 5, 21, 20)
     assert [variant["name"] for variant in made["variants"]] == ["note", "blank note"]
-    assert set(made["variants"][0]["success"]) == {"value", "low", "high"}
+    assert set(made["variants"][0]["success"]) == {"part", "whole", "value", "low", "high"}
     assert made["failed"][0]["path"].endswith("bad.png")
     assert sum(share["whole"] for share in made["notes"]["success_by_place"].values()) <= 20
 

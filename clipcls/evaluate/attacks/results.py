@@ -23,15 +23,15 @@ class VariantFigures:
         accuracy: on the changed pictures.
         drop: the accuracy on the pictures as they are, minus this one.
         relative_drop: the drop as a share of the accuracy on the pictures as they are; NaN where that is 0.
-        success: how often the written label becomes the answer, among pictures that it wasn't the answer to; None where
-            nothing is written.
+        success: how often the written label becomes the answer, among pictures that it wasn't the answer to; by made-up
+            noise, how many of the right answers fall. None of faults.
     """
 
     variant: Variant
     accuracy: Estimate
     drop: Estimate
     relative_drop: Estimate
-    success: Estimate | None = None
+    success: GroupShare | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,9 @@ def judge_variants(
     Args:
         plain: (n,) bool, whether a picture is answered right as it is.
         attacked: (n_variants, n) bool, whether it is where it is changed.
-        became: (n_variants, n) bool, whether the written label is the answer; None where nothing is written.
-        other: (n,) bool, whether the answer to the picture as it is isn't the written label.
+        became: (n_variants, n) bool, whether an attack has what it wants, such as the written label as the answer;
+            None where it wants nothing.
+        other: (n,) bool, whether it doesn't have that without the change.
     """
     statistics: dict[tuple[str, object], Statistic] = {("plain", None): metrics.mean(plain)}
     lost = plain.astype(np.float64) - attacked
@@ -116,8 +117,6 @@ def judge_variants(
         statistics["accuracy", row] = metrics.mean(attacked[row])
         statistics["drop", row] = metrics.mean(lost[row])
         statistics["relative", row] = metrics.ratio(lost[row], plain)
-        if became is not None and other is not None:
-            statistics["success", row] = metrics.ratio(became[row] & other, other)
     names = list(dict.fromkeys(variant.name for variant in variants))
     for name in names:
         rows = [row for row, variant in enumerate(variants) if variant.name == name]
@@ -131,7 +130,7 @@ def judge_variants(
             figures["accuracy", row],
             figures["drop", row],
             figures["relative", row],
-            figures.get(("success", row)),
+            None if became is None or other is None else GroupShare(int((became[row] & other).sum()), int(other.sum())),
         )
         for row, variant in enumerate(variants)
     )
@@ -191,7 +190,7 @@ def _variant_record(figures: VariantFigures) -> dict[str, Any]:
         "accuracy": estimate_record(figures.accuracy),
         "drop": estimate_record(figures.drop),
         "relative_drop": estimate_record(figures.relative_drop),
-        **({} if figures.success is None else {"success": estimate_record(figures.success)}),
+        **({} if figures.success is None else {"success": _share_record(figures.success)}),
     }
 
 

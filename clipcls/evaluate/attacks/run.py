@@ -255,7 +255,8 @@ class _Run:
                 attack_batch()
         attack_batch()
         good = self._pictures.good()
-        figures = judge_variants(plain[good], attacked[:, good], VARIANTS)
+        plain, attacked = plain[good], attacked[:, good]
+        figures = judge_variants(plain, attacked, VARIANTS, ~attacked, plain)
         return self._outcome(classifier, plan, figures, None)
 
     # -----------------------------------------------------------------------------------------------------
