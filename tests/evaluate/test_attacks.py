@@ -148,7 +148,7 @@ def colours(tmp_path: Path) -> Iterator[Path]:
     for name, channel in (("red", 0), ("green", 1), ("blue", 2)):
         folder = tmp_path / "data" / name
         folder.mkdir(parents=True)
-        for number in range(8):
+        for number in range(4):
             pixels = random.integers(0, 120, (30, 40, 3), dtype=np.uint8)
             pixels[:, :, channel] += 40
             Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -170,7 +170,7 @@ def test_severity_0_is_plain_eval_and_nothing_changed_is_cached(
     expected = uncached.results[0].figures["accuracy@1"]
     assert plain.results[0].figures["accuracy@1"] == expected
     assert outcome.plain == expected
-    assert (outcome.measured, outcome.images, len(outcome.failed)) == (24, 25, 1)
+    assert (outcome.measured, outcome.images, len(outcome.failed)) == (12, 13, 1)
     for figures in outcome.variants:
         if figures.variant.severity == 0:
             assert figures.accuracy == expected
@@ -188,7 +188,7 @@ def test_a_limit_draws_some_pictures_and_each_has_the_note_that_it_always_has(co
     truth = read_truth([str(colours)])
     plan = AttackPlan("text", truth.labels, FakeEncoder, execution=Execution(), severities=(4,), limit=6)
     outcome = attack(truth, plan)
-    assert (outcome.images, outcome.chosen, outcome.measured) == (24, 6, 6)
+    assert (outcome.images, outcome.chosen, outcome.measured) == (12, 6, 6)
     assert outcome.notes is not None
     assert sum(share.whole for share in outcome.notes.places.values()) <= 6
 
@@ -204,12 +204,12 @@ def test_noise_leaves_out_what_cannot_be_read_and_stands_on_the_plain_answers(
     watched: list[tuple[str, str]] = []
     plan = AttackPlan("adversarial", labels, ModelSpec(str(tiny_model)), execution=Execution(batch_size=7))
     outcome = attack(truth, plan, Watch(failed=lambda path, error: watched.append((path, error))))
-    assert (outcome.measured, watched) == (23, [(str(colours / "green" / "0.png"), "empty file")])
+    assert (outcome.measured, watched) == (11, [(str(colours / "green" / "0.png"), "empty file")])
     plain = evaluate(truth, EvalPlan(labels, (ModelSpec(str(tiny_model), precision="fp32"),), execution=Execution()))
     assert outcome.plain == plain.results[0].figures["accuracy@1"]
     weak, strong = (figures.success for figures in outcome.variants)
     assert weak is not None and strong is not None
-    assert weak.whole == strong.whole == round(23 * outcome.plain.value)
+    assert weak.whole == strong.whole == round(11 * outcome.plain.value)
     assert weak.part <= strong.part
 
 
