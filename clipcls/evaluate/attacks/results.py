@@ -111,32 +111,31 @@ def judge_variants(
             None where it wants nothing.
         other: (n,) bool, whether it doesn't have that without the change.
     """
-    statistics: dict[tuple[str, object], Statistic] = {("plain", None): metrics.mean(plain)}
+    statistics: dict[str, Statistic] = {"plain": metrics.mean(plain)}
     lost = plain.astype(np.float64) - attacked
-    for row in range(len(variants)):
-        statistics["accuracy", row] = metrics.mean(attacked[row])
-        statistics["drop", row] = metrics.mean(lost[row])
-        statistics["relative", row] = metrics.ratio(lost[row], plain)
     names = list(dict.fromkeys(variant.name for variant in variants))
+    for row in range(len(variants)):
+        statistics[f"accuracy {row}"] = metrics.mean(attacked[row])
+        statistics[f"drop {row}"] = metrics.mean(lost[row])
+        statistics[f"relative drop {row}"] = metrics.ratio(lost[row], plain)
     for name in names:
         rows = [row for row, variant in enumerate(variants) if variant.name == name]
-        statistics["fault", name] = metrics.ratio(lost[rows].mean(axis=0), plain)
+        statistics[f"fault {name}"] = metrics.ratio(lost[rows].mean(axis=0), plain)
     # one set of resamples for all, so that figures of one picture stay together
-    found = metrics.bootstrap(statistics, len(plain))  # type: ignore[arg-type]
-    figures: Mapping[Any, Estimate] = found
+    figures = metrics.bootstrap(statistics, len(plain))
     of_variants = tuple(
         VariantFigures(
             variant,
-            figures["accuracy", row],
-            figures["drop", row],
-            figures["relative", row],
+            figures[f"accuracy {row}"],
+            figures[f"drop {row}"],
+            figures[f"relative drop {row}"],
             None if became is None or other is None else GroupShare(int((became[row] & other).sum()), int(other.sum())),
         )
         for row, variant in enumerate(variants)
     )
-    faults = [FaultFigures(name, figures["fault", name]) for name in names]
+    faults = [FaultFigures(name, figures[f"fault {name}"]) for name in names]
     faults.sort(key=lambda fault: -np.nan_to_num(fault.relative_drop.value, nan=-1.0))
-    return figures["plain", None], of_variants, tuple(faults)
+    return figures["plain"], of_variants, tuple(faults)
 
 
 def judge_notes(notes: Notes, became: Flags, other: Flags, names: Sequence[str]) -> NoteFigures:

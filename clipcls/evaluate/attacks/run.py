@@ -239,21 +239,10 @@ class _Run:
         size = min(_MOST_GRADIENTS, execution.batch_size_on(facts.device))
         plain = np.zeros(len(self._images), dtype=bool)
         attacked = np.zeros((len(VARIANTS), len(self._images)), dtype=bool)
-        pixels: list[_Pixels] = []
-        rows: list[int] = []
-
-        def attack_batch() -> None:
-            if pixels:
-                plain[rows], attacked[:, rows] = adversary.attack(pixels, self._right[rows])
-            pixels.clear()
-            rows.clear()
-
-        for row, fitted in self._ahead(lambda _, image: read_pixels(image, facts, execution), done=0):
-            pixels.append(fitted)
-            rows.append(row)
-            if len(pixels) == size:
-                attack_batch()
-        attack_batch()
+        read = self._ahead(lambda _, image: read_pixels(image, facts, execution), done=0)
+        while batch := list(islice(read, size)):
+            rows = [row for row, _ in batch]
+            plain[rows], attacked[:, rows] = adversary.attack([pixels for _, pixels in batch], self._right[rows])
         good = self._pictures.good()
         plain, attacked = plain[good], attacked[:, good]
         figures = judge_variants(plain, attacked, VARIANTS, ~attacked, plain)
