@@ -220,7 +220,7 @@ def _remedy(outcome: "AttackOutcome", notes: "NoteFigures") -> list[str]:
             f"one more label, {NOTE_LABEL!r}, takes {share} of the answers that the largest note turned ({count}), and "
             f"{notes.lost.value:.1%} of the right answers to pictures without notes"
         )
-        if notes.found.value > notes.lost.value:
+        if notes.found.low > notes.lost.value:
             lines.append(f"to do: add --label {NOTE_LABEL!r} to the labels")
     lines.append('to do: compare templates, such as --template "a photo of a {} with a note on it", by the same attack')
     return lines
