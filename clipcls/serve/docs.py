@@ -1,7 +1,5 @@
 """Describe what may be asked: as an OpenAPI specification, and as a page made from it."""
 
-import base64
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from clipcls.outputs.content_policy import inline_source
 from clipcls.serve.dialects import EmbeddingsRequest, ZeroShotRequest
 from clipcls.serve.page import Page
 from clipcls.serve.requests import EmbedRequest, PredictRequest, SearchRequest
@@ -170,14 +169,14 @@ def docs_page() -> Page:
                 says = " · ".join(part for part in (field.description, default) if part)
                 parts.append(f"<dt><code>{escape(name)}</code><dd>{escape(says)}")
             parts.append("</dl>")
-    digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode("ascii")
+    html = "\n".join(parts)
     headers = {
         "Content-Type": "text/html; charset=utf-8",
-        "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
+        "Content-Security-Policy": f"default-src 'none'; style-src {inline_source(html, 'style')}; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
     }
-    return Page("\n".join(parts).encode(), headers)
+    return Page(html.encode(), headers)
 
 
 def _default(value: Any) -> str:
