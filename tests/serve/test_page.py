@@ -45,6 +45,7 @@ class Server:
 
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
     key: str = ""
+    max_pictures: int = 64
     search: bool = False
     warnings: list[str] = field(default_factory=list)
     busy: dict[str, int] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class Server:
             "models": [self.model],
             "prompt_sets": ["default", "none"],
             "scores": ["softmax", "sigmoid", "cosine"],
-            "max_pictures": 64,
+            "max_pictures": self.max_pictures,
             "search": self.search,
         }
 
@@ -233,7 +234,8 @@ def test_chosen_pictures_get_bars_by_one_request(page: Page, server: Server, pic
     assert text(page, ".card:first-child .bars span") == ["cat", "60.0 %", "dog", "30.0 %", "bird", "10.0 %"]
     assert text(page, "#warnings p") == server.warnings
     (asked,) = server.asked
-    assert asked == {"files": ["a.png", "b.png"], "label": ["cat", "dog", "bird"], "top_k": ["3"], "score": ["softmax"]}
+    fields = {"label": ["cat", "dog", "bird"], "top_k": ["3"], "score": ["softmax"], "threshold": ["0"]}
+    assert asked == {"files": ["a.png", "b.png"], **fields}
     # others come on top, and alone are asked about
     choose(page, pictures / "-c d.png")
     until(page, DONE)
@@ -250,6 +252,7 @@ def test_chosen_pictures_get_bars_by_one_request(page: Page, server: Server, pic
 
 
 def test_dropped_and_pasted_pictures(page: Page, server: Server) -> None:
+    server.max_pictures = 1
     start(page, server)
     page.evaluate("""for (const [event, name, field] of [[DragEvent, "drop", "dataTransfer"], [ClipboardEvent, "paste", "clipboardData"]]) {
         const moved = new DataTransfer();
@@ -258,6 +261,7 @@ def test_dropped_and_pasted_pictures(page: Page, server: Server) -> None:
     }""")  # noqa: E501
     until(page, DONE)
     assert text(page, ".card .path") == ["pasted-1.png", "image.png"]
+    assert [asked["files"] for asked in server.asked] == [["pasted-1.png"], ["image.png"]]
     until(page, "document.querySelectorAll('.box span').length === 2")
     assert text(page, ".box") == ["no preview", "no preview"]
 
