@@ -24,6 +24,7 @@ NOT_RUN = {
     "a checkpoint": 1,  # tests/models/test_weights.py runs it
     "a Slurm cluster": 1,
     "a hub": 5,
+    "a server": 4,  # tests/serve/test_guide.py runs them
     "a store": 1,
     "an installation": 5,
     "minutes on an idle machine": 7,

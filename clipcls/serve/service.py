@@ -19,7 +19,7 @@ from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.contents import open_content
 from clipcls.labels.prompts import builtin_names, load_prompt_set, render, templates_set
 from clipcls.outputs.vectors.vector_format import StoredVectors
-from clipcls.predict.classifier import Classifier
+from clipcls.predict.classifier import Classifier, default_prompts
 from clipcls.predict.pool import PicturePool, stored_pool
 from clipcls.predict.query import Query, Term
 from clipcls.predict.ranking import Scoring, Unknown
@@ -75,6 +75,8 @@ class Service:
 
     Attributes:
         is_ready: whether `warm_up` is done.
+        prompts: of requests that name none; None before `warm_up`.
+        pool: the pictures to search in, if there are any.
     """
 
     def __init__(self, session: Session, settings: ServiceSettings) -> None:
@@ -87,6 +89,7 @@ class Service:
         self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self._batcher: Batcher | None = None
         self.pool: PicturePool | None = None
+        self.prompts: PromptSet | None = None
 
     def warm_up(self) -> None:
         """Open the model, the features to search in and the default labels, and compute once.
@@ -96,6 +99,7 @@ class Service:
             UsageError: labels, prompts or features can't be used.
         """
         settings = self.settings
+        self.prompts = settings.prompts or default_prompts(self.session)
         if settings.features is not None:
             self.pool = stored_pool(*settings.features, self.session)
         if settings.labels is not None:
@@ -257,7 +261,7 @@ class Service:
         )
         prompts = self.prompt_set(asked.prompts, asked.template)
         if prompts is None and not isinstance(labels, Taught):
-            prompts = self.settings.prompts
+            prompts = self.prompts
         return Classifier(self.session, labels, prompts, scoring, background=asked.background, explain=asked.explain)
 
     async def _fetched(self, image: ImageRef) -> ImageRef:

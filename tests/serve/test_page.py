@@ -16,9 +16,13 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
+import serving
 from browser import CHROMIUM, Page, browser
+from clipcls.labels.label_files import make_label
 from clipcls.serve.page import page as served_page
+from clipcls.serve.service import ServiceSettings
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>"
 MODEL = {
     "name": "photo",
@@ -441,3 +445,19 @@ def test_commands_are_quoted(page: Page, server: Server, pictures: Path) -> None
     assert words[:4] == ["clipcls", "predict", f"./{names[0]}", names[1]]
     assert words[4:8] == ["--model=photo", "--label=it's", "--label=@x", "--label=$(id)"]
     assert words[-3:] == ["--score=softmax", "--threshold=0.25", "--format=jsonl"]
+
+
+def test_the_real_server(page: Page) -> None:
+    labels = tuple(map(make_label, ["cat", "dog", "truck"]))
+    with serving.served("pictogram", ServiceSettings(labels)) as running:
+        page.open(f"{running.url}/")
+        until(page, "byId('labels').value === 'cat, dog, truck'")
+        choose(page, ROOT / "examples/images/dog-face.png", ROOT / "README.md")
+        until(page, DONE)
+        assert text(page, ".card h2") == ["dog", "no answer"]
+        assert "not an image in a format Pillow reads" in page.evaluate("byId('pictures').innerText")
+        page.evaluate("document.querySelector('details').open = true")
+        fill(page, "template", "a drawing of a {}")
+        until(page, f"{DONE} && byId('template').value")
+        page.evaluate("byId('unknown').click()")
+        until(page, f"{DONE} && byId('pictures').innerText.includes('known')")
