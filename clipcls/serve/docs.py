@@ -52,9 +52,9 @@ _CALLS = (
     _Call(
         "POST",
         "/predict",
-        "Give labels to pictures: uploaded, in the fields, or one picture as the body, with fields in the address. The "
-        "rows are those of `clipcls predict --format jsonl`; with `Accept: application/jsonl` nothing else is answered. "
-        "A form's `labels` are split at commas, its `label` isn't.",
+        "Give labels to pictures: uploaded, in the fields, or one picture as the body, with fields in the address. "
+        "The rows are those of `clipcls predict --format jsonl`; with `Accept: application/jsonl` they are all that is "
+        "answered. A form's `labels` are split at commas, its `label` isn't.",
         PredictRequest,
         (_FORM, _JSON, "image/*"),
         "curl -F files=@cat.jpg -F labels=cat,dog,truck {url}/predict\n"

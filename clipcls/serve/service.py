@@ -1,7 +1,6 @@
 """Answer with one model: what the server does, without HTTP."""
 
 import asyncio
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from clipcls.embed.image_reader import Features
 from clipcls.embed.images import ImageBatch
@@ -104,13 +102,10 @@ class Service:
             self.pool = stored_pool(*settings.features, self.session)
         if settings.labels is not None:
             self._ready_classifier(PredictRequest.model_validate({}))
-        # texts of its own, so that the towers of both kinds are built before threads share them
-        self.session.encoder.encode_text(["a photo"])
         self._batcher = Batcher(self.session, settings.most_waiting, lambda size: self.batch_sizes(size))
-        grey = io.BytesIO()
-        Image.new("RGB", (64, 64), (128, 128, 128)).save(grey, "PNG")
-        (answer,) = self._batcher.submit([ImageRef("grey.png", content=grey.getvalue())])
-        answer.result()
+        # both towers are built and have computed, whatever the cache has, before threads share them
+        self.session.encoder.encode_text(["a photo"])
+        self.session.encoder.encode_image(np.zeros((1, *self.session.facts.preprocess.size, 3), np.uint8))
         self.is_ready = True
 
     def close(self) -> None:
