@@ -5,6 +5,8 @@
     ├── ModelError              3   the model can't be had, or can't be trusted
     │   └── HubUnreachableError 3   its files aren't here, and there is no connection
     ├── ImageError              1   one image can't be read; in a run it becomes a record, not an exception
+    │   ├── TooLargeError       1   it has more bytes or pixels than are allowed
+    │   └── NotAnImageError     1   it is in no format that is known
     └── StoppedError            4   the run stopped before its end: output can't be written, --on-error stop
         └── OutOfMemoryError    4   the device's memory doesn't hold what was asked of it
 
@@ -47,6 +49,14 @@ class ImageError(ClipclsError):
     """One image can't be read."""
 
     exit_code = 1
+
+
+class TooLargeError(ImageError):
+    """An image has more bytes or pixels than are allowed."""
+
+
+class NotAnImageError(ImageError):
+    """A file is in no format of images that is known."""
 
 
 class StoppedError(ClipclsError):

@@ -15,7 +15,7 @@ ROOMS = [
     "embed",
     *("predict", "check"),
     "evaluate",
-    *("train", "distributed"),
+    *("train", "distributed", "serve"),
     "cli",
 ]
 OPEN_CLIP_ROOMS = {"models", "train"}

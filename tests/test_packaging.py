@@ -25,6 +25,7 @@ EXPECTED = {
     "clipcls/outputs/report/report.html",
     "clipcls/prompt_sets/default.yaml",
     "clipcls/py.typed",
+    "clipcls/serve/page.html",
 }
 LIST = "import sys; sys.argv = ['clipcls', 'prompts', 'list']; from clipcls.cli import main; main()"
 

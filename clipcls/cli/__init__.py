@@ -23,6 +23,7 @@ from clipcls.cli.merge import merge_command
 from clipcls.cli.mistakes import OnceCommand, explain, offline_command
 from clipcls.cli.report import report_command
 from clipcls.cli.search import search_command
+from clipcls.cli.serve import serve_command
 from clipcls.cli.stderr import open_stderr
 from clipcls.cli.tag import tag_command
 from clipcls.cli.teach import teach_command
@@ -60,6 +61,7 @@ app.command("embed", cls=OnceCommand, short_help="Write the features of pictures
     embed_command
 )
 app.command("search", cls=OnceCommand, short_help="Find pictures by words or by a picture.")(search_command)
+app.command("serve", cls=OnceCommand, short_help="Answer over HTTP, with a page to try it.")(serve_command)
 app.add_typer(models.models_app, name="models")
 app.add_typer(labels.labels_app, name="labels")
 app.add_typer(prompts.prompts_app, name="prompts")

@@ -1,44 +1,28 @@
 """Turn pictures into features; threads decode them ahead of the model."""
 
-import hashlib
 import logging
-import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BufferedReader
-from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.embed.batches import Batches
 from clipcls.embed.cache.entries import CachedImage
-from clipcls.embed.execution import Execution
-from clipcls.embed.frames import AnnouncedFrame, FrameQueue, pixels_digest
+from clipcls.embed.frames import FrameQueue
+from clipcls.embed.image_reader import Features, ImageReader, ReadImage
 from clipcls.embed.read_ahead import Ahead
 from clipcls.embed.session import Session
 from clipcls.errors import ImageError
-from clipcls.images.decoding import DECODER_VERSION, decode_picture
-from clipcls.images.fit import fit, load_pixels
-from clipcls.images.frames import read_frame
-from clipcls.images.geometry import Picture
-from clipcls.images.pillow_errors import pillow_errors
-from clipcls.images.sources import Source
-from clipcls.inputs.contents import known_path, known_stamp, located, open_content
 from clipcls.inputs.tables import read_embedded
-from clipcls.records import Decode, FileStamp, Frame, ImageRef, ModelFacts
+from clipcls.records import Frame, ImageRef
 
 logger = logging.getLogger(__name__)
 
-# a file up to this size is read once, hashed and decoded in memory
-_WHOLE_BYTES = 2**28
 # the most images that wait behind one that isn't ready
 _MOST_ITEMS = 4096
-
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +39,6 @@ class ImageBatch:
     errors: tuple[str | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """The result of reading a picture: its pixels, or its features if the cache has its content."""
-
-    pixels: NDArray[np.uint8] | None = None
-    features: Features | None = None
-    content: bytes = b""
-    stamp: FileStamp | None = None
-    seen: float | None = None  # when the stamp was taken, in seconds since 1970
-
-
 @dataclass(slots=True)
 class _Item:
     """An image in the pipeline, with its features or error, or with the future of its reading."""
@@ -73,7 +46,7 @@ class _Item:
     image: ImageRef
     features: Features | None = None
     error: str | None = None
-    future: "Future[_Read] | None" = None
+    future: "Future[ReadImage] | None" = None
 
     @property
     def is_open(self) -> bool:
@@ -111,49 +84,14 @@ def embed_images(
         pipeline.close()
 
 
-def image_space(facts: ModelFacts, decode: Decode) -> bytes:
-    """Return the SHA-256 of all that a picture's features depend on, besides its file."""
-    parts = (facts.numbers, facts.device.split(":")[0], decode, str(DECODER_VERSION))
-    return hashlib.sha256(facts.fingerprint + " ".join(parts).encode()).digest()
-
-
-def read_pixels(image: ImageRef, facts: ModelFacts, execution: Execution) -> NDArray[np.uint8]:
-    """Return a picture's pixels as the model takes them, (height, width, 3).
-
-    Raises:
-        ImageError: it can't be read.
-    """
-    return fit(read_picture(image, facts, execution), facts.preprocess, execution.decode)
-
-
-def read_picture(image: ImageRef, facts: ModelFacts, execution: Execution) -> Picture:
-    """Return a picture as it is decoded for a model, before it is fitted to its input.
-
-    Raises:
-        ImageError: it can't be read.
-    """
-    if isinstance(image.content, Frame):
-        pixels = read_frame(image.content, execution.max_pixels, execution.decode)
-        size = pixels.shape[1], pixels.shape[0]
-        return Picture(pixels, size, size)
-    with open_content(located(image), execution.max_bytes, execution.web) as opened:
-        return decode_picture(opened.file, facts.preprocess, execution.decode, execution.max_pixels)
-
-
-def _fitted(pixels: NDArray[np.uint8], facts: ModelFacts, execution: Execution) -> NDArray[np.uint8]:
-    size = pixels.shape[1], pixels.shape[0]
-    return fit(Picture(pixels, size, size), facts.preprocess, execution.decode)
-
-
 class _Pipeline:
     """Carries images from the input to their features, in order."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._facts = facts = session.facts
-        self._cache = session.cache
         self._execution = execution = session.execution
-        self._space = image_space(facts, execution.decode)
+        self._reader = ImageReader(session)
         self._batch_size = execution.batch_size_on(facts.device)
         self._items: deque[_Item] = deque()
         self._frames = FrameQueue(execution)
@@ -173,7 +111,7 @@ class _Pipeline:
             The images, which then aren't added, if the cache has all of them, and no others wait.
         """
         sought = [image for image in images if image.error is None]
-        features_found = self._find(sought)
+        features_found = self._reader.find(sought)
         known = [features for features in features_found if features is not None]
         if len(known) == len(images) > 0 and not self._items and not self._running:
             self._total += len(images)
@@ -190,17 +128,6 @@ class _Pipeline:
             elif features is not None:
                 self._hits += 1
         return None
-
-    def _find(self, images: Sequence[ImageRef]) -> list[Features | None]:
-        """Return the features of images that the cache knows without opening them, None for the others."""
-        if not self._cache.is_on:
-            return [None] * len(images)
-        paths, stamps = [known_path(image) for image in images], [known_stamp(image) for image in images]
-        found = self._cache.find_images(paths, stamps, self._space)
-        return [features if features is not None and self._fits(features) else None for features in found]
-
-    def _fits(self, features: Features) -> bool:
-        return features.shape == (self._facts.embed_dim,)
 
     def batches(self, flush: bool, ended: bool) -> Iterator[ImageBatch]:
         """Yield finished batches: with `flush` until no image is left, else while enough images are read ahead.
@@ -244,9 +171,9 @@ class _Pipeline:
             item = self._unread.popleft()
             if isinstance(item.image.content, Frame):
                 announced = self._frames.announce(item.image.content)
-                item.future = self._readers.submit(self._read_frame, announced)
+                item.future = self._readers.submit(self._reader.read_frame, announced)
             else:
-                item.future = self._readers.submit(self._read, item.image)
+                item.future = self._readers.submit(self._reader.read, item.image)
             self._reading += 1
 
     def _take(self, flush: bool) -> list[_Item]:
@@ -291,43 +218,9 @@ class _Pipeline:
             self._readers = encoders
         return encoders
 
-    def _read(self, image: ImageRef) -> _Read:
-        """Read an image, on a thread; return its features if the cache has its content, else its pixels."""
-        found = located(image)
-        if found is not image:
-            (features,) = self._find([found])
-            if features is not None:
-                return _Read(None, features)
-        with open_content(found, self._execution.max_bytes, self._execution.web) as opened:
-            if not self._cache.is_on:
-                return _Read(self._pixels(opened.file))
-            with pillow_errors("file"):
-                source, content = _hashed(opened.file)
-            features = self._cache.get_image(content, self._space)
-            if features is not None and self._fits(features):
-                return _Read(None, features, content, opened.stamp, opened.seen)
-            return _Read(self._pixels(source), None, content, opened.stamp, opened.seen)
-
-    def _read_frame(self, announced: AnnouncedFrame) -> _Read:
-        """Do what `_read` does for a frame of a video, whose content is what was decoded."""
-        seen = time.time()
-        pixels = announced.read()
-        if not self._cache.is_on:
-            return _Read(_fitted(pixels, self._facts, self._execution))
-        content = pixels_digest(pixels)
-        features = self._cache.get_image(content, self._space)
-        if features is not None and self._fits(features):
-            return _Read(None, features, content, announced.frame.stamp, seen)
-        fitted = _fitted(pixels, self._facts, self._execution)
-        return _Read(fitted, None, content, announced.frame.stamp, seen)
-
-    def _pixels(self, source: Source) -> NDArray[np.uint8]:
-        execution = self._execution
-        return load_pixels(source, self._facts.preprocess, execution.decode, execution.max_pixels)
-
     def _encode(self, items: Sequence[_Item]) -> list[CachedImage]:
         """Give images their features or errors, on a thread; return what is new to the cache."""
-        reads: list[tuple[_Item, _Read]] = []
+        reads: list[tuple[_Item, ReadImage]] = []
         for item in items:
             # a future that is kept would keep its error's traceback, and with that all of this frame
             future, item.future = item.future, None
@@ -343,35 +236,22 @@ class _Pipeline:
         entries = []
         for item, read in reads:
             item.features = read.features if read.pixels is None else next(new)
-            # if the cache had the content, only the path is new
-            features = None if read.pixels is None else item.features
-            entries.append(CachedImage(known_path(item.image), read.stamp, read.content, features, read.seen))
+            entries.append(read.entry(item.image, item.features))
         return entries
 
     def _answer(self, items: Sequence[_Item], running: "Future[list[CachedImage]]") -> ImageBatch:
         entries = running.result()
         self._hits += sum(entry.features is None for entry in entries)
-        if self._cache.is_on:
-            self._cache.put_images([entry for entry in entries if entry.content], self._space)
+        self._reader.keep(entries)
         good = [item.features for item in items if item.features is not None]
         features = np.stack(good) if good else np.empty((0, self._facts.embed_dim), dtype=np.float32)
         return ImageBatch(tuple(item.image for item in items), features, tuple(item.error for item in items))
 
 
-def _has_pixels(future: "Future[_Read] | None") -> bool:
+def _has_pixels(future: "Future[ReadImage] | None") -> bool:
     """Wait for an image to be read, and tell whether it has pixels to encode."""
     return future is not None and future.exception() is None and future.result().pixels is not None
 
 
 def _held_bytes(image: ImageRef) -> int:
     return len(image.content) if isinstance(image.content, bytes) else 0
-
-
-def _hashed(file: BinaryIO) -> tuple[bytes | BinaryIO, bytes]:
-    """Return what to decode from, the file or its bytes if it isn't large, and the SHA-256 of its content."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if size > _WHOLE_BYTES:
-        return file, hashlib.file_digest(cast("BufferedReader", file), "sha256").digest()
-    data = file.read()
-    return data, hashlib.sha256(data).digest()

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.embed.images import read_pixels
+from clipcls.embed.image_reader import read_pixels
 from clipcls.embed.lazy_encoder import NotQuantisedError
 from clipcls.embed.session import Session
 from clipcls.errors import ImageError, UsageError

@@ -1,6 +1,6 @@
 """Refuse files with too many pixels, too large tiles or too many scans before they cost memory or time.
 
-The `require_` functions raise `ImageError` for such a file.
+The `require_` functions raise `TooLargeError` for such a file.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from clipcls.errors import ImageError
+from clipcls.errors import TooLargeError
 
 #: Pillow's own limit, above which it warns of a decompression bomb: 537 MB of RGB.
 MAX_PIXELS = 178_956_970
@@ -40,11 +40,11 @@ def require_fitting(image: Image.Image, max_pixels: int) -> None:
     """Refuse a picture, or a TIFF's tiles, with too many pixels."""
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")
+        raise TooLargeError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")
     tags = getattr(image, "tag_v2", {})
     across, down = tags.get(322), tags.get(323)
     if isinstance(across, int) and isinstance(down, int) and across * down > max(max_pixels, _USUAL_TILE):
-        raise ImageError(f"tiles of {across:,} × {down:,} pixels, more than the limit of {max_pixels:,}")
+        raise TooLargeError(f"tiles of {across:,} × {down:,} pixels, more than the limit of {max_pixels:,}")
 
 
 def require_few_scans(file: BinaryIO, image: Image.Image, max_pixels: int) -> None:
@@ -69,7 +69,7 @@ def require_few_scans(file: BinaryIO, image: Image.Image, max_pixels: int) -> No
         return
     usual = most // (width * height)
     if _count_scans(data, usual + 1) > usual:
-        raise ImageError(f"more than {usual:,} scans of {width:,} × {height:,} pixels, which no picture needs")
+        raise TooLargeError(f"more than {usual:,} scans of {width:,} × {height:,} pixels, which no picture needs")
 
 
 def _count_markers(data: bytes) -> int:
@@ -104,4 +104,4 @@ def require_fitting_icons(file: BinaryIO, max_pixels: int) -> None:
             width = int.from_bytes(head[4:8], "little", signed=True)
             height = int.from_bytes(head[8:12], "little", signed=True) // 2
         if abs(width * height) > max_pixels:
-            raise ImageError(f"{abs(width):,} × {abs(height):,} pixels, more than the limit of {max_pixels:,}")
+            raise TooLargeError(f"{abs(width):,} × {abs(height):,} pixels, more than the limit of {max_pixels:,}")

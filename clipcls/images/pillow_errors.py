@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
-from clipcls.errors import ImageError, reason
+from clipcls.errors import ImageError, NotAnImageError, TooLargeError, reason
 
 # Without a handler, Python would print the errors in Pillow's log; each is raised as an exception as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -45,14 +45,13 @@ def pillow_errors(kind: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as exc:
-        message = "not an image in a format Pillow reads"
         if kind not in ("file", "image"):
-            message = f"damaged {kind}: its header can't be read"
-        raise ImageError(message) from exc
+            raise ImageError(f"damaged {kind}: its header can't be read") from exc
+        raise NotAnImageError("not an image in a format Pillow reads") from exc
     except Image.DecompressionBombError as exc:
         numbers = [f"{int(number):,}" for number in re.findall(r"\d+", str(exc))]
         size, limit = numbers if len(numbers) == 2 else ("too many", "Pillow's")
-        raise ImageError(f"{size} pixels, more than the limit of {limit}") from exc
+        raise TooLargeError(f"{size} pixels, more than the limit of {limit}") from exc
     except MemoryError as exc:
         raise ImageError("not enough memory to decode it") from exc
     except Exception as exc:

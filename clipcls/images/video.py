@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcls.errors import ImageError
+from clipcls.errors import ImageError, TooLargeError
 from clipcls.images.limits import MAX_PIXELS
 from clipcls.inputs.video import opened, picture_stream, seconds_of, video_errors
 from clipcls.records import Decode, FileStamp
@@ -259,7 +259,7 @@ def require_unchanged(path: str, stamp: FileStamp) -> None:
 
 def _require_fitting(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ImageError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")
+        raise TooLargeError(f"{width:,} × {height:,} pixels, more than the limit of {max_pixels:,}")
 
 
 def _turn(frame: Any) -> tuple[int, int, int, int]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from clipcls.errors import ImageError
+from clipcls.errors import ImageError, TooLargeError
 from clipcls.inputs import stores
 from clipcls.inputs.open_file import MAX_BYTES, open_file, reading
 from clipcls.inputs.tables import read_embedded
@@ -128,7 +128,7 @@ def _asked(address: str) -> Stored:
 
 def _require_fitting(size: int, limit: int) -> None:
     if size > limit:
-        raise ImageError(f"{size:,} bytes, more than the limit of {limit:,}")
+        raise TooLargeError(f"{size:,} bytes, more than the limit of {limit:,}")
 
 
 def _read_span(span: Span) -> bytes:

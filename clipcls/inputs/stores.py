@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
-from clipcls.errors import ClipclsError, ImageError, first_line
+from clipcls.errors import ClipclsError, ImageError, TooLargeError, first_line
 from clipcls.records import FileStamp, ImageRef, Stored
 
 _PROTOCOL = re.compile(r"([a-z][a-z0-9+.:_-]+)://", re.IGNORECASE)
@@ -124,7 +124,7 @@ def read(address: str, stored: Stored, max_bytes: int) -> bytes:
     if stored.size is not None and content.tell() != stored.size:
         raise ImageError("it has changed since it was listed")
     if content.tell() > max_bytes:
-        raise ImageError(f"more than the limit of {max_bytes:,} bytes")
+        raise TooLargeError(f"more than the limit of {max_bytes:,} bytes")
     return content.getvalue()
 
 

@@ -69,20 +69,32 @@ def split_labels(comma_separated: Sequence[str], option: str = "--labels") -> li
     Raises:
         UsageError: one has an empty part, other separators, or is a file's name.
     """
+    found = []
     for text in comma_separated:
-        names = [name.strip() for name in text.split(",")]
-        if not all(names):
-            raise UsageError(f"{option} {shortened(text)}: an empty label; look for a doubled or trailing comma.")
-        sign = next((sign for sign in _OTHER_COMMAS if sign in text), None)
-        if sign is not None:
-            meant = ",".join(filter(None, (part.strip() for part in re.split(f"[,{_OTHER_COMMAS}]", text))))
-            raise UsageError(
-                f"{option} are separated by commas (,), not by {sign}. Did you mean {option} {meant!r}? A label with "
-                "that sign is given by --label."
-            )
+        names = split_at_commas(text, option)
         if len(names) == 1 and Path(text).suffix.lower() in _EXTENSIONS and os.path.isfile(text):  # noqa: PTH113
             raise UsageError(f"{option} {text}: a file. Did you mean --labels-file {text}?")
-    return [name.strip() for text in comma_separated for name in text.split(",")]
+        found += names
+    return found
+
+
+def split_at_commas(text: str, option: str) -> list[str]:
+    """Split a text such as `cat,dog,truck` at its commas; no file is looked for.
+
+    Raises:
+        UsageError: it has an empty part or other separators.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UsageError(f"{option} {shortened(text)}: an empty label; look for a doubled or trailing comma.")
+    sign = next((sign for sign in _OTHER_COMMAS if sign in text), None)
+    if sign is not None:
+        meant = ",".join(filter(None, (part.strip() for part in re.split(f"[,{_OTHER_COMMAS}]", text))))
+        raise UsageError(
+            f"{option} are separated by commas (,), not by {sign}. Did you mean {option} {meant!r}? A label with "
+            "that sign is given by --label."
+        )
+    return names
 
 
 def make_label(name: str, synonyms: Sequence[str] = (), prompts: Sequence[str] = ()) -> Label:

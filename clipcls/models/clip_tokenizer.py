@@ -68,9 +68,9 @@ class ClipTokenizer:
             row[len(tokens) - 1] = _END_OF_TEXT
         return result
 
-    def truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Return for each text whether it is cut, because it has too many tokens."""
-        return [len(_tokens_of(text)) > self.context_length for text in texts]
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, its start and end included, however many the model sees."""
+        return [len(_tokens_of(text)) for text in texts]
 
 
 def _tokens_of(text: str) -> list[int]:

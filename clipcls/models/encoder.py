@@ -28,7 +28,7 @@ from clipcls.models.first_token import compute_first_token_only
 from clipcls.models.locate import ModelFiles, locate
 from clipcls.models.padding import cut_to_length, without_padding
 from clipcls.models.runtime.engine import MOST_STREAMS
-from clipcls.models.tokenizer import context_length_of, load_tokenizer, truncated
+from clipcls.models.tokenizer import context_length_of, load_tokenizer, token_counts, truncated
 from clipcls.records import ModelFacts, ModelSpec, Precision, Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -151,6 +151,10 @@ class Encoder:
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Return for each prompt whether it has more tokens than the model can see."""
         return truncated(self._tokenizer, texts)
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, its start and end included, however many the model sees."""
+        return token_counts(self._tokenizer, texts)
 
     def facts(self, sha256: Sha256 | None) -> ModelFacts:
         """Return the facts about the model that pipelines and the cache need.

@@ -1,4 +1,4 @@
-"""Loads a model's tokenizer from open_clip, and tells which texts it cuts."""
+"""Loads a model's tokenizer from open_clip, and counts its tokens."""
 
 import copy
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def context_length_of(files: ModelFiles) -> int:
 
 
 def load_tokenizer(files: ModelFiles) -> Any:
-    """Return one of open_clip's tokenizers, set up for a model; see `truncated`.
+    """Return one of open_clip's tokenizers, set up for a model.
 
     Raises:
         ModelError: its package or its files are missing, or can't be read.
@@ -52,9 +52,13 @@ def _clip_tokenizer(context_length: int, options: dict[str, Any]) -> SimpleToken
 
 def truncated(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
     """Return for each text whether the tokenizer cuts it, because it has too many tokens."""
-    length: int = tokenizer.context_length
+    return [count > tokenizer.context_length for count in token_counts(tokenizer, texts)]
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Return the number of tokens of each text, its start and end included, however many the model sees."""
     if isinstance(tokenizer, HFTokenizer):
         cleaned = [tokenizer.clean_fn(text) for text in texts]
-        return [len(ids) > length for ids in tokenizer.tokenizer(cleaned)["input_ids"]] if cleaned else []
+        return [len(ids) for ids in tokenizer.tokenizer(cleaned)["input_ids"]] if cleaned else []
     # `encode` leaves out the start and end tokens
-    return [len(tokenizer.encode(text)) + 2 > length for text in texts]
+    return [len(tokenizer.encode(text)) + 2 for text in texts]

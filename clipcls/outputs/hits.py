@@ -40,7 +40,7 @@ class JsonlHits(HitFormat):
     """An object a hit; a path that isn't UTF-8 gets replacement characters, and `path_b64`."""
 
     def text(self, query: str, hits: Sequence[Hit], several: bool) -> str:
-        return "".join(f"{json.dumps(_fields(hit), ensure_ascii=False)}\n" for hit in hits)
+        return "".join(f"{json.dumps(hit_fields(hit), ensure_ascii=False)}\n" for hit in hits)
 
 
 class PathHits(HitFormat):
@@ -54,7 +54,8 @@ class PathHits(HitFormat):
 HIT_FORMATS: dict[str, HitFormat] = {"table": TableHits(), "tsv": TsvHits(), "jsonl": JsonlHits(), "paths": PathHits()}
 
 
-def _fields(hit: Hit) -> dict[str, object]:
+def hit_fields(hit: Hit) -> dict[str, object]:
+    """Return a hit in JSON types; a path that isn't UTF-8 gets replacement characters, and `path_b64`."""
     raw = os.fsencode(hit.path)
     path = raw.decode("utf-8", "replace")
     numbers = {"score": float(f"{hit.score:.7g}"), "similarity": float(f"{hit.similarity:.7g}")}

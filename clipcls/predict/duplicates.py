@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from clipcls.embed.images import Features, embed_images
+from clipcls.embed.image_reader import Features
+from clipcls.embed.images import embed_images
 from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch
 from clipcls.errors import ImageError

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcls.embed.batches import Batches
-from clipcls.embed.images import read_pixels
+from clipcls.embed.image_reader import read_pixels
 from clipcls.embed.session import Session
 from clipcls.errors import NOTICE, UsageError
 from clipcls.models.runtime.compiled import CompiledEncoder

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from clipcls.embed.images import Features
+from clipcls.embed.image_reader import Features
 from clipcls.predict.looks import Look, Reader
 from clipcls.records import Duplicate, ImageRef, Likeness
 

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def search(
     top_k: int = 10,
     threshold: float | None = None,
     prompts: PromptSet | None = None,
+    pictures: Mapping[str, Array] | None = None,
 ) -> Iterator[tuple[Query, list[Hit]]]:
     """Find the pictures that queries mean, the best first; equally good ones stay in the pool's order.
 
@@ -55,6 +56,7 @@ def search(
         top_k: the most hits of a query.
         threshold: the lowest score of a hit.
         prompts: what texts are filled into; None to take them as they are.
+        pictures: features of (embed_dim,) float32 by the names that queries' pictures have; None to read these.
 
     Raises:
         ModelError: the model can't be loaded.
@@ -63,7 +65,7 @@ def search(
     if not len(pool):
         raise UsageError("There is no picture to search in.")
     parsed = [parse_query(query) if isinstance(query, str) else query for query in queries]
-    embedded = _Embedded.of(parsed, session, prompts)
+    embedded = _Embedded.of(parsed, session, prompts, pictures)
     for query, ranking in _rankings(parsed, pool, embedded):
         yield query, _hits(query, ranking, pool, top_k, threshold)
 
@@ -103,7 +105,13 @@ class _Embedded:
     scale: float
 
     @classmethod
-    def of(cls, queries: Sequence[Query], session: Session, prompts: PromptSet | None) -> "_Embedded":
+    def of(
+        cls,
+        queries: Sequence[Query],
+        session: Session,
+        prompts: PromptSet | None,
+        known_pictures: Mapping[str, Array] | None,
+    ) -> "_Embedded":
         terms = [term for query in queries for term in query.terms]
         facts = session.facts
         known = None if facts.words is None else vocabulary.read_words(Path(facts.words))
@@ -115,10 +123,14 @@ class _Embedded:
                 logger.warning("%s", vocabulary.unknown_message(facts.name, unknown))
             words = [word for word in words if vocabulary.is_known(word, known)]
         features = _embed_texts([*texts, *words], session, prompts)
-        pictures = list(dict.fromkeys(term.value for term in terms if term.is_picture))
+        names = list(dict.fromkeys(term.value for term in terms if term.is_picture))
+        if known_pictures is None:
+            pictures = dict(zip(names, _embed_pictures(names, session), strict=True))
+        else:
+            pictures = {name: known_pictures[name].astype(np.float64) for name in names}
         return cls(
             dict(zip(texts, features, strict=False)),
-            dict(zip(pictures, _embed_pictures(pictures, session), strict=True)),
+            pictures,
             features[len(texts) :],
             float(np.exp(facts.logit_scale)),
         )

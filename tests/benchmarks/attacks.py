@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from clipcls.cli.attack_report import _report
 from clipcls.embed.execution import Execution
-from clipcls.embed.images import read_pixels
+from clipcls.embed.image_reader import read_pixels
 from clipcls.embed.session import Session
 from clipcls.evaluate.attacks.run import AttackPlan, attack
 from clipcls.evaluate.attacks.text import draw_note

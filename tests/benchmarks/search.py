@@ -36,7 +36,7 @@ from start_up import Run, measure, save_picture
 
 from clipcls import Execution, ModelSpec, Session
 from clipcls.embed.cache.entries import CachedImage
-from clipcls.embed.images import image_space
+from clipcls.embed.image_reader import image_space
 from clipcls.embed.texts import embed_texts
 from clipcls.predict.pool import PicturePool
 from clipcls.predict.query import parse_query

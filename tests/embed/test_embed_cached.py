@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipcls.embed import image_reader as reader_module
 from clipcls.embed import images as embed_module
 from clipcls.embed.cache.store import Cache
 from clipcls.embed.execution import Execution
-from clipcls.embed.images import embed_images, image_space
+from clipcls.embed.image_reader import image_space
+from clipcls.embed.images import embed_images
 from clipcls.embed.lazy_encoder import LazyEncoder
 from clipcls.embed.session import Session
 from clipcls.inputs import contents
@@ -171,7 +173,7 @@ def test_large_file_is_hashed_and_decoded_from_the_disk(
     cache: Cache, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, expected = run(references(paths), Opened().lazily(), Cache(None))
-    monkeypatch.setattr(embed_module, "_WHOLE_BYTES", 10)
+    monkeypatch.setattr(reader_module, "_WHOLE_BYTES", 10)
     assert run(references(paths), Opened().lazily(), cache)[1] == expected
     assert run(references(paths), closed_model(), cache)[1] == expected
 
@@ -202,14 +204,14 @@ def test_cached_file_that_is_gone_is_an_error(cache: Cache, paths: list[Path]) -
 def test_read_that_fails_midway_is_an_error_of_the_image(
     cache: Cache, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = embed_module._hashed
+    original = reader_module._hashed
 
     def failing(file: Any) -> Any:
         if os.fstat(file.fileno()).st_ino == paths[4].stat().st_ino:
             raise OSError(5, "Input/output error")
         return original(file)
 
-    monkeypatch.setattr(embed_module, "_hashed", failing)
+    monkeypatch.setattr(reader_module, "_hashed", failing)
     _, found = run(references(paths), Opened().lazily(), cache)
     assert [answer for answer in found if isinstance(answer, str)] == ["can't be read: input/output error"]
 
@@ -253,7 +255,7 @@ def test_spaces_differ_in_all_they_depend_on(monkeypatch: pytest.MonkeyPatch) ->
         image_space(replace(facts, device="mps"), "fast"),
         image_space(replace(facts, fingerprint=b"g" * 32), "fast"),
     }
-    monkeypatch.setattr(embed_module, "DECODER_VERSION", 999)
+    monkeypatch.setattr(reader_module, "DECODER_VERSION", 999)
     spaces.add(image_space(facts, "fast"))
     assert len(spaces) == 6
 

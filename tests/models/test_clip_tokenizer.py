@@ -15,7 +15,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from clipcls.errors import ModelError
 from clipcls.models import clip_tokenizer
 from clipcls.models.clip_tokenizer import ClipTokenizer
-from clipcls.models.tokenizer import truncated
+from clipcls.models.tokenizer import token_counts
 
 ROOT = Path(__file__).parents[2]
 CONTEXT_LENGTHS = [77, 8, 3, 1]
@@ -132,14 +132,14 @@ def test_long_texts_have_the_tokens_of_open_clip(simple_tokenizer: Any) -> None:
 
 def test_no_texts(simple_tokenizer: Any) -> None:
     assert ClipTokenizer(77).tokenize([]).shape == (0, 77)
-    assert ClipTokenizer(77).truncated([]) == []
+    assert ClipTokenizer(77).token_counts([]) == []
 
 
 @pytest.mark.parametrize("context_length", CONTEXT_LENGTHS)
 def test_truncated_agrees_with_the_one_for_open_clip(simple_tokenizer: Any, context_length: int) -> None:
     simple_tokenizer.context_length = context_length
     texts = [*AWKWARD, "dog " * (context_length - 2), "dog " * (context_length - 1)]
-    assert ClipTokenizer(context_length).truncated(texts) == truncated(simple_tokenizer, texts)
+    assert ClipTokenizer(context_length).token_counts(texts) == token_counts(simple_tokenizer, texts)
 
 
 def test_missing_open_clip_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_missing_open_clip_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokenizing_imports_nothing_heavy(text: str, imports_ftfy: bool) -> None:
     code = (
         "import sys; from clipcls.models.clip_tokenizer import ClipTokenizer\n"
-        f"tokenizer = ClipTokenizer(77); tokenizer.tokenize([{text!a}]); tokenizer.truncated([{text!a}])\n"
+        f"tokenizer = ClipTokenizer(77); tokenizer.tokenize([{text!a}]); tokenizer.token_counts([{text!a}])\n"
         "print(*{'torch', 'open_clip', 'transformers', 'ftfy'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipcls.embed.batches import Batches
 from clipcls.embed.cache.database import default_folder
 from clipcls.embed.execution import Execution
-from clipcls.embed.images import read_picture, read_pixels
+from clipcls.embed.image_reader import read_picture, read_pixels
 from clipcls.embed.prepare import quantise_ahead
 from clipcls.embed.session import Session
 from clipcls.embed.watch import Watch

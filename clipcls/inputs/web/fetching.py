@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import httpcore2
 
-from clipcls.errors import ImageError, UsageError
+from clipcls.errors import ImageError, TooLargeError, UsageError
 from clipcls.inputs.web.network import Network, PassingError, Patience
 from clipcls.inputs.web.targets import Target, parse
 
@@ -106,11 +106,11 @@ def _content(answer: httpcore2.Response, max_bytes: int) -> bytes:
         raise _refusal(answer)
     size = _size(answer)
     if size is not None and size > max_bytes:
-        raise ImageError(f"{size:,} bytes, more than the limit of {max_bytes:,}")
+        raise TooLargeError(f"{size:,} bytes, more than the limit of {max_bytes:,}")
     content = io.BytesIO()
     for piece in _plain(answer):
         if content.tell() + len(piece) > max_bytes:
-            raise ImageError(f"more than the limit of {max_bytes:,} bytes")
+            raise TooLargeError(f"more than the limit of {max_bytes:,} bytes")
         content.write(piece)
     return content.getvalue()
 

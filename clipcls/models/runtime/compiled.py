@@ -111,8 +111,12 @@ class CompiledEncoder:
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Return for each prompt whether it has more tokens than the model can see."""
+        return [count > self._facts.context_length for count in self.token_counts(texts)]
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, its start and end included, however many the model sees."""
         tokenizer = self._tokenizer
-        return self.torch.truncated(texts) if tokenizer is None else tokenizer.truncated(texts)
+        return self.torch.token_counts(texts) if tokenizer is None else tokenizer.token_counts(texts)
 
     @property
     def quantised(self) -> Conversion | None:

@@ -1,0 +1,100 @@
+"""Keep the classifiers of the label sets that requests ask for, each of which is embedded once."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from clipcls.predict.classifier import Classifier
+
+#: Labels of all classifiers that are kept.
+MOST_LABELS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyClassifier:
+    """A classifier whose labels are embedded.
+
+    Attributes:
+        warnings: what a user should know of the labels, such as words that the model doesn't know.
+    """
+
+    classifier: Classifier
+    warnings: tuple[str, ...] = ()
+
+
+class ClassifierStore:
+    """Classifiers by what asked for them, the least recently used of which are dropped; safe to call from threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, Future[ReadyClassifier]] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Classifier]) -> ReadyClassifier:
+        """Return a classifier; if another thread is making it, wait for that.
+
+        Raises:
+            UsageError: what `make` raises, or embedding the labels.
+        """
+        with self._lock:
+            found = self._kept.get(key)
+            is_new = found is None
+            if found is None:
+                found = self._kept[key] = Future()
+            self._kept.move_to_end(key)
+        if not is_new:
+            return found.result()
+        try:
+            with collected_warnings() as warnings:
+                classifier = make()
+                classifier.embed_labels()
+        except BaseException as exc:
+            with self._lock:
+                self._kept.pop(key, None)
+            found.set_exception(exc)
+            raise
+        ready = ReadyClassifier(classifier, tuple(warnings))
+        found.set_result(ready)
+        with self._lock:
+            self._drop_some()
+        return ready
+
+    def _drop_some(self) -> None:
+        done = {key: len(made.result().classifier.labels) for key, made in self._kept.items() if made.done()}
+        total = sum(done.values())
+        for key, count in done.items():
+            if total <= MOST_LABELS:
+                return
+            total -= count
+            del self._kept[key]
+
+
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect this thread's warnings, which then aren't printed where `divert_warnings` was called."""
+    warnings: list[str] = []
+    token = _collected.set(warnings)
+    try:
+        yield warnings
+    finally:
+        _collected.reset(token)
+
+
+def divert_warnings() -> None:
+    """Let `collected_warnings` have what clipcls logs, instead of the handlers there are."""
+    for handler in logging.getLogger("clipcls").handlers:
+        handler.addFilter(_is_for_all)
+
+
+def _is_for_all(record: logging.LogRecord) -> bool:
+    warnings = _collected.get()
+    if warnings is not None and record.levelno >= logging.WARNING:
+        warnings.append(" ".join(record.getMessage().splitlines()))
+    return warnings is None
