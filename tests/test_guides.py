@@ -24,10 +24,11 @@ NOT_RUN = {
     "a checkpoint": 1,  # tests/models/test_weights.py runs it
     "a Slurm cluster": 1,
     "a hub": 5,
+    "a server": 4,  # tests/serve/test_guide.py runs them
     "a store": 1,
-    "an installation": 3,
+    "an installation": 5,
     "minutes on an idle machine": 7,
-    "several GPUs": 2,
+    "several GPUs": 3,
     "the web": 1,
 }
 
@@ -124,20 +125,22 @@ def test_every_option_named_in_prose_exists() -> None:
         assert named <= known | ELSEWHERE, name_of(page)
 
 
-# options of pip, uv, ray, sbatch, torchrun, benchmarks and cog
+# options of pip, uv, curl, ray, sbatch, torchrun, benchmarks and cog
 ELSEWHERE = {
     "--address",
     "--array",
     "--block",
     "--check",
+    "--data-binary",
+    "--fail",
     "--head",
     "--index-url",
     "--memory",
     "--more-words",
     "--no-indexing",
     "--nproc-per-node",
-    "--port",
     "--rclip",
+    "--silent",
     "--strict",
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipcls.cli import options
+from clipcls.cli.attack_report import AttackOptions, measure_attack, refuse_several
 from clipcls.cli.choices_report import measure_choices
 from clipcls.cli.compare_options import ComparedModelOptions, PromptOptions, arguments_of
 from clipcls.cli.eval_report import Command, Evaluation
@@ -71,6 +72,7 @@ def eval_command(
             "together.",
         ),
     ] = None,
+    attacking: AttackOptions,
     # how to score
     score: options.ScoreOption = None,
     multi_label: options.DataMultiLabelOption = False,
@@ -115,6 +117,42 @@ def eval_command(
     groups = tuple(dict.fromkeys(group or ()))
     if len(groups) > _MOST_COLUMNS:
         raise UsageError(f"--group: {len(groups)} columns; two at most, as groups of more would be too small.")
+    if attacking.attack is None:
+        ways = {"--severity": attacking.severity, "--limit": attacking.limit, "--seed": attacking.seed}
+        _refuse("these say how to --attack, which isn't given", ways)
+    else:
+        others: dict[str, object] = {
+            "--retrieval": retrieval,
+            "--predictions": predictions,
+            "--question": question,
+            "--taught": taught,
+            "--group": group,
+            "--score": score,
+            "--multi-label": multi_label,
+            "--background": background,
+            "--threshold": threshold,
+            "--confused": confused,
+            "--confusion-plot": confusion_plot,
+        }
+        _refuse("--attack measures whether the answers of a model hold", others)
+        names = wanted.read_if_given()
+        truth = options.labelled_pictures(data, names, False, allow_urls, ())
+        specs, prompt_sets = compared.specs(), prompting.sets(truth.templates_file)
+        refuse_several(len(specs), len(prompt_sets))
+        from clipcls.evaluate.attacks.run import AttackPlan
+
+        attack_plan = AttackPlan(
+            attacking.attack,
+            wanted.among(truth, names),
+            specs[0],
+            prompt_sets[0][1],
+            execution,
+            None if attacking.severity is None else tuple(attacking.severity),
+            attacking.limit,
+            attacking.seed or 0,
+        )
+        measure_attack(truth, attack_plan, target, verbosity.quiet)
+        return
     if retrieval:
         meaningless: dict[str, object] = {
             "--labels": wanted.labels,
@@ -134,16 +172,16 @@ def eval_command(
         from clipcls.inputs.labelled.read import read_for_retrieval
 
         pairs = Pairs.of(read_for_retrieval(data, allow_urls, groups))
-        prompt_sets = tuple(prompt_set for _, prompt_set in prompting.sets())
-        measure(pairs, RetrievalPlan(compared.specs(), prompt_sets, execution), target, verbosity.quiet)
+        caption_prompts = tuple(prompt_set for _, prompt_set in prompting.sets())
+        measure(pairs, RetrievalPlan(compared.specs(), caption_prompts, execution), target, verbosity.quiet)
         return
     if predictions is None and has_choices(data):
         meaningless = {"--labels": wanted.are_given, "--score": score, "--multi-label": multi_label}
         meaningless |= {"--threshold": threshold, "--taught": taught, "--confused": confused, "--question": question}
         meaningless |= {"--group": group}
         _refuse("multiple-choice questions have choices of their own", meaningless | {"--background": background})
-        (model, *others), ((_, choice_prompts), *more) = compared.specs(), prompting.sets()
-        if others or more:
+        (model, *other_models), ((_, choice_prompts), *more) = compared.specs(), prompting.sets()
+        if other_models or more:
             raise UsageError("Multiple-choice questions are measured with one model and one prompt set at a time.")
         measure_choices(data[0], model, choice_prompts, execution, target, verbosity.quiet)
         return

@@ -15,7 +15,7 @@ from clipcls.embed.cache.entries import CachedImage
 from clipcls.embed.execution import Execution
 from clipcls.embed.frames import AnnouncedFrame, pixels_digest
 from clipcls.embed.session import Session
-from clipcls.images.decoding import DECODER_VERSION
+from clipcls.images.decoding import DECODER_VERSION, decode_picture
 from clipcls.images.fit import fit, load_pixels
 from clipcls.images.frames import read_frame
 from clipcls.images.geometry import Picture
@@ -128,15 +128,28 @@ def read_pixels(image: ImageRef, facts: ModelFacts, execution: Execution) -> NDA
     Raises:
         ImageError: it can't be read.
     """
+    return fit(read_picture(image, facts, execution), facts.preprocess, execution.decode)
+
+
+def read_picture(image: ImageRef, facts: ModelFacts, execution: Execution) -> Picture:
+    """Return a picture as it is decoded for a model, before it is fitted to its input.
+
+    Raises:
+        ImageError: it can't be read.
+    """
     if isinstance(image.content, Frame):
-        return _fitted(read_frame(image.content, execution.max_pixels, execution.decode), facts, execution)
+        return _whole(read_frame(image.content, execution.max_pixels, execution.decode))
     with open_content(located(image), execution.max_bytes, execution.web) as opened:
-        return load_pixels(opened.file, facts.preprocess, execution.decode, execution.max_pixels)
+        return decode_picture(opened.file, facts.preprocess, execution.decode, execution.max_pixels)
 
 
 def _fitted(pixels: NDArray[np.uint8], facts: ModelFacts, execution: Execution) -> NDArray[np.uint8]:
+    return fit(_whole(pixels), facts.preprocess, execution.decode)
+
+
+def _whole(pixels: NDArray[np.uint8]) -> Picture:
     size = pixels.shape[1], pixels.shape[0]
-    return fit(Picture(pixels, size, size), facts.preprocess, execution.decode)
+    return Picture(pixels, size, size)
 
 
 def _hashed(file: BinaryIO) -> tuple[bytes | BinaryIO, bytes]:

@@ -81,7 +81,7 @@ class Classifier:
         self._allow_equal: Final = allow_equal
         if not allow_equal:
             refuse_duplicates(self.labels)
-        self.prompts: Final = _default_prompts(session) if prompts is None else _prompt_set(prompts)
+        self.prompts: Final = default_prompts(session) if prompts is None else _prompt_set(prompts)
         self._prompts_of_labels: Final = _rendered(self.labels, self.prompts, allow_equal)
         self.scoring: Final = scoring or Scoring()
         self.background: Final = background
@@ -372,7 +372,8 @@ def _labels(labels: Iterable[str | Label]) -> tuple[Label, ...]:
     return tuple(made)
 
 
-def _default_prompts(session: Session) -> PromptSet:
+def default_prompts(session: Session) -> PromptSet:
+    """Return the prompts that a model was trained with, where its folder states them, else `default`."""
     own = None if session.spec is None else read_model_prompts(model_folder(session.spec.name))
     default = load_prompt_set("default")
     if own is None or own.templates == default.templates:

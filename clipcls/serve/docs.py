@@ -1,8 +1,7 @@
 """Describe what may be asked: as an OpenAPI specification, and as a page made from it."""
 
-import base64
-import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from clipcls.outputs.content_policy import inline_source
 from clipcls.serve.dialects import EmbeddingsRequest, ZeroShotRequest
 from clipcls.serve.page import Page
 from clipcls.serve.requests import EmbedRequest, PredictRequest, SearchRequest
@@ -52,9 +52,9 @@ _CALLS = (
     _Call(
         "POST",
         "/predict",
-        "Give labels to pictures: uploaded, in the fields, or one picture as the body, with fields in the address. The "
-        "rows are those of `clipcls predict --format jsonl`; with Accept: application/jsonl nothing else is answered. "
-        "A form's labels are split at commas, its label isn't.",
+        "Give labels to pictures: uploaded, in the fields, or one picture as the body, with fields in the address. "
+        "The rows are those of `clipcls predict --format jsonl`; with `Accept: application/jsonl` they are all that is "
+        "answered. A form's `labels` are split at commas, its `label` isn't.",
         PredictRequest,
         (_FORM, _JSON, "image/*"),
         "curl -F files=@cat.jpg -F labels=cat,dog,truck {url}/predict\n"
@@ -71,7 +71,7 @@ _CALLS = (
     _Call(
         "POST",
         "/search",
-        "Find pictures among those of --features, by a text, a picture, or both.",
+        "Find pictures among those of `--features`, by a text, a picture, or both.",
         SearchRequest,
         (_FORM, _JSON, "image/*"),
         'curl --json \'{{"query": "a red car", "top_k": 5}}\' {url}/search',
@@ -80,7 +80,7 @@ _CALLS = (
     _Call(
         "POST",
         "/",
-        "Hugging Face's task zero-shot-image-classification.",
+        "Hugging Face's task `zero-shot-image-classification`.",
         ZeroShotRequest,
         (_JSON, "image/*"),
         'InferenceClient("{url}").zero_shot_image_classification("cat.jpg", ["cat", "dog"])',
@@ -160,7 +160,7 @@ def docs_page() -> Page:
         "</dl>",
     ]
     for call in _CALLS:
-        parts.append(f"<h2><code>{call.method} {escape(call.path)}</code></h2><p>{escape(call.says)}</p>")
+        parts.append(f"<h2><code>{call.method} {escape(call.path)}</code></h2><p>{_marked(call.says)}</p>")
         if call.example:
             parts.append(f"<pre>{escape(call.example.format(url='http://127.0.0.1:8000'))}</pre>")
         if call.takes is not None:
@@ -170,14 +170,19 @@ def docs_page() -> Page:
                 says = " · ".join(part for part in (field.description, default) if part)
                 parts.append(f"<dt><code>{escape(name)}</code><dd>{escape(says)}")
             parts.append("</dl>")
-    digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode("ascii")
+    html = "\n".join(parts)
     headers = {
         "Content-Type": "text/html; charset=utf-8",
-        "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
+        "Content-Security-Policy": f"default-src 'none'; style-src {inline_source(html, 'style')}; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
     }
-    return Page("\n".join(parts).encode(), headers)
+    return Page(html.encode(), headers)
+
+
+def _marked(text: str) -> str:
+    """Return a text as HTML, with what stands between backticks as code."""
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", escape(text))
 
 
 def _default(value: Any) -> str:

@@ -101,7 +101,7 @@ class OwnDialect:
             "input_size": facts.preprocess.size,
             "context_length": facts.context_length,
             "labels": None if labels is None else [label.name for label in labels],
-            "prompts": None if settings.prompts is None else settings.prompts.name,
+            "prompts": None if service.prompts is None else service.prompts.name,
         }
         return JSONResponse(
             {

@@ -60,7 +60,7 @@ class _WithPrompts(_Request):
     template: Texts | None = Field(default=None, description='templates such as "a photo of a {}", instead of prompts')
 
 
-class PredictRequest(_WithImages, _WithPrompts):
+class PredictRequest(_WithPrompts, _WithImages):
     """Pictures to give labels to."""
 
     labels: Annotated[list[Text], BeforeValidator(_as_labels), Field(min_length=1, max_length=MOST_TEXTS)] | None = (
@@ -77,7 +77,7 @@ class PredictRequest(_WithImages, _WithPrompts):
     explain: bool = Field(default=False, description="also the similarity of each prompt of the two best labels")
 
 
-class EmbedRequest(_WithImages, _WithPrompts):
+class EmbedRequest(_WithPrompts, _WithImages):
     """Pictures and texts to embed."""
 
     texts: Annotated[list[Text], BeforeValidator(_as_list), Field(max_length=MOST_TEXTS)] = Field(
@@ -85,7 +85,7 @@ class EmbedRequest(_WithImages, _WithPrompts):
     )
 
 
-class SearchRequest(_WithImages, _WithPrompts):
+class SearchRequest(_WithPrompts, _WithImages):
     """What to look for among the pictures that the server has features of: a text, or a picture."""
 
     query: Text | None = Field(default=None, min_length=1, description="a text")

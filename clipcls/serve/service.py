@@ -1,7 +1,6 @@
 """Answer with one model: what the server does, without HTTP."""
 
 import asyncio
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from clipcls.embed.image_reader import Features
 from clipcls.embed.images import ImageBatch
@@ -19,7 +17,7 @@ from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.contents import open_content
 from clipcls.labels.prompts import builtin_names, load_prompt_set, render, templates_set
 from clipcls.outputs.vectors.vector_format import StoredVectors
-from clipcls.predict.classifier import Classifier
+from clipcls.predict.classifier import Classifier, default_prompts
 from clipcls.predict.pool import PicturePool, stored_pool
 from clipcls.predict.query import Query, Term
 from clipcls.predict.ranking import Scoring, Unknown
@@ -78,6 +76,8 @@ class Service:
 
     Attributes:
         is_ready: whether `warm_up` is done.
+        prompts: of requests that name none; None before `warm_up`.
+        pool: the pictures to search in, if there are any.
     """
 
     def __init__(self, session: Session, settings: ServiceSettings) -> None:
@@ -92,6 +92,7 @@ class Service:
         self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self._batcher: Batcher | None = None
         self.pool: PicturePool | None = None
+        self.prompts: PromptSet | None = None
 
     def warm_up(self) -> None:
         """Open the model, the features to search in and the default labels, and compute once.
@@ -101,17 +102,15 @@ class Service:
             UsageError: labels, prompts or features can't be used.
         """
         settings = self.settings
+        self.prompts = settings.prompts or default_prompts(self.session)
         if settings.features is not None:
             self.pool = stored_pool(*settings.features, self.session)
         if settings.labels is not None:
             self._ready_classifier(PredictRequest.model_validate({}))
-        # texts of its own, so that the towers of both kinds are built before threads share them
-        self.session.encoder.encode_text(["a photo"])
         self._batcher = Batcher(self.session, settings.most_waiting, lambda size: self.batch_sizes(size))
-        grey = io.BytesIO()
-        Image.new("RGB", (64, 64), (128, 128, 128)).save(grey, "PNG")
-        (answer,) = self._batcher.submit([ImageRef("grey.png", content=grey.getvalue())])
-        answer.result()
+        # both towers are built and have computed, whatever the cache has, before threads share them
+        self.session.encoder.encode_text(["a photo"])
+        self.session.encoder.encode_image(np.zeros((1, *self.session.facts.preprocess.size, 3), np.uint8))
         self.is_ready = True
 
     def close(self) -> None:
@@ -296,7 +295,7 @@ class Service:
         )
         prompts = self.prompt_set(asked.prompts, asked.template)
         if prompts is None and not isinstance(labels, Taught):
-            prompts = self.settings.prompts
+            prompts = self.prompts
         return Classifier(self.session, labels, prompts, scoring, background=asked.background, explain=asked.explain)
 
     async def _fetched(self, image: ImageRef) -> ImageRef:

@@ -9,7 +9,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +16,13 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
+import serving
 from browser import CHROMIUM, Page, browser
+from clipcls.labels.label_files import make_label
 from clipcls.serve.page import page as served_page
+from clipcls.serve.service import ServiceSettings
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>"
 MODEL = {
     "name": "photo",
@@ -46,6 +49,7 @@ class Server:
 
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
     key: str = ""
+    max_pictures: int = 64
     search: bool = False
     warnings: list[str] = field(default_factory=list)
     busy: dict[str, int] = field(default_factory=dict)
@@ -57,7 +61,7 @@ class Server:
             "models": [self.model],
             "prompt_sets": ["default", "none"],
             "scores": ["softmax", "sigmoid", "cosine"],
-            "max_pictures": 64,
+            "max_pictures": self.max_pictures,
             "search": self.search,
         }
 
@@ -87,11 +91,10 @@ def form_of(content_type: str, body: bytes) -> dict[str, list[str]]:
     if content_type == "application/json":
         return {name: [str(value)] for name, value in json.loads(body).items()}
     found: dict[str, list[str]] = {}
-    for part in message_from_bytes(f"Content-Type: {content_type}\n\n".encode() + body).get_payload():
-        disposition = cast("Any", part)["Content-Disposition"].encode("ascii", "surrogateescape").decode()
-        name, file = re.fullmatch(r'form-data; name="(.*?)"(?:; filename="(.*)")?', disposition, re.DOTALL).groups()  # type: ignore[union-attr]
-        value = file if file is not None else cast("Any", part).get_payload(decode=True).decode()
-        found.setdefault(name, []).append(value)
+    for part in body.split(b"--" + content_type.partition("boundary=")[2].encode())[1:-1]:
+        head, _, value = part.removesuffix(b"\r\n").decode("utf-8", "replace").partition("\r\n\r\n")
+        (name, file), *_ = re.findall(r'form-data; name="(.*?)"(?:; filename="(.*)")?', head)
+        found.setdefault(name, []).append(file or value)
     return found
 
 
@@ -230,12 +233,13 @@ def test_chosen_pictures_get_bars_by_one_request(page: Page, server: Server, pic
     start(page, server, "cat, dog\nbird,, cat ")
     choose(page, pictures / "a.png", pictures / "b.png")
     until(page, DONE)
-    assert text(page, ".card h3") == ["cat", "cat"]
+    assert text(page, ".card h2") == ["cat", "cat"]
     assert text(page, ".card .path") == ["a.png", "b.png"]
     assert text(page, ".card:first-child .bars span") == ["cat", "60.0 %", "dog", "30.0 %", "bird", "10.0 %"]
     assert text(page, "#warnings p") == server.warnings
     (asked,) = server.asked
-    assert asked == {"files": ["a.png", "b.png"], "label": ["cat", "dog", "bird"], "top_k": ["3"], "score": ["softmax"]}
+    fields = {"label": ["cat", "dog", "bird"], "top_k": ["3"], "score": ["softmax"], "threshold": ["0"]}
+    assert asked == {"files": ["a.png", "b.png"], **fields}
     # others come on top, and alone are asked about
     choose(page, pictures / "-c d.png")
     until(page, DONE)
@@ -252,6 +256,7 @@ def test_chosen_pictures_get_bars_by_one_request(page: Page, server: Server, pic
 
 
 def test_dropped_and_pasted_pictures(page: Page, server: Server) -> None:
+    server.max_pictures = 1
     start(page, server)
     page.evaluate("""for (const [event, name, field] of [[DragEvent, "drop", "dataTransfer"], [ClipboardEvent, "paste", "clipboardData"]]) {
         const moved = new DataTransfer();
@@ -260,6 +265,7 @@ def test_dropped_and_pasted_pictures(page: Page, server: Server) -> None:
     }""")  # noqa: E501
     until(page, DONE)
     assert text(page, ".card .path") == ["pasted-1.png", "image.png"]
+    assert [asked["files"] for asked in server.asked] == [["pasted-1.png"], ["image.png"]]
     until(page, "document.querySelectorAll('.box span').length === 2")
     assert text(page, ".box") == ["no preview", "no preview"]
 
@@ -275,7 +281,7 @@ def test_names_and_labels_stay_text(page: Page, server: Server, pictures: Path) 
     until(page, DONE)
     # the server's own labels aren't sent: they may have prompts of their own
     assert "label" not in server.asked[0]
-    assert text(page, ".card h3, .card .path, #warnings p") == [HOSTILE, HOSTILE, name]
+    assert text(page, ".card h2, .card .path, #warnings p") == [HOSTILE, HOSTILE, name]
     assert text(page, ".bars span:first-child") == [HOSTILE, "a, b", "\ufffdgnp"]
     assert page.evaluate("document.querySelectorAll('img').length") == before + 1
     page.evaluate("view('search')")
@@ -334,11 +340,11 @@ def test_threshold_cuts_without_a_request(page: Page, server: Server, pictures: 
     start(page, server)
     choose(page, pictures / "a.png", pictures / "bad.png")
     until(page, DONE)
-    assert text(page, ".card h3") == ["cat", "no answer"]
+    assert text(page, ".card h2") == ["cat", "no answer"]
     assert text(page, ".error") == ["no picture"]
     for cut, answer in (("60", "cat"), ("60.1", "unknown"), ("70", "unknown")):
         fill(page, "cut-number", cut)
-        assert text(page, ".card:first-child h3") == [answer]
+        assert text(page, ".card:first-child h2") == [answer]
     assert len(server.asked) == 1
     rows = page.evaluate("pictures.map(rowOf)")
     assert [(row["path"], row["label"], row["score"], row["error"]) for row in rows] == [
@@ -361,9 +367,9 @@ def test_several_labels_and_unknown(page: Page, server: Server, pictures: Path) 
     fields = {"score": ["sigmoid"], "multi_label": ["true"], "unknown": ["true"], "threshold": ["0"]}
     assert fields.items() <= server.asked[-1].items()
     assert len(server.asked) == 2
-    assert text(page, ".card h3") == ["cat"]
+    assert text(page, ".card h2") == ["cat"]
     fill(page, "cut-number", "20")
-    assert text(page, ".card h3") == ["cat, dog"]
+    assert text(page, ".card h2") == ["cat, dog"]
     (row,) = page.evaluate("pictures.map(rowOf)")
     assert (row["label"], len(row["top"]), row["known"]) == ("cat", 2, 0.93)
 
@@ -383,7 +389,7 @@ def test_change_of_labels_asks_again_once_it_is_quiet(page: Page, server: Server
     page.type("fox,")
     until(page, DONE)
     assert [asked["label"] for asked in server.asked[1:]] == [["fox"]]
-    assert text(page, ".card h3") == ["fox", "fox"]
+    assert text(page, ".card h2") == ["fox", "fox"]
     fill(page, "labels", "wrong")
     until(page, "byId('labels').getAttribute('aria-invalid') === 'true'")
     assert text(page, "#problem span") == ["wrong is no label"]
@@ -409,7 +415,7 @@ def test_single_picture_that_cannot_be_read_is_an_error_of_its_own(
     page.evaluate("work()")
     until(page, DONE)
     page.messages.clear()
-    assert text(page, ".card h3") == ["no answer", "cat", "no answer"]
+    assert text(page, ".card h2") == ["no answer", "cat", "no answer"]
 
 
 def test_commands_are_quoted(page: Page, server: Server, pictures: Path) -> None:
@@ -420,6 +426,11 @@ def test_commands_are_quoted(page: Page, server: Server, pictures: Path) -> None
     choose(page, *(pictures / name for name in names))
     until(page, DONE)
     fill(page, "cut-number", "25")
+    page.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
+    page.evaluate("byId('copy').click()")
+    until(page, "byId('copy').textContent === 'Copied'")
+    lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert [json.loads(line)["path"] for line in lines] == names
     page.evaluate("byId('commands').click()")
     curl, predict = (page.evaluate(f"commands.{name}") for name in ("curl", "predict"))
     said = subprocess.run(
@@ -434,3 +445,19 @@ def test_commands_are_quoted(page: Page, server: Server, pictures: Path) -> None
     assert words[:4] == ["clipcls", "predict", f"./{names[0]}", names[1]]
     assert words[4:8] == ["--model=photo", "--label=it's", "--label=@x", "--label=$(id)"]
     assert words[-3:] == ["--score=softmax", "--threshold=0.25", "--format=jsonl"]
+
+
+def test_the_real_server(page: Page) -> None:
+    labels = tuple(map(make_label, ["cat", "dog", "truck"]))
+    with serving.served("pictogram", ServiceSettings(labels)) as running:
+        page.open(f"{running.url}/")
+        until(page, "byId('labels').value === 'cat, dog, truck'")
+        choose(page, ROOT / "examples/images/dog-face.png", ROOT / "README.md")
+        until(page, DONE)
+        assert text(page, ".card h2") == ["dog", "no answer"]
+        assert "not an image in a format Pillow reads" in page.evaluate("byId('pictures').innerText")
+        page.evaluate("document.querySelector('details').open = true")
+        fill(page, "template", "a drawing of a {}")
+        until(page, f"{DONE} && byId('template').value")
+        page.evaluate("byId('unknown').click()")
+        until(page, f"{DONE} && byId('pictures').innerText.includes('known')")
