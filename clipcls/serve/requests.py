@@ -30,6 +30,13 @@ def _as_labels(value: Any) -> Any:
     return split_at_commas(value, "--labels") if isinstance(value, str) else value
 
 
+def _as_few(value: Any) -> Any:
+    # before each of them is looked at
+    if isinstance(value, list) and len(value) > MOST_PICTURES:
+        raise ValueError(f"{len(value):,} pictures; a request may have {MOST_PICTURES}")
+    return value
+
+
 Text = Annotated[str, Field(max_length=MOST_SIGNS)]
 Texts = Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1, max_length=MOST_TEXTS)]
 
@@ -48,9 +55,8 @@ class _Request(BaseModel):
 
 
 class _WithImages(_Request):
-    images: list[str | NamedImage] = Field(
+    images: Annotated[list[str | NamedImage], BeforeValidator(_as_few)] = Field(
         default=[],
-        max_length=MOST_PICTURES,
         description="pictures: base64, data: URIs, or, where the server fetches, addresses",
     )
 

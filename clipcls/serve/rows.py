@@ -15,13 +15,13 @@ class JSONText(str):
 
 
 async def json_lines(make: Callable[[_T], Any], items: Sequence[_T]) -> list[str]:
-    """Return what is made of each item, as a line of JSON."""
-    return await run_in_threadpool(lambda: [_dumped(make(item)) for item in items])
+    """Return what is made of each item, as a line of JSON that has its spaces where the command line's have."""
+    return await run_in_threadpool(lambda: [json.dumps(make(item), ensure_ascii=False) for item in items])
 
 
 async def json_rows(make: Callable[[_T], Any], items: Sequence[_T]) -> JSONText:
     """Return what is made of each item, as an array."""
-    return JSONText(f"[{','.join(await json_lines(make, items))}]")
+    return JSONText(await run_in_threadpool(lambda: f"[{','.join(_dumped(make(item)) for item in items)}]"))
 
 
 def json_object(**fields: Any) -> Response:
