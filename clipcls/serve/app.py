@@ -74,8 +74,8 @@ def create_app(service: Service, settings: AppSettings) -> ASGIApp:
     async def metrics(_: Request) -> Response:
         return Response(figures.text(), media_type=TEXT_TYPE)
 
-    async def docs(_: Request) -> Response:
-        found = docs_page()
+    async def docs(request: Request) -> Response:
+        found = docs_page(str(request.base_url).rstrip("/"))
         return Response(found.html, headers=found.headers)
 
     async def specification(_: Request) -> Response:
@@ -198,6 +198,7 @@ class _Gate:
             }
             write(json.dumps(fields, ensure_ascii=False))
             return
-        pictures = f", {state['pictures']} pictures" if state["pictures"] else ""
+        count = state["pictures"]
+        pictures = f", {count} picture{'s' if count > 1 else ''}" if count else ""
         failed = f" ({state['failed_pictures']} failed)" if state["failed_pictures"] else ""
         write(f"{client} {method} {path} {status} {seconds * 1000:.1f} ms{pictures}{failed}")

@@ -13,10 +13,10 @@ from clipcls.embed.image_reader import Features
 from clipcls.inputs.discover import is_web
 from clipcls.outputs.rows import rounded
 from clipcls.records import ImageRef
-from clipcls.serve.bodies import Body, BodyReader
+from clipcls.serve.bodies import BodyReader
 from clipcls.serve.endpoints import count_pictures, refuse_lone_error, require_ready
 from clipcls.serve.problems import RequestError
-from clipcls.serve.requests import MOST_PICTURES, MOST_TEXTS, PredictRequest, Text, images_of
+from clipcls.serve.requests import MOST_PICTURES, MOST_TEXTS, PredictRequest, Text, image_of
 from clipcls.serve.rows import json_object, json_rows
 from clipcls.serve.service import Service
 
@@ -26,6 +26,10 @@ class ZeroShotParameters(BaseModel):
 
     candidate_labels: list[Text] | None = Field(default=None, min_length=1, max_length=MOST_TEXTS)
     hypothesis_template: Text | None = None
+    top_k: int | None = Field(default=None, ge=1, description="labels to answer with; by default all")
+    function_to_apply: Literal["softmax", "sigmoid"] | None = Field(
+        default=None, description="how scores are computed; by default softmax"
+    )
 
 
 class ZeroShotRequest(BaseModel):
@@ -53,9 +57,14 @@ class HuggingFace:
                 asked, sent = ZeroShotParameters(), [ImageRef("inputs", content=body.files[0][1])]
             else:
                 given = ZeroShotRequest.model_validate(body.fields)
-                asked, sent = given.parameters, images_of([given.inputs], Body({}), service.may_fetch)
+                asked, sent = given.parameters, [image_of(given.inputs, "inputs", service.may_fetch)]
             template = None if asked.hypothesis_template is None else [asked.hypothesis_template]
-            fields = {"labels": asked.candidate_labels, "template": template, "top_k": MOST_TEXTS}
+            fields = {
+                "labels": asked.candidate_labels,
+                "template": template,
+                "score": asked.function_to_apply,
+                "top_k": asked.top_k or MOST_TEXTS,
+            }
             embedded = await service.embed(sent)
             count_pictures(request, embedded)
             refuse_lone_error(embedded)
@@ -129,7 +138,7 @@ class OpenAI:
     async def _pictures(self, request: Request, inputs: list[str], places: list[int]) -> dict[int, Features]:
         if len(places) > MOST_PICTURES:
             raise RequestError(422, f"input: {len(places):,} pictures; a request may have {MOST_PICTURES}.", "input")
-        images = images_of([inputs[place] for place in places], Body({}), self._service.may_fetch)
+        images = [image_of(inputs[place], f"input.{place}", self._service.may_fetch) for place in places]
         embedded = await self._service.embed(images)
         count_pictures(request, embedded)
         for place, error in embedded.errors.items():

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from html import escape
 from importlib.metadata import version
 from typing import Any
@@ -83,7 +83,9 @@ _CALLS = (
         "Hugging Face's task `zero-shot-image-classification`.",
         ZeroShotRequest,
         (_JSON, "image/*"),
-        'InferenceClient("{url}").zero_shot_image_classification("cat.jpg", ["cat", "dog"])',
+        "from huggingface_hub import InferenceClient\n\n"
+        'client = InferenceClient(base_url="{url}", token="KEY")\n'
+        'print(client.zero_shot_image_classification("cat.jpg", ["cat", "dog"]))',
     ),
     _Call(
         "POST",
@@ -91,7 +93,10 @@ _CALLS = (
         "OpenAI's embeddings, of texts and of pictures as data: URIs.",
         EmbeddingsRequest,
         (_JSON,),
-        'OpenAI(base_url="{url}/v1", api_key="…").embeddings.create(model="…", input=["a photo of a cat"])',
+        "from openai import OpenAI\n\n"
+        'client = OpenAI(base_url="{url}/v1", api_key="KEY")\n'
+        "model = client.models.list().data[0].id\n"
+        'print(client.embeddings.create(model=model, input=["a photo of a cat"]).data[0].embedding)',
     ),
     _Call("GET", "/v1/models", "OpenAI's list of models."),
     _Call("GET", "/health", "Answer as long as the server runs."),
@@ -146,9 +151,13 @@ def _form_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"allOf": [reference, {"type": "object", "properties": {"files": files}}]}
 
 
-@cache
-def docs_page() -> Page:
-    """Return the specification as a page, which loads nothing from elsewhere."""
+@lru_cache(maxsize=16)
+def docs_page(url: str) -> Page:
+    """Return the specification as a page, which loads nothing from elsewhere.
+
+    Args:
+        url: of the server, as the client calls it.
+    """
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'><title>clipcls: the API</title>",
@@ -162,7 +171,7 @@ def docs_page() -> Page:
     for call in _CALLS:
         parts.append(f"<h2><code>{call.method} {escape(call.path)}</code></h2><p>{_marked(call.says)}</p>")
         if call.example:
-            parts.append(f"<pre>{escape(call.example.format(url='http://127.0.0.1:8000'))}</pre>")
+            parts.append(f"<pre>{escape(call.example.format(url=url))}</pre>")
         if call.takes is not None:
             parts.append(f"<p>{escape(', '.join(call.media))}</p><dl>")
             for name, field in call.takes.model_fields.items():

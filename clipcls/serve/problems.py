@@ -101,5 +101,9 @@ def _of_fields(exc: ValidationError) -> RequestError:
     name = ".".join(place) or "the body"
     if error["type"] == "extra_forbidden":
         return RequestError(422, f"{shortened(name, 60)}: no such field; /docs names them.", param)
-    given = "" if error["type"] == "missing" else f", not {shortened(repr(error['input']), 60)}"
+    if error["type"] == "model_type":
+        return RequestError(422, f"{name}: expected an object with fields; /docs names them.", param)
+    given = (
+        "" if error["type"] in ("missing", "too_short", "too_long") else f", not {shortened(repr(error['input']), 60)}"
+    )
     return RequestError(422, f"{name}: {error['msg'].removeprefix('Value error, ')}{given}.", param)

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -31,6 +32,8 @@ def _as_labels(value: Any) -> Any:
 
 
 def _as_few(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
     # before each of them is looked at
     if isinstance(value, list) and len(value) > MOST_PICTURES:
         raise ValueError(f"{len(value):,} pictures; a request may have {MOST_PICTURES}")
@@ -107,8 +110,16 @@ def parse(kind: type[_R], body: Body) -> _R:
 
     Raises:
         ValidationError: a field is wrong.
+        RequestError: a field is given in the address and in the body.
     """
-    return kind.model_validate(body.fields if body.is_json else _of_form(kind, body.fields))
+    if not body.is_json:
+        return kind.model_validate(_of_form(kind, body.fields))
+    fields, in_address = body.fields, _of_form(kind, body.in_address)
+    if in_address and isinstance(fields, dict):
+        for name in in_address.keys() & fields.keys():
+            raise RequestError(422, f"{name}: given in the address and in the body.", name)
+        fields = in_address | fields
+    return kind.model_validate(fields)
 
 
 def _of_form(kind: type[_Request], texts: dict[str, list[str]]) -> dict[str, Any]:
@@ -135,17 +146,22 @@ def images_of(images: Sequence[str | NamedImage], body: Body, may_fetch: bool) -
     Raises:
         RequestError: one isn't base64, or is an address, and the server fetches none.
     """
-    found = [_image(place, image, may_fetch) for place, image in enumerate(images)]
+    found = [image_of(image, f"images.{place}", may_fetch) for place, image in enumerate(images)]
     return [*found, *(ImageRef(name, content=data) for name, data in body.files)]
 
 
-def _image(place: int, image: str | NamedImage, may_fetch: bool) -> ImageRef:
-    param = f"images.{place}"
+def image_of(image: str | NamedImage, param: str, may_fetch: bool) -> ImageRef:
+    """Return the picture that stands in a field.
+
+    Raises:
+        RequestError: it isn't base64, or is an address, and the server fetches none.
+    """
     name, data = (image.name, image.data) if isinstance(image, NamedImage) else (param, image)
     if is_web(data):
         if not may_fetch:
             raise RequestError(422, f"{param}: an address; this server fetches none (--allow-urls).", param)
-        return image_on_web(data, True)
+        found = image_on_web(data, True)
+        return replace(found, path=name) if isinstance(image, NamedImage) else found
     return ImageRef(name, content=decoded(data, param))
 
 

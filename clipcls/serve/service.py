@@ -1,8 +1,9 @@
 """Answer with one model: what the server does, without HTTP."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -15,6 +16,7 @@ from clipcls.embed.session import Session
 from clipcls.embed.texts import embed_texts, truncated_message
 from clipcls.errors import ImageError, UsageError
 from clipcls.inputs.contents import open_content
+from clipcls.labels.label_files import make_label, refuse_duplicates
 from clipcls.labels.prompts import builtin_names, load_prompt_set, render, templates_set
 from clipcls.outputs.vectors.vector_format import StoredVectors
 from clipcls.predict.classifier import Classifier, default_prompts
@@ -244,7 +246,8 @@ class Service:
         if templates is not None:
             if name is not None:
                 raise UsageError("Give --prompts or --template, not both.")
-            return templates_set(templates)
+            with _naming("--template"):
+                return templates_set(templates)
         if name is None:
             return None
         if name not in builtin_names():
@@ -289,10 +292,13 @@ class Service:
         unknown = None
         if asked.unknown:
             unknown = Unknown() if asked.min_known is None else Unknown(asked.min_known)
-        scoring = Scoring(asked.score, asked.multi_label, asked.top_k, asked.threshold, asked.min_margin, unknown)
-        labels: Sequence[str | Label] | Taught = (
-            default if asked.labels is None and default is not None else asked.labels or ()
-        )
+        with _naming("--score"):
+            scoring = Scoring(asked.score, asked.multi_label, asked.top_k, asked.threshold, asked.min_margin, unknown)
+        labels: Sequence[Label] | Taught = default or ()
+        if asked.labels is not None:
+            with _naming("--labels"):
+                labels = [make_label(label) for label in asked.labels]
+                refuse_duplicates(labels)
         prompts = self.prompt_set(asked.prompts, asked.template)
         if prompts is None and not isinstance(labels, Taught):
             prompts = self.prompts
@@ -315,6 +321,17 @@ class Service:
 
     async def _on(self, threads: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Have errors that name no option name this one, so that the answer says which field is wrong."""
+    try:
+        yield
+    except UsageError as exc:
+        if "--" in str(exc):
+            raise
+        raise UsageError(f"{option}: {exc}") from exc
 
 
 def _key(asked: PredictRequest) -> str:

@@ -17,9 +17,11 @@ from PIL import Image
 from clipcls.embed.execution import Execution
 from clipcls.embed.images import embed_images
 from clipcls.embed.session import Session
+from clipcls.labels.label_files import make_label
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring
 from clipcls.records import ImageRef, ModelSpec
+from clipcls.serve.service import ServiceSettings
 from serving import Running, form, picture, served
 
 LABELS = ["red", "green square", "blue"]
@@ -55,11 +57,27 @@ def test_hugging_faces_client(server: Running, session: Session, tmp_path: Path,
     assert [entry.score for entry in found] == sorted((entry.score for entry in found), reverse=True)
 
 
+def test_hugging_faces_client_of_images_with_the_servers_labels(tiny_model: Path) -> None:
+    labels = tuple(map(make_label, LABELS))
+    with served(tiny_model, ServiceSettings(labels)) as server:
+        client = InferenceClient(base_url=server.url, token="-")
+        every = client.image_classification(picture())
+        assert [entry.label for entry in client.image_classification(picture(), top_k=2)] == [
+            entry.label for entry in every[:2]
+        ]
+        assert sum(entry.score for entry in every) == pytest.approx(1, abs=1e-5)
+        found = client.image_classification(picture(), function_to_apply="sigmoid")
+        assert sum(entry.score for entry in found) != pytest.approx(1, abs=1e-2)
+    huggingface_hub.close_session()
+
+
 def test_hugging_faces_client_hears_of_errors(server: Running, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="401"):
         InferenceClient(base_url=server.url, token="wrong").zero_shot_image_classification(picture(), LABELS)
     with pytest.raises(Exception, match="415"):
         InferenceClient(base_url=server.url, token="secret").zero_shot_image_classification(b"no picture", LABELS)
+    with pytest.raises(Exception, match="inputs: no base64"):
+        InferenceClient(base_url=server.url, token="secret").feature_extraction("a text")
 
 
 @pytest.fixture
@@ -94,6 +112,7 @@ def test_openais_client(client: openai.OpenAI, session: Session, encoding: dict[
         ({"dimensions": 7}, openai.UnprocessableEntityError, "embeddings have"),
         ({"model": "text-embedding-3-small"}, openai.NotFoundError, "isn't here"),
         ({"input": "data:image/png;base64,AAAA"}, openai.UnprocessableEntityError, "not an image"),
+        ({"input": ["cat", "data:image/png;base64,!"]}, openai.UnprocessableEntityError, "input.1: no base64"),
         ({"input": []}, openai.UnprocessableEntityError, "input: "),
     ],
 )

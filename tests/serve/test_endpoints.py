@@ -102,6 +102,17 @@ def test_pictures_in_json(server: Running) -> None:
     rows = answer["predictions"]
     assert [row["path"] for row in rows] == ["images.0", "images.1", "images.2", "d.png"]
     assert len({row["score"] for row in rows}) == 1
+    assert server.post("/predict", {"images": plain, "labels": "red,blue"})[1]["predictions"] == rows[:1]
+
+
+def test_fields_of_the_address_go_with_json(server: Running) -> None:
+    images = {"images": [base64.b64encode(picture()).decode()]}
+    status, answer = server.post("/predict?label=red&labels=blue,green&top_k=3", images)
+    assert status == 200
+    assert {entry["label"] for entry in answer["predictions"][0]["top"]} == {"red", "blue", "green"}
+    status, answer = server.post("/predict?top_k=2", images | {"top_k": 1})
+    assert (status, answer["error"]["param"]) == (422, "top_k")
+    assert server.post("/predict?topk=2", images)[1]["error"]["message"] == "topk: no such field; /docs names them."
 
 
 def test_of_several_pictures_a_bad_one_is_a_row(server: Running) -> None:
@@ -128,17 +139,17 @@ def test_of_several_pictures_a_bad_one_is_a_row(server: Running) -> None:
         ({"images": [""] * 65}, "images", "65 pictures; a request may have 64"),
         ({"lables": ["cat"]}, "lables", "no such field"),
         ({"top_k": 0}, "top_k", "top_k: Input should be greater than or equal to 1, not 0"),
-        ({"labels": []}, "labels", "labels"),
-        ({"labels": ["cat", "Cat"]}, None, "cat"),
+        ({"labels": []}, "labels", "at least 1 item after validation, not 0."),
+        ({"labels": ["cat", "Cat"]}, "labels", "Labels 'cat' and 'Cat' are the same"),
         ({"labels": "cat,,dog"}, "labels", "an empty label"),
         ({"labels": ["cat"], "threshold": 3}, "threshold", "threshold must lie between 0 and 1 for score softmax"),
-        ({"score": "magic"}, None, "Unknown score 'magic'. Use one of: softmax"),
+        ({"score": "magic"}, "score", "Unknown score 'magic'. Use one of: softmax"),
         ({"multi_label": True, "score": "softmax"}, "multi_label", "use score sigmoid"),
         ({"prompts": "/etc/passwd"}, "prompts", "no such set. Use one of: chinese"),
         ({"prompts": "simple", "template": "a {}"}, "prompts", "Give prompts or template, not both"),
-        ({"template": "no place"}, None, "{}"),
+        ({"template": "no place"}, "template", "{}"),
         ({"min_known": 0.5}, "min_known", "min_known is for unknown"),
-        ([1], None, "the body"),
+        ([1], None, "the body: expected an object with fields"),
     ],
 )
 def test_a_wrong_field_is_named(server: Running, body: Any, param: str | None, says: str) -> None:
@@ -173,6 +184,9 @@ def test_bodies_of_other_kinds(server: Running) -> None:
     assert status == 415 and answer["error"]["param"] == "Content-Type"
     status, answer = server.post("/predict", b"{", Content_Type="application/json")
     assert status == 422 and answer["error"]["message"].startswith("The body is no JSON")
+    status, answer = server.post("/predict", b" {")
+    assert status == 422 and answer["error"]["message"].startswith("The body is no JSON")
+    assert server.post("/predict", picture())[1]["predictions"][0]["path"] == "image"
     status, answer = server.post("/predict", b"x", Content_Type="multipart/form-data")
     assert status == 422 and answer["error"]["message"].startswith("The form can't be read")
     status, _, answer = server.ask("GET", "/predict")
@@ -229,6 +243,7 @@ def test_models_and_documentation(server: Running, session: Session) -> None:
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
     for path in specification["paths"]:
         assert f" {path}</code>".encode() in page
+    assert f"curl {server.url}/models".encode() in page
 
 
 def _places(text: str, part: str) -> list[int]:
