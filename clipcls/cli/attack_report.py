@@ -177,7 +177,9 @@ def _signed(value: float) -> str:
 
 
 def _fitted(text: str) -> str:
-    return text if len(text) <= _LABEL_WIDTH else f"{text[: _LABEL_WIDTH - 1]}…"
+    from clipcls.outputs.formats.table import fitted
+
+    return fitted(printable(text), _LABEL_WIDTH).rstrip()
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`clipcls serve`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +78,10 @@ def serve_command(
         raise UsageError("--api-key: give a key of ASCII signs, or leave it out.")
     web = fetching.web(options.InputOptions(allow_urls=allow_urls, allow_private_urls=allow_private_urls))
     prompt_set = options.prompt_set(prompts, template)
-    learned = None if taught is None else options.read_taught(taught, wanted.are_given, prompts, template)
+    learned = None
+    if taught is not None:
+        # by its name alone, since errors of requests tell it
+        learned = replace(options.read_taught(taught, wanted.are_given, prompts, template), name=taught.name)
     labels = learned or (wanted.read() if wanted.are_given else None)
     stored = None if features is None else read_vectors(features)
     origin = stored.origin if stored is not None and learned is None else None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from conftest import ROOT
 
@@ -27,6 +28,18 @@ def test_attacks_are_told_in_tables_of_80_columns(clipcls: Run, arguments: list[
     assert text.startswith("20 images attacked, 11 labels\n")
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("Note: "))
     assert all(words in text for words in expected)
+
+
+def test_labels_of_all_kinds_are_warned_of_once_and_cut_to_the_table(clipcls: Run, tmp_path: Path) -> None:
+    labels = ["很长的标签" * 30, "12", "a cup\tof tea", "猫"]
+    pictures = sorted((ROOT / "examples" / "images").glob("*.png"))[: len(labels)]
+    rows = "".join(f'{path},"{label}"\n' for path, label in zip(pictures, labels, strict=True))
+    (tmp_path / "t.csv").write_text(f"path,label\n{rows}")
+    done = clipcls("eval", "t.csv", "--model", "pictogram", "--attack", "text", "--severity", "1")
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 0 and len([line for line in lines if "the model sees only the first" in line]) == 1
+    table = [line for line in done.stdout.decode().splitlines() if not line.startswith("Note: ")]
+    assert all(cell_len(line) <= 80 for line in table) and any(line.startswith("很长的标签很长") for line in table)
 
 
 def test_it_is_said_plainly_what_noise_does(clipcls: Run, tiny_model: Path) -> None:

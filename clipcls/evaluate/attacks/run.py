@@ -17,6 +17,7 @@ from clipcls.embed.execution import Execution
 from clipcls.embed.image_reader import read_picture, read_pixels
 from clipcls.embed.prepare import quantise_ahead
 from clipcls.embed.session import Session
+from clipcls.embed.texts import embed_texts
 from clipcls.embed.watch import Watch
 from clipcls.errors import ImageError, UsageError
 from clipcls.evaluate.attacks.adversarial import VARIANTS, Adversary
@@ -40,6 +41,7 @@ from clipcls.inputs.labelled.examples import Truth
 from clipcls.inputs.tables import read_embedded
 from clipcls.labels import vocabulary
 from clipcls.labels.label_files import make_label
+from clipcls.labels.prompts import render
 from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Array, Flags, Indices, LabelFeatures, best_labels, scores
 from clipcls.predict.scores import DEFAULT_KIND
@@ -165,7 +167,7 @@ class _Run:
         quantise_ahead(session, lambda: self._images)
         sides = [classifier.embed_labels(self._watch.labels)]
         if notes is not None and _knows(session.facts, NOTE_LABEL):
-            sides.append(_with_note_label(classifier).embed_labels(self._watch.labels))
+            sides.append(_with_note_label(sides[0], classifier))
         self._watch.begin(lambda: 2 * len(self._images), 0)
         plain = self._plain_answers(sides)
         answers = self._changed_answers(sides, made, plain)
@@ -321,10 +323,11 @@ def _knows(facts: ModelFacts, text: str) -> bool:
     return words is None or vocabulary.is_wholly_known(text, words)
 
 
-def _with_note_label(classifier: Classifier) -> Classifier:
-    """Return the classifier with one more label, for the note itself."""
-    labels = (*classifier.labels, make_label(NOTE_LABEL))
-    return Classifier(classifier.session, labels, classifier.prompts, allow_equal=True)
+def _with_note_label(labels: LabelFeatures, classifier: Classifier) -> LabelFeatures:
+    """Return a classifier's labels with one more, for the note itself."""
+    prompts = render(make_label(NOTE_LABEL), classifier.prompts)
+    (text,) = embed_texts([prompts], classifier.session)
+    return replace(labels, names=(*labels.names, NOTE_LABEL), features=np.vstack([labels.features, text.features]))
 
 
 def _with_remedy(told: NoteFigures, plain: Indices, attacked: Indices, right: Indices, fallen: Flags) -> NoteFigures:
