@@ -40,6 +40,7 @@ from training import run_process, scratch_folder
 
 LABELS = ("airplane", "bicycle", "bird", "boat", "car", "cat", "chair", "dog", "flower", "horse", "pizza", "truck")
 SMALL_PICTURES = 200
+NEW_LABELS = 26
 AIM = 0.8
 
 
@@ -154,14 +155,15 @@ def serve_bare(model: str, port: int) -> None:
 # ---- clients
 
 
-def request_of(name: str, data: bytes, labels: tuple[str, ...] = ()) -> bytes:
+def request_of(name: str, data: bytes, labels: tuple[str, ...] = (), template: str | None = None) -> bytes:
     """An upload to /predict."""
-    parts = [f'Content-Disposition: form-data; name="label"\r\n\r\n{label}\r\n'.encode() for label in labels]
+    fields = [*(("label", label) for label in labels), *([] if template is None else [("template", template)])]
+    parts = [f'Content-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode() for name, text in fields]
     head = f'Content-Disposition: form-data; name="files"; filename="{name}"\r\nContent-Type: image/jpeg\r\n\r\n'
     parts.append(head.encode() + data + b"\r\n")
     body = b"".join(b"--edge\r\n" + part for part in parts) + b"--edge--\r\n"
-    fields = ["POST /predict HTTP/1.1", "Host: localhost", "Content-Type: multipart/form-data; boundary=edge"]
-    return "\r\n".join([*fields, f"Content-Length: {len(body)}", "", ""]).encode() + body
+    lines = ["POST /predict HTTP/1.1", "Host: localhost", "Content-Type: multipart/form-data; boundary=edge"]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 async def answer_of(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -283,8 +285,10 @@ def drive_for_memory(port: int, start: int, count: int, clients: int) -> None:
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in numbers:
-            labels = tuple(f"thing {number} {place}" for place in range(12)) if number % 2 else LABELS
-            writer.write(request_of(f"{number}.jpg", pictures[number % SMALL_PICTURES], labels))
+            # words that no request had before
+            word = "".join(chr(97 + int(digit)) for digit in str(number))
+            labels = tuple(f"{word}{chr(97 + place)}" for place in range(NEW_LABELS)) if number % 2 else LABELS
+            writer.write(request_of(f"{number}.jpg", pictures[number % SMALL_PICTURES], labels, "a photo of a {}"))
             status, body = await answer_of(reader)
             assert status == 200, (status, body)
         writer.close()
