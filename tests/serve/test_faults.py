@@ -576,6 +576,19 @@ def test_addresses_are_fetched_only_where_that_is_allowed(tiny_model: Path) -> N
                     assert server.post("/v1/embeddings", {"input": [address]})[0] == 422
 
 
+def test_what_is_fetched_is_limited(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec(str(tiny_model), device="cpu", precision="fp32")
+    with picture_site() as address, served(Session(spec, Execution(web=Web(allow_private=True)))) as server:
+        body = {"images": [address] * 5, "labels": LABELS}
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "_MOST_HELD_BYTES", 200)
+            assert server.post("/predict", body)[0] == 503
+            patch.setattr(service, "_MOST_FETCHED_BYTES", 10)
+            assert server.post("/predict", body | {"images": [address]})[0] == 422
+        status, answer = server.post("/predict", body)
+        assert status == 200 and not any(row["error"] for row in answer["predictions"])
+
+
 # ---------------------------------------------------------------------------------------------- log
 
 
