@@ -400,6 +400,43 @@ def test_labels_of_many_requests_at_once_get_their_own_features(server: Running)
     assert np.abs(np.stack(found) - np.concatenate([encoder.encode_text([text]) for text in texts])).max() < 1e-5
 
 
+# as many threads as there are cores read and compute, others do one of both
+@pytest.mark.parametrize("workers", [1, 2])
+def test_requests_take_turns_and_each_picture_is_answered(
+    tiny_model: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, others_answered = batcher.ImageReader.read, threading.Event()
+
+    def read_slowly(self: batcher.ImageReader, image: Any) -> Any:
+        if image.path.startswith("slow"):
+            others_answered.wait(0.1)
+        return read(self, image)
+
+    monkeypatch.setattr(batcher.ImageReader, "read", read_slowly)
+    with (
+        served(tiny_model, execution=Execution(workers=workers, batch_size=4)) as server,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        require_answer(server)  # its labels are known from now on
+        slow = pool.submit(server.upload, "/predict", [(f"slow{n}.png", picture()) for n in range(60)], label=LABELS)
+        time.sleep(0.2)
+        require_answer(server)
+        assert not slow.done()
+        others_answered.set()
+
+        def ask(number: int) -> bool:
+            files = [(f"{number}-{n}.png", b"bad" if n % 3 == 2 else picture()) for n in range(1 + number % 7)]
+            status, answer = server.upload("/predict", files, label=LABELS)
+            rows = answer["predictions"]
+            return status == 200 and [(row["path"], row["error"] is None) for row in rows] == [
+                (name, data != b"bad") for name, data in files
+            ]
+
+        assert all(pool.map(ask, range(100)))
+        assert slow.result()[0] == 200
+        wait_until_idle(server)
+
+
 def test_a_full_queue(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(tiny_model, ServiceSettings(most_waiting=3)) as server:
         encoder, go_on = server.service.session.encoder, threading.Event()
