@@ -6,7 +6,8 @@
 Speed: in each round a whole process of `clipcls predict` over the pictures (less what it takes for one of them), then
 the server with 1, 16 and 64 clients, each of which asks again once it has its answer, then a bare loop: Starlette with
 our own encoder, a picture a call, on Starlette's threads. Server, clients and loop are processes of their own; each
-request brings another picture, and nothing is cached. Medians of the rounds.
+request brings another picture, and nothing is cached. Medians of the rounds. Where other programs run, compare the time
+of the cores: whoever has more threads gets more of the cores there.
 
 Memory: many requests with small pictures, half of them with labels that no request had before.
 
@@ -36,7 +37,7 @@ from typing import Any
 
 from machine import describe, load
 from measuring import in_new_process
-from training import run_process, scratch_folder
+from training import Cost, run_process, scratch_folder
 
 LABELS = ("airplane", "bicycle", "bird", "boat", "car", "cat", "chair", "dog", "flower", "horse", "pizza", "truck")
 SMALL_PICTURES = 200
@@ -206,39 +207,56 @@ def measure_speed(folder: Path, options: argparse.Namespace) -> list[dict[str, A
     paths = copies(pictures_in(options.pictures), many, options.count)
     copies(paths, one, 1)
     port, bare_port = free_port(), free_port()
-    whole: list[float] = []
-    started: list[float] = []
+    whole: list[Cost] = []
+    started: list[Cost] = []
+    worked: dict[str, list[float]] = {}
     speeds: dict[str, list[float]] = {}
     loads: dict[str, list[Load]] = {}
     bare = [sys.executable, __file__, "--bare", str(bare_port), "--model", options.model]
-    with running(serve_command(options.model, port, []), port), running(bare, bare_port):
+    with running(serve_command(options.model, port, []), port) as pid, running(bare, bare_port) as bare_pid:
         for number in range(options.rounds):
-            whole.append(predict_seconds(many, options.model, folder))
-            started.append(predict_seconds(one, options.model, folder))
-            speeds["predict"] = [(len(paths) - 1) / (seconds - statistics.median(started)) for seconds in whole]
-            for name, where, counts in (("serve", port, options.clients), ("bare", bare_port, options.bare_clients)):
+            whole.append(predict_cost(many, options.model, folder))
+            started.append(predict_cost(one, options.model, folder))
+            start = statistics.median(cost.seconds for cost in started)
+            speeds["predict"] = [(len(paths) - 1) / (cost.seconds - start) for cost in whole]
+            for server, process, where, counts in (
+                ("serve", pid, port, options.clients),
+                ("bare", bare_pid, bare_port, options.bare_clients),
+            ):
                 for clients in counts:
+                    name = f"{server}, {clients} clients"
+                    before = processor_seconds(process)
                     found = in_new_process(drive, where, clients, options.seconds, paths)
-                    loads.setdefault(f"{name}, {clients} clients", []).append(found)
-                    speeds.setdefault(f"{name}, {clients} clients", []).append(found.per_second)
+                    worked.setdefault(name, []).append((processor_seconds(process) - before) / len(found.seconds))
+                    loads.setdefault(name, []).append(found)
+                    speeds.setdefault(name, []).append(found.per_second)
             said = ", ".join(f"{name} {values[-1]:.1f}" for name, values in speeds.items())
             print(f"round {number + 1}: {said} pictures/s", file=sys.stderr, flush=True)
         sizes = figures(port, "clipcls_batch_pictures")
     print(f"batches: {sizes}", file=sys.stderr)
+    start = statistics.median(cost.processor for cost in started)
+    worked["predict"] = [(cost.processor - start) / (len(paths) - 1) for cost in whole]
     rows = []
     for name, values in speeds.items():
         shares = [value / base for value, base in zip(values, speeds["predict"], strict=True)]
         row = {"what": name, "pictures/s": statistics.median(values), "of predict": statistics.median(shares)}
+        row["core ms/picture"] = statistics.median(worked[name]) * 1000
         for share in (0.5, 0.95, 0.99) if name in loads else ():
             row[f"p{share * 100:.0f} ms"] = statistics.median(found.percentile(share) for found in loads[name])
         rows.append(row | {"rounds": values})
     return rows
 
 
-def predict_seconds(folder: Path, model: str, scratch: Path) -> float:
-    """The time of a whole process."""
+def processor_seconds(pid: int) -> float:
+    """The time that cores have worked for a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def predict_cost(folder: Path, model: str, scratch: Path) -> Cost:
+    """What a whole process takes."""
     command = [sys.executable, "-m", "clipcls", "predict", str(folder), "--labels", ",".join(LABELS)]
-    return run_process([*command, "--model", model, "--no-cache", "-q", "-o", "out.csv"], scratch).seconds
+    return run_process([*command, "--model", model, "--no-cache", "-q", "-o", "out.csv"], scratch)
 
 
 def pictures_in(folder: Path) -> list[Path]:
