@@ -436,7 +436,7 @@ def main() -> None:
     parser.add_argument("--model", default="everyday")
     parser.add_argument("--only", default=",".join(MEASURES), help="some of what is measured")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--count", type=int, default=500, help="pictures of a run of predict")
+    parser.add_argument("--count", type=int, default=500, help="pictures of a run of predict, enough for many seconds")
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--bare-clients", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
