@@ -62,6 +62,8 @@ class Encoder:
         self.device = device
         self.precision = precision
         self.streams = 1
+        # texts: `functional_call` swaps what the module holds, and tokenizers of transformers their settings
+        self._texts = threading.RLock()
         self.name = files.name
         self.words = files.words
         self.preprocess: Preprocessing = files.preprocess
@@ -134,13 +136,14 @@ class Encoder:
         Raises:
             OutOfMemoryError: the device doesn't hold so many at once.
         """
-        with torch.inference_mode(), _out_of_memory(self.device):
+        with self._texts, torch.inference_mode(), _out_of_memory(self.device):
             tokens = without_padding(self._text, self.tokenize(texts)).to(self.device)
             return self._normalised(functional_call(self._text, cut_to_length(self._text, tokens), (tokens,)))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return the tokens of prompts: (n_texts, context_length) int64, padded, on the CPU."""
-        tokens: Tensor = self._tokenizer(list(texts))
+        with self._texts:
+            tokens: Tensor = self._tokenizer(list(texts))
         return tokens
 
     @property
@@ -150,11 +153,13 @@ class Encoder:
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Return for each prompt whether it has more tokens than the model can see."""
-        return truncated(self._tokenizer, texts)
+        with self._texts:
+            return truncated(self._tokenizer, texts)
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, its start and end included, however many the model sees."""
-        return token_counts(self._tokenizer, texts)
+        with self._texts:
+            return token_counts(self._tokenizer, texts)
 
     def facts(self, sha256: Sha256 | None) -> ModelFacts:
         """Return the facts about the model that pipelines and the cache need.

@@ -1,5 +1,6 @@
 """The server's routes, behind its key, its log and its figures."""
 
+import asyncio
 import hmac
 import json
 import logging
@@ -97,6 +98,7 @@ def create_app(service: Service, settings: AppSettings) -> ASGIApp:
     ]
     routes = [Route(path, _answering(endpoint), methods=[method]) for method, path, endpoint in endpoints]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _answer_http})
+    app.router.redirect_slashes = False  # to wherever the client's Host says
     return _Gate(app, settings, figures, frozenset(path for _, path, _ in endpoints))
 
 
@@ -106,10 +108,13 @@ def _answering(endpoint: Endpoint) -> Endpoint:
     async def answered(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except Exception as exc:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:  # SystemExit too may come from a thread
             problem = problem_of(exc)
             if problem is None:
-                logger.error("%s %s: %s: %s", request.method, request.url.path, type(exc).__name__, exc)
+                said = printable(shortened(f"{type(exc).__name__}: {exc}"))
+                logger.error("%s %s: %s", request.method, request.scope["path"], said)
                 logger.info("where it happened", exc_info=exc)
                 problem = RequestError(500, "A fault of the server; its log says more.")
             return response_to(problem)
@@ -134,7 +139,7 @@ class _Gate:
         self._figures = figures
         self._paths = paths
         key = settings.api_key
-        self._expected = None if key is None else f"Bearer {key}".encode()
+        self._expected = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; see ASGI."""
@@ -170,19 +175,21 @@ class _Gate:
         if self._expected is None or scope["path"] in OPEN_PATHS or (scope["path"], scope["method"]) == ("/", "GET"):
             return True
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, self._expected)
+        scheme, _, key = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._expected)
 
     def _write_line(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
         write = self._settings.log
         if write is None:
             return
-        client = scope["client"][0] if scope.get("client") else "-"
-        path = printable(shortened(scope["path"]))
+        # a proxy on this machine says which client it has, whatever that client sent
+        client = printable(shortened(scope["client"][0])) if scope.get("client") else "-"
+        method, path = shortened(scope["method"]), printable(shortened(scope["path"]))
         if self._settings.log_format == "json":
             fields = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "client": client,
-                "method": scope["method"],
+                "method": method,
                 "path": path,
                 "status": status,
                 "ms": round(seconds * 1000, 1),
@@ -193,4 +200,4 @@ class _Gate:
             return
         pictures = f", {state['pictures']} pictures" if state["pictures"] else ""
         failed = f" ({state['failed_pictures']} failed)" if state["failed_pictures"] else ""
-        write(f"{client} {scope['method']} {path} {status} {seconds * 1000:.1f} ms{pictures}{failed}")
+        write(f"{client} {method} {path} {status} {seconds * 1000:.1f} ms{pictures}{failed}")

@@ -17,6 +17,8 @@ from clipcls.records import ImageRef
 
 #: How long a picture waits for others that are being read, to share a batch with them.
 WAIT_SECONDS = 0.008
+#: The same where threads that would compute read instead, so that fewer batches save time.
+SHARED_WAIT_SECONDS = 0.1
 
 
 class QueueFullError(Exception):
@@ -30,10 +32,13 @@ class _Waiting:
     image: ImageRef
     read: ReadImage
     answer: "Future[Features]"
+    since: float
 
 
 class Batcher:
     """Embeds pictures, which threads read while the model computes; each batch takes what is there.
+
+    Of requests with several pictures, one of each is read in turn, so that large ones don't keep others waiting.
 
     Args:
         session: whose model is open from now on.
@@ -57,8 +62,10 @@ class Batcher:
         self._encoders = ThreadPoolExecutor(encoder.streams, "encode", initializer=encoder.enter_stream)
         # the same threads read and encode, so that there aren't more of them than cores
         self._is_shared = facts.device == "cpu" and encoder.streams == execution.threads()
+        self._sharers = encoder.streams if facts.device == "cpu" else 1
         self._readers = self._encoders if self._is_shared else ThreadPoolExecutor(execution.threads(), "decode")
         self._changed = threading.Condition()
+        self._unread: deque[deque[tuple[ImageRef, Future[Features]]]] = deque()  # a queue a request
         self._ready: deque[_Waiting] = deque()
         self._reading = 0
 
@@ -71,15 +78,19 @@ class Batcher:
         Raises:
             QueueFullError: too many wait.
         """
+        answers: list[Future[Features]] = [Future() for _ in images]
+        for answer in answers:
+            answer.set_running_or_notify_cancel()  # so that it can't be cancelled, which would hurt others of its batch
+            answer.add_done_callback(self._count_answer)
         with self._changed:
             if self.waiting + len(images) > self._most_waiting:
                 raise QueueFullError
             self.waiting += len(images)
             self._reading += len(images)
-        answers: list[Future[Features]] = [Future() for _ in images]
-        for image, answer in zip(images, answers, strict=True):
-            answer.add_done_callback(self._count_answer)
-            self._readers.submit(self._read, image, answer)
+            if images:
+                self._unread.append(deque(zip(images, answers, strict=True)))
+        for _ in images:
+            self._readers.submit(self._read_or_encode if self._is_shared else self._read_next)
         return answers
 
     def close(self) -> None:
@@ -91,6 +102,36 @@ class Batcher:
         with self._changed:
             self.waiting -= 1
 
+    def _read_or_encode(self) -> None:
+        """Do one of both; called as often as there are pictures to read and, once read, to compute."""
+        with self._changed:
+            taken = self._share() if self._is_due() else []
+            unread = None if taken or not self._unread else self._pop_unread()
+        if taken:
+            self._encode(taken)
+        elif unread is not None:
+            self._read(*unread)
+
+    def _is_due(self) -> bool:
+        ready = self._ready
+        return bool(ready) and (
+            not self._unread
+            or len(ready) >= self._size * self._sharers
+            or time.monotonic() - ready[0].since > SHARED_WAIT_SECONDS
+        )
+
+    def _read_next(self) -> None:
+        with self._changed:
+            unread = self._pop_unread()
+        self._read(*unread)
+
+    def _pop_unread(self) -> "tuple[ImageRef, Future[Features]]":
+        request = self._unread.popleft()
+        found = request.popleft()
+        if request:
+            self._unread.append(request)
+        return found
+
     def _read(self, image: ImageRef, answer: "Future[Features]") -> None:
         read, error = ReadImage(), None
         try:
@@ -100,7 +141,7 @@ class Batcher:
         with self._changed:
             self._reading -= 1
             if read.pixels is not None:
-                self._ready.append(_Waiting(image, read, answer))
+                self._ready.append(_Waiting(image, read, answer, time.monotonic()))
             self._changed.notify()
         if error is not None:
             answer.set_exception(error)
@@ -108,12 +149,14 @@ class Batcher:
             answer.set_result(read.features)
         else:
             # by the time it runs, it may find several pictures, or none since an earlier one took them
-            self._encoders.submit(self._encode)
+            self._encoders.submit(self._read_or_encode if self._is_shared else self._encode_next)
 
-    def _encode(self) -> None:
+    def _encode_next(self) -> None:
         taken = self._take()
-        if not taken:
-            return
+        if taken:
+            self._encode(taken)
+
+    def _encode(self, taken: list[_Waiting]) -> None:
         try:
             features = self._batches.encode(
                 [waiting.read.pixels for waiting in taken if waiting.read.pixels is not None]
@@ -133,8 +176,12 @@ class Batcher:
         """Return the pictures of the next batch."""
         deadline = time.monotonic() + WAIT_SECONDS
         with self._changed:
-            # threads that read as well would wait for themselves
-            while not self._is_shared and 0 < len(self._ready) < self._size and self._reading:
+            while 0 < len(self._ready) < self._size and self._reading:
                 if not self._changed.wait(deadline - time.monotonic()):
                     break
-            return [self._ready.popleft() for _ in range(min(self._size, len(self._ready)))]
+            return self._share()
+
+    def _share(self) -> list[_Waiting]:
+        # where each thread has a core of its own, one mustn't take what keeps all of them busy
+        share = -(-len(self._ready) // self._sharers)
+        return [self._ready.popleft() for _ in range(min(self._size, share))]

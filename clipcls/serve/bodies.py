@@ -16,6 +16,8 @@ from clipcls.serve.problems import RequestError
 #: The time in which a request's body has to come.
 UPLOAD_SECONDS = 60.0
 _MOST_FIELDS = 20_000
+# lists, objects and what is in them: many take far more memory than the body
+_MOST_VALUES = 250_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,14 @@ class BodyReader:
 
 
 async def _parse(request: Request, chunks: AsyncGenerator[bytes, None], most_files: int, most_bytes: int) -> Body:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    asked = {name: request.query_params.getlist(name) for name in request.query_params}
+    kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    kind = kind.strip()
+    asked: dict[str, list[str]] = {}
+    for name, text in request.query_params.multi_items():
+        asked.setdefault(name, []).append(text)
     if kind == "multipart/form-data":
+        if "charset" in parameters and "utf-8" not in parameters:  # some of Python's take hours
+            raise RequestError(415, "Content-Type: a form's charset is utf-8.", "Content-Type")
         parser = _InMemoryParser(
             request.headers, chunks, max_files=most_files, max_fields=_MOST_FIELDS, max_part_size=most_bytes
         )
@@ -117,6 +124,8 @@ async def _parse(request: Request, chunks: AsyncGenerator[bytes, None], most_fil
         raise RequestError(
             415, f"Content-Type {kind}: expected application/json, multipart/form-data or image/….", "Content-Type"
         )
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise RequestError(413, f"The body has more than {_MOST_VALUES:,} values.")
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as exc:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from clipcls.labels.other_words import load_wordnet
 from clipcls.predict.classifier import Classifier
 
-#: Labels of all classifiers that are kept.
+#: Labels of all classifiers that are kept, and words that they compare pictures with.
 MOST_LABELS = 100_000
 
 
@@ -26,6 +27,12 @@ class ReadyClassifier:
     classifier: Classifier
     warnings: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """The number of labels, and of words that unknown pictures are told by."""
+        words = len(load_wordnet().words) if self.classifier.scoring.unknown is not None else 0
+        return len(self.classifier.labels) + words
+
 
 class ClassifierStore:
     """Classifiers by what asked for them, the least recently used of which are dropped; safe to call from threads."""
@@ -33,6 +40,15 @@ class ClassifierStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Future[ReadyClassifier]] = OrderedDict()
+
+    def kept(self, key: Hashable) -> ReadyClassifier | None:
+        """Return a classifier if it is ready."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None or not found.done() or found.exception() is not None:
+                return None
+            self._kept.move_to_end(key)
+        return found.result()
 
     def get(self, key: Hashable, make: Callable[[], Classifier]) -> ReadyClassifier:
         """Return a classifier; if another thread is making it, wait for that.
@@ -64,7 +80,7 @@ class ClassifierStore:
         return ready
 
     def _drop_some(self) -> None:
-        done = {key: len(made.result().classifier.labels) for key, made in self._kept.items() if made.done()}
+        done = {key: made.result().size for key, made in self._kept.items() if made.done()}
         total = sum(done.values())
         for key, count in done.items():
             if total <= MOST_LABELS:

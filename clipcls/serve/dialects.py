@@ -16,15 +16,16 @@ from clipcls.records import ImageRef
 from clipcls.serve.bodies import Body, BodyReader
 from clipcls.serve.endpoints import count_pictures, refuse_lone_error, require_ready
 from clipcls.serve.problems import RequestError
-from clipcls.serve.requests import MOST_TEXTS, PredictRequest, images_of
-from clipcls.serve.service import MOST_PICTURES, Service
+from clipcls.serve.requests import MOST_PICTURES, MOST_TEXTS, PredictRequest, Text, images_of
+from clipcls.serve.rows import json_object, json_rows
+from clipcls.serve.service import Service
 
 
 class ZeroShotParameters(BaseModel):
     """The parameters of Hugging Face's task `zero-shot-image-classification`."""
 
-    candidate_labels: list[str] | None = Field(default=None, min_length=1, max_length=MOST_TEXTS)
-    hypothesis_template: str | None = None
+    candidate_labels: list[Text] | None = Field(default=None, min_length=1, max_length=MOST_TEXTS)
+    hypothesis_template: Text | None = None
 
 
 class ZeroShotRequest(BaseModel):
@@ -111,12 +112,13 @@ class OpenAI:
                     raise RequestError(422, f"input: {cut}. Shorten it.", "input")
                 rows |= dict(zip(places, features, strict=True))
                 tokens = await service.count_tokens(texts)
-        data = [
-            {"object": "embedding", "index": place, "embedding": _encoded(rows[place], asked.encoding_format)}
-            for place in range(len(asked.input))
-        ]
+
+        def entry(place: int) -> dict[str, Any]:
+            return {"object": "embedding", "index": place, "embedding": _encoded(rows[place], asked.encoding_format)}
+
+        data = await json_rows(entry, range(len(asked.input)))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": service.session.name, "usage": usage})
+        return json_object(object="list", data=data, model=service.session.name, usage=usage)
 
     async def models(self, _: Request) -> Response:
         """Name the model."""

@@ -1,6 +1,5 @@
 """clipcls's own dialect: what is asked is named as on the command line, what is answered is its JSONL rows."""
 
-import json
 from typing import Any
 
 from starlette.requests import Request
@@ -14,8 +13,9 @@ from clipcls.predict.scores import SCORE_KINDS
 from clipcls.predict.taught import Taught
 from clipcls.serve.bodies import BodyReader
 from clipcls.serve.problems import RequestError, image_error, not_ready
-from clipcls.serve.requests import EmbedRequest, PredictRequest, SearchRequest, images_of, parse
-from clipcls.serve.service import MOST_PICTURES, Embedded, Service
+from clipcls.serve.requests import MOST_PICTURES, EmbedRequest, PredictRequest, SearchRequest, images_of, parse
+from clipcls.serve.rows import json_lines, json_object, json_rows
+from clipcls.serve.service import Embedded, Service
 
 _JSON_LINES = ("application/jsonl", "application/x-ndjson", "application/jsonlines")
 
@@ -36,11 +36,11 @@ class OwnDialect:
             count_pictures(request, embedded)
             refuse_lone_error(embedded)
             predictions, warnings = await service.predict(asked, embedded)
-        rows = [row_fields(prediction) for prediction in predictions]
         if any(kind in request.headers.get("accept", "") for kind in _JSON_LINES):
-            lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-            return Response(lines, media_type=_JSON_LINES[0])
-        return JSONResponse({"model": service.session.name, "predictions": rows, "warnings": warnings})
+            lines = await json_lines(row_fields, predictions)
+            return Response("".join(f"{line}\n" for line in lines), media_type=_JSON_LINES[0])
+        rows = await json_rows(row_fields, predictions)
+        return json_object(model=service.session.name, predictions=rows, warnings=warnings)
 
     async def embed(self, request: Request) -> Response:
         """Embed pictures and texts."""
@@ -59,14 +59,13 @@ class OwnDialect:
                 count_pictures(request, embedded)
                 if not asked.texts:
                     refuse_lone_error(embedded)
-                answer["images"] = _embedded_rows(embedded)
+                answer["images"] = await json_rows(_with_numbers, _embedded_rows(embedded))
             if asked.texts:
                 features, cut = await service.embed_texts(asked.texts, prompts)
-                answer["texts"] = [
-                    {"text": text, "features": _numbers(row)} for text, row in zip(asked.texts, features, strict=True)
-                ]
+                rows = [{"text": text, "features": row} for text, row in zip(asked.texts, features, strict=True)]
+                answer["texts"] = await json_rows(_with_numbers, rows)
                 answer["warnings"] = [] if cut is None else [cut]
-        return JSONResponse(answer)
+        return json_object(**answer)
 
     async def search(self, request: Request) -> Response:
         """Find pictures among those that the server has features of."""
@@ -147,10 +146,11 @@ def _embedded_rows(embedded: Embedded) -> list[dict[str, Any]]:
     batch = embedded.batch
     features = iter(batch.features)
     return [
-        {"path": image.path, "features": _numbers(next(features)) if error is None else None, "error": error}
+        {"path": image.path, "features": next(features) if error is None else None, "error": error}
         for image, error in zip(batch.images, batch.errors, strict=True)
     ]
 
 
-def _numbers(features: Features) -> list[float | None]:
-    return [rounded(value) for value in features.tolist()]
+def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    features: Features | None = row["features"]
+    return row | {"features": None if features is None else [rounded(value) for value in features.tolist()]}

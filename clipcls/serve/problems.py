@@ -51,7 +51,7 @@ def image_error(error: ImageError, name: str, param: str) -> RequestError:
     return RequestError(status, f"{printable(name)}: {error}.", param)
 
 
-def problem_of(exc: Exception) -> RequestError | None:
+def problem_of(exc: BaseException) -> RequestError | None:
     """Return what is wrong with the request that ended with an exception; None for a fault of the server."""
     match exc:
         case RequestError():

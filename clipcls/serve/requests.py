@@ -14,8 +14,12 @@ from clipcls.records import ImageRef
 from clipcls.serve.bodies import Body
 from clipcls.serve.problems import RequestError
 
+#: Pictures of one request.
+MOST_PICTURES = 64
 #: Labels, texts or templates of one request.
 MOST_TEXTS = 10_000
+#: Signs of one of them: a word's tokens take time with the square of its length, and models see some 300 signs.
+MOST_SIGNS = 1000
 
 
 def _as_list(value: Any) -> Any:
@@ -26,7 +30,15 @@ def _as_labels(value: Any) -> Any:
     return split_at_commas(value, "--labels") if isinstance(value, str) else value
 
 
-Texts = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1, max_length=MOST_TEXTS)]
+def _as_few(value: Any) -> Any:
+    # before each of them is looked at
+    if isinstance(value, list) and len(value) > MOST_PICTURES:
+        raise ValueError(f"{len(value):,} pictures; a request may have {MOST_PICTURES}")
+    return value
+
+
+Text = Annotated[str, Field(max_length=MOST_SIGNS)]
+Texts = Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1, max_length=MOST_TEXTS)]
 
 
 class NamedImage(BaseModel):
@@ -43,8 +55,9 @@ class _Request(BaseModel):
 
 
 class _WithImages(_Request):
-    images: list[str | NamedImage] = Field(
-        default=[], description="pictures: base64, data: URIs, or, where the server fetches, addresses"
+    images: Annotated[list[str | NamedImage], BeforeValidator(_as_few)] = Field(
+        default=[],
+        description="pictures: base64, data: URIs, or, where the server fetches, addresses",
     )
 
 
@@ -56,12 +69,12 @@ class _WithPrompts(_Request):
 class PredictRequest(_WithPrompts, _WithImages):
     """Pictures to give labels to."""
 
-    labels: Annotated[list[str], BeforeValidator(_as_labels), Field(min_length=1, max_length=MOST_TEXTS)] | None = (
+    labels: Annotated[list[Text], BeforeValidator(_as_labels), Field(min_length=1, max_length=MOST_TEXTS)] | None = (
         Field(default=None, description="labels; as one text they are separated by commas; by default the server's")
     )
     score: str | None = Field(default=None, description=f"{', '.join(SCORE_KINDS)}; by default softmax")
     multi_label: bool = Field(default=False, description="every label that reaches the threshold is an answer")
-    background: str | None = Field(default=None, description="what sigmoid scores without a bias compare with")
+    background: Text | None = Field(default=None, description="what sigmoid scores without a bias compare with")
     top_k: int | None = Field(default=None, ge=1, description="labels to list for each picture")
     threshold: float | None = Field(default=None, description="lowest score; below it a picture is unknown")
     min_margin: float | None = Field(default=None, description="lowest distance of the best score to the second")
@@ -73,7 +86,7 @@ class PredictRequest(_WithPrompts, _WithImages):
 class EmbedRequest(_WithPrompts, _WithImages):
     """Pictures and texts to embed."""
 
-    texts: Annotated[list[str], BeforeValidator(_as_list), Field(max_length=MOST_TEXTS)] = Field(
+    texts: Annotated[list[Text], BeforeValidator(_as_list), Field(max_length=MOST_TEXTS)] = Field(
         default=[], description="texts; taken as they are, unless prompts or template are given"
     )
 
@@ -81,7 +94,7 @@ class EmbedRequest(_WithPrompts, _WithImages):
 class SearchRequest(_WithPrompts, _WithImages):
     """What to look for among the pictures that the server has features of: a text, or a picture."""
 
-    query: str | None = Field(default=None, min_length=1, description="a text")
+    query: Text | None = Field(default=None, min_length=1, description="a text")
     top_k: int = Field(default=10, ge=1, le=10_000, description="the most pictures to list")
     threshold: float | None = Field(default=None, description="lowest score")
 

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -21,7 +22,10 @@ STOP_SECONDS = 20
 #: The time in which a request's head has to come.
 HEAD_SECONDS = 30.0
 _MOST_HEAD_BYTES = 2**16
+# at once from one client: in chunks of a byte they keep the loop busy for a tenth of a second
+_MOST_READ_BYTES = 2**14
 _BACKLOG = 2048
+_MOST_CONNECTIONS = 2**16
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -55,6 +59,7 @@ def serve(app: ASGIApp, service: Service, listener: socket.socket, announce: Cal
         ModelError: the model can't be loaded.
         UsageError: what the service is to answer with can't be used.
     """
+    _allow_many_connections()
     asyncio.run(_serve(_Server(server_config(app)), service, listener, announce))
 
 
@@ -73,6 +78,18 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
         h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
+
+
+def _allow_many_connections() -> None:
+    """Raise the number of files that may be open, of which each connection is one; often it is no more than 1024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_CONNECTIONS if most == resource.RLIM_INFINITY else min(most, _MOST_CONNECTIONS)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 async def _serve(server: "_Server", service: Service, listener: socket.socket, announce: Callable[[], None]) -> None:
@@ -112,11 +129,12 @@ class _Server(uvicorn.Server):
 
 
 class _PatientProtocol(H11Protocol):
-    """HTTP/1.1, with a time for a request's head: what is never sent would hold a connection for ever."""
+    """HTTP/1.1 that closes connections whose clients neither send what they began nor take their answer."""
 
     def connection_made(self, transport: Any) -> None:
+        transport.max_size = _MOST_READ_BYTES
         super().connection_made(transport)
-        self._cycle_seen: Any = None
+        self._seen: Any = None
         self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -124,9 +142,17 @@ class _PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _look(self) -> None:
-        is_idle = self.conn.their_state is h11.IDLE and self.cycle is self._cycle_seen
-        if is_idle:
-            self.transport.close()
+        unsent = self.transport.get_write_buffer_size()
+        is_answered = self.cycle is not None and self.cycle.response_complete
+        waits_for_client = (
+            unsent > 0
+            or self.conn.their_state is h11.IDLE
+            # of a body that nobody wants
+            or (self.conn.their_state is h11.SEND_BODY and is_answered)
+        )
+        now = (self.cycle, self.conn.their_state, unsent)
+        if waits_for_client and now == self._seen:
+            self.transport.abort()
             return
-        self._cycle_seen = self.cycle
+        self._seen = now
         self._watch = self.loop.call_later(HEAD_SECONDS, self._look)

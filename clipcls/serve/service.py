@@ -27,13 +27,19 @@ from clipcls.records import Address, Hit, ImageRef, Label, Prediction, PromptSet
 from clipcls.serve.batcher import Batcher
 from clipcls.serve.classifiers import ClassifierStore, ReadyClassifier, collected_warnings
 from clipcls.serve.problems import RequestError
-from clipcls.serve.requests import PredictRequest, SearchRequest
+from clipcls.serve.requests import MOST_PICTURES, PredictRequest, SearchRequest
 
-#: Pictures of one request.
-MOST_PICTURES = 64
-# requests for new labels that are embedded at once, so that many labels don't keep few ones waiting
-_LABEL_THREADS = 4
+#: Prompts of one request: of each label or text, as many as there are templates.
+MOST_PROMPTS = 100_000
+# threads that embed up to so many prompts, and those that embed more: many don't keep few waiting, nor known labels
+_FEW_PROMPTS = 1000
+_FEW_THREADS = 4
+_MANY_THREADS = 2
+_ANSWER_THREADS = 4
 _FETCH_THREADS = 16
+# bytes of a picture that is fetched, and of all fetched ones that haven't been read
+_MOST_FETCHED_BYTES = 2**26
+_MOST_HELD_BYTES = 2**30
 
 _T = TypeVar("_T")
 
@@ -83,8 +89,11 @@ class Service:
         self.is_ready = False
         self.batch_sizes: Callable[[int], None] = lambda _: None
         self._classifiers = ClassifierStore()
-        self._label_threads = ThreadPoolExecutor(_LABEL_THREADS, "labels")
+        self._few = ThreadPoolExecutor(_FEW_THREADS, "few-texts")
+        self._many = ThreadPoolExecutor(_MANY_THREADS, "many-texts")
+        self._answerers = ThreadPoolExecutor(_ANSWER_THREADS, "answer")
         self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
+        self._held_bytes = 0
         self._batcher: Batcher | None = None
         self.pool: PicturePool | None = None
         self.prompts: PromptSet | None = None
@@ -111,7 +120,7 @@ class Service:
     def close(self) -> None:
         """End the threads; the session is its owner's to close."""
         self.is_ready = False
-        for pool in (self._label_threads, self._fetchers):
+        for pool in (self._few, self._many, self._answerers, self._fetchers):
             pool.shutdown(wait=False, cancel_futures=True)
         if self._batcher is not None:
             self._batcher.close()
@@ -139,10 +148,15 @@ class Service:
             raise RequestError(422, f"images: {len(images):,} pictures; a request may have {MOST_PICTURES}.", "images")
         if self._batcher is None:
             raise RequestError(503, "The model is being loaded.", retry_after=2)
-        there = await asyncio.gather(*map(self._fetched, images))
-        sought = [image for image in there if image.error is None]
-        answers = self._batcher.submit(sought)
-        results = iter(await asyncio.gather(*map(asyncio.wrap_future, answers), return_exceptions=True))
+        fetched = [0] * len(images)
+        try:
+            there = await asyncio.gather(*(self._fetched(place, image, fetched) for place, image in enumerate(images)))
+            if self._held_bytes > _MOST_HELD_BYTES:
+                raise RequestError(503, "Too many bytes wait.", retry_after=1)
+            answers = self._batcher.submit([image for image in there if image.error is None])
+            results = iter(await asyncio.gather(*map(asyncio.wrap_future, answers), return_exceptions=True))
+        finally:
+            self._held_bytes -= sum(fetched)
         features: list[Features] = []
         errors: dict[int, ImageError] = {}
         for place, image in enumerate(there):
@@ -164,24 +178,33 @@ class Service:
             UsageError: labels or settings can't be used.
         """
 
-        def answer() -> tuple[list[Prediction], tuple[str, ...]]:
-            ready = self._ready_classifier(asked)
-            with collected_warnings():
-                return ready.classifier.answer(embedded.batch), ready.warnings
+        key = _key(asked)
+        ready = self._classifiers.kept(key)
+        threads = self._answerers
+        if ready is None or asked.explain:
+            threads = self._threads_for_labels(asked)
+        if ready is None:
+            ready = await self._on(threads, partial(self._ready_classifier, asked))
+        made = ready
 
-        return await self._in_thread(answer)
+        def answer() -> tuple[list[Prediction], tuple[str, ...]]:
+            with collected_warnings():
+                return made.classifier.answer(embedded.batch), made.warnings
+
+        return await self._on(threads, answer)
 
     async def embed_texts(self, texts: Sequence[str], prompts: PromptSet | None) -> tuple[list[Features], str | None]:
         """Return the features of texts, and what to say of those of which the model sees only the beginning."""
+        threads = self._threads_for(len(texts) * (1 if prompts is None else len(prompts.templates)), "texts")
         filled = [(text,) if prompts is None else render(Label(text, (text,)), prompts) for text in texts]
-        embedded = await self._in_thread(partial(embed_texts, filled, self.session))
+        embedded = await self._on(threads, partial(embed_texts, filled, self.session))
         cut = list(dict.fromkeys(prompt for text in embedded for prompt in text.truncated))
         message = truncated_message(cut, self.session.facts.context_length) if cut else None
         return [text.features for text in embedded], message
 
     async def count_tokens(self, texts: Sequence[str]) -> int:
         """Return how many tokens texts have, their starts and ends included."""
-        return sum(await self._in_thread(partial(self.session.encoder.token_counts, texts)))
+        return sum(await self._on(self._few, partial(self.session.encoder.token_counts, texts)))
 
     async def search(self, asked: SearchRequest, embedded: Embedded | None) -> tuple[list[Hit], tuple[str, ...]]:
         """Return the pictures that a text and a picture find together, or one of them alone, and warnings.
@@ -219,7 +242,7 @@ class Service:
                 )
                 return next(found)[1], tuple(warnings)
 
-        return await self._in_thread(find)
+        return await self._on(self._few, find)
 
     def prompt_set(self, name: str | None, templates: Sequence[str] | None) -> PromptSet | None:
         """Return the prompts that a request names; None where it names none.
@@ -238,8 +261,33 @@ class Service:
         return load_prompt_set(name)
 
     def _ready_classifier(self, asked: PredictRequest) -> ReadyClassifier:
-        key = asked.model_dump_json(exclude={"images"}, exclude_defaults=True)
-        return self._classifiers.get(key, lambda: self._classifier(asked))
+        return self._classifiers.get(_key(asked), partial(self._classifier, asked))
+
+    def _threads_for_labels(self, asked: PredictRequest) -> ThreadPoolExecutor:
+        """Return the threads that embed a request's labels.
+
+        Raises:
+            RequestError: they are too many.
+        """
+        default = self.settings.labels
+        own = () if default is None else default.labels if isinstance(default, Taught) else default
+        given = self.prompt_set(asked.prompts, asked.template)
+        prompts = given or self.prompts
+        count = len(own if asked.labels is None else asked.labels) * (1 if prompts is None else len(prompts.templates))
+        if asked.labels is None and given is None:  # however many the server was given
+            return self._many if asked.unknown or count > _FEW_PROMPTS else self._few
+        return self._many if asked.unknown else self._threads_for(count, "labels")
+
+    def _threads_for(self, prompts: int, param: str) -> ThreadPoolExecutor:
+        """Return the threads that embed so many prompts.
+
+        Raises:
+            RequestError: they are too many.
+        """
+        if prompts > MOST_PROMPTS:
+            message = f"{param}: {prompts:,} prompts, with all templates; a request may have {MOST_PROMPTS:,}."
+            raise RequestError(422, message, param)
+        return self._few if prompts <= _FEW_PROMPTS else self._many
 
     def _classifier(self, asked: PredictRequest) -> Classifier:
         default = self.settings.labels
@@ -259,20 +307,30 @@ class Service:
             prompts = self.prompts
         return Classifier(self.session, labels, prompts, scoring, background=asked.background, explain=asked.explain)
 
-    async def _fetched(self, image: ImageRef) -> ImageRef:
+    async def _fetched(self, place: int, image: ImageRef, sizes: list[int]) -> ImageRef:
         """Return a picture with its content, which threads of their own fetch: others mustn't wait for slow servers."""
         if not isinstance(image.content, Address):
             return image
         execution = self.session.execution
 
         def fetch() -> ImageRef:
+            if self._held_bytes > _MOST_HELD_BYTES:
+                return ImageRef(image.path, "too many bytes wait")
             try:
-                with open_content(image, execution.max_bytes, execution.web) as opened:
+                with open_content(image, min(execution.max_bytes, _MOST_FETCHED_BYTES), execution.web) as opened:
                     return ImageRef(image.path, content=opened.file.read())
             except ImageError as exc:
                 return ImageRef(image.path, str(exc))
 
-        return await asyncio.get_running_loop().run_in_executor(self._fetchers, fetch)
+        found = await self._on(self._fetchers, fetch)
+        if isinstance(found.content, bytes):
+            sizes[place] = len(found.content)
+            self._held_bytes += sizes[place]
+        return found
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._label_threads, work)
+    async def _on(self, threads: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+
+def _key(asked: PredictRequest) -> str:
+    return asked.model_dump_json(exclude={"images"}, exclude_defaults=True)
