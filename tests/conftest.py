@@ -79,6 +79,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of a run's curves, drawn at each checkpoint, takes longer than many steps of a tiny model."""
+    monkeypatch.setattr("clipcls.train.history.draw_curves", lambda metrics, picture: picture.touch())
+
+
 @pytest.fixture(scope="session")
 def forks() -> Any:
     """Processes that begin with what runs need already imported, which takes longer than most tests."""

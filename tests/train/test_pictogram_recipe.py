@@ -27,7 +27,7 @@ from clipcls.train.trainer import StepFigures, Trainer
 from conftest import ROOT, TINY_CONFIG
 from recipe import Pictogram, ProxyLoss, spread_images, spread_texts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 RECIPE = ROOT / "examples" / "pictogram"
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "gray", "purple")

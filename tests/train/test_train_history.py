@@ -16,13 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.train import loop
 from clipcls.train.checkpoint import resumed_settings
+from clipcls.train.curves import draw_curves
 from clipcls.train.loop import TrainResult, train
 from clipcls.train.settings import load_settings
 from clipcls.train.validation import Validation
 from conftest import TINY_CONFIG
 from shell import Started
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 
 @pytest.fixture
@@ -46,7 +47,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_validation_is_noted_each_epoch_and_at_the_end(folder: Path) -> None:
+def test_validation_is_noted_each_epoch_and_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipcls.train.history.draw_curves", draw_curves)
     classes = str(folder / "classes")
     result = run(folder, validation=classes, zero_shot=classes, epochs=3.5, validate_epochs=1.0)
     noted = [line for line in lines(folder) if "validation" in line]
