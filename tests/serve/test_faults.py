@@ -27,7 +27,7 @@ from clipcls.embed.session import Session
 from clipcls.errors import OutOfMemoryError
 from clipcls.inputs.web import Web
 from clipcls.records import ModelSpec
-from clipcls.serve import batcher, bodies, service
+from clipcls.serve import batcher, bodies, classifiers, service
 from clipcls.serve import server as server_module
 from clipcls.serve.service import ServiceSettings
 from serving import Running, form, picture, served
@@ -390,6 +390,18 @@ def test_ten_thousand_labels(server: Running, monkeypatch: pytest.MonkeyPatch) -
             require_answer(server)
     status, answer = asked.result()
     assert status == 200 and len(answer["predictions"][0]["top"]) == 10_000
+
+
+def test_label_sets_are_forgotten_in_time(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifiers, "MOST_LABELS", 40)
+    with served(tiny_model) as server:
+        for number in range(8):
+            require_answer(server)  # the labels that are asked for again and again stay
+            server.upload("/predict", [("a.png", picture())], label=[f"a{number}", f"b{number}"])
+        store = server.service._classifiers
+        kept = [made.result() for made in store._kept.values()]
+        assert store._total == sum(ready.size for ready in kept) <= 40
+        assert [len(ready.classifier.labels) for ready in kept] == [2, 3, 2]
 
 
 def test_labels_of_many_requests_at_once_get_their_own_features(server: Running) -> None:
