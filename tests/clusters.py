@@ -57,6 +57,7 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 1) -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # else workers come after everything else that a busy machine does
         "OMP_NUM_THREADS": "1",
     }
     address = f"127.0.0.1:{_free_port()}"

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shell import run_main
+from shell import Started, run_on_files
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # torch isn't imported yet; several processes with a thread a core would wait for one another
@@ -34,6 +33,23 @@ OPENAI_PREPROCESS = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
+# not clipcls.train, after whose import runs end in another way, and nothing that starts threads
+PRELOADED = [
+    "clipcls.cli",
+    "clipcls.evaluate.calibrate",
+    "clipcls.evaluate.teach",
+    "clipcls.inputs.labelled.read",
+    "clipcls.models.encoder",
+    "clipcls.models.runtime.compiled",
+    "clipcls.outputs.vectors.write",
+    "clipcls.predict.heatmap",
+    "clipcls.predict.search",
+    "matplotlib.figure",
+    "pytest",
+    "rich.progress",
+    "rich.table",
+    "typer._adapters",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,44 +79,51 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _run_main(arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-    """In a process of its own: run the command line on the files `stdin`, `stdout` and `stderr` in `folder`."""
-    reading, writing = os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    flags = {"stdin": reading, "stdout": writing, "stderr": writing}
-    run_main(arguments, folder.parent, environment, [os.open(folder / name, flags[name]) for name in flags])
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of a run's curves, drawn at each checkpoint, takes longer than many steps of a tiny model."""
+    monkeypatch.setattr("clipcls.train.history.draw_curves", lambda metrics, picture: picture.touch())
 
 
 @pytest.fixture(scope="session")
 def forks() -> Any:
-    """Processes that begin with torch already imported, which takes longer than most tests."""
+    """Processes that begin with what runs need already imported, which takes longer than most tests."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clipcls.models.encoder", "clipcls.predict.classifier"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
 @pytest.fixture
 def clipcls(tmp_path: Path, forks: Any) -> Callable[..., "subprocess.CompletedProcess[bytes]"]:
-    """Run the command line in `tmp_path`, in a process of its own; with `env` in one that is started from nothing."""
+    """Run the command line in `tmp_path`, in a process of its own."""
 
-    def fork(*args: str | Path, input: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    def run(*args: str | Path, input: bytes = b"", env: dict[str, str] | None = None) -> Any:
         folder = tmp_path / ".streams"
         folder.mkdir(exist_ok=True)
         (folder / "stdin").write_bytes(input)
-        process = forks.Process(target=_run_main, args=([*map(str, args)], folder, dict(os.environ)))
+        process = forks.Process(target=run_on_files, args=([*map(str, args)], folder, os.environ | (env or {})))
         process.start()
         process.join(120)
         assert process.exitcode is not None, "no end within 120 seconds"
         output, errors = ((folder / name).read_bytes() for name in ("stdout", "stderr"))
         return subprocess.CompletedProcess(args, process.exitcode, output, errors)
 
-    def run(*args: str | Path, input: bytes = b"", env: dict[str, str] | None = None) -> Any:
-        if env is None:
-            return fork(*args, input=input)
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | env
-        command = [sys.executable, "-m", "clipcls", *map(str, args)]
-        return subprocess.run(command, input=input, cwd=tmp_path, timeout=120, capture_output=True, env=environment)
-
     return run
+
+
+@pytest.fixture
+def start(tmp_path: Path, forks: Any) -> Iterator[Callable[..., Started]]:
+    """Start the command line in `tmp_path`; what is left of it at the end is ended."""
+    started = []
+
+    def begin(*args: str | Path, **options: Any) -> Started:
+        started.append(Started(forks, tmp_path, *args, **options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.close()
 
 
 def save_model(folder: Path, config: dict[str, Any], preprocess: dict[str, Any] | None = None, seed: int = 0) -> Path:

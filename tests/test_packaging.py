@@ -66,6 +66,7 @@ def empty_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     # packages, not the .pth files beside them: those would bring an editable clipcls along
     Path(found.stdout.strip(), "others.pth").write_text(str(Path(yaml.__file__).parent.parent))
+    pip("install", "setuptools>=77", python=python)  # builds without an environment of their own take it
     return python
 
 
@@ -114,17 +115,19 @@ def test_checkout_finds_its_prompts_after_a_plain_install(wheel: Path, checkout:
 
 
 def test_editable_install_finds_the_prompts(checkout: Path, empty_python: Path, tmp_path: Path) -> None:
-    pip("install", "--no-deps", "--force-reinstall", "-e", checkout, python=empty_python)
+    pip("install", "--no-deps", "--no-build-isolation", "--force-reinstall", "-e", checkout, python=empty_python)
     assert "default\t" in prompt_sets(empty_python, cwd=tmp_path)
 
 
-def test_source_distribution_builds_the_same_wheel(checkout: Path, wheel: Path, tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, checkout]
+def test_source_distribution_builds_the_same_wheel(
+    checkout: Path, wheel: Path, empty_python: Path, tmp_path: Path
+) -> None:
+    build = [empty_python, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, checkout]
     subprocess.run(build, check=True, capture_output=True)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as content:
         content.extractall(tmp_path / "unpacked", filter="data")
     (source,) = (tmp_path / "unpacked").iterdir()
-    pip("wheel", "--no-deps", "-w", tmp_path / "again", source)
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "again", source, python=empty_python)
     (again,) = (tmp_path / "again").glob("*.whl")
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())

@@ -1,6 +1,5 @@
 """Runs `clipcls eval --attack`, and writes its figures as tables of 80 columns or JSON."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipcls.cli.progress import Progress
-from clipcls.cli.report_output import FEW, Output
+from clipcls.cli.report_output import FEW, Output, exit_if_left_out
 from clipcls.cli.tables import Rows, cells, decimal, interval, table
 from clipcls.errors import UsageError, listed, printable
 
@@ -71,15 +70,8 @@ def measure_attack(truth: "Truth", plan: "AttackPlan", output: Output, quiet: bo
 
     with Progress(not quiet, "") as progress:
         outcome = attack(truth, plan, progress.watch())
-    if output.format == "json":
-        output.write(json.dumps(attack_record(outcome), ensure_ascii=False, allow_nan=False) + "\n")
-    else:
-        output.write(_report(outcome))
-    if outcome.failed:
-        if not quiet:
-            count = f"{len(outcome.failed):,} of {outcome.chosen:,} images"
-            typer.echo(f"clipcls: {count} were left out of the figures", err=True)
-        raise typer.Exit(1)
+    output.write_result(lambda: attack_record(outcome), lambda: _report(outcome))
+    exit_if_left_out(len(outcome.failed), outcome.chosen, quiet)
 
 
 def _report(outcome: "AttackOutcome") -> str:

@@ -1,7 +1,6 @@
 """Runs `clipcls eval` on multiple-choice questions, and writes its figures."""
 
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -34,17 +33,17 @@ def measure_choices(
     examples, problems = read_choices(data, execution.web is not None)
     with Progress(not quiet, "") as progress:
         result = evaluate_choices(examples, model, execution, prompts, problems, progress.watch())
-    output.write(_json(result) if output.format == "json" else _text(result))
+    output.write_result(lambda: _record(result), lambda: _text(result))
     if result.failed:
         if not quiet:
             typer.echo(f"clipcls: {len(result.failed):,} of {len(examples):,} images could not be read", err=True)
         raise typer.Exit(1)
 
 
-def _json(result: "ChoiceResult") -> str:
+def _record(result: "ChoiceResult") -> dict[str, Any]:
     from clipcls.evaluate.results import estimate_record, failure_record
 
-    record = {
+    return {
         "accuracy": estimate_record(result.accuracy),
         "chance": result.chance,
         "measured": result.measured,
@@ -53,7 +52,6 @@ def _json(result: "ChoiceResult") -> str:
         "weak": result.weak,
         "problems": list(result.problems),
     }
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _text(result: "ChoiceResult") -> str:

@@ -1,6 +1,7 @@
 """`clipcls eval`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,12 +17,93 @@ from clipcls.cli.retrieval_report import measure
 from clipcls.errors import UsageError
 
 if TYPE_CHECKING:
+    from clipcls.embed.execution import Execution
     from clipcls.inputs.labelled.examples import Truth
     from clipcls.predict.taught import Taught
     from clipcls.records import PromptSet
 
 # columns of groups that one run takes
 _MOST_COLUMNS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class WayOptions:
+    """The options for what is measured, and how."""
+
+    taught: Annotated[
+        Path | None,
+        typer.Option(
+            "--taught",
+            metavar="FILE",
+            help="Compare what `clipcls teach` wrote with zero-shot answers, without the pictures that taught it.",
+        ),
+    ] = None
+    retrieval: Annotated[
+        bool,
+        typer.Option(
+            "--retrieval",
+            help="Measure how well pictures and captions find one another: DATA is a table with a column caption, or "
+            "shards. Captions are taken as they are, unless --prompts or --template is given.",
+        ),
+    ] = False
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FILE", help="Judge what predict wrote, instead of running a model."),
+    ] = None
+    question: options.QuestionOption = None
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--group",
+            metavar="COLUMN",
+            help="Compare the figures of groups that a column of the table names; twice for two columns, alone and "
+            "together.",
+        ),
+    ] = None
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The columns of groups.
+
+        Raises:
+            UsageError: there are too many.
+        """
+        groups = tuple(dict.fromkeys(self.group or ()))
+        if len(groups) > _MOST_COLUMNS:
+            raise UsageError(f"--group: {len(groups)} columns; two at most, as groups of more would be too small.")
+        return groups
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """The options for scores."""
+
+    score: options.ScoreOption = None
+    multi_label: options.DataMultiLabelOption = False
+    background: options.BackgroundOption = None
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="With several labels an image: lowest score. [default: 0.5]")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """The options for what is written."""
+
+    format: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="Tables to read, or all there is as JSON.")
+    ] = "table"
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-"
+    confused: Annotated[
+        int | None,
+        typer.Option(
+            "--confused", metavar="N", min=0, help="How many of the most confused pairs to list. [default: 10]"
+        ),
+    ] = None
+    confusion_plot: Annotated[
+        Path | None,
+        typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
+    ] = None
 
 
 @options.grouped
@@ -39,62 +121,15 @@ def eval_command(
     # what to look for
     wanted: options.DataLabelOptions,
     prompting: PromptOptions,
-    taught: Annotated[
-        Path | None,
-        typer.Option(
-            "--taught",
-            metavar="FILE",
-            help="Compare what `clipcls teach` wrote with zero-shot answers, without the pictures that taught it.",
-        ),
-    ] = None,
     # with which model
     compared: ComparedModelOptions,
     # other ways to measure
-    retrieval: Annotated[
-        bool,
-        typer.Option(
-            "--retrieval",
-            help="Measure how well pictures and captions find one another: DATA is a table with a column caption, or "
-            "shards. Captions are taken as they are, unless --prompts or --template is given.",
-        ),
-    ] = False,
-    predictions: Annotated[
-        Path | None,
-        typer.Option("--predictions", metavar="FILE", help="Judge what predict wrote, instead of running a model."),
-    ] = None,
-    question: options.QuestionOption = None,
-    group: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--group",
-            metavar="COLUMN",
-            help="Compare the figures of groups that a column of the table names; twice for two columns, alone and "
-            "together.",
-        ),
-    ] = None,
+    ways: WayOptions,
     attacking: AttackOptions,
     # how to score
-    score: options.ScoreOption = None,
-    multi_label: options.DataMultiLabelOption = False,
-    background: options.BackgroundOption = None,
-    threshold: Annotated[
-        float | None, typer.Option("--threshold", help="With several labels an image: lowest score. [default: 0.5]")
-    ] = None,
+    scoring: ScoreOptions,
     # out
-    format: Annotated[
-        Literal["table", "json"], typer.Option("--format", help="Tables to read, or all there is as JSON.")
-    ] = "table",
-    output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")] = "-",
-    confused: Annotated[
-        int | None,
-        typer.Option(
-            "--confused", metavar="N", min=0, help="How many of the most confused pairs to list. [default: 10]"
-        ),
-    ] = None,
-    confusion_plot: Annotated[
-        Path | None,
-        typer.Option("--confusion-plot", metavar="FILE.png", help="Draw the best result's confusion matrix."),
-    ] = None,
+    shown: ReportOptions,
     # how to run
     allow_urls: options.AllowUrlsOption = False,
     limits: options.LimitOptions,
@@ -106,143 +141,165 @@ def eval_command(
     Example: clipcls eval pictures/ --prompts simple --prompts default
     """
     verbosity.set_up_logging()
-    from clipcls.evaluate.evaluate import DEFAULT_CONFUSED, EvalPlan
     from clipcls.inputs.labelled.choices import has_choices
     from clipcls.inputs.web import Web
-    from clipcls.predict.ranking import Scoring
 
-    target = Output(format, output, confusion_plot)
-    target.check([*data, wanted.labels_file, predictions, taught, *(prompting.prompts or ()), *(compared.model or ())])
+    target = Output(shown.format, shown.output, shown.confusion_plot)
+    target.check(
+        [*data, wanted.labels_file, ways.predictions, ways.taught, *(prompting.prompts or ()), *(compared.model or ())]
+    )
     execution = how.execution(limits, prompting.strict_prompts, Web() if allow_urls else None)
-    groups = tuple(dict.fromkeys(group or ()))
-    if len(groups) > _MOST_COLUMNS:
-        raise UsageError(f"--group: {len(groups)} columns; two at most, as groups of more would be too small.")
-    if attacking.attack is None:
-        ways = {"--severity": attacking.severity, "--limit": attacking.limit, "--seed": attacking.seed}
-        _refuse("these say how to --attack, which isn't given", ways)
+    run = _Run(
+        data, wanted, prompting, compared, ways, attacking, scoring, shown, allow_urls, execution, target, verbosity
+    )
+    if attacking.attack is not None:
+        run.attack(attacking.attack)
+        return
+    run.refuse("these say how to --attack, which isn't given", "--severity", "--limit", "--seed")
+    if ways.retrieval:
+        run.retrieve()
+    elif ways.predictions is not None:
+        run.judge(ways.predictions)
+    elif has_choices(data):
+        run.choose()
     else:
-        others: dict[str, object] = {
-            "--retrieval": retrieval,
-            "--predictions": predictions,
-            "--question": question,
-            "--taught": taught,
-            "--group": group,
-            "--score": score,
-            "--multi-label": multi_label,
-            "--background": background,
-            "--threshold": threshold,
-            "--confused": confused,
-            "--confusion-plot": confusion_plot,
-        }
-        _refuse("--attack measures whether the answers of a model hold", others)
-        names = wanted.read_if_given()
-        truth = options.labelled_pictures(data, names, False, allow_urls, ())
-        specs, prompt_sets = compared.specs(), prompting.sets(truth.templates_file)
-        refuse_several(len(specs), len(prompt_sets))
+        run.compare()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the command line asks for, and each of the ways to measure it."""
+
+    data: list[str]
+    wanted: options.DataLabelOptions
+    prompting: PromptOptions
+    compared: ComparedModelOptions
+    ways: WayOptions
+    attacking: AttackOptions
+    scoring: ScoreOptions
+    shown: ReportOptions
+    allow_urls: bool
+    execution: "Execution"
+    target: Output
+    verbosity: options.VerbosityOptions
+
+    def refuse(self, why: str, *names: str) -> None:
+        """Refuse options that have no meaning, if they are given.
+
+        Raises:
+            UsageError: one is.
+        """
+        groups = (self.wanted, self.prompting, self.compared, self.ways, self.attacking, self.scoring, self.shown)
+        given = []
+        for name in names:
+            field = name.removeprefix("--").replace("-", "_")
+            value = next(getattr(group, field) for group in groups if hasattr(group, field))
+            if value is not None and value is not False and value != []:
+                given.append(name)
+        if given:
+            raise UsageError(f"{why}: leave {', '.join(given)} out.")
+
+    def attack(self, kind: Literal["text", "corrupt", "adversarial"]) -> None:
+        """Measure whether answers hold."""
         from clipcls.evaluate.attacks.run import AttackPlan
 
-        attack_plan = AttackPlan(
-            attacking.attack,
-            wanted.among(truth, names),
-            specs[0],
-            prompt_sets[0][1],
-            execution,
-            None if attacking.severity is None else tuple(attacking.severity),
-            attacking.limit,
-            attacking.seed or 0,
-        )
-        measure_attack(truth, attack_plan, target, verbosity.quiet)
-        return
-    if retrieval:
-        meaningless: dict[str, object] = {
-            "--labels": wanted.labels,
-            "--label": wanted.label,
-            "--labels-file": wanted.labels_file,
-            "--predictions": predictions,
-            "--taught": taught,
-            "--score": score,
-            "--multi-label": multi_label,
-            "--background": background,
-            "--threshold": threshold,
-            "--confused": confused,
-            "--confusion-plot": confusion_plot,
-        }
-        _refuse("--retrieval measures captions, which have no labels and thresholds", meaningless)
+        others = ("--retrieval", "--predictions", "--question", "--taught", "--group", "--score", "--multi-label")
+        figures = ("--background", "--threshold", "--confused", "--confusion-plot")
+        self.refuse("--attack measures whether the answers of a model hold", *others, *figures)
+        names = self.wanted.read_if_given()
+        truth = options.labelled_pictures(self.data, names, False, self.allow_urls, ())
+        specs, prompt_sets = self.compared.specs(), self.prompting.sets(truth.templates_file)
+        refuse_several(len(specs), len(prompt_sets))
+        asked = self.attacking
+        severities = None if asked.severity is None else tuple(asked.severity)
+        labels, prompts = self.wanted.among(truth, names), prompt_sets[0][1]
+        plan = AttackPlan(kind, labels, specs[0], prompts, self.execution, severities, asked.limit, asked.seed or 0)
+        measure_attack(truth, plan, self.target, self.verbosity.quiet)
+
+    def retrieve(self) -> None:
+        """Measure how well pictures and captions find one another."""
         from clipcls.evaluate.retrieval import Pairs, RetrievalPlan
         from clipcls.inputs.labelled.read import read_for_retrieval
 
-        pairs = Pairs.of(read_for_retrieval(data, allow_urls, groups))
-        caption_prompts = tuple(prompt_set for _, prompt_set in prompting.sets())
-        measure(pairs, RetrievalPlan(compared.specs(), caption_prompts, execution), target, verbosity.quiet)
-        return
-    if predictions is None and has_choices(data):
-        meaningless = {"--labels": wanted.are_given, "--score": score, "--multi-label": multi_label}
-        meaningless |= {"--threshold": threshold, "--taught": taught, "--confused": confused, "--question": question}
-        meaningless |= {"--group": group}
-        _refuse("multiple-choice questions have choices of their own", meaningless | {"--background": background})
-        (model, *other_models), ((_, choice_prompts), *more) = compared.specs(), prompting.sets()
+        others = ("--labels", "--label", "--labels-file", "--predictions", "--taught", "--score", "--multi-label")
+        figures = ("--background", "--threshold", "--confused", "--confusion-plot")
+        self.refuse("--retrieval measures captions, which have no labels and thresholds", *others, *figures)
+        pairs = Pairs.of(read_for_retrieval(self.data, self.allow_urls, self.ways.groups))
+        prompts = tuple(prompt_set for _, prompt_set in self.prompting.sets())
+        measure(pairs, RetrievalPlan(self.compared.specs(), prompts, self.execution), self.target, self.verbosity.quiet)
+
+    def choose(self) -> None:
+        """Measure answers to multiple-choice questions."""
+        others = ("--labels", "--label", "--labels-file", "--score", "--multi-label", "--threshold", "--taught")
+        figures = ("--confused", "--question", "--group", "--background")
+        self.refuse("multiple-choice questions have choices of their own", *others, *figures)
+        (model, *other_models), ((_, prompts), *more) = self.compared.specs(), self.prompting.sets()
         if other_models or more:
             raise UsageError("Multiple-choice questions are measured with one model and one prompt set at a time.")
-        measure_choices(data[0], model, choice_prompts, execution, target, verbosity.quiet)
-        return
-    names = wanted.read_if_given()
-    learned = None if taught is None else options.read_taught(taught, names, prompting.prompts, prompting.template)
-    names = names if learned is None else learned.labels
-    truth = options.labelled_pictures(data, names, multi_label, allow_urls, groups)
-    most = DEFAULT_CONFUSED if confused is None else confused
-    if predictions is not None:
-        given: dict[str, object] = {"--model": compared.model, "--prompts": prompting.prompts, "--taught": taught}
-        given |= {"--template": prompting.template}
-        _refuse("--predictions are judged as they are", given | {"--score": score, "--arch": compared.arch})
-        Evaluation(truth, target, verbosity.quiet, verbosity.verbose).judge(predictions, names, most, question)
-        return
-    if question is not None:
-        raise UsageError("--question chooses among the answers of --predictions.")
-    if threshold is not None and not truth.multi_label:
-        raise UsageError("--threshold is for several labels an image; with one, the output tells what thresholds do.")
-    models = compared.specs(None if learned is None else learned.origin.model)
-    labels = wanted.among(truth, names) if learned is None else learned.labels
-    label_arguments = _label_arguments(wanted, truth) if learned is None else []
-    sets: list[tuple[list[str], PromptSet | Taught | None]] = [*prompting.sets(truth.templates_file)]
-    if learned is not None:
-        sets = [
-            (
-                [*_prompt_options(learned.prompts), *_label_options([label.name for label in learned.labels])],
-                learned.prompts,
-            ),
-            (["--taught", str(taught)], learned),
-        ]
-    plan = EvalPlan(
-        labels=labels,
-        models=models,
-        prompts=tuple(prompt_set for _, prompt_set in sets),
-        scoring=Scoring(score, truth.multi_label, threshold=threshold),
-        background=background,
-        execution=execution,
-        confused=most,
-    )
-    command = Command(
-        models=[arguments_of(model) for model in models],
-        prompts=[arguments for arguments, _ in sets],
-        labels=label_arguments,
-        settings={
-            "--arch": compared.arch,
-            "--preprocess": compared.preprocess,
-            "--decode": None if how.decode == "fast" else how.decode,
-            "--score": score,
-            "--background": background,
-            "--threshold": threshold,
-            "--multi-label": truth.multi_label,
-        },
-    )
-    Evaluation(truth, target, verbosity.quiet, verbosity.verbose).measure(plan, command)
+        measure_choices(self.data[0], model, prompts, self.execution, self.target, self.verbosity.quiet)
 
+    def judge(self, predictions: Path) -> None:
+        """Measure what `predict` wrote."""
+        others = ("--model", "--prompts", "--taught", "--template", "--score", "--arch")
+        self.refuse("--predictions are judged as they are", *others)
+        names = self.wanted.read_if_given()
+        truth = options.labelled_pictures(self.data, names, self.scoring.multi_label, self.allow_urls, self.ways.groups)
+        self._evaluation(truth).judge(predictions, names, self._confused, self.ways.question)
 
-def _refuse(why: str, options: Mapping[str, object]) -> None:
-    """Refuse options that have no meaning, if they are given."""
-    given = [option for option, value in options.items() if value is not None and value is not False and value != []]
-    if given:
-        raise UsageError(f"{why}: leave {', '.join(given)} out.")
+    def compare(self) -> None:
+        """Measure each model with each prompt set."""
+        from clipcls.evaluate.evaluate import EvalPlan
+        from clipcls.predict.ranking import Scoring
+
+        prompting, asked, taught = self.prompting, self.scoring, self.ways.taught
+        names = self.wanted.read_if_given()
+        learned = None if taught is None else options.read_taught(taught, names, prompting.prompts, prompting.template)
+        names = names if learned is None else learned.labels
+        truth = options.labelled_pictures(self.data, names, asked.multi_label, self.allow_urls, self.ways.groups)
+        if self.ways.question is not None:
+            raise UsageError("--question chooses among the answers of --predictions.")
+        if asked.threshold is not None and not truth.multi_label:
+            raise UsageError(
+                "--threshold is for several labels an image; with one, the output tells what thresholds do."
+            )
+        models = self.compared.specs(None if learned is None else learned.origin.model)
+        sets: list[tuple[list[str], PromptSet | Taught | None]] = [*prompting.sets(truth.templates_file)]
+        if learned is not None:
+            without = [*_prompt_options(learned.prompts), *_label_options([label.name for label in learned.labels])]
+            sets = [(without, learned.prompts), (["--taught", str(taught)], learned)]
+        plan = EvalPlan(
+            labels=self.wanted.among(truth, names) if learned is None else learned.labels,
+            models=models,
+            prompts=tuple(prompt_set for _, prompt_set in sets),
+            scoring=Scoring(asked.score, truth.multi_label, threshold=asked.threshold),
+            background=asked.background,
+            execution=self.execution,
+            confused=self._confused,
+        )
+        command = Command(
+            models=[arguments_of(model) for model in models],
+            prompts=[arguments for arguments, _ in sets],
+            labels=_label_arguments(self.wanted, truth) if learned is None else [],
+            settings={
+                "--arch": self.compared.arch,
+                "--preprocess": self.compared.preprocess,
+                "--decode": None if self.execution.decode == "fast" else self.execution.decode,
+                "--score": asked.score,
+                "--background": asked.background,
+                "--threshold": asked.threshold,
+                "--multi-label": truth.multi_label,
+            },
+        )
+        self._evaluation(truth).measure(plan, command)
+
+    @property
+    def _confused(self) -> int:
+        from clipcls.evaluate.evaluate import DEFAULT_CONFUSED
+
+        return DEFAULT_CONFUSED if self.shown.confused is None else self.shown.confused
+
+    def _evaluation(self, truth: "Truth") -> Evaluation:
+        return Evaluation(truth, self.target, self.verbosity.quiet, self.verbosity.verbose)
 
 
 def _label_arguments(wanted: options.DataLabelOptions, truth: "Truth") -> list[str]:

@@ -1,6 +1,5 @@
 """Runs `clipcls eval`, and writes its figures as tables or JSON."""
 
-import json
 import math
 import os
 import shlex
@@ -9,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from clipcls.cli.group_report import group_notes, group_tables
 from clipcls.cli.progress import Progress
-from clipcls.cli.report_output import FEW, Output
+from clipcls.cli.report_output import FEW, Output, exit_if_left_out
 from clipcls.cli.tables import Rows, cells, decimal, interval, table
 from clipcls.errors import UsageError, listed, printable
 from clipcls.records import Label
@@ -107,16 +104,11 @@ class Evaluation:
             from clipcls.evaluate.confusion import draw_confusion
 
             draw_confusion(best.confusion, _title(best), self._output.plot)
-        if self._output.format == "json":
-            text = json.dumps(outcome_record(outcome) | {"command": command}, ensure_ascii=False, allow_nan=False)
-            self._output.write(text + "\n")
-        else:
-            self._output.write(report(outcome, command, self._verbose))
+        self._output.write_result(
+            lambda: outcome_record(outcome) | {"command": command}, lambda: report(outcome, command, self._verbose)
+        )
         without = len(outcome.caveats.failed) + len(outcome.caveats.missing)
-        if without:
-            if not self._quiet:
-                typer.echo(f"clipcls: {without:,} of {outcome.images:,} images were left out of the figures", err=True)
-            raise typer.Exit(1)
+        exit_if_left_out(without, outcome.images, self._quiet)
 
 
 # ---------------------------------------------------------------------------------------------------------

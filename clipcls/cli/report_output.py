@@ -1,11 +1,12 @@
 """Where `clipcls eval` and `calibrate` write what they found."""
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import typer
 
@@ -59,6 +60,17 @@ class Output:
                 if source and path is self.plot and target.resolve().is_relative_to(Path(source).resolve()):
                     raise UsageError(f"{option} {target} lies in {source}, where it would be taken for data.")
 
+    def write_result(self, record: Callable[[], Mapping[str, Any]], report: Callable[[], str]) -> None:
+        """Write a result as JSON or as text to read.
+
+        Raises:
+            StoppedError: the file can't be written.
+        """
+        if self.format == "json":
+            self.write(json.dumps(record(), ensure_ascii=False, allow_nan=False) + "\n")
+        else:
+            self.write(report())
+
     def write(self, text: str) -> None:
         """Write a whole report at once.
 
@@ -82,6 +94,18 @@ class Output:
                     write(opened)
         except OSError as exc:
             raise StoppedError(f"{self.file}: can't be written: {exc.strerror}.") from exc
+
+
+def exit_if_left_out(count: int, images: int, quiet: bool, more: str = "") -> None:
+    """Say how many images aren't in the figures, and exit, if there are any.
+
+    Raises:
+        typer.Exit: there are.
+    """
+    if count:
+        if not quiet:
+            typer.echo(f"clipcls: {count:,} of {images:,} images were left out of the figures{more}", err=True)
+        raise typer.Exit(1)
 
 
 def _is_replaced(path: Path) -> bool:

@@ -1,12 +1,9 @@
 """Runs `clipcls eval --retrieval`, and writes its figures as tables or JSON."""
 
-import json
 from typing import TYPE_CHECKING
 
-import typer
-
 from clipcls.cli.progress import Progress
-from clipcls.cli.report_output import FEW, Output
+from clipcls.cli.report_output import FEW, Output, exit_if_left_out
 from clipcls.cli.tables import Rows, cells, interval, table
 from clipcls.errors import listed, printable, shortened
 
@@ -28,15 +25,8 @@ def measure(pairs: "Pairs", plan: "RetrievalPlan", output: Output, quiet: bool) 
 
     with Progress(not quiet, "") as progress:
         outcome = measure_retrieval(pairs, plan, progress.watch())
-    if output.format == "json":
-        output.write(json.dumps(retrieval_record(outcome), ensure_ascii=False, allow_nan=False) + "\n")
-    else:
-        output.write(report(outcome))
-    if outcome.failed:
-        if not quiet:
-            without = f"{len(outcome.failed):,} of {outcome.images:,} images"
-            typer.echo(f"clipcls: {without} were left out of the figures, with their captions", err=True)
-        raise typer.Exit(1)
+    output.write_result(lambda: retrieval_record(outcome), lambda: report(outcome))
+    exit_if_left_out(len(outcome.failed), outcome.images, quiet, ", with their captions")
 
 
 def report(outcome: "RetrievalOutcome") -> str:

@@ -10,6 +10,8 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from clipcls.errors import ModelError
 from clipcls.models.locate import NO_TRANSFORMERS, ModelFiles
 
+_MOST_WORDS = 2**16
+
 
 def context_length_of(files: ModelFiles) -> int:
     """Return how many tokens a prompt may have, its start and end included."""
@@ -43,11 +45,27 @@ def load_tokenizer(files: ModelFiles) -> Any:
 
 def _clip_tokenizer(context_length: int, options: dict[str, Any]) -> SimpleTokenizer:
     if options:
-        return SimpleTokenizer(context_length=context_length, **options)
-    # copied: open_clip has built one already, and its table of word pieces takes 0.1 s
-    tokenizer = copy.copy(open_clip_tokenizer._tokenizer)
-    tokenizer.context_length = context_length
+        tokenizer = SimpleTokenizer(context_length=context_length, **options)
+    else:
+        # copied: open_clip has built one already, and its table of word pieces takes 0.1 s
+        tokenizer = copy.copy(open_clip_tokenizer._tokenizer)
+        tokenizer.context_length = context_length
+    tokenizer.cache = _KnownWords(tokenizer.cache)
     return tokenizer
+
+
+class _KnownWords(dict[str, str]):
+    """The pieces of words; open_clip's own would remember every word that a server ever sees."""
+
+    def __init__(self, always: dict[str, str]) -> None:
+        super().__init__(always)
+        self._always = dict(always)
+
+    def __setitem__(self, word: str, pieces: str) -> None:
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+            self.update(self._always)
+        super().__setitem__(word, pieces)
 
 
 def truncated(tokenizer: Any, texts: Sequence[str]) -> list[bool]:

@@ -29,9 +29,9 @@ class ReadyClassifier:
 
     @property
     def size(self) -> int:
-        """The number of labels, and of words that unknown pictures are told by."""
+        """The number of labels, and of words that unknown pictures are told by; some more for what else there is."""
         words = len(load_wordnet().words) if self.classifier.scoring.unknown is not None else 0
-        return len(self.classifier.labels) + words
+        return len(self.classifier.labels) + words + 10
 
 
 class ClassifierStore:
@@ -39,6 +39,7 @@ class ClassifierStore:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._total = 0
         self._kept: OrderedDict[Hashable, Future[ReadyClassifier]] = OrderedDict()
 
     def kept(self, key: Hashable) -> ReadyClassifier | None:
@@ -74,18 +75,21 @@ class ClassifierStore:
             found.set_exception(exc)
             raise
         ready = ReadyClassifier(classifier, tuple(warnings))
-        found.set_result(ready)
         with self._lock:
+            found.set_result(ready)
+            self._total += ready.size
             self._drop_some()
         return ready
 
     def _drop_some(self) -> None:
-        done = {key: made.result().size for key, made in self._kept.items() if made.done()}
-        total = sum(done.values())
-        for key, count in done.items():
-            if total <= MOST_LABELS:
-                return
-            total -= count
+        dropped = []
+        for key, made in self._kept.items():
+            if self._total <= MOST_LABELS:
+                break
+            if made.done():
+                self._total -= made.result().size
+                dropped.append(key)
+        for key in dropped:
             del self._kept[key]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ _MOST_HEAD_BYTES = 2**16
 # at once from one client: in chunks of a byte they keep the loop busy for a tenth of a second
 _MOST_READ_BYTES = 2**14
 _BACKLOG = 2048
+_MOST_CONNECTIONS = 2**16
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -57,6 +59,7 @@ def serve(app: ASGIApp, service: Service, listener: socket.socket, announce: Cal
         ModelError: the model can't be loaded.
         UsageError: what the service is to answer with can't be used.
     """
+    _allow_many_connections()
     asyncio.run(_serve(_Server(server_config(app)), service, listener, announce))
 
 
@@ -75,6 +78,18 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
         h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
+
+
+def _allow_many_connections() -> None:
+    """Raise the number of files that may be open, of which each connection is one; often it is no more than 1024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_CONNECTIONS if most == resource.RLIM_INFINITY else min(most, _MOST_CONNECTIONS)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 async def _serve(server: "_Server", service: Service, listener: socket.socket, announce: Callable[[], None]) -> None:

@@ -39,6 +39,9 @@ _FEW_THREADS = 4
 _MANY_THREADS = 2
 _ANSWER_THREADS = 4
 _FETCH_THREADS = 16
+# bytes of a picture that is fetched, and of all fetched ones that haven't been read
+_MOST_FETCHED_BYTES = 2**26
+_MOST_HELD_BYTES = 2**30
 
 _T = TypeVar("_T")
 
@@ -92,6 +95,7 @@ class Service:
         self._many = ThreadPoolExecutor(_MANY_THREADS, "many-texts")
         self._answerers = ThreadPoolExecutor(_ANSWER_THREADS, "answer")
         self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
+        self._held_bytes = 0
         self._batcher: Batcher | None = None
         self.pool: PicturePool | None = None
         self.prompts: PromptSet | None = None
@@ -146,10 +150,15 @@ class Service:
             raise RequestError(422, f"images: {len(images):,} pictures; a request may have {MOST_PICTURES}.", "images")
         if self._batcher is None:
             raise RequestError(503, "The model is being loaded.", retry_after=2)
-        there = await asyncio.gather(*map(self._fetched, images))
-        sought = [image for image in there if image.error is None]
-        answers = self._batcher.submit(sought)
-        results = iter(await asyncio.gather(*map(asyncio.wrap_future, answers), return_exceptions=True))
+        fetched = [0] * len(images)
+        try:
+            there = await asyncio.gather(*(self._fetched(place, image, fetched) for place, image in enumerate(images)))
+            if self._held_bytes > _MOST_HELD_BYTES:
+                raise RequestError(503, "Too many bytes wait.", retry_after=1)
+            answers = self._batcher.submit([image for image in there if image.error is None])
+            results = iter(await asyncio.gather(*map(asyncio.wrap_future, answers), return_exceptions=True))
+        finally:
+            self._held_bytes -= sum(fetched)
         features: list[Features] = []
         errors: dict[int, ImageError] = {}
         for place, image in enumerate(there):
@@ -266,7 +275,7 @@ class Service:
         default = self.settings.labels
         own = () if default is None else default.labels if isinstance(default, Taught) else default
         given = self.prompt_set(asked.prompts, asked.template)
-        prompts = given or self.settings.prompts
+        prompts = given or self.prompts
         count = len(own if asked.labels is None else asked.labels) * (1 if prompts is None else len(prompts.templates))
         if asked.labels is None and given is None:  # however many the server was given
             return self._many if asked.unknown or count > _FEW_PROMPTS else self._few
@@ -304,20 +313,26 @@ class Service:
             prompts = self.prompts
         return Classifier(self.session, labels, prompts, scoring, background=asked.background, explain=asked.explain)
 
-    async def _fetched(self, image: ImageRef) -> ImageRef:
+    async def _fetched(self, place: int, image: ImageRef, sizes: list[int]) -> ImageRef:
         """Return a picture with its content, which threads of their own fetch: others mustn't wait for slow servers."""
         if not isinstance(image.content, Address):
             return image
         execution = self.session.execution
 
         def fetch() -> ImageRef:
+            if self._held_bytes > _MOST_HELD_BYTES:
+                return ImageRef(image.path, "too many bytes wait")
             try:
-                with open_content(image, execution.max_bytes, execution.web) as opened:
+                with open_content(image, min(execution.max_bytes, _MOST_FETCHED_BYTES), execution.web) as opened:
                     return ImageRef(image.path, content=opened.file.read())
             except ImageError as exc:
                 return ImageRef(image.path, str(exc))
 
-        return await asyncio.get_running_loop().run_in_executor(self._fetchers, fetch)
+        found = await self._on(self._fetchers, fetch)
+        if isinstance(found.content, bytes):
+            sizes[place] = len(found.content)
+            self._held_bytes += sizes[place]
+        return found
 
     async def _on(self, threads: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(threads, work)

@@ -1,14 +1,11 @@
 """The command line through its real entry point, as a process."""
 
-import contextlib
 import csv
 import io
 import json
 import os
-import pty
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +13,13 @@ from typing import Any
 
 import pytest
 
-from conftest import EXAMPLES, ROOT, save_pictures
+from conftest import EXAMPLES, save_pictures
+from shell import TERMINAL, Started, run_on_terminal
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+Start = Callable[..., Started]
+
+COLOURED = {"TERM": "xterm", "COLUMNS": "100"}
 
 
 @pytest.fixture
@@ -28,17 +29,6 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def rows(stdout: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stdout.splitlines()]
-
-
-def start(*args: str | Path, **options: Any) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "clipcls", *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        **options,
-    )
 
 
 def test_predict_labels_the_examples_with_the_embedded_model(clipcls: Run) -> None:
@@ -87,19 +77,16 @@ def test_predict_reads_paths_from_standard_input(clipcls: Run, tiny_model: Path,
     assert len(by_nul.stdout.splitlines()) == 5
 
 
-def test_predict_answers_before_a_slow_input_ends(tiny_model: Path, pictures: list[Path]) -> None:
+def test_predict_answers_before_a_slow_input_ends(start: Start, tiny_model: Path, pictures: list[Path]) -> None:
     process = start("predict", "-", "--labels", "cat,dog", "--model", tiny_model, stdin=subprocess.PIPE)
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     process.stdin.write(os.fsencode(pictures[0]) + b"\n")
     process.stdin.flush()
     # blocks for ever, and fails by the runner's limit, if rows waited for the end of the input
     assert process.stdout.readline().startswith(os.fsencode(pictures[0]))
     process.stdin.write(os.fsencode(pictures[1]) + b"\n")
-    process.stdin.close()
-    assert process.stdout.read().startswith(os.fsencode(pictures[1]))
+    output, _ = process.communicate()
+    assert output.startswith(os.fsencode(pictures[1]))
     assert process.wait() == 0
-    process.stdout.close()
-    process.stderr.close()
 
 
 @pytest.mark.parametrize("option", ["--files-from", "-"])
@@ -256,10 +243,9 @@ def test_options_are_read_from_the_environment(clipcls: Run, tiny_model: Path, p
     assert b"label embeddings\t2" in clipcls("cache", "info", env=environment).stdout
 
 
-def test_predict_into_a_pipe_that_closes_ends_quietly(tiny_model: Path, tmp_path: Path) -> None:
+def test_predict_into_a_pipe_that_closes_ends_quietly(start: Start, tiny_model: Path, tmp_path: Path) -> None:
     save_pictures(tmp_path / "many", 200)
-    process = start("predict", tmp_path / "many", "--labels", "cat,dog", "--model", tiny_model, "--batch-size", "4")
-    assert process.stdout is not None and process.stderr is not None
+    process = start("predict", "many", "--labels", "cat,dog", "--model", tiny_model, "--batch-size", "4")
     process.stdout.readline()
     process.stdout.close()
     stderr = process.stderr.read()
@@ -269,26 +255,24 @@ def test_predict_into_a_pipe_that_closes_ends_quietly(tiny_model: Path, tmp_path
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_predict_interrupted_keeps_whole_rows(
-    tiny_model: Path, pictures: list[Path], tmp_path: Path, number: signal.Signals, code: int
+    start: Start, tiny_model: Path, pictures: list[Path], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     process = start(
         "predict", "-", "--labels", "cat,dog", "--model", tiny_model, "-o", tmp_path / "out.jsonl",
         stdin=subprocess.PIPE,
     )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     process.stdin.write(os.fsencode(pictures[0]) + b"\n")
     process.stdin.flush()
     limit = time.monotonic() + 60
     while not (tmp_path / "out.jsonl").exists() or not (tmp_path / "out.jsonl").read_bytes():
         assert time.monotonic() < limit, "no row was written"
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(number)
     stderr = process.stderr.read()
-    assert process.wait(timeout=120) == code
+    assert process.wait() == code
     assert b"Traceback" not in stderr
     assert len(rows((tmp_path / "out.jsonl").read_bytes())) == 1
-    for stream in (process.stdin, process.stdout, process.stderr):
-        stream.close()
+    process.communicate()
 
 
 def test_predict_with_a_full_disk_exits_with_4(clipcls: Run, tiny_model: Path, pictures: list[Path]) -> None:
@@ -298,39 +282,11 @@ def test_predict_with_a_full_disk_exits_with_4(clipcls: Run, tiny_model: Path, p
     assert b"Traceback" not in done.stderr
 
 
-def test_predict_on_a_terminal_shows_a_table(tiny_model: Path, pictures: list[Path]) -> None:
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "clipcls",
-            "predict",
-            *map(str, pictures[:2]),
-            "--labels",
-            "cat,dog",
-            "--model",
-            tiny_model,
-        ],
-        stdout=follower,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "60"},
-    )
-    assert process.stderr is not None
-    os.close(follower)
-    output = b""
-    while True:
-        try:
-            chunk = os.read(leader, 1024)
-        except OSError:
-            break
-        if not chunk:
-            break
-        output += chunk
-    os.close(leader)
-    process.stderr.close()
-    assert process.wait() == 0
-    lines = output.decode().replace("\r\n", "\n").splitlines()
+def test_predict_on_a_terminal_shows_a_table(start: Start, tiny_model: Path, pictures: list[Path]) -> None:
+    arguments = ("predict", *pictures[:2], "--labels", "cat,dog", "--model", tiny_model)
+    code, output, _ = run_on_terminal(start, *arguments, environment={"COLUMNS": "60"}, stdout=TERMINAL)
+    assert code == 0
+    lines = output.decode().splitlines()
     assert len(lines) == 2
     assert "\t" not in lines[0]
     assert {len(line) for line in lines} == {len(lines[0])}
@@ -345,19 +301,8 @@ def test_models_lists_aliases(clipcls: Run) -> None:
     assert listed.count("GB, not downloaded;") == 4
 
 
-def test_models_on_a_terminal_breaks_no_word() -> None:
-    leader, follower = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "40"}
-    command = [sys.executable, "-X", "importtime", "-m", "clipcls", "models"]
-    with subprocess.Popen(command, stdout=follower, stderr=subprocess.PIPE, env=environment) as process:
-        os.close(follower)
-        shown = b""
-        with contextlib.suppress(OSError):
-            while chunk := os.read(leader, 1024):
-                shown += chunk
-        assert process.stderr is not None
-        assert b" torch\n" not in process.stderr.read()
-    os.close(leader)
+def test_models_on_a_terminal_breaks_no_word(start: Start) -> None:
+    _, shown, _ = run_on_terminal(start, "models", environment={"COLUMNS": "40"}, stdout=TERMINAL)
     lines = shown.decode().splitlines()
     assert max(map(len, lines)) <= 40
     assert "ViT-B-32-256:datacomp_s34b_b86k;" in " ".join(lines).split()
@@ -414,66 +359,42 @@ def test_predict_never_writes_over_its_inputs(
         assert output.read_bytes() == before[output]
 
 
-@pytest.mark.parametrize(("closed", "code", "lines"), [(">&-", 4, 0), ("2>&-", 0, 5), ("<&-", 0, 5)])
+@pytest.mark.parametrize(("closed", "code", "lines"), [("stdout", 4, 0), ("stderr", 0, 5), ("stdin", 0, 5)])
 def test_predict_with_a_closed_stream(
-    tiny_model: Path, pictures: list[Path], tmp_path: Path, closed: str, code: int, lines: int
+    start: Start, tiny_model: Path, pictures: list[Path], closed: str, code: int, lines: int
 ) -> None:
-    command = f"'{sys.executable}' -m clipcls predict pictures --labels cat,dog --model '{tiny_model}' {closed}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, env=environment)
-    assert (done.returncode, len(done.stdout.splitlines())) == (code, lines), done.stderr
-    assert b"Traceback" not in done.stderr
+    process = start("predict", "pictures", "--labels", "cat,dog", "--model", tiny_model, **{closed: None})
+    output, errors = process.communicate()
+    assert (process.wait(), len(output.splitlines())) == (code, lines), errors
+    assert b"Traceback" not in errors
 
 
-def test_listing_onto_a_full_disk_is_an_error_without_traceback() -> None:
+def test_listing_onto_a_full_disk_is_an_error_without_traceback(start: Start) -> None:
     with Path("/dev/full").open("wb") as full:
-        command = [sys.executable, "-m", "clipcls", "models"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 4
-    assert b"No space left" in done.stderr
-    assert b"Traceback" not in done.stderr
+        process = start("models", stdout=full.fileno())
+    _, errors = process.communicate()
+    assert process.wait() == 4
+    assert b"No space left" in errors
+    assert b"Traceback" not in errors
 
 
-def test_predict_shows_a_bar_on_a_terminal_when_rows_go_elsewhere(tiny_model: Path, pictures: list[Path]) -> None:
-    leader, follower = pty.openpty()
-    process = start_on(follower, "predict", *pictures, "--labels", "cat,dog", "--model", tiny_model)
-    assert process.stdout is not None
-    os.close(follower)
-    rows_written = process.stdout.read()
-    drawn = b""
-    with contextlib.suppress(OSError):
-        while chunk := os.read(leader, 1024):
-            drawn += chunk
-    os.close(leader)
-    process.stdout.close()
-    assert process.wait() == 0
-    assert len(rows_written.splitlines()) == 5
+def test_predict_shows_a_bar_on_a_terminal_when_rows_go_elsewhere(
+    start: Start, tiny_model: Path, pictures: list[Path]
+) -> None:
+    arguments = ("predict", *pictures, "--labels", "cat,dog", "--model", tiny_model)
+    code, drawn, output = run_on_terminal(start, *arguments, environment=COLOURED, stderr=TERMINAL)
+    assert (code, len(output.splitlines())) == (0, 5)
     assert b"5/5" in drawn and b"images/s" in drawn
 
 
-def test_predict_on_a_terminal_ends_with_what_was_written_where(tiny_model: Path, pictures: list[Path]) -> None:
-    leader, follower = pty.openpty()
+def test_predict_on_a_terminal_ends_with_what_was_written_where(
+    start: Start, tiny_model: Path, pictures: list[Path]
+) -> None:
     (pictures[0].parent / "bad.png").write_bytes(b"")
     output = pictures[0].with_name("labels.tsv")
-    process = start_on(
-        follower, "predict", pictures[0].parent, "--labels", "cat,dog", "--model", tiny_model, "-o", output
-    )
-    os.close(follower)
-    shown = b""
-    with contextlib.suppress(OSError):
-        while chunk := os.read(leader, 1024):
-            shown += chunk
-    os.close(leader)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.wait() == 1
+    arguments = ("predict", pictures[0].parent, "--labels", "cat,dog", "--model", tiny_model, "-o", output)
+    code, shown, _ = run_on_terminal(start, *arguments, environment=COLOURED, stderr=TERMINAL)
+    assert code == 1
     failed, done = shown.splitlines()[-2:]
     assert failed.endswith(b"clipcls: 1 of 6 images could not be read")
     assert done == b"clipcls: 6 images in %s" % os.fsencode(output)
-
-
-def start_on(terminal: int, *args: str | Path) -> "subprocess.Popen[bytes]":
-    """Standard error on a terminal, standard output on a pipe."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
-    command = [sys.executable, "-m", "clipcls", *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, env=environment)

@@ -14,7 +14,8 @@ import pytest
 from clipcls.embed.cache.entries import CachedImage
 from clipcls.embed.cache.prune import info
 from clipcls.embed.cache.store import MEGABYTE, Cache
-from conftest import EXAMPLES, _run_main, save_pictures
+from conftest import EXAMPLES, save_pictures
+from shell import run_on_files
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -87,7 +88,7 @@ def run_unable_to_open(arguments: Sequence[str], folder: Path, environment: dict
         raise ImageError("it was opened")
 
     contents.open_file = refuse
-    _run_main(arguments, folder, environment)
+    run_on_files(arguments, folder, environment)
 
 
 def test_predict_with_other_labels_opens_no_image(clipcls: Run, forks: Any, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_predict_processes_share_a_cache_at_the_same_time(forks: Any, tmp_path: 
         (folders[-1] / "stdin").touch()
         options = ["--batch-size", "1", "--cache-dir", str(tmp_path / "cache"), "--format", "jsonl"]
         arguments = [*map(str, PREDICT), "--labels", labels, *options]
-        processes.append(forks.Process(target=_run_main, args=(arguments, folders[-1], dict(os.environ))))
+        processes.append(forks.Process(target=run_on_files, args=(arguments, folders[-1], dict(os.environ))))
     for process in processes:
         process.start()
     for process in processes:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -17,9 +18,10 @@ from PIL import Image
 from test_start_up import loaded_by
 
 from clipcls.models.catalog import EMBEDDED
-from conftest import EXAMPLES, ROOT, TINY_CONFIG, save_model, save_pictures
+from conftest import EXAMPLES, TINY_CONFIG, save_model, save_pictures
 from labelled import NAMES, write_shards, write_tar
 from pictures import encoded
+from shell import Started
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -165,22 +167,17 @@ def test_eval_says_how_little_a_few_right_answers_tell(clipcls: Run, data: Path)
     )
 
 
-def test_eval_ends_with_sigterm_without_a_figure(data: Path, tiny_model: Path) -> None:
+def test_eval_ends_with_sigterm_without_a_figure(start: Callable[..., Started], data: Path, tiny_model: Path) -> None:
     (picture,) = save_pictures(data / "noise", 1, (800, 600))
     for number in range(500):
         os.link(picture, data / "noise" / f"{number}.png")
-    command = [sys.executable, "-m", "clipcls", "eval", "data", "--model", str(tiny_model), "--no-cache", "-v"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, cwd=data.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
+    process = start("eval", data, "--model", tiny_model, "--no-cache", "-v")
     for line in process.stderr:
         if b"texts:" in line:
             break
-    process.terminate()
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, output) == (143, b"")
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate()
+    assert (process.wait(), output) == (143, b"")
     assert b"Traceback" not in errors and b"interrupted" in errors
 
 
@@ -319,11 +316,13 @@ def test_eval_names_the_file_without_predictions(clipcls: Run, data: Path, tmp_p
     assert (done.returncode, done.stderr) == (2, b"clipcls: error: empty.jsonl: holds no predictions.\n")
 
 
-def test_eval_with_a_closed_standard_output_stops_before_the_first_picture(data: Path) -> None:
-    command = f"'{sys.executable}' -m clipcls eval data --model pictogram"
-    done = subprocess.run(f"{command} >&-", shell=True, cwd=data.parent, capture_output=True, timeout=120)
-    assert done.returncode == 4
-    assert done.stderr == b"clipcls: error: standard output is closed. Give --output FILE.\n"
+def test_eval_with_a_closed_standard_output_stops_before_the_first_picture(
+    start: Callable[..., Started], data: Path
+) -> None:
+    process = start("eval", data, "--model", "pictogram", stdout=None)
+    _, errors = process.communicate()
+    assert process.wait() == 4
+    assert errors == b"clipcls: error: standard output is closed. Give --output FILE.\n"
 
 
 def shown(seed: int, count: int = 24) -> list[bytes]:

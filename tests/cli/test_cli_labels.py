@@ -1,8 +1,6 @@
 """`clipcls labels`, and `--labels-file` with the name of a set."""
 
-import contextlib
 import os
-import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, save_pictures
+from shell import TERMINAL, Started, run_on_terminal
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -23,17 +22,9 @@ def test_list_is_tsv_in_a_pipe(clipcls: Run) -> None:
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
 
 
-def test_list_on_a_terminal_is_a_table_in_80_columns() -> None:
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "clipcls", "labels", "list"]
-    process = subprocess.Popen(command, stdout=follower, env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"})
-    os.close(follower)
-    shown = b""
-    with contextlib.suppress(OSError):
-        while chunk := os.read(leader, 1024):
-            shown += chunk
-    os.close(leader)
-    assert process.wait() == 0
+def test_list_on_a_terminal_is_a_table_in_80_columns(start: Callable[..., Started]) -> None:
+    code, shown, _ = run_on_terminal(start, "labels", "list", environment={"COLUMNS": "80"}, stdout=TERMINAL)
+    assert code == 0
     lines = shown.decode().splitlines()
     assert lines[:2] == [
         "cifar10        10  Ten kinds of animals and vehicles.",

@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from conftest import ROOT, _run_main, save_pictures
+from conftest import ROOT, save_pictures
 from killing import bytes_in, check_equal, check_same_features, kill_at_random, rows_in
+from shell import Started
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+Start = Callable[..., Started]
 
 
 @pytest.fixture
@@ -30,23 +32,9 @@ def job(tiny_model: Path, tmp_path: Path) -> list[str]:
     return ["predict", "pictures", *common, "--workers", "1", "--model", str(tiny_model), "-q"]
 
 
-@pytest.fixture
-def start(forks: Any, tmp_path: Path) -> Callable[..., Any]:
-    """Begin a run as a process of its own."""
-    (tmp_path / "streams").mkdir()
-    (tmp_path / "streams" / "stdin").touch()
-
-    def begin(arguments: list[str]) -> Any:
-        process = forks.Process(target=_run_main, args=(arguments, tmp_path / "streams", dict(os.environ)))
-        process.start()
-        return process
-
-    return begin
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_job_killed_at_random_is_gone_on_with(
-    clipcls: Run, start: Callable[..., Any], job: list[str], tmp_path: Path, kind: str
+    clipcls: Run, start: Start, job: list[str], tmp_path: Path, kind: str
 ) -> None:
     def target(name: str) -> list[str]:
         return ["--output-dir", name] if kind == "parquet" else ["--output", f"{name}.{kind}"]
@@ -56,52 +44,47 @@ def test_job_killed_at_random_is_gone_on_with(
     size = sum(path.stat().st_size for path in (whole.glob("part-*") if whole.is_dir() else [whole]))
     rng = random.Random(kind)
 
-    def begin() -> Any:
-        return start([*job, *target("broken"), "--resume"])
-
     for _ in range(4):
-        kill_at_random(begin, lambda process: process.is_alive(), broken, size, rng)
+        kill_at_random(partial(start, *job, *target("broken"), "--resume"), is_running, broken, size, rng)
     last = clipcls(*job, *target("broken"), "--resume")
     assert last.returncode == 1, last.stderr
     check_equal(rows_in(broken), rows_in(whole), 1e-5)
 
 
-def run_with_small_parts(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Run the command line with parts of eight rows, in this process."""
+def is_running(process: Started) -> bool:
+    return process.poll() is None
+
+
+def write_small_parts() -> None:
     from clipcls.outputs.vectors import write
 
     write.PART_ROWS = 8
-    _run_main(arguments, folder, environment)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "npy"])
 def test_features_of_a_job_killed_at_random_are_gone_on_with(
-    forks: Any, tiny_model: Path, tmp_path: Path, kind: str
+    start: Start, tiny_model: Path, tmp_path: Path, kind: str
 ) -> None:
     # two parts in a row have no features
     save_pictures(tmp_path / "pictures", 64)
     for number in (3, *range(24, 40), 63):
         (tmp_path / "pictures" / f"{number:03d}.png").write_bytes(b"no picture")
-    (tmp_path / "streams").mkdir()
-    (tmp_path / "streams" / "stdin").touch()
-    how = ("--no-cache", "--precision", "fp32", "--batch-size", "4", "--workers", "1", "--model", str(tiny_model), "-q")
+    how = ("--no-cache", "--precision", "fp32", "--batch-size", "4", "--workers", "1", "--model", tiny_model, "-q")
 
-    def begin(output: str) -> Any:
+    def begin(output: str) -> Started:
         arguments = ["embed", "pictures", "--output-dir", output, "--format", kind, "--resume", *how]
-        process = forks.Process(target=run_with_small_parts, args=(arguments, tmp_path / "streams", dict(os.environ)))
-        process.start()
-        return process
+        return start(*arguments, before=write_small_parts)
 
     def finish(output: str) -> None:
         process = begin(output)
-        process.join(120)
-        assert process.exitcode == 1, (tmp_path / "streams" / "stderr").read_text()
+        _, errors = process.communicate()
+        assert process.wait() == 1, errors
 
     finish("whole")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     rng = random.Random(kind)
     for _ in range(3):
-        kill_at_random(lambda: begin("broken"), lambda process: process.is_alive(), broken, bytes_in(whole), rng)
+        kill_at_random(partial(begin, "broken"), is_running, broken, bytes_in(whole), rng)
     finish("broken")
     check_same_features(broken, whole, 1e-5)
     assert not list(broken.rglob("*.part"))
@@ -109,18 +92,11 @@ def test_features_of_a_job_killed_at_random_are_gone_on_with(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_the_batch_and_says_how_to_go_on(
-    tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int
+    start: Start, tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     pictures = save_pictures(tmp_path / "pictures", 3)
-    command = [sys.executable, "-m", "clipcls", "predict", "-", "--labels", "cat,dog", "--model", str(tiny_model)]
-    process = subprocess.Popen(
-        [*command, "-o", "out.tsv"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
+    arguments = ("predict", "-", "--labels", "cat,dog", "--model", tiny_model, "-o", "out.tsv")
+    process = start(*arguments, stdin=subprocess.PIPE)
     process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in pictures))
     process.stdin.flush()
     limit = time.monotonic() + 60
@@ -129,8 +105,9 @@ def test_signal_ends_the_batch_and_says_how_to_go_on(
         time.sleep(0.02)
     time.sleep(0.3)  # it waits for the pipe
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == code
+    stderr = process.stderr.read()
+    process.communicate()
+    assert process.wait() == code
     assert b"3 images done; the same command with --resume goes on" in stderr
     assert b"Traceback" not in stderr
 
@@ -206,35 +183,31 @@ def test_retry_errors_gives_mended_images_their_rows(clipcls: Run, job: list[str
     assert len({row.path for row in rows_in(tmp_path / "out.tsv")}) == 160
 
 
-def with_limit(size: int, *args: str, folder: Path) -> "subprocess.CompletedProcess[bytes]":
-    """A run of which no file may become larger."""
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    command = [sys.executable, "-m", "clipcls", *args]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, timeout=120, preexec_fn=limited, check=False
-    )
+def with_limit(start: Start, size: int, *args: str) -> tuple[int, bytes]:
+    """The exit code and the messages of a run of which no file may become larger."""
+    process = start(*args, before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)))
+    _, errors = process.communicate()
+    return process.wait(), errors
 
 
-def test_full_disk_keeps_whole_rows_and_the_run_goes_on_later(clipcls: Run, job: list[str], tmp_path: Path) -> None:
+def test_full_disk_keeps_whole_rows_and_the_run_goes_on_later(
+    clipcls: Run, start: Start, job: list[str], tmp_path: Path
+) -> None:
     cached = [part for part in job if part not in ("--no-cache", "-q")]
-    done = with_limit(9000, *cached, "-o", "out.jsonl", folder=tmp_path)
-    assert done.returncode == 4, done.stderr
-    assert b"out.jsonl: can't be written" in done.stderr and b"Traceback" not in done.stderr
+    code, errors = with_limit(start, 9000, *cached, "-o", "out.jsonl")
+    assert code == 4, errors
+    assert b"out.jsonl: can't be written" in errors and b"Traceback" not in errors
     assert 8000 < (tmp_path / "out.jsonl").stat().st_size <= 9000
     assert (tmp_path / "out.jsonl").read_bytes().endswith(b"}\n")
     assert clipcls(*cached, "-o", "out.jsonl", "--resume").returncode == 1
     assert len(rows_in(tmp_path / "out.jsonl")) == 160
 
 
-def test_full_disk_of_the_cache_alone_doesnt_stop_a_job(job: list[str], tmp_path: Path) -> None:
+def test_full_disk_of_the_cache_alone_doesnt_stop_a_job(start: Start, job: list[str], tmp_path: Path) -> None:
     cached = [part for part in job if part not in ("--no-cache", "-q", "--top-k", "2")]
-    done = with_limit(40_000, *cached, "-o", "out.tsv", folder=tmp_path)
-    assert done.returncode == 1, done.stderr
-    assert b"cache off" in done.stderr and b"Traceback" not in done.stderr
+    code, errors = with_limit(start, 40_000, *cached, "-o", "out.tsv")
+    assert code == 1, errors
+    assert b"cache off" in errors and b"Traceback" not in errors
     assert len(rows_in(tmp_path / "out.tsv")) == 150
 
 
@@ -259,24 +232,23 @@ def test_run_without_pictures_leaves_the_output_as_it_was(
 
 
 @pytest.mark.parametrize("stderr", ["a reader that is gone", "a full disk"])
-def test_run_goes_on_when_its_messages_are_lost(job: list[str], tmp_path: Path, stderr: str) -> None:
+def test_run_goes_on_when_its_messages_are_lost(start: Start, job: list[str], tmp_path: Path, stderr: str) -> None:
     reader, writer = os.pipe() if stderr == "a reader that is gone" else (None, os.open("/dev/full", os.O_WRONLY))
     if reader is not None:
         os.close(reader)
-    command = [sys.executable, "-m", "clipcls", *job[:-1], "-o", "out.jsonl"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=writer, timeout=120, check=False)
+    process = start(*job[:-1], "-o", "out.jsonl", stderr=writer)
     os.close(writer)
-    assert done.returncode == 1
+    process.communicate()
+    assert process.wait() == 1
     assert len(rows_in(tmp_path / "out.jsonl")) == 160
 
 
-def test_output_named_as_standard_output_is_appended_as_that(job: list[str], tmp_path: Path) -> None:
+def test_output_named_as_standard_output_is_appended_as_that(start: Start, job: list[str], tmp_path: Path) -> None:
     (tmp_path / "log").write_text("before\n")
-    command = [sys.executable, "-m", "clipcls", *job, "-o", "/dev/stdout"]
     with (tmp_path / "log").open("ab") as log:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        assert subprocess.run(command, cwd=tmp_path, env=environment, stdout=log, check=False).returncode == 1
+        process = start(*job, "-o", "/dev/stdout", stdout=log.fileno())
+    process.communicate()
+    assert process.wait() == 1
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[0] == "before" and len(lines) == 301
     assert sorted(path.name for path in tmp_path.glob(".*.run")) == []

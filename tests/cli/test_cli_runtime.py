@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from clipcls.embed.cache.prune import info
-from conftest import EXAMPLES, _run_main, save_pictures
+from conftest import EXAMPLES, save_pictures
+from shell import run_on_files
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -38,7 +39,7 @@ def run_alone(forks: Any, folder: Path, *args: str | Path) -> tuple[str, str]:
     streams = folder / "streams"
     streams.mkdir()
     (streams / "stdin").write_bytes(b"")
-    process = forks.Process(target=_run_main, args=([*map(str, args)], streams, SHARED))
+    process = forks.Process(target=run_on_files, args=([*map(str, args)], streams, SHARED))
     process.start()
     process.join(120)
     output, told = ((streams / name).read_text() for name in ("stdout", "stderr"))
@@ -115,7 +116,7 @@ def test_runtime_that_cannot_be_had_is_refused(
 
 def _run_without(module: str, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
     sys.modules[module] = None  # type: ignore[assignment] # as if it weren't installed
-    _run_main(arguments, folder, environment)
+    run_on_files(arguments, folder, environment)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def serving(*arguments: Any, **options: Any) -> Iterator[Serving]:
         found.process.communicate()
 
 
-def test_a_server_from_its_start_to_its_end(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_server_from_its_start_to_its_end(clipcls: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:
     arguments = ["--model", tiny_model, "--labels", "red,green", "--log-format", "json"]
     with serving(tmp_path, *arguments, CLIPCLS_API_KEY="from-outside") as server:
         asking = server.running()
@@ -83,11 +83,8 @@ def test_a_server_from_its_start_to_its_end(tiny_model: Path, tmp_path: Path) ->
         assert asking.ask("POST", "/predict", body, {"Content-Type": kind})[0] == 401
         assert asking.ask("GET", "/models", headers=key)[2]["models"][0]["labels"] == ["red", "green"]
 
-        busy = subprocess.run(
-            [sys.executable, "-m", "clipcls", "serve", "--model", tiny_model, "--port", str(server.port)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert busy.returncode == 2 and re.search(r"Give another\s+--host or --port", busy.stderr)
+        busy = clipcls("serve", "--model", tiny_model, "--port", str(server.port))
+        assert busy.returncode == 2 and re.search(rb"Give another\s+--host or --port", busy.stderr)
 
         # what was begun is finished: the rest of the body comes after the signal
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer from-outside\r\nContent-Type: {kind}\r\n"

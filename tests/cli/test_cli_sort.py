@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,9 +19,11 @@ from clipcls.outputs.formats import format_for
 from clipcls.outputs.sort.log import LOG_NAME
 from clipcls.records import Prediction, ScoredLabel
 from conftest import ROOT
+from shell import Started
 
 Done = subprocess.CompletedProcess[bytes]
 Run = Callable[..., Done]
+Start = Callable[..., Started]
 
 ODD = os.fsdecode(b"photos/caf\xe9\t\n.jpg")
 LABELS = {"photos/a.jpg": "cat", "photos/b.jpg": "hot dog", "photos/c.jpg": None, ODD: "cat"}
@@ -39,12 +41,6 @@ def photos(tmp_path: Path) -> Path:
 def run(clipcls: Run) -> Run:
     """`clipcls sort` in `tmp_path`, with nothing on standard input unless there is some."""
     return lambda *args, input=b"": clipcls("sort", *args, input=input)
-
-
-def start(folder: Path, *args: str, **options: Any) -> "subprocess.Popen[bytes]":
-    """`clipcls sort` in `folder`, as a process that can be spoken to."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", "clipcls", "sort", *args], cwd=folder, env=environment, **options)
 
 
 def predictions() -> list[Prediction]:
@@ -193,11 +189,11 @@ def test_sort_undo_restores_and_says_so_unless_quiet(run: Run, photos: Path, tmp
     assert not (tmp_path / "sorted").exists()
 
 
-def asked(tmp_path: Path, reply: bytes) -> tuple[int, bytes]:
+def asked(start: Start, reply: bytes) -> tuple[int, bytes]:
     """Move on a terminal, and say something when asked; the exit code and all that was shown."""
     leader, follower = pty.openpty()
     streams = {"stdin": follower, "stdout": follower, "stderr": follower}
-    process = start(tmp_path, "p.jsonl", "--into", "sorted", "--by", "move", start_new_session=True, **streams)
+    process = start("sort", "p.jsonl", "--into", "sorted", "--by", "move", **streams)
     os.close(follower)
     shown = b""
     replied = False
@@ -207,29 +203,28 @@ def asked(tmp_path: Path, reply: bytes) -> tuple[int, bytes]:
             if not replied and b"[y/N]" in shown:
                 os.write(leader, reply)
                 replied = True
-    code = process.wait(120)
+    code = process.wait()
     os.close(leader)
     return code, shown
 
 
-def test_sort_asks_before_it_moves(photos: Path, tmp_path: Path) -> None:
+def test_sort_asks_before_it_moves(start: Start, photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", predictions())
-    code, shown = asked(tmp_path, b"\n")
+    code, shown = asked(start, b"\n")
     assert (code, len(contents(photos))) == (1, 4)
     assert b"Move 4 files into sorted/? [y/N]" in shown
     assert b"nothing was moved" in shown
-    code, shown = asked(tmp_path, b"y\n")
+    code, shown = asked(start, b"y\n")
     assert code == 0, shown
     assert contents(tmp_path / "sorted") == SORTED
 
 
-def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(photos: Path, tmp_path: Path) -> None:
+def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(start: Start, photos: Path, tmp_path: Path) -> None:
     def limited(size: int, *args: str) -> tuple[int, str]:
         """Run where files of more bytes can't be written; returns the exit code and the messages."""
-        limits = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
-        process = start(tmp_path, *args, stderr=subprocess.PIPE, **limits)
-        errors = process.communicate(timeout=120)[1].decode()
-        return process.returncode, errors
+        process = start("sort", *args, before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)))
+        _, errors = process.communicate()
+        return process.wait(), errors.decode()
 
     (photos / "b.jpg").write_bytes(b"x" * 100_000)
     write(tmp_path / "p.jsonl", predictions())
@@ -247,19 +242,21 @@ def test_sort_that_cannot_write_exits_with_4_and_can_be_undone(photos: Path, tmp
 
 
 @pytest.mark.parametrize(("by", "number"), [("copy", signal.SIGINT), ("move", signal.SIGTERM)])
-def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: str, number: signal.Signals) -> None:
+def test_sort_stops_between_two_files_when_told(
+    start: Start, run: Run, tmp_path: Path, by: str, number: signal.Signals
+) -> None:
     (tmp_path / "photos").mkdir()
     names = [f"photos/{index:04d}.jpg" for index in range(400)]
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
     write(tmp_path / "p.jsonl", [Prediction(name, "cat", 0.5, 0.5) for name in names])
     before = contents(tmp_path)
-    process = start(tmp_path, "p.jsonl", "--into", "sorted", "--by", by, "--yes", stderr=subprocess.PIPE)
+    process = start("sort", "p.jsonl", "--into", "sorted", "--by", by, "--yes")
     while not (tmp_path / "sorted/cat/0000.jpg").exists() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, errors
+    _, errors = process.communicate()
+    assert process.wait() == 128 + number, errors
     assert b"of 400 files are done: the same command goes on" in errors
     assert b"Traceback" not in errors
     assert (tmp_path / "sorted" / LOG_NAME).read_bytes().endswith(b'{"end": true}\n')
@@ -274,19 +271,17 @@ def test_sort_stops_between_two_files_when_told(run: Run, tmp_path: Path, by: st
     assert contents(tmp_path) == before
 
 
-def test_sort_goes_on_when_nobody_reads_what_it_says(photos: Path, tmp_path: Path) -> None:
+def test_sort_goes_on_when_nobody_reads_what_it_says(start: Start, photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", predictions())
     for arguments in (("p.jsonl", "--into", "sorted"), ("--undo", "sorted")):
-        process = start(tmp_path, *arguments, "-v", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert process.stdout is not None
+        process = start("sort", *arguments, "-v")
         process.stdout.close()
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0
+        _, errors = process.communicate()
+        assert process.wait() == 0
         assert b"clipcls: 4 files " in errors
-    closed = {"stderr": subprocess.PIPE, "preexec_fn": lambda: os.close(1)}
-    process = start(tmp_path, "p.jsonl", "--into", "sorted", "--dry-run", **closed)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 4
+    process = start("sort", "p.jsonl", "--into", "sorted", "--dry-run", stdout=None)
+    _, errors = process.communicate()
+    assert process.wait() == 4
     assert b"standard output is closed" in errors and b"Traceback" not in errors
 
 

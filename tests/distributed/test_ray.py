@@ -4,8 +4,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +16,12 @@ from clipcls.records import Prediction
 from clusters import Cluster, cluster
 from conftest import EXAMPLES, ROOT, save_pictures
 from killing import check_equal, rows_in
+from shell import Started
 
 pytest.importorskip("ray")
 
 COUNT = 400
-Start = Callable[..., "subprocess.Popen[bytes]"]
+Start = Callable[..., Started]
 
 
 @pytest.fixture(scope="module")
@@ -45,37 +44,37 @@ def data(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(data: Path, tiny_model: Path) -> list[Prediction]:
+def expected(data: Path, tiny_model: Path, forks: Any) -> list[Prediction]:
     """What one process says of them."""
-    done = subprocess.run(command(tiny_model, "--output", "plain.jsonl"), cwd=data, env=environment(), check=False)
-    assert done.returncode == 1
+    process = Started(forks, data, *command(tiny_model, "--output", "plain.jsonl"))
+    process.communicate()
+    assert process.wait() == 1
     return rows_in(data / "plain.jsonl")
 
 
 @pytest.fixture
-def start(data: Path, tiny_model: Path, nodes: Cluster, tmp_path: Path) -> Start:
+def run(data: Path, tiny_model: Path, nodes: Cluster, tmp_path: Path, forks: Any) -> Start:
     """Start a run over the two nodes, which writes to `out` and `stderr` of the test's folder."""
 
-    def started(*more: str) -> "subprocess.Popen[bytes]":
-        spread = ["--engine", "ray", "--ray-address", nodes.address, "--output-dir", str(tmp_path / "out")]
+    def started(*more: str) -> Started:
+        arguments = command(tiny_model, *spread(nodes, tmp_path / "out"), *more)
         with (tmp_path / "stderr").open("wb") as errors, (tmp_path / "stdout").open("wb") as output:
-            return subprocess.Popen(
-                command(tiny_model, *spread, *more), cwd=data, env=nodes.environment, stdout=output, stderr=errors
-            )
+            streams = {"stdout": output.fileno(), "stderr": errors.fileno()}
+            return Started(forks, data, *arguments, environment=nodes.environment, **streams)
 
     return started
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def spread(nodes: Cluster, output: Path) -> list[str]:
+    return ["--engine", "ray", "--ray-address", nodes.address, "--output-dir", str(output)]
 
 
 def command(model: Path, *more: str) -> list[str]:
     common = ["--labels", "cat,dog,truck", "--top-k", "2", "--precision", "fp32", "--no-cache", "--model", str(model)]
-    return [sys.executable, "-m", "clipcls", "predict", "pictures", *common, *more]
+    return ["predict", "pictures", *common, *more]
 
 
-def wait_for_parts(folder: Path, count: int, process: "subprocess.Popen[bytes]") -> None:
+def wait_for_parts(folder: Path, count: int, process: Started) -> None:
     deadline = time.monotonic() + 120
     while len(list(folder.glob("part-*"))) < count:
         assert process.poll() is None and time.monotonic() < deadline, "ended too early, or never began"
@@ -90,10 +89,8 @@ def check_whole(folder: Path, expected: list[Prediction]) -> None:
     assert not list(folder.glob("*.part")), "drafts are left"
 
 
-def test_run_that_is_ended_goes_on_without_a_row_twice(
-    start: Start, expected: list[Prediction], tmp_path: Path
-) -> None:
-    process = start()
+def test_run_that_is_ended_goes_on_without_a_row_twice(run: Start, expected: list[Prediction], tmp_path: Path) -> None:
+    process = run()
     wait_for_parts(tmp_path / "out", 1, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 143
@@ -101,24 +98,26 @@ def test_run_that_is_ended_goes_on_without_a_row_twice(
     assert said[0] == "clipcls: stopping the workers; a second signal ends the run at once"
     assert said[1].endswith("images done; the same command with --resume goes on")
     assert said[2:] == ["clipcls: interrupted"]
-    process = start("--resume")
+    process = run("--resume")
     wait_for_parts(tmp_path / "out", 3, process)
     process.kill()
     process.wait(120)
-    assert start("--resume").wait(180) == 1
+    assert run("--resume").wait(180) == 1
     said = (tmp_path / "stderr").read_text().splitlines()
     assert "going on after" in said[0] and said[-1] == f"clipcls: 12 of {COUNT} images could not be read"
     assert all(line.startswith("clipcls: pictures/") for line in said[1:-1])
     assert (tmp_path / "stdout").read_bytes() == b""
     check_whole(tmp_path / "out", expected)
     # again: refused, and other settings are refused by name
-    assert start().wait(180) == 2
+    assert run().wait(180) == 2
     assert b"Give --resume" in (tmp_path / "stderr").read_bytes()
-    assert start("--resume", "--threshold", "0.5").wait(180) == 2
+    assert run("--resume", "--threshold", "0.5").wait(180) == 2
     assert b"--threshold" in (tmp_path / "stderr").read_bytes()
 
 
-def test_containers_are_read_by_the_workers(data: Path, nodes: Cluster, tiny_model: Path, tmp_path: Path) -> None:
+def test_containers_are_read_by_the_workers(
+    start: Start, data: Path, nodes: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -131,19 +130,18 @@ def test_containers_are_read_by_the_workers(data: Path, nodes: Cluster, tiny_mod
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths[60:]))
     inputs = ["a.tar", "t.parquet", "--column", "image", "--files-from", "list.txt"]
     common = [*inputs, "--labels", "cat,dog", "--model", str(tiny_model), "--precision", "fp32", "-q"]
-    spread = ["--engine", "ray", "--ray-address", nodes.address, "--output-dir", "out", "--format", "jsonl"]
-    for target in (["--output", "plain.jsonl"], spread):
-        arguments = [sys.executable, "-m", "clipcls", "predict", *common, *target]
-        done = subprocess.run(arguments, cwd=tmp_path, env=nodes.environment, capture_output=True, check=False)
-        assert done.returncode in (0, 1), done
+    for target in (["--output", "plain.jsonl"], [*spread(nodes, tmp_path / "out"), "--format", "jsonl"]):
+        process = start("predict", *common, *target, environment=nodes.environment)
+        _, errors = process.communicate()
+        assert process.wait() in (0, 1), errors
     check_equal(rows_in(tmp_path / "out"), rows_in(tmp_path / "plain.jsonl"), 1e-5)
 
 
 def test_worker_and_node_that_are_lost_cost_no_row(
-    start: Start, nodes: Cluster, expected: list[Prediction], tmp_path: Path
+    run: Start, nodes: Cluster, expected: list[Prediction], tmp_path: Path
 ) -> None:
     # the last one, since a node is lost for good
-    process = start()
+    process = run()
     wait_for_parts(tmp_path / "out", 1, process)
     os.kill(nodes.workers()[0], signal.SIGKILL)
     wait_for_parts(tmp_path / "out", 2, process)
@@ -152,7 +150,7 @@ def test_worker_and_node_that_are_lost_cost_no_row(
     check_whole(tmp_path / "out", expected)
 
 
-def test_address_that_nobody_answers_at_ends_the_run(tiny_model: Path, tmp_path: Path) -> None:
+def test_address_that_nobody_answers_at_ends_the_run(clipcls: Any, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.jpg").touch()
     with socket.socket() as silent:
@@ -160,9 +158,7 @@ def test_address_that_nobody_answers_at_ends_the_run(tiny_model: Path, tmp_path:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()
         more = ["--engine", "ray", "--ray-address", address, "--output-dir", "out"]
-        done = subprocess.run(
-            command(tiny_model, *more), cwd=tmp_path, env=environment(), capture_output=True, check=False, timeout=60
-        )
+        done = clipcls(*command(tiny_model, *more))
     assert done.returncode == 4
     assert time.monotonic() - begin < 40
     assert done.stderr.decode().startswith(f"clipcls: error: --ray-address {address}: no Ray cluster answers there")

@@ -16,7 +16,8 @@ from clipcls.embed.batches import Batches
 from clipcls.errors import OutOfMemoryError
 from clipcls.models.encoder import Encoder
 from clipcls.records import ImageRef
-from conftest import FakeEncoder, _run_main, embed_images, embed_texts, save_pictures
+from conftest import FakeEncoder, embed_images, embed_texts, save_pictures
+from shell import run_on_files
 
 
 class Device:
@@ -190,7 +191,7 @@ def run_short_of_memory(fits: int, arguments: Sequence[str], folder: Path, envir
         return encode(self, pixels)
 
     Encoder.encode_image = limited  # type: ignore[method-assign]
-    _run_main(arguments, folder, environment)
+    run_on_files(arguments, folder, environment)
 
 
 @pytest.mark.parametrize(("fits", "code"), [(2, 0), (0, 4)])

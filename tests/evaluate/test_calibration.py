@@ -154,16 +154,20 @@ def test_rule_for_precision_refuses_what_is_no_share(target: float) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
+    return save_shades(tmp_path / "data")
+
+
+def save_shades(data: Path) -> Path:
     """Class folders of shades that get so close to one another that some are taken for the next."""
     random = np.random.default_rng(3)
     for number, name in enumerate(COLOURS):
-        folder = tmp_path / "data" / name
+        folder = data / name
         folder.mkdir(parents=True)
         for picture in range(40):
             shade = random.uniform(0, 160, 3)
             shade[number] += 90
             Image.new("RGB", (8, 8), tuple(shade.astype(int).tolist())).save(folder / f"{picture:02d}.png")
-    return tmp_path / "data"
+    return data
 
 
 def read(path: Path) -> Truth:
@@ -374,11 +378,19 @@ def test_file_keeps_awkward_names(tmp_path: Path, fake_encoder: Any, data: Path)
     assert saved(awkward, tmp_path / "cal.yaml") == awkward
 
 
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What is in the file of a calibration with thresholds."""
+    folder = tmp_path_factory.mktemp("calibration")
+    report = made(save_shades(folder / "data"), FakeEncoder(), rule=rule_for_precision(0.9, least=5))
+    saved(report.calibration, folder / "cal.yaml")
+    return (folder / "cal.yaml").read_bytes()
+
+
 @pytest.fixture
-def file(data: Path, tmp_path: Path, fake_encoder: Any) -> Path:
-    path = tmp_path / "cal.yaml"
-    saved(made(data, fake_encoder, rule=rule_for_precision(0.9, least=5)).calibration, path)
-    return path
+def file(content: bytes, tmp_path: Path) -> Path:
+    (tmp_path / "cal.yaml").write_bytes(content)
+    return tmp_path / "cal.yaml"
 
 
 @pytest.mark.parametrize(

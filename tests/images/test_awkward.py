@@ -21,7 +21,6 @@ import pytest
 from PIL import Image
 
 import awkward
-import conftest
 import pictures
 from clipcls.errors import ImageError
 from clipcls.images import formats
@@ -29,6 +28,7 @@ from clipcls.images.decoding import decode_picture, load_layers
 from clipcls.images.fit import load_pixels
 from clipcls.images.limits import _count_scans
 from clipcls.records import Decode, Preprocessing
+from shell import run_on_files
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -333,7 +333,7 @@ def run_without_privileges(arguments: list[str], folder: Path, environment: dict
     if os.geteuid() == 0:  # root without its capabilities is still the owner of its files
         nothing = (ctypes.c_uint32 * 6)()
         assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), nothing) == 0
-    conftest._run_main(arguments, folder, environment)
+    run_on_files(arguments, folder, environment)
 
 
 def test_predict_says_what_it_may_not_read(forks: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from clipcls.errors import ModelError
 from clipcls.models import clip_tokenizer
+from clipcls.models import tokenizer as tokenizer_module
 from clipcls.models.clip_tokenizer import ClipTokenizer
 from clipcls.models.tokenizer import token_counts
 
@@ -157,3 +158,12 @@ def test_tokenizing_imports_nothing_heavy(text: str, imports_ftfy: bool) -> None
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert result.stdout.split() == (["ftfy"] if imports_ftfy else [])
+
+
+def test_open_clips_tokenizer_forgets_words_but_not_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_MOST_WORDS", 10)
+    own, theirs = tokenizer_module._clip_tokenizer(77, {}), SimpleTokenizer(context_length=77)
+    for number in range(50):
+        text = f"<start_of_text> a{'bcdefgh'[number % 7] * number} <end_of_text>"
+        assert (own([text]) == theirs([text])).all()
+    assert len(own.cache) <= 10

@@ -78,7 +78,7 @@ def test_features_and_probabilities_equal_open_clips(model_folder: Path, picture
     tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
     with torch.no_grad():
         text_reference = open_clip.build_zero_shot_classifier(
-            model, tokenizer, CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
+            model, tokenizer, CLASSNAMES, open_clip.SIMPLE_IMAGENET_TEMPLATES
         )
         inputs = torch.stack([transform(Image.open(path)) for path in pictures])
         image_reference = model.encode_image(inputs, normalize=True)
@@ -95,7 +95,7 @@ def test_features_and_probabilities_equal_open_clips(model_folder: Path, picture
     classifier = Classifier(
         Session(ModelSpec(str(model_folder), device="cpu", precision="fp32"), Execution(decode="exact")),
         CLASSNAMES,
-        "openai-imagenet-80",
+        "openai-imagenet-7",
         Scoring(top_k=2),
     )
     (batch,) = embed_images([ImageRef(str(path)) for path in pictures], classifier.session.encoder, decode="exact")
@@ -108,7 +108,7 @@ def test_features_and_probabilities_equal_open_clips(model_folder: Path, picture
 
     if classifier.session.encoder.logit_bias is not None:
         scoring = Scoring(kind="sigmoid", multi_label=True, threshold=0.0)
-        classifier = Classifier(classifier.session, CLASSNAMES, "openai-imagenet-80", scoring)
+        classifier = Classifier(classifier.session, CLASSNAMES, "openai-imagenet-7", scoring)
         for prediction, expected in zip(classifier.predict(pictures), sigmoid, strict=True):
             found = {entry.label: entry.score for entry in prediction.top}
             assert np.abs(np.array([found[name] for name in CLASSNAMES]) - expected).max() <= 1e-5

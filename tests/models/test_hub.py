@@ -2,13 +2,11 @@
 
 import io
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from clipcls.models import hub
 from clipcls.models import locate as sources
 from clipcls.models.locate import locate
 from clipcls.records import ModelSpec
-from conftest import ROOT, TINY_CONFIG
+from conftest import TINY_CONFIG
 from hub_server import COMMIT, Fault, HubServer, Once, cut, hang, refuse, status
 from tiny_models import save_tokenizer
 
@@ -278,32 +276,27 @@ def test_the_progress_bar_fits_a_narrow_terminal() -> None:
     assert "downloading  50%|" in shown[-1] and "/605MB" in shown[-1] and "left" in shown[-1]
 
 
-def command(server: HubServer, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": server.endpoint, "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "clipcls", *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+@pytest.fixture
+def pull(server: HubServer, clipcls: Callable[..., Any]) -> Callable[[], Any]:
+    """The end of `clipcls models pull` of the model on the hub."""
+    environment = {"HF_ENDPOINT": server.endpoint, "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    return partial(clipcls, "models", "pull", f"hf-hub:{REPO}", env=environment)
 
 
-def test_pull_takes_the_hub_that_the_environment_names(server: HubServer, tmp_path: Path) -> None:
+def test_pull_takes_the_hub_that_the_environment_names(server: HubServer, pull: Callable[[], Any]) -> None:
     warning = hub_server.with_headers({"X-HF-Warning": "old; this model is going to be moved"})
     server.fault = warning
-    done = command(server, tmp_path, "models", "pull", f"hf-hub:{REPO}")
+    done = pull()
     assert done.returncode == 0
-    assert Path(done.stdout.strip()).read_bytes() == server.repos[REPO][WEIGHTS]
-    assert done.stderr == "clipcls: warning: this model is going to be moved\n"
+    assert Path(done.stdout.decode().strip()).read_bytes() == server.repos[REPO][WEIGHTS]
+    assert done.stderr == b"clipcls: warning: this model is going to be moved\n"
 
 
-def test_pull_from_a_hub_that_dies_is_one_line(server: HubServer, tmp_path: Path) -> None:
+def test_pull_from_a_hub_that_dies_is_one_line(server: HubServer, pull: Callable[[], Any]) -> None:
     server.fault = cut(50_000, then=status(503, of="storage"))
-    done = command(server, tmp_path, "models", "pull", f"hf-hub:{REPO}")
-    assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == (
+    done = pull()
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr.decode() == (
         f"clipcls: error: Downloading {WEIGHTS} of '{REPO}' failed: localhost answered 503 Service Unavailable. "
         "Try again later.\n"
     )

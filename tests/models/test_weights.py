@@ -1,8 +1,6 @@
 """Weights files: what their tensors are, which are refused, and how slow ones are converted."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from clipcls.errors import ModelError
 from clipcls.models.checkpoint import Checkpoint
 from clipcls.models.encoder import load_encoder
 from clipcls.records import ModelSpec
+from shell import shell
 
 State = dict[str, Any]
 GUIDE = (Path(__file__).parents[2] / "examples" / "training" / "README.md").read_text(encoding="utf-8")
@@ -69,7 +68,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("save", [save_old, save_training, save_wrapped, save_plain])
-def test_the_guide_says_how_to_convert_a_checkpoint(tmp_path: Path, state: State, save: Any) -> None:
+def test_the_guide_says_how_to_convert_a_checkpoint(tmp_path: Path, state: State, save: Any, forks: Any) -> None:
     """The same weights bit for bit and nothing else, also where tensors share memory or lie crosswise."""
     table = torch.arange(12.0).reshape(3, 4)
     state["visual.proj"] = state["visual.proj"].to(torch.bfloat16)
@@ -77,7 +76,9 @@ def test_the_guide_says_how_to_convert_a_checkpoint(tmp_path: Path, state: State
     state |= {"visual.whole": table, "visual.same": table, "visual.crosswise": table.T, "visual.part": table[1:, ::2]}
     save(state, tmp_path / "checkpoint.pt")
     (command,) = re.findall(r"^python -c .*? checkpoint\.pt model\.safetensors$", GUIDE, re.MULTILINE | re.DOTALL)
-    subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], cwd=tmp_path, check=True)
+    with shell(tmp_path, tmp_path / "programs", forks) as opened:
+        done = opened.run(command)
+    assert done.code == 0, done.errors
     converted = Checkpoint(tmp_path / "model.safetensors")
     assert set(converted.keys) == state.keys()
     for key, tensor in converted.read(converted.keys).items():

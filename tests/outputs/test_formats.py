@@ -1,8 +1,7 @@
 """What an output format more needs, and what each is asked."""
 
-import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,43 @@ import pytest
 from clipcls.errors import UsageError
 from clipcls.outputs.destination import Destination, check_explanations
 from clipcls.outputs.formats import OUTPUT_FORMATS, format_names
-from conftest import ROOT, save_pictures
+from clipcls.outputs.formats.text import TextFormat, WholeLines
+from clipcls.records import Prediction
+from conftest import save_pictures
+from shell import Started
 
-TOY = Path(__file__).with_name("toy_format.py")
+
+class Toy(TextFormat):
+    """An output format more: a class and an entry are all that one needs."""
+
+    name = "toy"
+    extensions = ("toy",)
+
+    def row(self, prediction: Prediction) -> str:
+        return f"{prediction.label or prediction.error} <- {prediction.path}\n"
+
+    def parse(self, lines: WholeLines) -> Iterator[tuple[Prediction, int]]:
+        for line in lines:
+            label, path = line.decode().removesuffix("\n").split(" <- ")
+            yield Prediction(path, label, 1.0, None), lines.end
 
 
-def test_format_more_can_do_what_the_others_can(tiny_model: Path, tmp_path: Path) -> None:
+def enter_toy() -> None:
+    OUTPUT_FORMATS["toy"] = Toy()
+    for name in [name for name in sys.modules if name.startswith("clipcls.cli")]:
+        del sys.modules[name]  # its options list the formats that there were
+
+
+def test_format_more_can_do_what_the_others_can(
+    tiny_model: Path, tmp_path: Path, start: Callable[..., Started]
+) -> None:
     paths = [f"pictures/{path.name}" for path in save_pictures(tmp_path / "pictures", 3)]
 
     def run(*arguments: str) -> bytes:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, TOY, *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True).stdout
+        process = start(*arguments, before=enter_toy)
+        output, errors = process.communicate()
+        assert process.wait() == 0, errors
+        return output
 
     predict = ("predict", "pictures", "--model", str(tiny_model), "--labels", "cat")
     rows = run(*predict, "--format", "toy")

@@ -27,7 +27,7 @@ from clipcls.embed.session import Session
 from clipcls.errors import OutOfMemoryError
 from clipcls.inputs.web import Web
 from clipcls.records import ModelSpec
-from clipcls.serve import batcher, bodies, service
+from clipcls.serve import batcher, bodies, classifiers, service
 from clipcls.serve import server as server_module
 from clipcls.serve.service import ServiceSettings
 from serving import Running, form, picture, served
@@ -392,12 +392,61 @@ def test_ten_thousand_labels(server: Running, monkeypatch: pytest.MonkeyPatch) -
     assert status == 200 and len(answer["predictions"][0]["top"]) == 10_000
 
 
+def test_label_sets_are_forgotten_in_time(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifiers, "MOST_LABELS", 40)
+    with served(tiny_model) as server:
+        for number in range(8):
+            require_answer(server)  # the labels that are asked for again and again stay
+            server.upload("/predict", [("a.png", picture())], label=[f"a{number}", f"b{number}"])
+        store = server.service._classifiers
+        kept = [made.result() for made in store._kept.values()]
+        assert store._total == sum(ready.size for ready in kept) <= 40
+        assert [len(ready.classifier.labels) for ready in kept] == [2, 3, 2]
+
+
 def test_labels_of_many_requests_at_once_get_their_own_features(server: Running) -> None:
     encoder = server.service.session.encoder
     texts = [" ".join([f"w{n}"] * (1 + n % 12)) for n in range(60)]  # of several lengths
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda text: encoder.encode_text([text])[0], texts))
     assert np.abs(np.stack(found) - np.concatenate([encoder.encode_text([text]) for text in texts])).max() < 1e-5
+
+
+# as many threads as there are cores read and compute, others do one of both
+@pytest.mark.parametrize("workers", [1, 2])
+def test_requests_take_turns_and_each_picture_is_answered(
+    tiny_model: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, others_answered = batcher.ImageReader.read, threading.Event()
+
+    def read_slowly(self: batcher.ImageReader, image: Any) -> Any:
+        if image.path.startswith("slow"):
+            others_answered.wait(0.1)
+        return read(self, image)
+
+    monkeypatch.setattr(batcher.ImageReader, "read", read_slowly)
+    with (
+        served(tiny_model, execution=Execution(workers=workers, batch_size=4)) as server,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        require_answer(server)  # its labels are known from now on
+        slow = pool.submit(server.upload, "/predict", [(f"slow{n}.png", picture()) for n in range(60)], label=LABELS)
+        time.sleep(0.2)
+        require_answer(server)
+        assert not slow.done()
+        others_answered.set()
+
+        def ask(number: int) -> bool:
+            files = [(f"{number}-{n}.png", b"bad" if n % 3 == 2 else picture()) for n in range(1 + number % 7)]
+            status, answer = server.upload("/predict", files, label=LABELS)
+            rows = answer["predictions"]
+            return status == 200 and [(row["path"], row["error"] is None) for row in rows] == [
+                (name, data != b"bad") for name, data in files
+            ]
+
+        assert all(pool.map(ask, range(100)))
+        assert slow.result()[0] == 200
+        wait_until_idle(server)
 
 
 def test_a_full_queue(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,6 +627,19 @@ def test_addresses_are_fetched_only_where_that_is_allowed(tiny_model: Path) -> N
                     fields = {"inputs": address, "parameters": {"candidate_labels": LABELS}}
                     assert server.post("/", fields)[0] == 422
                     assert server.post("/v1/embeddings", {"input": [address]})[0] == 422
+
+
+def test_what_is_fetched_is_limited(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec(str(tiny_model), device="cpu", precision="fp32")
+    with picture_site() as address, served(Session(spec, Execution(web=Web(allow_private=True)))) as server:
+        body = {"images": [address] * 5, "labels": LABELS}
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "_MOST_HELD_BYTES", 200)
+            assert server.post("/predict", body)[0] == 503
+            patch.setattr(service, "_MOST_FETCHED_BYTES", 10)
+            assert server.post("/predict", body | {"images": [address]})[0] == 422
+        status, answer = server.post("/predict", body)
+        assert status == 200 and not any(row["error"] for row in answer["predictions"])
 
 
 # ---------------------------------------------------------------------------------------------- log

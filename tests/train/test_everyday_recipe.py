@@ -16,7 +16,7 @@ from clipcls import ModelSpec, load_encoder
 from clipcls.labels.vocabulary import read_words
 from concepts import Caption, captions, class_names, dictionary
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 TABBY, PERSIAN, SPORTS_CAR, BANANA = 281, 283, 817, 954
 ABOVE = {281: "cat", 282: "cat", 283: "cat", 284: "cat", 285: "cat", 436: "car", 817: "car"}

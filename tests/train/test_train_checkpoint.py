@@ -20,7 +20,7 @@ from clipcls.train.trainer import StepFigures
 from conftest import TINY_CONFIG, save_pictures
 from recipe import Pictogram
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 STEPS = 9
 RECIPE = Pictogram(curriculum=0, proxy_weight=0.5, spread=False)

@@ -20,7 +20,7 @@ from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Trainer
 from conftest import save_pictures
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """What a run tells of itself: metrics, validations and the best model, signals."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from clipcls.errors import ModelError, StoppedError, UsageError
 from clipcls.train import loop
 from clipcls.train.checkpoint import resumed_settings
+from clipcls.train.curves import draw_curves
 from clipcls.train.loop import TrainResult, train
 from clipcls.train.settings import load_settings
 from clipcls.train.validation import Validation
-from conftest import ROOT, TINY_CONFIG
+from conftest import TINY_CONFIG
+from shell import Started
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_validation_is_noted_each_epoch_and_at_the_end(folder: Path) -> None:
+def test_validation_is_noted_each_epoch_and_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipcls.train.history.draw_curves", draw_curves)
     classes = str(folder / "classes")
     result = run(folder, validation=classes, zero_shot=classes, epochs=3.5, validate_epochs=1.0)
     noted = [line for line in lines(folder) if "validation" in line]
@@ -185,20 +186,17 @@ def test_tensorboard_shows_the_same_figures(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_the_step_and_the_run_goes_on(
-    folder: Path, number: signal.Signals, clipcls: Callable[..., Any]
+    folder: Path, number: signal.Signals, start: Callable[..., Started], clipcls: Callable[..., Any]
 ) -> None:
-    command = [sys.executable, "-m", "clipcls", "train", "classes", "--arch", "arch.json", "--output", "run"]
-    command += ["--device", "cpu", "--batch-size", "8", "--epochs", "5000", "--set", "save_minutes=0"]
-    with subprocess.Popen(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
-    ) as process:
-        deadline = time.monotonic() + 90
-        metrics = folder / "run" / "metrics.jsonl"
-        while not (metrics.exists() and len(lines(folder)) >= 3) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(number)
-        errors = process.communicate(timeout=120)[1].decode()
-    assert process.returncode == 128 + number
+    given = ("train", "classes", "--arch", "arch.json", "--output", "run", "--device", "cpu", "--batch-size", "8")
+    process = start(*given, "--epochs", "5000", "--set", "save_minutes=0")
+    deadline = time.monotonic() + 90
+    metrics = folder / "run" / "metrics.jsonl"
+    while not (metrics.exists() and len(lines(folder)) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    errors = process.communicate()[1].decode()
+    assert process.wait() == 128 + number
     step = len(lines(folder))
     assert f"step {step} of 10000 is saved; go on with: clipcls train --resume run" in errors
     assert "Traceback" not in errors
@@ -206,16 +204,16 @@ def test_signal_saves_the_step_and_the_run_goes_on(
     assert b"epochs was 5000.0 and is 1.0" in refused.stderr
 
 
-def test_signal_ends_a_run_whose_data_stall(folder: Path) -> None:
-    command = [sys.executable, "-m", "clipcls", "train", "pipe:sleep 60", "--arch", "arch.json", "--output", "run"]
-    command += ["--device", "cpu", "--batch-size", "8", "--set", "samples=100"]
-    with subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
-        deadline = time.monotonic() + 60
-        while not (folder / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+def test_signal_ends_a_run_whose_data_stall(folder: Path, start: Callable[..., Started]) -> None:
+    given = ("--arch", "arch.json", "--output", "run", "--device", "cpu", "--batch-size", "8", "--set", "samples=100")
+    # its streams aren't pipes, which `sleep` would hold open
+    process = start("train", "pipe:touch asked; sleep 60", *given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (folder / "asked").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)  # it waits for the pipe
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
 
 
 def test_set_gives_any_setting_of_the_config(folder: Path, clipcls: Callable[..., Any]) -> None:

@@ -18,7 +18,7 @@ from clipcls.train.loop import TrainResult, TrainWatch, train
 from clipcls.train.settings import load_settings
 from clipcls.train.trainer import StepFigures
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 ARCH = {
     "embed_dim": 16,

@@ -20,6 +20,8 @@ from clipcls.train.loop import TrainResult, train
 from clipcls.train.settings import load_settings
 from conftest import TINY_CONFIG
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
+
 
 def test_phrasing_keeps_scripts_apart() -> None:
     phrasing = Phrasing(["{}", "a {}", "一张{}"])

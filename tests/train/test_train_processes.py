@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from clipcls.train.start_model import start_model
 from clipcls.train.trainer import Trainer
 from conftest import ROOT, TINY_CONFIG, save_pictures
 from recipe import Pictogram
+from shell import Started
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -147,7 +149,11 @@ def test_torchrun_trains_as_one_process_does(folder: Path, clipcls: Any) -> None
         assert (two - one).norm() <= 1e-3 * one.norm(), name
 
 
-def test_torchrun_says_an_error_once_and_ends(folder: Path) -> None:
-    failed = torchrun("--config", folder / "config.yaml", "--output", folder, "--batch-size", "8")
-    assert failed.returncode != 0
-    assert failed.stderr.count("the output exists already") == 1
+def test_two_processes_say_an_error_once_and_end(folder: Path, start: Callable[..., Started]) -> None:
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    arguments = ("train", "--config", "config.yaml", "--output", folder, "--batch-size", "8")
+    failed = [start(*arguments, environment=environment) for environment in ranks]
+    errors = [process.communicate()[1] for process in failed]
+    assert all(process.wait() != 0 for process in failed)
+    assert sum(text.count(b"the output exists already") for text in errors) == 1

@@ -35,7 +35,7 @@ from clipcls.train.settings import load_settings
 from conftest import ROOT, TINY_CONFIG, save_pictures
 from labelled import write_tar
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 ALONE = Share()
 

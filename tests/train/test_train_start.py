@@ -30,7 +30,7 @@ from conftest import OPENAI_PREPROCESS, TINY_CONFIG, save_model, save_pictures
 from tiny_models import SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
 from tolerances import assert_as_exact
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 WEIGHTS = "open_clip_model.safetensors"
 

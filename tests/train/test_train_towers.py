@@ -13,7 +13,7 @@ from clipcls.train.loop import train
 from clipcls.train.settings import load_settings
 from conftest import TINY_CONFIG, save_model, save_pictures
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 RESNET = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "image_size": 32}
 VISION: dict[str, Any] = {
