@@ -14,6 +14,8 @@ import pytest
 from clipcls.embed.execution import Execution
 from clipcls.embed.images import embed_images
 from clipcls.embed.session import Session
+from clipcls.evaluate.teach import TeachPlan, teach
+from clipcls.inputs.labelled.read import read_truth
 from clipcls.labels.label_files import make_label
 from clipcls.labels.prompts import templates_set
 from clipcls.outputs.vectors.vector_format import StoredVectors
@@ -199,6 +201,24 @@ def test_without_labels_anywhere(tiny_model: Path, session: Session) -> None:
         status, answer = server.upload("/predict", [("a.png", picture())])
         assert status == 422 and answer["error"]["param"] == "labels"
         assert server.ask("GET", "/models")[2]["models"][0]["labels"] is None
+
+
+def test_what_examples_taught_answers_requests_without_labels(session: Session, tmp_path: Path) -> None:
+    for colour in ("red", "blue"):
+        (tmp_path / colour).mkdir()
+        for width in range(20, 26):
+            (tmp_path / colour / f"{width}.png").write_bytes(picture(colour, (width, 20)))
+    taught = teach(read_truth([str(tmp_path)]), TeachPlan(session.encoder, session.execution)).taught
+    with served(Session(session.encoder, session.execution), ServiceSettings(taught)) as server:
+        assert server.ask("GET", "/models")[2]["models"][0]["labels"] == ["blue", "red"]
+        for labels in ({}, {"labels": "cat,dog"}):
+            classifier = Classifier(session, ["cat", "dog"] if labels else taught, scoring=Scoring(top_k=2))
+            (wanted,) = classifier.predict([ImageRef("a.png", content=picture())])
+            _, answer = server.upload("/predict", [("a.png", picture())], top_k="2", score="softmax", **labels)
+            found = {entry["label"]: entry["score"] for entry in answer["predictions"][0]["top"]}
+            assert found == pytest.approx({entry.label: entry.score for entry in wanted.top}, abs=1e-5)
+        status, answer = server.upload("/predict", [("a.png", picture())], template="a {}")
+        assert status == 422 and "has prompts of its own" in answer["error"]["message"]
 
 
 def test_embed(server: Running, session: Session) -> None:
