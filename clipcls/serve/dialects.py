@@ -16,7 +16,7 @@ from clipcls.records import ImageRef
 from clipcls.serve.bodies import BodyReader
 from clipcls.serve.endpoints import count_pictures, refuse_lone_error, require_ready
 from clipcls.serve.problems import RequestError
-from clipcls.serve.requests import MOST_PICTURES, MOST_TEXTS, PredictRequest, Text, image_of
+from clipcls.serve.requests import MOST_TEXTS, PredictRequest, Text, image_of
 from clipcls.serve.rows import json_object, json_rows
 from clipcls.serve.service import Service
 
@@ -136,8 +136,7 @@ class OpenAI:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _pictures(self, request: Request, inputs: list[str], places: list[int]) -> dict[int, Features]:
-        if len(places) > MOST_PICTURES:
-            raise RequestError(422, f"input: {len(places):,} pictures; a request may have {MOST_PICTURES}.", "input")
+        self._service.refuse_many(len(places), "input")
         images = [image_of(inputs[place], f"input.{place}", self._service.may_fetch) for place in places]
         embedded = await self._service.embed(images)
         count_pictures(request, embedded)

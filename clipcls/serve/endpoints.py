@@ -108,7 +108,7 @@ class OwnDialect:
                 "models": [model],
                 "prompt_sets": builtin_names(),
                 "scores": list(SCORE_KINDS),
-                "max_pictures": MOST_PICTURES,
+                "max_pictures": service.most_pictures,
                 "search": service.pool is not None,
                 "urls": service.may_fetch,
             }

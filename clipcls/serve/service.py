@@ -133,6 +133,21 @@ class Service:
         return 0 if self._batcher is None else self._batcher.waiting
 
     @property
+    def most_pictures(self) -> int:
+        """The most pictures of one request: more than may wait at once would be told to come again for ever."""
+        return min(MOST_PICTURES, self.settings.most_waiting)
+
+    def refuse_many(self, count: int, param: str) -> None:
+        """Refuse a request that has too many pictures.
+
+        Raises:
+            RequestError: it has.
+        """
+        if count > self.most_pictures:
+            message = f"{param}: {count:,} pictures; a request may have {self.most_pictures}."
+            raise RequestError(422, message, param)
+
+    @property
     def may_fetch(self) -> bool:
         """Whether addresses are fetched."""
         return self.session.execution.web is not None
@@ -146,8 +161,7 @@ class Service:
         """
         if not images:
             raise RequestError(422, "images: no picture. Give images, or upload files.", "images")
-        if len(images) > MOST_PICTURES:
-            raise RequestError(422, f"images: {len(images):,} pictures; a request may have {MOST_PICTURES}.", "images")
+        self.refuse_many(len(images), "images")
         if self._batcher is None:
             raise RequestError(503, "The model is being loaded.", retry_after=2)
         fetched = [0] * len(images)

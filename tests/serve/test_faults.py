@@ -470,6 +470,10 @@ def test_a_full_queue(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None
             go_on.set()
             assert first.result()[0] == 200
         assert ask()[0] == 200
+        # what never fits isn't told to come again
+        status, answer = server.upload("/predict", [("a.png", picture())] * 4, label=LABELS)
+        assert (status, answer["error"]["message"]) == (422, "images: 4 pictures; a request may have 3.")
+        assert server.ask("GET", "/models")[2]["max_pictures"] == 3
 
 
 # ---------------------------------------------------------------------------------------------- faults within
