@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from clipcls.outputs.content_policy import inline_source
+from clipcls.serve.bodies import UPLOAD_SECONDS
 from clipcls.serve.dialects import EmbeddingsRequest, ZeroShotRequest
 from clipcls.serve.page import Page
 from clipcls.serve.requests import EmbedRequest, PredictRequest, SearchRequest
@@ -105,6 +106,7 @@ _CALLS = (
 )
 _ERRORS = {
     "401": "the API key is missing or wrong",
+    "408": f"the body didn't come within {UPLOAD_SECONDS:g} seconds",
     "413": "the body, or a picture, is too large",
     "415": "the body's type isn't known, or the picture's format",
     "422": "a field is wrong, or the picture is damaged",

@@ -128,6 +128,10 @@ def test_of_several_pictures_a_bad_one_is_a_row(server: Running) -> None:
     while not server.lines[-1].endswith("4 pictures (2 failed)"):  # it is written behind the answer
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    server.upload("/predict", [("a.png", picture())])
+    while not server.lines[-1].endswith(" 1 picture"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
