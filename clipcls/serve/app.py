@@ -90,6 +90,7 @@ def create_app(service: Service, settings: AppSettings) -> ASGIApp:
         ("GET", "/models", own.models),
         ("POST", "/v1/embeddings", openai.embeddings),
         ("GET", "/v1/models", openai.models),
+        ("GET", "/v1/models/{name:path}", openai.model),
         ("GET", "/health", health),
         ("GET", "/ready", ready),
         ("GET", "/metrics", metrics),

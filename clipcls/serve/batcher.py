@@ -64,6 +64,9 @@ class Batcher:
         self._is_shared = facts.device == "cpu" and encoder.streams == execution.threads()
         self._sharers = encoder.streams if facts.device == "cpu" else 1
         self._readers = self._encoders if self._is_shared else ThreadPoolExecutor(execution.threads(), "decode")
+        # a picture that is alone is computed by all cores, on a thread that isn't a stream's
+        has_shares = facts.device == "cpu" and facts.runtime == "torch" and encoder.streams > 1
+        self._alone = ThreadPoolExecutor(1, "encode-alone") if has_shares else None
         self._changed = threading.Condition()
         self._unread: deque[deque[tuple[ImageRef, Future[Features]]]] = deque()  # a queue a request
         self._ready: deque[_Waiting] = deque()
@@ -95,8 +98,9 @@ class Batcher:
 
     def close(self) -> None:
         """End the threads once they have done what they began."""
-        self._readers.shutdown(wait=False, cancel_futures=True)
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._readers, self._encoders, self._alone):
+            if threads is not None:
+                threads.shutdown(wait=False, cancel_futures=True)
 
     def _count_answer(self, _: "Future[Features]") -> None:
         with self._changed:
@@ -157,6 +161,12 @@ class Batcher:
             self._encode(taken)
 
     def _encode(self, taken: list[_Waiting]) -> None:
+        if self._alone is not None and self.waiting == 1:
+            self._alone.submit(self._compute, taken)
+        else:
+            self._compute(taken)
+
+    def _compute(self, taken: list[_Waiting]) -> None:
         try:
             features = self._batches.encode(
                 [waiting.read.pixels for waiting in taken if waiting.read.pixels is not None]

@@ -131,9 +131,18 @@ class OpenAI:
 
     async def models(self, _: Request) -> Response:
         """Name the model."""
-        service = require_ready(self._service)
-        model = {"id": service.session.name, "object": "model", "created": self._since, "owned_by": "clipcls"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """Tell of the model, by its name."""
+        asked, model = request.path_params["name"], self._model()
+        if asked != model["id"]:
+            raise RequestError(404, f"model: {asked!r} isn't here; {model['id']!r} is.", "model")
+        return JSONResponse(model)
+
+    def _model(self) -> dict[str, Any]:
+        name = require_ready(self._service).session.name
+        return {"id": name, "object": "model", "created": self._since, "owned_by": "clipcls"}
 
     async def _pictures(self, request: Request, inputs: list[str], places: list[int]) -> dict[int, Features]:
         self._service.refuse_many(len(places), "input")

@@ -90,6 +90,7 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}])
 def test_openais_client(client: openai.OpenAI, session: Session, encoding: dict[str, Any]) -> None:
     (model,) = client.models.list()
+    assert client.models.retrieve(model.id) == model
     data = picture("blue")
     uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     texts = ["a photo of a cat", "dog"]
