@@ -16,7 +16,7 @@ from clipcls.records import ImageRef
 from clipcls.serve.bodies import BodyReader
 from clipcls.serve.endpoints import count_pictures, refuse_lone_error, require_ready
 from clipcls.serve.problems import RequestError
-from clipcls.serve.requests import MOST_TEXTS, PredictRequest, Text, image_of
+from clipcls.serve.requests import MOST_SIGNS, MOST_TEXTS, PredictRequest, Text, image_of
 from clipcls.serve.rows import json_object, json_rows
 from clipcls.serve.service import Service
 
@@ -116,6 +116,8 @@ class OpenAI:
             tokens = 0
             if places:
                 texts = [asked.input[place] for place in places]
+                if any(len(text) > MOST_SIGNS for text in texts):
+                    raise RequestError(422, f"input: a text of more than {MOST_SIGNS:,} signs. Shorten it.", "input")
                 features, cut = await service.embed_texts(texts, None)
                 if cut is not None:
                     raise RequestError(422, f"input: {cut}. Shorten it.", "input")

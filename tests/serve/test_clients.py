@@ -110,6 +110,7 @@ def test_openais_client(client: openai.OpenAI, session: Session, encoding: dict[
     [
         ({"input": [[1, 2, 3]]}, openai.UnprocessableEntityError, "tokens are another model's"),
         ({"input": "dog " * 200}, openai.UnprocessableEntityError, "sees only the first"),
+        ({"input": ["cat", "o" * 60_000]}, openai.UnprocessableEntityError, "more than 1,000 signs"),
         ({"dimensions": 7}, openai.UnprocessableEntityError, "embeddings have"),
         ({"model": "text-embedding-3-small"}, openai.NotFoundError, "isn't here"),
         ({"input": "data:image/png;base64,AAAA"}, openai.UnprocessableEntityError, "not an image"),
