@@ -22,7 +22,9 @@ from clipcls.predict.classifier import Classifier
 from clipcls.predict.ranking import Scoring
 from clipcls.records import ImageRef, ModelSpec
 from clipcls.serve.service import ServiceSettings
+from conftest import save_model
 from serving import Running, form, picture, served
+from tiny_models import CLASSNAMES, SIGLIP_CONFIG, SIGLIP_PREPROCESS, save_tokenizer
 
 LABELS = ["red", "green square", "blue"]
 
@@ -168,3 +170,17 @@ def test_json_lines_are_the_command_lines(server: Running, session: Session) -> 
     assert status == 200 and found["content-type"].startswith("application/jsonl")
     (row,) = [json.loads(line) for line in io.BytesIO(lines)]
     assert list(row) == ["path", "label", "score", "similarity", "top", "error"] and row["path"] == "a.png"
+
+
+def test_a_model_of_siglips_kind(tmp_path: Path) -> None:
+    save_tokenizer(model := save_model(tmp_path / "siglip", SIGLIP_CONFIG, SIGLIP_PREPROCESS))
+    session = Session(ModelSpec(str(model), device="cpu", precision="fp32"), Execution())
+    for multi_label in (False, True):
+        scoring = Scoring(multi_label=multi_label, threshold=0.0, top_k=2)
+        (expected,) = Classifier(session, CLASSNAMES, scoring=scoring).predict([ImageRef("a", content=picture())])
+        with served(Session(session.encoder, session.execution)) as server:
+            fields = {"label": CLASSNAMES, "top_k": "2", "threshold": "0", "multi_label": str(multi_label)}
+            status, answer = server.upload("/predict", [("a", picture())], **fields)
+        (row,) = answer["predictions"]
+        assert (status, row["label"]) == (200, expected.label)
+        assert [e["score"] for e in row["top"]] == pytest.approx([e.score for e in expected.top], abs=1e-5)
