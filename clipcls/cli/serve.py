@@ -1,5 +1,6 @@
 """`clipcls serve`."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,14 @@ def serve_command(
             metavar="KEY",
             envvar="CLIPCLS_API_KEY",
             help="What requests must bring as Authorization: Bearer KEY.",
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="ORIGIN",
+            help="Let scripts of pages at this origin, as https://example.org, read answers; repeatable; * for all.",
         ),
     ] = None,
     # what to look for, unless a request says it
@@ -76,6 +85,10 @@ def serve_command(
 
     if api_key is not None and (not api_key.strip() or not api_key.isascii()):
         raise UsageError("--api-key: give a key of ASCII signs, or leave it out.")
+    origins = tuple(allow_origin or ())
+    for given in origins:
+        if given != "*" and not re.fullmatch(r"https?://[^/\s]+", given):
+            raise UsageError(f"--allow-origin {given}: expected an origin, such as https://example.org, or *.")
     web = fetching.web(options.InputOptions(allow_urls=allow_urls, allow_private_urls=allow_private_urls))
     prompt_set = options.prompt_set(prompts, template)
     learned = None
@@ -107,7 +120,9 @@ def serve_command(
         pool = None if stored is None else (stored, str(features))
         service = Service(session, ServiceSettings(labels, prompt_set, pool, max_queue))
         log = None if verbosity.quiet else say
-        settings = AppSettings(api_key, log, log_format, max_request * 2**20, max(2**30, 4 * max_request * 2**20))
+        settings = AppSettings(
+            api_key, log, log_format, max_request * 2**20, max(2**30, 4 * max_request * 2**20), origins
+        )
         serve(create_app(service, settings), service, listener, announce)
     if not verbosity.quiet:
         say("clipcls: stopped")

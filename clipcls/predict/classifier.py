@@ -88,18 +88,11 @@ class Classifier:
         self.calibration: Final = calibration
         self.explain: Final = explain
         self.per: Final = per
-        check_per(per, self.scoring, explain)
         # until `embed_labels` is first called
         self._embedded: LabelFeatures | None = None
         self._other_words: Array | None = None
+        self._require_usable_scoring()
         score_kind = self.scoring.score_kind
-        if background is not None and not score_kind.has_background:
-            names = kind_names(lambda kind: kind.has_background)
-            raise UsageError(
-                f"a background is compared with for {names} scores only; leave it out, or score by {names}."
-            )
-        if self.scoring.min_margin is not None and len(self.labels) == 1:
-            raise UsageError("--min-margin compares the two best labels, and there is only one.")
         if len(self.labels) == 1 and score_kind.adds_up and self.scoring.unknown is None:
             others = sorted(name for name, kind in SCORE_KINDS.items() if not kind.adds_up)
             logger.warning(
@@ -107,6 +100,16 @@ class Classifier:
                 score_kind.name,
                 " and ".join(others),
             )
+
+    def _require_usable_scoring(self) -> None:
+        check_per(self.per, self.scoring, self.explain)
+        if self.background is not None and not self.scoring.score_kind.has_background:
+            names = kind_names(lambda kind: kind.has_background)
+            raise UsageError(
+                f"a background is compared with for {names} scores only; leave it out, or score by {names}."
+            )
+        if self.scoring.min_margin is not None and len(self.labels) == 1:
+            raise UsageError("--min-margin compares the two best labels, and there is only one.")
 
     def __getstate__(self) -> dict[str, Any]:
         # a session belongs to its process; see `on`
@@ -147,6 +150,19 @@ class Classifier:
     def answer(self, batch: ImageBatch) -> list[Prediction]:
         """Return the answers to a batch of images that are embedded, as `predict` gives them."""
         return list(self._rank(batch, *self._ready()))
+
+    def with_scoring(self, scoring: Scoring, explain: bool = False) -> "Classifier":
+        """Return the classifier with other thresholds, counts or explanations; embedded labels are kept.
+
+        Raises:
+            UsageError: the scoring can't be used with these labels, or needs others to be embedded with them.
+        """
+        if scoring.kind != self.scoring.kind or (scoring.unknown is None) != (self.scoring.unknown is None):
+            raise UsageError("Another score, or another way to tell unknown pictures, needs a classifier of its own.")
+        other = self.on(self.session)
+        other.__dict__.update(scoring=scoring, explain=explain)
+        other._require_usable_scoring()
+        return other
 
     def with_head(self, head: LinearHead) -> "Classifier":
         """Return the classifier with a function of image features instead of the cosines with its labels."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -44,6 +45,7 @@ class AppSettings:
         log_format: of these lines.
         most_request_bytes: a larger body is refused.
         most_held_bytes: of all bodies that haven't been answered.
+        origins: of pages elsewhere whose scripts may read answers; `*` for any.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -51,6 +53,7 @@ class AppSettings:
     log_format: Literal["text", "json"] = "text"
     most_request_bytes: int = 2**26
     most_held_bytes: int = 2**30
+    origins: tuple[str, ...] = ()
 
 
 def create_app(service: Service, settings: AppSettings) -> ASGIApp:
@@ -100,7 +103,13 @@ def create_app(service: Service, settings: AppSettings) -> ASGIApp:
     routes = [Route(path, _answering(endpoint), methods=[method]) for method, path, endpoint in endpoints]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _answer_http})
     app.router.redirect_slashes = False  # to wherever the client's Host says
-    return _Gate(app, settings, figures, frozenset(path for _, path, _ in endpoints))
+    gate = _Gate(app, settings, figures, frozenset(path for _, path, _ in endpoints))
+    if not settings.origins:
+        return gate
+    # outside of the gate, since browsers ask beforehand without a key
+    return CORSMiddleware(
+        gate, settings.origins, ["GET", "POST"], ["Authorization", "Content-Type"], expose_headers=["Retry-After"]
+    )
 
 
 def _answering(endpoint: Endpoint) -> Endpoint:

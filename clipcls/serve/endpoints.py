@@ -102,6 +102,8 @@ class OwnDialect:
             "context_length": facts.context_length,
             "labels": None if labels is None else [label.name for label in labels],
             "prompts": None if service.prompts is None else service.prompts.name,
+            # those that the server was started with; None for what the model has anyway
+            "templates": None if settings.prompts is None else settings.prompts.templates,
         }
         return JSONResponse(
             {

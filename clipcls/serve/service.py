@@ -1,7 +1,7 @@
 """Answer with one model: what the server does, without HTTP."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,7 +194,7 @@ class Service:
             UsageError: labels or settings can't be used.
         """
 
-        key = _key(asked)
+        key, scoring = _key(asked), _scoring(asked)
         ready = self._classifiers.kept(key)
         threads = self._answerers
         if ready is None or asked.explain:
@@ -205,7 +205,7 @@ class Service:
 
         def answer() -> tuple[list[Prediction], tuple[str, ...]]:
             with collected_warnings():
-                return made.classifier.answer(embedded.batch), made.warnings
+                return made.classifier.with_scoring(scoring, asked.explain).answer(embedded.batch), made.warnings
 
         return await self._on(threads, answer)
 
@@ -310,13 +310,7 @@ class Service:
         default = self.settings.labels
         if asked.labels is None and default is None:
             raise UsageError("--labels: none are given, and this server has none of its own.")
-        if asked.min_known is not None and not asked.unknown:
-            raise UsageError("--min-known is for --unknown.")
-        unknown = None
-        if asked.unknown:
-            unknown = Unknown() if asked.min_known is None else Unknown(asked.min_known)
-        with _naming("--score"):
-            scoring = Scoring(asked.score, asked.multi_label, asked.top_k, asked.threshold, asked.min_margin, unknown)
+        scoring = _scoring(asked)
         labels: Sequence[Label] | Taught = default or ()
         if asked.labels is not None:
             with _naming("--labels"):
@@ -325,7 +319,9 @@ class Service:
         prompts = self.prompt_set(asked.prompts, asked.template)
         if prompts is None and not isinstance(labels, Taught):
             prompts = self.prompts
-        return Classifier(self.session, labels, prompts, scoring, background=asked.background, explain=asked.explain)
+        # thresholds and counts are each request's, see `Classifier.with_scoring`
+        kept = Scoring(scoring.kind, unknown=scoring.unknown)
+        return Classifier(self.session, labels, prompts, kept, background=asked.background)
 
     async def _fetched(self, place: int, image: ImageRef, sizes: list[int]) -> ImageRef:
         """Return a picture with its content, which threads of their own fetch: others mustn't wait for slow servers."""
@@ -363,5 +359,17 @@ def _naming(option: str) -> Iterator[None]:
         raise UsageError(f"{option}: {exc}") from exc
 
 
-def _key(asked: PredictRequest) -> str:
-    return asked.model_dump_json(exclude={"images"}, exclude_defaults=True)
+def _scoring(asked: PredictRequest) -> Scoring:
+    if asked.min_known is not None and not asked.unknown:
+        raise UsageError("--min-known is for --unknown.")
+    unknown = None
+    if asked.unknown:
+        unknown = Unknown() if asked.min_known is None else Unknown(asked.min_known)
+    with _naming("--score"):
+        return Scoring(asked.score, asked.multi_label, asked.top_k, asked.threshold, asked.min_margin, unknown)
+
+
+def _key(asked: PredictRequest) -> Hashable:
+    """Return all that the embedded labels depend on."""
+    labels, templates = asked.labels and tuple(asked.labels), asked.template and tuple(asked.template)
+    return labels, templates, asked.prompts, asked.background, _scoring(asked).kind, asked.unknown

@@ -304,6 +304,22 @@ def test_label_sets_are_embedded_once(server: Running, session: Session, monkeyp
         return original(texts)
 
     monkeypatch.setattr(encoder, "encode_text", counting)
-    for _ in range(3):
-        server.upload("/predict", [("a.png", picture())], labels="lion,tiger")
+    for more in ({}, {"threshold": "0.9"}, {"top_k": "2", "min_margin": "0.1"}):
+        assert server.upload("/predict", [("a.png", picture())], labels="lion,tiger", **more)[0] == 200
     assert asked == ["a lion", "a tiger"]
+
+
+def test_pages_of_allowed_origins_may_read_answers(session: Session) -> None:
+    allowed = "https://example.org"
+    with served(session, app_settings={"api_key": "secret", "origins": (allowed,)}) as server:
+        before = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        status, headers, _ = server.ask("OPTIONS", "/predict", headers=before | {"Origin": allowed})
+        assert status == 200 and headers["access-control-allow-origin"] == allowed
+        assert server.ask("OPTIONS", "/predict", headers=before | {"Origin": "https://example.com"})[0] == 400
+        status, headers, _ = server.ask("POST", "/predict", {}, {"Origin": allowed})
+        assert status == 401 and headers["access-control-allow-origin"] == allowed
+
+
+def test_pages_from_elsewhere_may_not_read_answers(server: Running) -> None:
+    _, headers, _ = server.ask("GET", "/models", headers={"Origin": "https://example.org"})
+    assert "access-control-allow-origin" not in headers

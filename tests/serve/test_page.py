@@ -19,6 +19,7 @@ from PIL import Image
 import serving
 from browser import CHROMIUM, Page, browser
 from clipcls.labels.label_files import make_label
+from clipcls.labels.prompts import templates_set
 from clipcls.serve.page import page as served_page
 from clipcls.serve.service import ServiceSettings
 
@@ -449,13 +450,15 @@ def test_commands_are_quoted(page: Page, server: Server, pictures: Path) -> None
 
 def test_the_real_server(page: Page) -> None:
     labels = tuple(map(make_label, ["cat", "dog", "truck"]))
-    with serving.served("pictogram", ServiceSettings(labels)) as running:
+    with serving.served("pictogram", ServiceSettings(labels, templates_set(["the {}"]))) as running:
         page.open(f"{running.url}/")
         until(page, "byId('labels').value === 'cat, dog, truck'")
         choose(page, ROOT / "examples/images/dog-face.png", ROOT / "README.md")
         until(page, DONE)
         assert text(page, ".card h2") == ["dog", "no answer"]
         assert "not an image in a format Pillow reads" in page.evaluate("byId('pictures').innerText")
+        page.evaluate("makeCommands()")
+        assert "'--template=the {}'" in page.evaluate("commands.predict")
         page.evaluate("document.querySelector('details').open = true")
         fill(page, "template", "a drawing of a {}")
         until(page, f"{DONE} && byId('template').value")
