@@ -1,15 +1,19 @@
 """The guide's commands, before a server in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from pages import ROOT, agrees, blocks
 
 GUIDE = ROOT / "examples/serving/README.md"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_the_guide_can_be_followed(tmp_path: Path) -> None:
     """In one shell, since its commands stop what they started."""
     followed = [block for block in blocks(GUIDE.read_text()) if block.reason_not_to_run == "a server"]
