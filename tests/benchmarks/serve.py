@@ -233,7 +233,8 @@ def measure_speed(folder: Path, options: argparse.Namespace) -> list[dict[str, A
             said = ", ".join(f"{name} {values[-1]:.1f}" for name, values in speeds.items())
             print(f"round {number + 1}: {said} pictures/s", file=sys.stderr, flush=True)
         sizes = figures(port, "clipcls_batch_pictures")
-    print(f"batches: {sizes}", file=sys.stderr)
+    mean = sizes["clipcls_batch_pictures_sum"] / max(1.0, sizes["clipcls_batch_pictures_count"])
+    print(f"batches of {mean:.1f} pictures on average", file=sys.stderr)
     start = statistics.median(cost.processor for cost in started)
     worked["predict"] = [(cost.processor - start) / (len(paths) - 1) for cost in whole]
     rows = []
