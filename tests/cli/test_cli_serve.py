@@ -138,5 +138,6 @@ def test_without_the_extra_the_remedy_is_named(tiny_model: Path, monkeypatch: py
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "starlette", None)
+    monkeypatch.setattr("clipcls.cli.options.set_up_logging", lambda *_: None)  # it would last beyond this test
     done = CliRunner().invoke(app, ["serve", "--model", str(tiny_model), "--port", "0"])
     assert "pip install 'clipcls[serve]'" in str(done.exception) and "starlette" in str(done.exception)
