@@ -77,11 +77,11 @@ def serve_command(
 
     try:
         from clipcls.serve.app import AppSettings, create_app
+        from clipcls.serve.classifiers import divert_warnings
+        from clipcls.serve.server import listen, serve
+        from clipcls.serve.service import Service, ServiceSettings
     except ModuleNotFoundError as exc:
         raise UsageError(f"`clipcls serve` needs the package {exc.name}: pip install 'clipcls[serve]'") from exc
-    from clipcls.serve.classifiers import divert_warnings
-    from clipcls.serve.server import listen, serve
-    from clipcls.serve.service import Service, ServiceSettings
 
     if api_key is not None and (not api_key.strip() or not api_key.isascii()):
         raise UsageError("--api-key: give a key of ASCII signs, or leave it out.")

@@ -15,7 +15,7 @@ from clipcls.serve.bodies import BodyReader
 from clipcls.serve.problems import RequestError, image_error, not_ready
 from clipcls.serve.requests import MOST_PICTURES, EmbedRequest, PredictRequest, SearchRequest, images_of, parse
 from clipcls.serve.rows import json_lines, json_object, json_rows
-from clipcls.serve.service import Embedded, Service
+from clipcls.serve.service import EmbeddedPictures, Service
 
 _JSON_LINES = ("application/jsonl", "application/x-ndjson", "application/jsonlines")
 
@@ -128,7 +128,7 @@ def require_ready(service: Service) -> Service:
     return service
 
 
-def refuse_lone_error(embedded: Embedded) -> None:
+def refuse_lone_error(embedded: EmbeddedPictures) -> None:
     """Raise the error of a request whose only picture can't be read; of several, rows say it.
 
     Raises:
@@ -138,13 +138,13 @@ def refuse_lone_error(embedded: Embedded) -> None:
         raise image_error(embedded.errors[0], embedded.batch.images[0].path, "images")
 
 
-def count_pictures(request: Request, embedded: Embedded) -> None:
+def count_pictures(request: Request, embedded: EmbeddedPictures) -> None:
     """Note for the log and the figures how many pictures the request had."""
     request.state.pictures = len(embedded.batch.images)
     request.state.failed_pictures = len(embedded.errors)
 
 
-def _embedded_rows(embedded: Embedded) -> list[dict[str, Any]]:
+def _embedded_rows(embedded: EmbeddedPictures) -> list[dict[str, Any]]:
     batch = embedded.batch
     features = iter(batch.features)
     return [

@@ -28,7 +28,7 @@ from clipcls.predict.taught import Taught
 from clipcls.records import Address, Hit, ImageRef, Label, Prediction, PromptSet
 from clipcls.serve.batcher import Batcher
 from clipcls.serve.classifiers import ClassifierStore, ReadyClassifier, collected_warnings
-from clipcls.serve.problems import RequestError
+from clipcls.serve.problems import RequestError, not_ready
 from clipcls.serve.requests import MOST_PICTURES, PredictRequest, SearchRequest
 
 #: Prompts of one request: of each label or text, as many as there are templates.
@@ -64,7 +64,7 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddedPictures:
     """A request's pictures with their features.
 
     Attributes:
@@ -152,7 +152,7 @@ class Service:
         """Whether addresses are fetched."""
         return self.session.execution.web is not None
 
-    async def embed(self, images: Sequence[ImageRef]) -> Embedded:
+    async def embed(self, images: Sequence[ImageRef]) -> EmbeddedPictures:
         """Embed a request's pictures; one that can't be read is an error in the result.
 
         Raises:
@@ -163,7 +163,7 @@ class Service:
             raise RequestError(422, "images: no picture. Give images, or upload files.", "images")
         self.refuse_many(len(images), "images")
         if self._batcher is None:
-            raise RequestError(503, "The model is being loaded.", retry_after=2)
+            raise not_ready()
         fetched = [0] * len(images)
         try:
             there = await asyncio.gather(*(self._fetched(place, image, fetched) for place, image in enumerate(images)))
@@ -185,15 +185,16 @@ class Service:
                 features.append(result)
         stacked = np.stack(features) if features else np.empty((0, self.session.facts.embed_dim), np.float32)
         said = tuple(str(errors[place]) if place in errors else None for place in range(len(images)))
-        return Embedded(ImageBatch(tuple(images), stacked, said), errors)
+        return EmbeddedPictures(ImageBatch(tuple(images), stacked, said), errors)
 
-    async def predict(self, asked: PredictRequest, embedded: Embedded) -> tuple[list[Prediction], tuple[str, ...]]:
+    async def predict(
+        self, asked: PredictRequest, embedded: EmbeddedPictures
+    ) -> tuple[list[Prediction], tuple[str, ...]]:
         """Return the answers to a request's pictures, and warnings of its labels.
 
         Raises:
             UsageError: labels or settings can't be used.
         """
-
         key, scoring = _key(asked), _scoring(asked)
         ready = self._classifiers.kept(key)
         threads = self._answerers
@@ -222,7 +223,9 @@ class Service:
         """Return how many tokens texts have, their starts and ends included."""
         return sum(await self._on(self._few, partial(self.session.encoder.token_counts, texts)))
 
-    async def search(self, asked: SearchRequest, embedded: Embedded | None) -> tuple[list[Hit], tuple[str, ...]]:
+    async def search(
+        self, asked: SearchRequest, embedded: EmbeddedPictures | None
+    ) -> tuple[list[Hit], tuple[str, ...]]:
         """Return the pictures that a text and a picture find together, or one of them alone, and warnings.
 
         Raises:
